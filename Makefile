@@ -1,0 +1,54 @@
+# The front door. `make` alone prints this help.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+BIN := .venv/bin
+COOKBOOK := $(BIN)/python -m cookbook
+RECIPES := $(notdir $(wildcard recipes/*))
+ARGS ?=
+
+help: ## this help
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@echo; echo "  recipes: $(RECIPES)"
+	@echo '  settings: make recipe-horovod ARGS="recipe.num_epochs=3 cluster.num_workers=4 scale=smoke"'
+
+setup: $(BIN)/.stamp ## the driver's own environment, in .venv
+
+# The stamp is written last: an interrupted setup is done again.
+$(BIN)/.stamp: requirements.txt Makefile
+	@echo "setup        the driver's environment (.venv)"
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -q "$$(grep '^uv==' requirements.txt)"
+	@$(BIN)/uv pip install -q --python $(BIN)/python -r requirements.txt
+	@touch $@
+
+recipe-%: $(BIN)/.stamp ## run one recipe: data, environment, workers, evidence, report
+	@$(COOKBOOK) recipe=$* $(ARGS)
+
+doctor: $(BIN)/.stamp ## which tools the recipes need, found or missing
+	@$(BIN)/python -m cookbook.doctor
+
+report: $(BIN)/.stamp ## one page over all past runs
+	@$(BIN)/python -m cookbook.report
+
+eject: $(BIN)/.stamp ## copy a recipe out so that it runs by itself: RECIPE=horovod TO=../mine
+	@$(BIN)/python -m cookbook.eject "$(RECIPE)" "$(TO)" $(ARGS)
+
+bench: $(BIN)/.stamp ## measure a recipe against the bare framework: RECIPE=horovod
+	@$(BIN)/python recipes/$(RECIPE)/benchmark.py
+
+test: $(BIN)/.stamp ## the whole suite
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(BIN)/.stamp ## ruff
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+lock: $(BIN)/.stamp ## renew all locks (or: RECIPE=horovod)
+	@$(BIN)/python -m cookbook.environments lock $(RECIPE)
+
+clean: ## remove environments, runs and caches of this checkout
+	@rm -rf .venv .venvs outputs .pytest_cache .ruff_cache runrecord/build runrecord/*.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup doctor report eject bench test lint lock clean

@@ -1,0 +1,85 @@
+"""Datasets in the cache: built once by data/<builder>.py, in the recipe's environment, and found again by what made them."""
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+from filelock import FileLock
+
+from cookbook import ROOT, UserError
+from cookbook.processes import run_tool
+
+DATA = ROOT / "data"
+
+
+def builder_files(builder):
+    """The builder's module and the ones beside it that it imports, itself first."""
+    files = [DATA / f"{builder}.py"]
+    for file in files:
+        for name in re.findall(r"^from (\w+) import", file.read_text(), re.MULTILINE):
+            path = DATA / f"{name}.py"
+            if path.exists() and path not in files:
+                files.append(path)
+    return files
+
+
+def fingerprint(builder, parameters):
+    """Changes with the builder's code, its parameters, and the user's files if a path is among the parameters."""
+    digest = hashlib.sha256()
+    for file in builder_files(builder):
+        digest.update(file.read_bytes())
+    kept = {key: value for key, value in parameters.items() if key not in ("download_dir", "mirrors")}
+    digest.update(json.dumps(kept, sort_keys=True).encode())
+    if parameters.get("path"):
+        root = Path(parameters["path"])
+        for path in sorted(root.rglob("*")) if root.is_dir() else []:
+            state = path.stat()
+            digest.update(f"{path.relative_to(root)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def ensure(data, cache_dir, python, stage, log, mark):
+    """Builds the dataset unless the cache has it; returns (its folder, its manifest).
+
+    `data` is the composed config group: `builder` and `parameters`. Raises UserError when it cannot be built or is damaged.
+    """
+    parameters = dict(data["parameters"])
+    if parameters.get("path"):
+        parameters["path"] = str(Path(parameters["path"]).expanduser().absolute())
+    folder = Path(cache_dir) / f"{data['builder']}-{fingerprint(data['builder'], parameters)}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not folder.exists():
+                stage.update(f"building {folder.name}")
+                arguments = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in parameters.items()]
+                run_tool([python, DATA / f"{data['builder']}.py", folder, *arguments], stage, log, f"data={data['builder']} could not be built", mark)
+    except OSError as error:
+        free = shutil.disk_usage(folder.parent).free / 1e6 if folder.parent.exists() else 0
+        raise UserError(
+            f"the cache folder {folder.parent} cannot be used: {error.strerror} ({free:.1f} MB are free there); "
+            "set cache_dir=... or COOKBOOK_CACHE to a folder with room"
+        ) from None
+    return folder, check(folder)
+
+
+def check(folder):
+    """Returns the manifest. Raises UserError when the folder does not hold what the manifest says."""
+    problems = []
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for name, facts in manifest["files"].items():
+            path = folder / name
+            if not path.exists():
+                problems.append(f"{name} is missing")
+            elif (size := path.stat().st_size) != facts["bytes"]:
+                problems.append(f"{name} has {size:,} bytes, expected {facts['bytes']:,}")
+            elif hashlib.file_digest(path.open("rb"), "sha256").hexdigest() != facts["sha256"]:
+                problems.append(f"{name} has other content than when it was built")
+    except (OSError, ValueError, KeyError) as error:
+        problems.append(f"manifest.json cannot be read ({type(error).__name__}: {error})")
+    if problems:
+        raise UserError(f"dataset folder {folder} is damaged: {'; '.join(problems)}. Have it built again: rm -r {folder}")
+    return manifest

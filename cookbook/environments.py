@@ -1,0 +1,128 @@
+"""One virtual environment per recipe, made from its lock and reused while nothing that went into it has changed.
+
+Run as a program it renews the locks: python -m cookbook.environments lock [recipe ...]
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from filelock import FileLock
+
+from cookbook import ROOT, UserError
+from cookbook.processes import run_tool
+
+PYTHON = "3.11"  # the Python of every recipe's environment
+# torch's own metadata pins these exactly: a CPU build does not want them, and a machine with GPUs gets them all the same.
+GPU_PACKAGES = re.compile(r"^(nvidia-|cuda-|triton)")
+
+
+def uv():
+    """The uv program of the driver's environment."""
+    import uv as package
+
+    return package.find_uv_bin()
+
+
+def uv_environment():
+    """uv does not read pip's settings: hands on the folders where pip looks for wheels (a local CPU build of torch, say)."""
+    if "UV_FIND_LINKS" in os.environ:
+        return {}
+    links = os.environ.get("PIP_FIND_LINKS")
+    if links is None:
+        answer = subprocess.run([sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True)
+        links = answer.stdout.strip() if answer.returncode == 0 else ""
+    return {"UV_FIND_LINKS": ",".join(links.split())} if links else {}
+
+
+def lock_of(recipe, variant=None):
+    """The lock of a recipe's environment: the variant's own where there is one (requirements-<variant>.txt)."""
+    folder = ROOT / "recipes" / recipe
+    own = folder / f"requirements-{variant}.txt"
+    return own if own.exists() else folder / "requirements.txt"
+
+
+def environment_folder(recipe, variant=None):
+    lock = lock_of(recipe, variant)
+    return ROOT / ".venvs" / (recipe + lock.stem.removeprefix("requirements"))
+
+
+def fingerprint(recipe, variant=None):
+    """Changes when anything changes that goes into the environment."""
+    sources = [lock_of(recipe, variant), ROOT / "runrecord/runrecord.py", ROOT / "runrecord/pyproject.toml"]
+    build = ROOT / "recipes" / recipe / "build_wheels.py"
+    # An environment holds absolute paths: moved with its checkout it must be made again.
+    content = [PYTHON.encode(), str(environment_folder(recipe, variant)).encode()]
+    content += [path.read_bytes() for path in [*sources, *([build] if build.exists() else [])]]
+    return hashlib.sha256(b"\0".join(content)).hexdigest()
+
+
+def ensure(recipe, cache_dir, stage, mark, variant=None):
+    """Makes the recipe's environment unless it is there and up to date; returns (its Python, whether it was made now).
+
+    The stamp is written last, so an interrupted creation is never mistaken for a finished one; a lock file makes a second
+    run wait for the first one's environment.
+    """
+    folder, wanted = environment_folder(recipe, variant), fingerprint(recipe, variant)
+    python, stamp = folder / "bin/python", folder / ".stamp"
+    folder.parent.mkdir(exist_ok=True)
+    if stamp.exists() and stamp.read_text() == wanted and python.exists():
+        return python, False
+    with FileLock(folder.with_suffix(".lock")):
+        if stamp.exists() and stamp.read_text() == wanted and python.exists():
+            return python, False
+        shutil.rmtree(folder, ignore_errors=True)
+        log = folder.with_suffix(".log")
+        log.unlink(missing_ok=True)
+        tools = {**uv_environment(), "UV_NO_PROGRESS": "1"}
+
+        def step(text, *argv):
+            stage.update(text)
+            run_tool(argv, stage, log, f"{recipe}: {text} failed; the whole output is in {log}", mark, tools)
+
+        step("making the environment", uv(), "venv", "--python", PYTHON, folder)
+        install = [uv(), "pip", "install", "--python", python]
+        step("installing the lock", *install, "-r", lock_of(recipe, variant))
+        step("installing runrecord", *install, "--no-deps", "--refresh-package", "runrecord", ROOT / "runrecord")
+        build = ROOT / "recipes" / recipe / "build_wheels.py"
+        if build.exists():
+            step("compiling what has no wheel (minutes, once)", python, build, Path(cache_dir) / "wheels")
+        stamp.write_text(wanted)
+    return python, True
+
+
+def renew_lock(source, *extra):
+    """Writes the lock beside a requirements.in: every package pinned, no package source's address, no GPU packages."""
+    target = source.with_suffix(".txt") if source.suffix == ".in" else source.with_name("requirements.txt")
+    compile_ = [uv(), "pip", "compile", "-q", "--upgrade", "--no-annotate", "--no-header", "--python-version", PYTHON, *extra]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("UV_FIND_LINKS", "UV_INDEX"))}
+    text = subprocess.run([*compile_, source.name], cwd=source.parent, env=environment, check=True, capture_output=True, text=True).stdout
+    built = re.findall(r"^(\S+)==\S+\s+# not in the lock", source.read_text(), re.MULTILINE)
+    lines = [
+        line for line in text.splitlines()
+        if not GPU_PACKAGES.match(line) and line.split("==")[0] not in built
+    ]  # fmt: skip
+    target.write_text(f"# Made by `make lock` from {source.name}; do not edit.\n" + "\n".join(lines) + "\n")
+    print(f"{target.relative_to(ROOT)}: {len(lines)} packages")
+
+
+def main(argv):
+    if argv[:1] != ["lock"]:
+        raise SystemExit("usage: python -m cookbook.environments lock [recipe ...]")
+    sources = sorted(ROOT.glob("recipes/*/requirements*.in"))
+    if wanted := set(argv[1:]):
+        sources = [source for source in sources if source.parent.name in wanted]
+    else:
+        renew_lock(ROOT / "pyproject.toml", "--all-extras")
+    if not sources:
+        raise UserError(f"no recipe with a requirements.in among: {', '.join(argv[1:]) or 'recipes/*'}")
+    for source in sources:
+        renew_lock(source)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

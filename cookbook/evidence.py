@@ -1,0 +1,201 @@
+"""Reads the run record and decides whether the run counts: did it happen distributed, and is its result whole?
+
+Nothing here trusts an exit status or a summary: each rule looks at what the worker processes wrote while they worked,
+and at what the operating system said about them. A rule that is broken is a sentence in `Verdict.problems`.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass, field
+
+RESTORE_SLACK_SECONDS = 0.5  # clocks of different hosts may differ by so much; a restart takes longer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the settings ask of a run. `num_rows` is the training split's, after the cap of the scale."""
+
+    num_workers: int
+    proof: tuple[str, ...] = ()  # rules beyond the common ones, by name: see RULES
+    elastic: bool = False
+    num_rows: int = 0
+    global_batch_size: int = 1
+    num_epochs: int = 0
+    max_steps: int | None = None
+    since: float = 0.0  # seconds since 1970: workers that started earlier belong to an earlier try of this run
+    seen_pids: frozenset[int] | None = None  # what the operating system confirmed; None where it was not asked
+
+
+@dataclass
+class Verdict:
+    problems: list[str] = field(default_factory=list)
+    workers: list[dict] = field(default_factory=list)  # {rank, host, pid, samples, digest, ...}, those that finished
+    lost: list[dict] = field(default_factory=list)  # {rank, host, pid}: started, but not there at the end
+    worlds: list[int] = field(default_factory=list)  # the world sizes that were seen, in order
+    metrics: dict = field(default_factory=dict)  # name -> last value; samples_per_second: the median
+    curves: dict = field(default_factory=dict)  # name -> [(step, value), ...]
+    num_rows: int = 0  # training rows that took effect, over all epochs
+
+
+def judge(records, asked):
+    """Returns the verdict over a run's records (lists of events, as `runrecord.read_records` gives them)."""
+    current = [events for events in records if events[0]["event"] == "start" and events[0]["time"] >= asked.since]
+    verdict = Verdict()
+    for events in current:
+        (verdict.workers if _end(events) is not None else verdict.lost).append(_describe(events))
+    verdict.workers.sort(key=lambda worker: worker["rank"])
+    verdict.worlds = _worlds(current)
+    verdict.curves = _curves(records)
+    verdict.metrics = {name: points[-1][1] for name, points in verdict.curves.items()}
+    if speed := [value for _, value in verdict.curves.get("samples_per_second", [])]:
+        verdict.metrics["samples_per_second"] = statistics.median(speed[1:] or speed)  # the first epoch warms up
+    verdict.problems += _errors(current) + _membership(verdict, asked) + _metrics(current)
+    for name in asked.proof:
+        if name not in RULES:
+            verdict.problems.append(f"rule {name!r} is unknown; there are: {', '.join(RULES)}")
+        else:
+            verdict.problems += RULES[name](records, verdict, asked)
+    return verdict
+
+
+def _end(events):
+    return events[-1] if events[-1]["event"] == "end" else None
+
+
+def _describe(events):
+    start, end = events[0], _end(events) or {}
+    world = next((event for event in reversed(events) if event["event"] == "world"), start)
+    facts = {key: value for key, value in start.items() if key not in ("event", "time")}
+    return {**facts, "rank": world["rank"], "world_size": world["world_size"], "samples": end.get("samples"), "digest": end.get("digest")}
+
+
+def _worlds(current):
+    """World sizes in the order of time, as rank 0 saw them; repeated ones once."""
+    sizes = sorted(
+        (event["time"], event["world_size"]) for events in current for event in events
+        if event["event"] in ("start", "world") and event["rank"] == 0
+    )  # fmt: skip
+    return [size for index, (_, size) in enumerate(sizes) if index == 0 or size != sizes[index - 1][1]]
+
+
+def _curves(records):
+    """name -> [(step, value), ...] of the lowest rank that reported; after a resume the later value of a step counts."""
+    points = {}
+    for events in sorted(records, key=lambda events: (-events[0]["rank"], events[0]["time"])):
+        for event in events:
+            if event["event"] == "metric":
+                points.setdefault(event["name"], {})[event["step"]] = event["value"]
+    return {name: sorted(values.items()) for name, values in points.items()}
+
+
+def _errors(current):
+    return [
+        f"rank {events[0]['rank']} on {events[0]['host']} ended with {end['error']}"
+        for events in current if (end := _end(events)) and "error" in end
+    ]  # fmt: skip
+
+
+def _membership(verdict, asked):
+    """As many workers as asked for, each a process of its own, each with work done."""
+    problems = []
+    ranks = [worker["rank"] for worker in verdict.workers]
+    started = {worker["rank"] for worker in verdict.workers + verdict.lost}
+    expected = verdict.workers[0]["world_size"] if asked.elastic and verdict.workers else asked.num_workers
+    for rank in range(expected):
+        if ranks.count(rank) == 0:
+            what = "started but did not finish" if rank in started else "never started"
+            problems.append(f"rank {rank} of {expected} {what}")
+        elif ranks.count(rank) > 1:
+            problems.append(f"rank {rank} was taken by {ranks.count(rank)} processes")
+    if extra := sorted(set(ranks) - set(range(expected))):
+        problems.append(f"ranks {extra} worked although only {expected} workers were expected")
+    sizes = {worker["world_size"] for worker in verdict.workers}
+    if sizes and sizes != {expected}:
+        problems.append(f"the workers saw world sizes {sorted(sizes)}, expected {expected}")
+    if asked.elastic and asked.num_workers > 1 and max(verdict.worlds, default=0) < 2:
+        problems.append(f"never more than one worker at a time, although {asked.num_workers} were asked for")
+    processes = {(worker["host"], worker["pid"]) for worker in verdict.workers}
+    if len(processes) < len(verdict.workers):
+        problems.append(f"{len(verdict.workers)} ranks, but only {len(processes)} processes")
+    for worker in verdict.workers:
+        if not worker["samples"]:
+            problems.append(f"rank {worker['rank']} did no work (0 samples)")
+        if asked.seen_pids is not None and worker["pid"] not in asked.seen_pids:
+            problems.append(f"rank {worker['rank']} claims process {worker['pid']}, which the operating system never showed in this run")
+    return problems
+
+
+def _metrics(current):
+    """Every metric is a finite number, and ranks that report the same one agree."""
+    problems, values = [], {}
+    for events in current:
+        for event in events:
+            if event["event"] != "metric":
+                continue
+            if not math.isfinite(event["value"]):
+                problems.append(f"{event['name']} is {event['value']} at step {event['step']} on rank {events[0]['rank']}")
+            values.setdefault((event["name"], event["step"]), {})[events[0]["rank"]] = event["value"]
+    for (name, step), by_rank in values.items():
+        if not math.isclose(min(by_rank.values()), max(by_rank.values()), rel_tol=1e-6, abs_tol=1e-12):
+            problems.append(f"the ranks disagree on {name} at step {step}: {by_rank}; was it reduced over them?")
+    return problems[:10]
+
+
+def rows_once_per_epoch(records, verdict, asked):
+    """Each training row was taken exactly once in each epoch, over all workers and all tries of this run."""
+    per_epoch = {}
+    for event in _rows_in_effect(records):
+        total = per_epoch.setdefault(event["epoch"], [0, 0, 0])
+        for index, key in enumerate(("count", "sum", "sum_sq")):
+            total[index] += event[key]
+    verdict.num_rows = sum(count for count, _, _ in per_epoch.values())
+    n, batch = asked.num_rows, asked.global_batch_size
+    steps_per_epoch = -(-n // batch)
+    num_steps = asked.num_epochs * steps_per_epoch
+    if asked.max_steps is not None:
+        num_steps = min(num_steps, asked.max_steps)
+    problems = []
+    for epoch in range(-(-num_steps // steps_per_epoch)):
+        steps = min(steps_per_epoch, num_steps - epoch * steps_per_epoch)
+        wanted = min(n, steps * batch)
+        count, total, total_sq = per_epoch.pop(epoch, [0, 0, 0])
+        if count < wanted:
+            problems.append(f"epoch {epoch + 1}: {wanted - count:,} of {wanted:,} rows were lost")
+        elif count > wanted:
+            problems.append(f"epoch {epoch + 1}: {count - wanted:,} rows were counted twice ({count:,} instead of {wanted:,})")
+        elif wanted == n and ((total - n * (n - 1) // 2) % 2**64 or (total_sq - (n - 1) * n * (2 * n - 1) // 6) % 2**64):
+            problems.append(f"epoch {epoch + 1}: {n:,} rows, but not each one once: some were lost and others doubled")
+    problems += [f"rows were trained on in epoch {epoch + 1}, which nobody asked for" for epoch in sorted(per_epoch)]
+    return problems[:10]
+
+
+def _rows_in_effect(records):
+    """The `rows` events that no later `restore` has made void."""
+    restores = [
+        (number, event["time"], (event["epoch"], event["step"]))
+        for number, events in enumerate(records) for event in events if event["event"] == "restore"
+    ]  # fmt: skip
+    for number, events in enumerate(records):
+        rows = []
+        for event in events:
+            if event["event"] == "rows":
+                rows.append(event)
+            elif event["event"] == "restore":
+                rows = [row for row in rows if (row["epoch"], row["step"]) < (event["epoch"], event["step"])]
+        for other, time, position in restores:
+            if other != number:
+                rows = [row for row in rows if (row["epoch"], row["step"]) < position or row["time"] > time - RESTORE_SLACK_SECONDS]
+        yield from rows
+
+
+def same_parameters(records, verdict, asked):
+    """All data-parallel ranks end with bit-identical parameters."""
+    digests = {worker["digest"] for worker in verdict.workers}
+    if None in digests:
+        return ["a worker reported no digest of its final parameters"]
+    if len(digests) > 1:
+        return ["the ranks ended with different parameters: " + ", ".join(f"rank {w['rank']} {w['digest'][:12]}" for w in verdict.workers)]
+    return []
+
+
+RULES = {rule.__name__: rule for rule in (rows_once_per_epoch, same_parameters)}

@@ -1,0 +1,101 @@
+"""From settings to the processes to start: data in, data out. No I/O, and no framework is imported."""
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cookbook import UserError
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process to start, and the files that have to be in the run folder before it starts."""
+
+    name: str
+    argv: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    host: str = "localhost"
+    files: dict[str, str] = field(default_factory=dict)  # path -> content; a script when it begins with #!
+
+    @property
+    def by_hand(self):
+        """What a user would type to start the same."""
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items() if name != "PATH"]
+        folders = self.environment["PATH"].split(os.pathsep)[0]
+        return " ".join([f"PATH={shlex.quote(folders)}:$PATH", *variables, shlex.join(self.argv)])
+
+
+def worker_settings(config, data_dir, run_dir):
+    """The flat settings that the workers read: the recipe's own (without its `driver` part), the caps and the folders."""
+    recipe = {key: value for key, value in config["recipe"].items() if key != "driver"}
+    return {
+        "seed": config["seed"],
+        **recipe,
+        "max_rows": config["scale"]["max_rows"],
+        "max_steps": config["scale"]["max_steps"],
+        "data_dir": str(data_dir),
+        "output_dir": str(run_dir),
+        "checkpoint_dir": str(Path(run_dir) / "checkpoints"),
+    }
+
+
+def check(config, num_cores):
+    """Raises UserError for numbers of workers that cannot be started; returns a warning for those that will be slow, or None."""
+    num_workers, most = config["cluster"]["num_workers"], config["scale"]["max_workers"]
+    if num_workers < 1:
+        raise UserError(f"cluster.num_workers={num_workers}: expected at least 1")
+    if most is not None and num_workers > most:
+        raise UserError(f"cluster.num_workers={num_workers} is more than this scale allows ({most}); choose scale=default, or fewer workers")
+    threads = num_workers * config["cluster"]["num_threads_per_worker"]
+    if threads > num_cores:
+        return f"{threads} worker threads share {num_cores} cores: this runs, but its speed says nothing"
+    return None
+
+
+def plan(config, recipe_dir, python, run_dir):
+    """The processes of a run, as the recipe's launcher wants them."""
+    name = config["recipe"]["driver"]["launcher"]
+    if name not in LAUNCHERS:
+        raise UserError(f"launcher {name!r} is unknown; there are: {', '.join(sorted(LAUNCHERS))}")
+    return LAUNCHERS[name](config, Path(recipe_dir), Path(python), Path(run_dir))
+
+
+def worker_environment(config, python):
+    """What every worker finds in its environment, whatever starts it."""
+    return {
+        "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "OMP_NUM_THREADS": str(config["cluster"]["num_threads_per_worker"]),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def horovodrun(config, recipe_dir, python, run_dir):
+    """Horovod's own launcher ("Run Horovod", "Elastic Horovod: Running with horovodrun" in its documentation)."""
+    recipe, cluster = config["recipe"], config["cluster"]
+    num_workers = cluster["num_workers"]
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    argv = [str(python.parent / "horovodrun"), "-np", str(num_workers), "--start-timeout", str(cluster["start_timeout_seconds"])]
+    argv += ["--fusion-threshold-mb", str(recipe["fusion_threshold_mb"]), "--cycle-time-ms", str(recipe["cycle_time_ms"])]
+    if recipe["timeline"]:
+        argv += ["--timeline-filename", str(run_dir / "timeline.json")]
+    environment, files = worker_environment(config, python), {}
+    if recipe["elastic"]:
+        # Horovod shuns a whole host when a worker on it fails, so one machine must look like two for one worker to survive:
+        # these two names are the ones that horovodrun takes for this machine. A shunned host comes back after a while.
+        script = run_dir / "discover_hosts.sh"
+        slots = {"localhost": -(-num_workers // 2), "127.0.0.1": num_workers // 2}
+        files[str(script)] = "#!/bin/sh\n" + "".join(f"echo {host}:{count}\n" for host, count in slots.items() if count)
+        argv += ["--min-np", "1", "--max-np", str(num_workers), "--host-discovery-script", str(script)]
+        argv += ["--blacklist-cooldown-range", "2", "10", "--network-interfaces", loopback]
+    elif recipe["controller"] == "mpi":
+        argv += ["-H", f"localhost:{num_workers}", "--mpi", "--network-interfaces", loopback]
+        environment["OMPI_MCA_btl_tcp_if_include"] = loopback
+    else:
+        argv += ["-H", f"localhost:{num_workers}", "--gloo", "--network-interfaces", loopback]
+    argv += [str(python), str(recipe_dir / "main.py"), str(run_dir / "config.yaml")]
+    return [Process("horovodrun", argv, environment, files=files)]
+
+
+LAUNCHERS = {"horovodrun": horovodrun}

@@ -1,0 +1,133 @@
+"""Run records -> self-contained HTML: a page per run, and one over all runs. Run: make report"""
+
+import html
+import io
+import os
+import platform
+import sys
+from pathlib import Path
+
+import jinja2
+import psutil
+
+from cookbook import ROOT, runs
+
+CURVES = ("train/loss", "eval/accuracy", "samples_per_second")  # shown first, in this order
+COLOURS = ("#2563a8", "#c2571a", "#2f7d4f", "#8a3f8f", "#9a7b1c", "#4f6d7a", "#b03a5b", "#3c3c8c")
+STAGES = ("environment", "data", "launch", "run")
+
+
+def environment():
+    loader = jinja2.FileSystemLoader(ROOT / "cookbook/templates")
+    made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    made.filters["number"] = number
+    return made
+
+
+def number(value):
+    """A number as a person would write it."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
+
+
+def machine():
+    """What ran this: for people who compare figures."""
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def plot(name, series):
+    """One picture as inline SVG: `series` is [(label, [(step, value), ...]), ...]."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: smaller, searchable, in the page's font
+    matplotlib.rcParams["svg.hashsalt"] = "cookbook"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")
+    for (label, points), colour in zip(series, COLOURS * (len(series) // len(COLOURS) + 1), strict=False):
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.4, color=colour, label=label)
+    axes.set_title(name, loc="left", fontsize=10)
+    axes.set_xlabel("step")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
+    if name == "samples_per_second":
+        axes.set_ylim(bottom=0)
+    if len(series) > 1:
+        axes.legend(fontsize=7, frameon=False)
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)} over steps" ', 1)
+    # Several pictures in one page: their inner names must not meet.
+    tag = "".join(letter for letter in name if letter.isalnum())
+    return svg.replace('id="', f'id="{tag}-').replace("#", "\0").replace('xlink:href="\0', f'xlink:href="#{tag}-').replace("url(\0", f"url(#{tag}-").replace("\0", "#")
+
+
+def curve_names(contents):
+    names = {name for content in contents for name, points in content.get("curves", {}).items() if points}
+    return sorted(names, key=lambda name: (CURVES.index(name) if name in CURVES else len(CURVES), name))
+
+
+def write_run_page(folder):
+    """Writes <folder>/report.html from its run.json and settings; returns the path."""
+    folder = Path(folder)
+    content = runs.load(folder)
+    config = folder / "config.yaml"
+    seconds = content["seconds"]
+    total = sum(seconds.get(stage, 0) for stage in STAGES) or 1
+    page = environment().get_template("run.html").render(
+        run=content, name=folder.name, machine=machine(),
+        config=config.read_text() if config.exists() else "",
+        stages=[(stage, seconds.get(stage, 0), 100 * seconds.get(stage, 0) / total, colour) for stage, colour in zip(STAGES, COLOURS, strict=False)],
+        plots=[plot(name, [(content["recipe"], content["curves"][name])]) for name in curve_names([content])],
+    )  # fmt: skip
+    return _write(folder / "report.html", page)
+
+
+def write_overview(root):
+    """Writes <root>/report.html over all runs below it; returns the path and the number of runs."""
+    found = runs.load_all(root)
+    groups = {}
+    for folder, content in found:
+        groups.setdefault(content["recipe"], []).append((folder, content))
+    plots = {
+        recipe: [
+            plot(name, [(folder.name, content["curves"][name]) for folder, content in members[-8:] if content.get("curves", {}).get(name)])
+            for name in curve_names([content for _, content in members[-8:]])
+        ]
+        for recipe, members in groups.items()
+    }
+    page = environment().get_template("runs.html").render(
+        runs=[(folder.relative_to(Path(root).resolve()), content) for folder, content in reversed(found)], plots=plots, machine=machine()
+    )
+    return _write(Path(root) / "report.html", page), len(found)
+
+
+def _write(path, text):
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+    return path
+
+
+def main(root="outputs"):
+    if not Path(root).is_dir():
+        raise SystemExit(f"there are no runs in {root!r} yet; make one: make recipe-horovod")
+    path, count = write_overview(root)
+    print(f"{count} runs: {path}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

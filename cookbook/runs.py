@@ -1,0 +1,93 @@
+"""Run folders: outputs/<recipe>/<time>/ with run.json, and which of them a new start of the same command goes on with."""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+class Run:
+    """A run folder that this driver has to itself: the lock in it is held until the driver ends, however it ends."""
+
+    def __init__(self, folder, lock, resumed_from=None):
+        self.folder, self._lock, self.resumed_from = folder, lock, resumed_from
+        (folder / "logs").mkdir(exist_ok=True)
+
+    def write(self, **content):
+        """Writes run.json beside and renames it."""
+        partial = self.folder / ".run.json.partial"
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.replace(self.folder / "run.json")
+
+    def close(self):
+        self._lock.release()
+
+
+def identity(recipe, config):
+    """Equal for two starts of the same command: same recipe and settings, wherever the metrics are sent."""
+    kept = {key: config[key] for key in ("recipe", "data", "cluster", "scale", "seed")}
+    return hashlib.sha256(json.dumps([recipe, kept], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def open_run(root, recipe, run_identity, resume):
+    """Makes a run folder, or takes up the last one of the same command if that was cut off after a checkpoint."""
+    parent = Path(root).absolute() / recipe
+    parent.mkdir(parents=True, exist_ok=True)
+    if resume == "auto" and (run := _interrupted(parent, run_identity)):
+        return run
+    time, number = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), 1
+    while True:
+        folder = parent / (time if number == 1 else f"{time}.{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            break
+        number += 1
+    lock = FileLock(folder / ".driver.lock")
+    lock.acquire(timeout=0)
+    _point_latest(parent, folder)
+    return Run(folder, lock)
+
+
+def _interrupted(parent, run_identity):
+    for folder in sorted((path.parent for path in parent.glob("*/run.json")), reverse=True):
+        if folder.is_symlink():
+            continue
+        content = load(folder)
+        if content.get("identity") != run_identity:
+            continue
+        if content["status"] == "ok" or not any(folder.glob("checkpoints/*")):
+            return None  # nothing to go on with: the newest one of this command decides
+        lock = FileLock(folder / ".driver.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None  # it is running at this moment
+        _point_latest(parent, folder)
+        reason = content.get("reason") or "its driver was killed"
+        return Run(folder, lock, resumed_from=reason)
+    return None
+
+
+def _point_latest(parent, folder):
+    link = parent / f".latest.{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.name)
+    link.replace(parent / "latest")
+
+
+def load(folder):
+    """The content of a run.json; {} if there is none that can be read."""
+    try:
+        return json.loads((Path(folder) / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def load_all(root):
+    """[(folder, content)] of all runs below `root`, oldest first."""
+    folders = {path.parent.resolve() for path in Path(root).glob("*/*/run.json")}
+    return [(folder, content) for folder in sorted(folders, key=lambda f: f.name) if (content := load(folder))]

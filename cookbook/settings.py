@@ -1,0 +1,95 @@
+"""What Hydra does not check: that a setting keeps the kind of value that its file gives it; and settings files with comments."""
+
+import difflib
+import json
+import os
+import re
+
+import yaml
+from omegaconf import OmegaConf
+from runrecord import same_kind
+
+from cookbook import ROOT, UserError
+
+CONF = ROOT / "conf"
+
+
+def refuse_to_be_a_worker(environment=os.environ):
+    """Raises UserError when the driver itself was started once per rank."""
+    for name, launcher in (("RANK", "torchrun"), ("OMPI_COMM_WORLD_RANK", "mpirun"), ("HOROVOD_RANK", "horovodrun"), ("PMI_RANK", "mpiexec")):
+        if name in environment:
+            raise UserError(
+                f"{name}={environment[name]}: the driver was started by {launcher}, once per rank. It starts the workers itself: "
+                "run `python -m cookbook recipe=...` alone. (Workers by hand: the command that each run prints, with main.py.)"
+            )
+
+
+def check_choices(arguments):
+    """Raises UserError, with the nearest name, when a group=choice names a file that is not there, or no recipe is named."""
+    chosen = dict(re.match(r"(\w+)=(.*)", word).groups() for word in arguments if re.match(r"(\w+)=", word))
+    groups = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()}
+    if "recipe" not in chosen:
+        raise UserError(f"which recipe? Say recipe=NAME; there are: {', '.join(groups['recipe'])}")
+    for group, names in groups.items():
+        for name in chosen.get(group, "").split(","):
+            if name and name not in names:
+                near = difflib.get_close_matches(name, names, 1, 0.5)
+                hint = f"; did you mean {group}={near[0]}?" if near else ""
+                raise UserError(f"{group}={name} does not exist{hint} There are: {', '.join(names)}")
+
+
+def check_kinds(config, choices):
+    """Raises UserError when an override is of another kind than the value in the file that defines the setting."""
+    sources = [(group, CONF / group / f"{name}.yaml") for group, name in choices.items()]
+    for group, path in [("", CONF / "config.yaml"), *sources]:
+        if path.exists():
+            _compare(yaml.safe_load(path.read_text()) or {}, config[group] if group else config, group, path)
+
+
+def _compare(defaults, values, prefix, path):
+    for key, default in defaults.items():
+        name = f"{prefix}.{key}" if prefix else key
+        if key in ("defaults", "hydra") or key not in values or (isinstance(default, str) and "${" in default):
+            continue
+        value = values[key]
+        if isinstance(default, dict) and isinstance(value, dict):
+            _compare(default, value, name, path)
+        elif not same_kind(value, default):
+            raise UserError(f"{name}={value!r}: expected {_kind(default)}, like the default {default!r} in {path.relative_to(ROOT)}")
+
+
+def _kind(value):
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}.get(type(value), type(value).__name__)
+
+
+def plain(config):
+    """The composed settings as plain, resolved dictionaries."""
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def comments_of(*files):
+    """{key: comment} of the one-line comments in settings files; the first file that explains a key wins."""
+    found = {}
+    for file in files:
+        for key, comment in re.findall(r"^\s*(\w+):[^#\n]*#\s*(.+)$", file.read_text(), re.MULTILINE):
+            found.setdefault(key, comment)
+    return found
+
+
+FOLDER_COMMENTS = {
+    "data_dir": "the dataset folder, with its manifest.json",
+    "output_dir": "where this run writes its record",
+    "checkpoint_dir": "where checkpoints are written, and looked for at the start",
+}
+
+
+def commented_yaml(settings, choices):
+    """Flat settings as YAML, each with the comment that explains it where it is defined."""
+    files = [CONF / group / f"{choices[group]}.yaml" for group in ("recipe", "scale")] + [CONF / "config.yaml"]
+    comments = FOLDER_COMMENTS | comments_of(*files)
+    lines = [f"{key}: {json.dumps(value)}" for key, value in settings.items()]
+    width = min(48, max(map(len, lines)))
+    return "".join(
+        f"{line:<{width}}  # {comments[key]}\n" if key in comments else f"{line}\n"
+        for key, line in zip(settings, lines, strict=True)
+    )

@@ -1,0 +1,56 @@
+"""What is derived from the settings, and which settings make no sense together. Used by both frameworks."""
+
+CHOICES = {
+    "framework": ["pytorch", "tensorflow"],
+    "controller": ["gloo", "mpi"],
+    "op": ["average", "adasum"],
+    "compression": ["none", "fp16"],
+}
+AT_LEAST_ONE = ["num_epochs", "global_batch_size", "base_batch_size", "backward_passes_per_step", "commit_every_steps"]
+
+
+def check_settings(config, world_size=None):
+    """Returns the config, or raises SystemExit with the value, what was expected and what to do."""
+    for key, choices in CHOICES.items():
+        if getattr(config, key) not in choices:
+            raise SystemExit(f"{key}={getattr(config, key)!r} is unknown; expected one of: {', '.join(choices)}")
+    for key in AT_LEAST_ONE:
+        if getattr(config, key) < 1:
+            raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 1")
+    if config.learning_rate <= 0:
+        raise SystemExit(f"learning_rate={config.learning_rate}: expected a number above 0")
+    if config.width < 8 or config.width % 8:
+        raise SystemExit(f"width={config.width}: expected a multiple of 8 (the network normalises in 8 groups)")
+    if config.op == "adasum" and config.controller != "mpi":
+        raise SystemExit("op=adasum needs controller=mpi: Horovod's Gloo has no Adasum")
+    if config.elastic and (config.controller != "gloo" or config.framework != "pytorch"):
+        raise SystemExit(
+            f"elastic=true needs controller=gloo and framework=pytorch, not {config.controller} and {config.framework}"
+        )
+    if world_size is not None:
+        if config.global_batch_size < world_size:
+            raise SystemExit(
+                f"global_batch_size={config.global_batch_size} is less than world_size={world_size}: some workers would "
+                f"have nothing to do; set it to {world_size} at least"
+            )
+        if config.op == "adasum" and world_size & (world_size - 1):
+            raise SystemExit(f"op=adasum needs a power of two workers, not {world_size}")
+    return config
+
+
+def num_steps_of(config, batches):
+    """Optimizer steps of the whole run."""
+    wanted = config.num_epochs * batches.steps_per_epoch
+    return wanted if config.max_steps is None else min(wanted, config.max_steps)
+
+
+def learning_rate_at(epoch, config):
+    """The learning rate at a fractional epoch: grows with the batch, after a gradual warm-up.
+
+    Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", sections 2.1 and 2.2. The rate follows the global batch and
+    not, as in Horovod's own examples, the number of workers: there each worker keeps its batch, here the global one is set.
+    """
+    scale = config.global_batch_size / config.base_batch_size
+    if epoch < config.warmup_epochs:
+        scale = 1 + (scale - 1) * epoch / config.warmup_epochs
+    return config.learning_rate * scale

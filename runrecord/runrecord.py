@@ -1,0 +1,137 @@
+"""What a worker writes down about its work: a file of JSON lines per worker process, only ever appended to.
+
+A recipe depends on nothing else of the cookbook. Standard library and PyYAML only, so that the file can be copied beside
+a `main.py`. Who reads the records decides from them alone whether the run counts; a worker never says "all went well".
+
+Events, each with `event` and `time` (seconds since 1970):
+
+    start       rank, world_size, local_rank, host, pid, and facts such as device and versions
+    world       rank, world_size: the membership changed while this process lived (elastic training)
+    restore     epoch, step: rows recorded earlier for this position and all later ones are void
+    rows        epoch, step, count, sum, sum_sq: the row numbers that this worker takes through one step
+    metric      name, value, unit, epoch, step
+    progress    done, total, text
+    checkpoint  epoch, step, path
+    end         samples, digest, and error if the worker's block ended with one
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import yaml
+
+
+def load_config(argv=None):
+    """Reads `CONFIG.yaml [key=value ...]` from the command line into a flat namespace.
+
+    Raises SystemExit when the file is missing, an override names a key that the file lacks, or changes a number into a text.
+    """
+    path, *overrides = sys.argv[1:] if argv is None else argv or [""]
+    if not Path(path).is_file():
+        raise SystemExit(f"no config file at {path!r}; usage: python {sys.argv[0]} CONFIG.yaml [key=value ...]")
+    config = yaml.safe_load(Path(path).read_text())
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or key not in config:
+            raise SystemExit(f"unknown setting {override!r}; {path} has: {', '.join(sorted(config))}")
+        value, default = yaml.safe_load(text), config[key]
+        if not same_kind(value, default):
+            raise SystemExit(f"{key}={text} is not like the default {default!r}: expected {type(default).__name__}")
+        config[key] = value
+    return SimpleNamespace(**config)
+
+
+def same_kind(value, default):
+    """Whether an override may stand where the default stands: same type, an int for a float, anything for a null."""
+    if default is None or value is None:
+        return default is None
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is type(default)
+
+
+class RunRecord:
+    """Records what one worker process does; use it as a context manager around the worker's whole work.
+
+    A record without an `end`, or one whose `end` has an `error`, is a run that did not happen.
+    """
+
+    def __init__(self, output_dir, rank, world_size, local_rank=0, **facts):
+        self._host, pid = socket.gethostname(), os.getpid()
+        folder = Path(output_dir) / "workers"
+        folder.mkdir(parents=True, exist_ok=True)
+        # Rank alone would not do: after an elastic restart another process has the rank of one that died.
+        self._file = open(folder / f"rank{rank}-{self._host}-{pid}.jsonl", "a", buffering=1)  # noqa: SIM115
+        self._samples, self._digest = 0, None
+        self._write("start", rank=rank, world_size=world_size, local_rank=local_rank, host=self._host, pid=pid, **facts)
+
+    def _write(self, event, **fields):
+        self._file.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
+
+    def world(self, rank, world_size):
+        """Notes this process's rank in a world that has changed its members."""
+        self._write("world", rank=rank, world_size=world_size)
+
+    def restore(self, epoch, step):
+        """Declares void what was recorded from this position on: the run goes back there.
+
+        Call it on every rank right after the collective call that spread the restored state.
+        """
+        self._write("restore", epoch=epoch, step=step)
+
+    def rows(self, epoch, step, ids):
+        """Counts the dataset rows (integer array of row numbers) that this worker takes through one step.
+
+        Call it before the step's gradients are exchanged: then a step that took effect is always on record, whoever dies.
+        Sum and sum of squares let the reader see lost and doubled rows without keeping the numbers themselves.
+        """
+        self._samples += len(ids)
+        wide = ids.astype("uint64")
+        self._write("rows", epoch=epoch, step=step, count=len(ids), sum=int(wide.sum()), sum_sq=int((wide * wide).sum()))
+
+    def metric(self, name, value, step, epoch=None, unit=""):
+        """A number at a step. Reduce it over the ranks first: ranks that report different values fail the run."""
+        self._write("metric", name=name, value=float(value), step=step, epoch=epoch, unit=unit)
+
+    def progress(self, done, total, text=""):
+        self._write("progress", done=done, total=total, text=text)
+
+    def checkpoint(self, path, epoch, step):
+        self._write("checkpoint", path=str(path), epoch=epoch, step=step)
+
+    def digest(self, arrays):
+        """SHA-256 of the final parameters (NumPy arrays, in the model's order): data-parallel ranks must agree on it."""
+        sha = hashlib.sha256()
+        for array in arrays:
+            sha.update(array.tobytes())
+        self._digest = sha.hexdigest()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        failed = {"error": f"{kind.__name__}: {error}"} if kind else {}
+        self._write("end", samples=self._samples, digest=self._digest, **failed)
+        self._file.close()
+
+
+def read_records(output_dir):
+    """Returns the records of a run: for each worker process the list of its events, oldest process first.
+
+    A last line that was cut off when its process was killed is left out.
+    """
+    records = []
+    for path in Path(output_dir).glob("workers/*.jsonl"):
+        whole = path.read_text().rpartition("\n")[0]
+        events = [json.loads(line) for line in whole.splitlines()]
+        if events:
+            records.append(events)
+    return sorted(records, key=lambda events: events[0]["time"])
