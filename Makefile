@@ -20,7 +20,7 @@ $(BIN)/.stamp: requirements.txt Makefile
 	@rm -rf .venv
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install -q "$$(grep '^uv==' requirements.txt)"
-	@$(BIN)/uv pip install -q --python $(BIN)/python -r requirements.txt
+	@UV_COMPILE_BYTECODE=1 $(BIN)/uv pip install -q --python $(BIN)/python -r requirements.txt
 	@touch $@
 
 recipe-%: $(BIN)/.stamp ## run one recipe: data, environment, workers, evidence, report

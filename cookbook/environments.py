@@ -78,7 +78,7 @@ def ensure(recipe, cache_dir, stage, mark, variant=None):
         shutil.rmtree(folder, ignore_errors=True)
         log = folder.with_suffix(".log")
         log.unlink(missing_ok=True)
-        tools = {**uv_environment(), "UV_NO_PROGRESS": "1"}
+        tools = {**uv_environment(), "UV_NO_PROGRESS": "1", "UV_COMPILE_BYTECODE": "1"}  # else each worker compiles at its first import
 
         def step(text, *argv):
             stage.update(text)

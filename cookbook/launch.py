@@ -62,6 +62,12 @@ def plan(config, recipe_dir, python, run_dir):
     return LAUNCHERS[name](config, Path(recipe_dir), Path(python), Path(run_dir))
 
 
+def program_of(recipe_dir, variant):
+    """The program of a recipe's variant: main_<variant>.py where there is one, else main.py."""
+    own = recipe_dir / f"main_{variant}.py"
+    return own if own.exists() else recipe_dir / "main.py"
+
+
 def worker_environment(config, python):
     """What every worker finds in its environment, whatever starts it."""
     return {
@@ -91,10 +97,12 @@ def horovodrun(config, recipe_dir, python, run_dir):
         argv += ["--blacklist-cooldown-range", "2", "10", "--network-interfaces", loopback]
     elif recipe["controller"] == "mpi":
         argv += ["-H", f"localhost:{num_workers}", "--mpi", "--network-interfaces", loopback]
+        # Horovod's own default, -bind-to with one dash, is no option of Open MPI 5: it would take "none" for the program.
+        argv += ["--binding-args=--bind-to none --map-by slot"]
         environment["OMPI_MCA_btl_tcp_if_include"] = loopback
     else:
         argv += ["-H", f"localhost:{num_workers}", "--gloo", "--network-interfaces", loopback]
-    argv += [str(python), str(recipe_dir / "main.py"), str(run_dir / "config.yaml")]
+    argv += [str(python), str(program_of(recipe_dir, recipe["driver"].get("variant"))), str(run_dir / "config.yaml")]
     return [Process("horovodrun", argv, environment, files=files)]
 
 

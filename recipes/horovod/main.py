@@ -24,14 +24,9 @@ from settings import check_settings, learning_rate_at, num_steps_of
 
 
 def main():
-    config = check_settings(load_config())
-    if config.framework == "tensorflow":
-        import main_tensorflow
-
-        return main_tensorflow.main(config)
-
+    config = check_settings(load_config(), framework="pytorch")
     hvd.init()  # Distributed: horovodrun started world_size copies of this program; meet the others before anything else.
-    check_settings(config, hvd.size())
+    check_settings(config, "pytorch", hvd.size())
     device = pick_device()
     torch.manual_seed(config.seed)
     train_data = ImageData(config.data_dir, "train", config.max_rows)

@@ -9,11 +9,14 @@ CHOICES = {
 AT_LEAST_ONE = ["num_epochs", "global_batch_size", "base_batch_size", "backward_passes_per_step", "commit_every_steps"]
 
 
-def check_settings(config, world_size=None):
-    """Returns the config, or raises SystemExit with the value, what was expected and what to do."""
+def check_settings(config, framework, world_size=None):
+    """Checks the settings of the program that is written in `framework`. Returns the config, or raises SystemExit with the value, what was expected and what to do."""
     for key, choices in CHOICES.items():
         if getattr(config, key) not in choices:
             raise SystemExit(f"{key}={getattr(config, key)!r} is unknown; expected one of: {', '.join(choices)}")
+    if config.framework != framework:
+        program = {"pytorch": "main.py", "tensorflow": "main_tensorflow.py"}[config.framework]
+        raise SystemExit(f"framework={config.framework} is another program: start {program}")
     for key in AT_LEAST_ONE:
         if getattr(config, key) < 1:
             raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 1")

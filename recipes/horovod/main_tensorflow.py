@@ -1,0 +1,174 @@
+"""The same program as main.py in TensorFlow: same data order, network shape, optimizer and checkpoints.
+
+`horovod.tensorflow` with a training loop of our own: `horovod.tensorflow.keras` breaks on Keras 3 ("keras.backend has no
+attribute constant"), and Horovod has had no release since.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import horovod
+import horovod.tensorflow as hvd
+import numpy as np
+import tensorflow as tf
+
+from data import Batches, ImageData
+from model import tensorflow_network
+from runrecord import RunRecord, load_config
+from settings import check_settings, learning_rate_at, num_steps_of
+
+
+def main():
+    config = check_settings(load_config(), framework="tensorflow")
+    hvd.init()  # Distributed: meet the other processes that horovodrun started.
+    check_settings(config, "tensorflow", hvd.size())
+    device = pick_device()
+    tf.keras.utils.set_random_seed(config.seed)
+    train_data = ImageData(config.data_dir, "train", config.max_rows)
+    test_data = ImageData(config.data_dir, "test")
+    model = tensorflow_network(train_data.images.shape[1:], train_data.num_classes, config.width)
+    optimizer = make_optimizer(model, config)
+
+    facts = {"device": device, "tensorflow": tf.__version__, "horovod": horovod.__version__}
+    with RunRecord(config.output_dir, hvd.rank(), hvd.size(), hvd.local_rank(), **facts) as run:
+        # Distributed: one rank reads the checkpoint; broadcasting makes it the start of all.
+        epoch = load_checkpoint(model, optimizer, config) if hvd.rank() == 0 else 0
+        epoch = int(hvd.broadcast(tf.constant(epoch, tf.int64), root_rank=0, name="epoch"))
+        # `.value`: Horovod wants TensorFlow's variables, not the Keras 3 objects around them.
+        hvd.broadcast_variables([v.value for v in model.variables + optimizer.variables], root_rank=0)
+        run.restore(epoch, 0)
+        train(model, optimizer, epoch, train_data, test_data, config, run)
+        run.digest(variable.numpy() for variable in model.variables)
+    hvd.shutdown()
+
+
+def pick_device():
+    """One GPU per process on a GPU machine, the CPU elsewhere."""
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return "cpu"
+    # Distributed: local_rank counts the processes of one host; a GPU belongs to a host.
+    tf.config.set_visible_devices(gpus[hvd.local_rank()], "GPU")
+    tf.config.experimental.set_memory_growth(gpus[hvd.local_rank()], True)
+    return f"gpu:{hvd.local_rank()}"
+
+
+def make_optimizer(model, config):
+    optimizer = tf.keras.optimizers.SGD(config.learning_rate, config.momentum, nesterov=config.momentum > 0)
+    optimizer.build(model.trainable_variables)  # its state must exist before it can be broadcast
+    return optimizer
+
+
+def train(model, optimizer, first_epoch, train_data, test_data, config, run):
+    batches = Batches(len(train_data), config.global_batch_size, config.seed)
+    num_steps = num_steps_of(config, batches)
+    train_step = make_train_step(model, optimizer, config)
+    for epoch in range(first_epoch, -(-num_steps // batches.steps_per_epoch)):
+        order, started = batches.order(epoch), time.perf_counter()
+        last_step = min(batches.steps_per_epoch, num_steps - epoch * batches.steps_per_epoch)
+        num_rows, loss_sum = min(last_step * config.global_batch_size, len(train_data)), 0.0
+        for step in range(last_step):
+            # Distributed: each worker takes its own share of the global batch.
+            ids, batch_size = batches.share(order, step, hvd.rank(), hvd.size())
+            run.rows(epoch, step, ids)
+            optimizer.learning_rate.assign(learning_rate_at(epoch + step / batches.steps_per_epoch, config))
+            images, labels = train_data.read(ids)
+            loss_sum += train_step(tf.constant(images), tf.constant(labels), tf.constant(float(batch_size)))
+        loss = sum_over_ranks(float(loss_sum)) / num_rows
+        # Distributed: ranks stop their clocks at slightly different times; the slowest one counts.
+        seconds = max(hvd.allgather(tf.constant([time.perf_counter() - started], tf.float64), name="seconds").numpy().tolist())
+        accuracy = evaluate(model, test_data, config.global_batch_size)
+        done = epoch * batches.steps_per_epoch + last_step
+        run.metric("train/loss", loss, done, epoch)
+        run.metric("samples_per_second", num_rows / seconds, done, epoch, unit="samples/s")
+        run.metric("eval/accuracy", accuracy, done, epoch)
+        run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
+        if hvd.rank() == 0:  # Distributed: all ranks hold the same state, so one of them writes it.
+            run.checkpoint(save_checkpoint(model, optimizer, epoch + 1, config), epoch + 1, 0)
+
+
+def make_train_step(model, optimizer, config):
+    """A compiled function: this worker's images, labels and the rows of the global batch -> the share's summed loss."""
+    compression = {"none": hvd.Compression.none, "fp16": hvd.Compression.fp16}[config.compression]
+    op = {"average": hvd.Average, "adasum": hvd.Adasum}[config.op]
+    num_passes = config.backward_passes_per_step
+    shape = [None, *model.input_shape[1:]]
+
+    # A fixed signature: the last, smaller batch of an epoch must not compile the function again.
+    @tf.function(input_signature=[tf.TensorSpec(shape), tf.TensorSpec([None], tf.int64), tf.TensorSpec([])])
+    def train_step(images, labels, batch_size):
+        # Micro-batch k of n takes rows k, k+n, ...; their gradients add up on this worker before they are exchanged.
+        loss_sum, gradients = 0.0, [tf.zeros_like(variable) for variable in model.trainable_variables]
+        for number in range(num_passes):
+            with tf.GradientTape() as tape:
+                logits = model(images[number::num_passes], training=True)
+                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels[number::num_passes], logits)
+                loss_part = tf.reduce_sum(losses)
+                # Distributed: Horovod averages over the workers; dividing by the rows of the whole batch gives each
+                # row the same weight even where the shares differ in size.
+                loss = loss_part * hvd.size() / batch_size
+            new = tape.gradient(loss, model.trainable_variables)
+            gradients = [total + part for total, part in zip(gradients, new, strict=True)]
+            loss_sum += loss_part
+        # Distributed: the exchange. `hvd.DistributedGradientTape` does the same inside `gradient`, but once per micro-batch.
+        gradients = [hvd.allreduce(gradient, op=op, compression=compression) for gradient in gradients]
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss_sum
+
+    return train_step
+
+
+def evaluate(model, data, batch_size):
+    """Accuracy over the whole split, each rank judging its share of it."""
+    num_correct, rows = 0, np.arange(hvd.rank(), len(data), hvd.size())  # Distributed: every world_size-th row
+    for start in range(0, len(rows), batch_size):
+        images, labels = data.read(rows[start : start + batch_size])
+        num_correct += int((model(images, training=False).numpy().argmax(1) == labels).sum())
+    return sum_over_ranks(num_correct) / len(data)
+
+
+def sum_over_ranks(value):
+    # Distributed: counts and sums add up exactly over unequal shares, a mean of means would not.
+    return float(hvd.allreduce(tf.constant(value, tf.float64), op=hvd.Sum, name="sum_over_ranks"))
+
+
+def save_checkpoint(model, optimizer, epoch, config):
+    """Writes all variables and the epoch to go on with beside the last checkpoint, and renames: it is whole or not there."""
+    path = Path(config.checkpoint_dir) / "last.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = {f"{number:03d} {v.path}": v.numpy() for number, v in enumerate(model.variables + optimizer.variables)}
+    with open(path.with_suffix(".partial"), "wb") as file:
+        np.savez(file, __position__=np.frombuffer(json.dumps({"epoch": epoch}).encode(), np.uint8), **values)
+    path.with_suffix(".partial").replace(path)
+    return path
+
+
+def load_checkpoint(model, optimizer, config):
+    """Sets all variables from the last checkpoint if there is one; returns the epoch to go on with.
+
+    Raises SystemExit when it belongs to another model.
+    """
+    path = Path(config.checkpoint_dir) / "last.npz"
+    if not path.exists():
+        return 0
+    with np.load(path, allow_pickle=False) as content:
+        names = [name for name in content.files if name != "__position__"]
+        variables = model.variables + optimizer.variables
+        theirs, mine = [content[name].shape for name in names], [tuple(v.shape) for v in variables]
+        if theirs != mine:
+            number = next((k for k, (a, b) in enumerate(zip(theirs, mine, strict=False)) if a != b), min(len(theirs), len(mine)))
+            raise SystemExit(
+                f"checkpoint {path} is from another model: it has {len(theirs)} variables and here are {len(mine)}, the first "
+                f"difference is at number {number}; use another checkpoint_dir, or the settings of that run"
+            )
+        for variable, name in zip(variables, names, strict=True):
+            variable.assign(content[name])
+        epoch = json.loads(content["__position__"].tobytes())["epoch"]
+    print(f"going on from {path}: epoch {epoch}", flush=True)
+    return epoch
+
+
+if __name__ == "__main__":
+    main()
