@@ -243,15 +243,15 @@ def _print_sweep():
     table = Table(title="sweep", title_justify="left")
     name = next((c["objective"]["name"] for _, c in FINISHED if "objective" in c), "objective")
     for column in ("overrides", "status", name, "samples/s", "seconds", "folder"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "folder")
     for overrides, content in FINISHED:
         value = content.get("objective", {}).get("value")
         speed = content.get("metrics", {}).get("samples_per_second")
         table.add_row(
-            " ".join(overrides), content["status"], "-" if value is None else f"{value:.4f}", "-" if speed is None else f"{speed:,.0f}",
+            " ".join(word for word in overrides if not word.startswith("recipe=")), content["status"], "-" if value is None else f"{value:.4f}", "-" if speed is None else f"{speed:,.0f}",
             f"{content.get('seconds', {}).get('total', 0):.1f}", _shown(content["folder"]) if "folder" in content else "-",
         )  # fmt: skip
-    console.print(table)
+    console.print(table, width=None if console.is_terminal else 160)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
-RESTORE_SLACK_SECONDS = 0.5  # clocks of different hosts may differ by so much; a restart takes longer
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -173,22 +171,19 @@ def rows_once_per_epoch(records, verdict, asked):
 
 
 def _rows_in_effect(records):
-    """The `rows` events that no later `restore` has made void."""
-    restores = [
-        (number, event["time"], (event["epoch"], event["step"]))
-        for number, events in enumerate(records) for event in events if event["event"] == "restore"
-    ]  # fmt: skip
-    for number, events in enumerate(records):
-        rows = []
+    """The `rows` events that no later generation has made void by going back before them."""
+    rows, restores = [], {}
+    for events in records:
+        generation = 0
         for event in events:
             if event["event"] == "rows":
-                rows.append(event)
+                rows.append((generation, event))
             elif event["event"] == "restore":
-                rows = [row for row in rows if (row["epoch"], row["step"]) < (event["epoch"], event["step"])]
-        for other, time, position in restores:
-            if other != number:
-                rows = [row for row in rows if (row["epoch"], row["step"]) < position or row["time"] > time - RESTORE_SLACK_SECONDS]
-        yield from rows
+                generation = event["generation"]
+                restores[generation] = (event["epoch"], event["step"])
+    for restored, position in restores.items():
+        rows = [(generation, row) for generation, row in rows if generation >= restored or (row["epoch"], row["step"]) < position]
+    return [row for _, row in rows]
 
 
 def same_parameters(records, verdict, asked):

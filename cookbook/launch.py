@@ -83,7 +83,9 @@ def horovodrun(config, recipe_dir, python, run_dir):
     num_workers = cluster["num_workers"]
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     argv = [str(python.parent / "horovodrun"), "-np", str(num_workers), "--start-timeout", str(cluster["start_timeout_seconds"])]
-    argv += ["--fusion-threshold-mb", str(recipe["fusion_threshold_mb"]), "--cycle-time-ms", str(recipe["cycle_time_ms"])]
+    for key in ("fusion_threshold_mb", "cycle_time_ms"):
+        if recipe[key] is not None:
+            argv += [f"--{key.replace('_', '-')}", str(recipe[key])]
     if recipe["timeline"]:
         argv += ["--timeline-filename", str(run_dir / "timeline.json")]
     environment, files = worker_environment(config, python), {}

@@ -7,7 +7,8 @@ Events, each with `event` and `time` (seconds since 1970):
 
     start       rank, world_size, local_rank, host, pid, and facts such as device and versions
     world       rank, world_size: the membership changed while this process lived (elastic training)
-    restore     epoch, step: rows recorded earlier for this position and all later ones are void
+    restore     epoch, step, generation: the run goes on from this position; rows that earlier generations recorded for
+                it and for later ones are void
     rows        epoch, step, count, sum, sum_sq: the row numbers that this worker takes through one step
     metric      name, value, unit, epoch, step
     progress    done, total, text
@@ -80,12 +81,13 @@ class RunRecord:
         """Notes this process's rank in a world that has changed its members."""
         self._write("world", rank=rank, world_size=world_size)
 
-    def restore(self, epoch, step):
-        """Declares void what was recorded from this position on: the run goes back there.
+    def restore(self, epoch, step, generation):
+        """Declares from which position the run goes on: at its start, after a resume, after a change of members.
 
-        Call it on every rank right after the collective call that spread the restored state.
+        `generation` is a number that all members of the new world share and that is larger than any before, such as
+        rank 0's clock, broadcast. Steps that an earlier generation took from this position on are void.
         """
-        self._write("restore", epoch=epoch, step=step)
+        self._write("restore", epoch=epoch, step=step, generation=generation)
 
     def rows(self, epoch, step, ids):
         """Counts the dataset rows (integer array of row numbers) that this worker takes through one step.

@@ -75,7 +75,7 @@ def train(state, train_data, test_data, config, run):
     """Trains from the state's position to the end; the state then is equal on every rank."""
     # Distributed: in elastic training the world may be another one than when this process started.
     run.world(hvd.rank(), hvd.size())
-    run.restore(state.epoch, state.step)
+    run.restore(state.epoch, state.step, generation=hvd.broadcast_object(time.time(), name="generation"))
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
     num_steps = num_steps_of(config, batches)
     while state.epoch * batches.steps_per_epoch + state.step < num_steps:

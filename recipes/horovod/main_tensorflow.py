@@ -37,7 +37,7 @@ def main():
         epoch = int(hvd.broadcast(tf.constant(epoch, tf.int64), root_rank=0, name="epoch"))
         # `.value`: Horovod wants TensorFlow's variables, not the Keras 3 objects around them.
         hvd.broadcast_variables([v.value for v in model.variables + optimizer.variables], root_rank=0)
-        run.restore(epoch, 0)
+        run.restore(epoch, 0, generation=hvd.broadcast_object(time.time(), name="generation"))
         train(model, optimizer, epoch, train_data, test_data, config, run)
         run.digest(variable.numpy() for variable in model.variables)
     hvd.shutdown()
