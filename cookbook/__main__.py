@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cookbook import ROOT, UserError, clusters, datasets, doctor, environments, evidence, launch, processes, runs, settings
-from cookbook.console import console, timed_stage
+from cookbook.console import Console, console, timed_stage
 from cookbook.watch import Watcher
 
 FINISHED = []  # (overrides, content of run.json) of the runs of this process: more than one in a sweep
@@ -251,7 +251,7 @@ def _print_sweep():
             " ".join(word for word in overrides if not word.startswith("recipe=")), content["status"], "-" if value is None else f"{value:.4f}", "-" if speed is None else f"{speed:,.0f}",
             f"{content.get('seconds', {}).get('total', 0):.1f}", _shown(content["folder"]) if "folder" in content else "-",
         )  # fmt: skip
-    console.print(table, width=None if console.is_terminal else 160)
+    (console if console.is_terminal else Console(width=160)).print(table)
 
 
 if __name__ == "__main__":

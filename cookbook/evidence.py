@@ -130,13 +130,17 @@ def _metrics(current):
     """Every metric is a finite number, and ranks that report the same one agree."""
     problems, values = [], {}
     for events in current:
+        rank, generation = events[0]["rank"], 0
         for event in events:
-            if event["event"] != "metric":
-                continue
-            if not math.isfinite(event["value"]):
-                problems.append(f"{event['name']} is {event['value']} at step {event['step']} on rank {events[0]['rank']}")
-            values.setdefault((event["name"], event["step"]), {})[events[0]["rank"]] = event["value"]
-    for (name, step), by_rank in values.items():
+            if event["event"] == "world":
+                rank = event["rank"]
+            elif event["event"] == "restore":
+                generation = event["generation"]  # an epoch that is trained again after a loss has another result
+            elif event["event"] == "metric":
+                if not math.isfinite(event["value"]):
+                    problems.append(f"{event['name']} is {event['value']} at step {event['step']} on rank {rank}")
+                values.setdefault((generation, event["name"], event["step"]), {})[rank] = event["value"]
+    for (_, name, step), by_rank in values.items():
         if not math.isclose(min(by_rank.values()), max(by_rank.values()), rel_tol=1e-6, abs_tol=1e-12):
             problems.append(f"the ranks disagree on {name} at step {step}: {by_rank}; was it reduced over them?")
     return problems[:10]

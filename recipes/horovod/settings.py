@@ -1,5 +1,7 @@
 """What is derived from the settings, and which settings make no sense together. Used by both frameworks."""
 
+import math
+
 CHOICES = {
     "framework": ["pytorch", "tensorflow"],
     "controller": ["gloo", "mpi"],
@@ -52,12 +54,14 @@ def num_steps_of(config, batches):
 
 
 def learning_rate_at(epoch, config):
-    """The learning rate at a fractional epoch: grows with the batch, after a gradual warm-up.
+    """The learning rate at a fractional epoch: grows with the batch, after a warm-up from 0, and ends at 0 (half a cosine).
 
-    Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", sections 2.1 and 2.2. The rate follows the global batch and
-    not, as in Horovod's own examples, the number of workers: there each worker keeps its batch, here the global one is set.
+    Sources: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2 (linear scaling, warm-up); Loshchilov and Hutter
+    2016, "SGDR" (cosine). The rate follows the global batch and not, as in Horovod's own examples, the number of workers:
+    there each worker keeps its batch, here the global one is set.
     """
-    scale = config.global_batch_size / config.base_batch_size
+    peak = config.learning_rate * config.global_batch_size / config.base_batch_size
     if epoch < config.warmup_epochs:
-        scale = 1 + (scale - 1) * epoch / config.warmup_epochs
-    return config.learning_rate * scale
+        return peak * epoch / config.warmup_epochs
+    share = (epoch - config.warmup_epochs) / max(config.num_epochs - config.warmup_epochs, 1e-9)
+    return peak * (1 + math.cos(math.pi * min(share, 1.0))) / 2

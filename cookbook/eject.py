@@ -1,0 +1,96 @@
+"""Copies a recipe out of the cookbook so that it runs by itself. Run: make eject RECIPE=horovod TO=../mine [ARGS="key=value"]"""
+
+import difflib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jinja2
+from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
+
+from cookbook import ROOT, UserError, datasets, launch, settings
+from cookbook.environments import PYTHON, lock_of
+
+COUNT = 104_729  # stands for the number of workers until the command is a template
+
+
+def eject(recipe, target, overrides=()):
+    """Writes the recipe's program, composed settings, data builder, lock, test and a Makefile into an empty folder."""
+    source, target = ROOT / "recipes" / recipe, Path(target).expanduser().absolute()
+    names = sorted(path.parent.name for path in ROOT.glob("recipes/*/main.py"))
+    if recipe not in names:
+        near = difflib.get_close_matches(recipe, names, 1, 0.5)
+        raise UserError(f"RECIPE={recipe} does not exist{f'; did you mean {near[0]}?' if near else '.'} There are: {', '.join(names)}")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"TO={target} is not an empty folder; choose another one: nothing is ever overwritten")
+    config, choices = compose_recipe(recipe, overrides)
+    variant = config["recipe"]["driver"].get("variant")
+    flat = launch.worker_settings(config, f"dataset/{config['data']['builder']}", "outputs/run")
+    num_workers = config["cluster"]["num_workers"]
+    config["cluster"]["num_workers"] = COUNT
+    (process,) = launch.plan(config, source, Path("/HERE/.venv/bin/python"), Path("/HERE"))
+
+    def as_template(text):
+        return text.replace(str(source), "$(CURDIR)").replace("/HERE", "$(CURDIR)").replace(str(COUNT), "$(NUM_WORKERS)")
+
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    ignored = shutil.ignore_patterns("README.md", "benchmark*", "__pycache__")
+    shutil.copytree(source, partial, ignore=ignored)
+    shutil.copy(ROOT / "runrecord/runrecord.py", partial)
+    (partial / "dataset").mkdir()
+    for file in datasets.builder_files(config["data"]["builder"]):
+        shutil.copy(file, partial / "dataset")
+    (partial / "config.yaml").write_text(settings.commented_yaml(flat, choices))
+    parameters = {"download_dir": "dataset/downloads"} if "download_dir" in config["data"]["parameters"] else {}
+    parameters = config["data"]["parameters"] | parameters
+    scripts = {as_template(path): content for path, content in process.files.items()}
+    loader = jinja2.FileSystemLoader(ROOT / "cookbook/templates/eject")
+    templates = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+    for template in templates.list_templates():
+        text = templates.get_template(template).render(
+            recipe=recipe, num_workers=num_workers, python=PYTHON, lock=lock_of(recipe, variant).name,
+            command=as_template(process.by_hand).replace("$PATH", "$$PATH"), builder=config["data"]["builder"],
+            parameters=" ".join(f"'{key}={value if isinstance(value, str) else json.dumps(value)}'" for key, value in parameters.items()),
+            builds=(source / "build_wheels.py").exists(), scripts=[Path(path).name for path in scripts],
+        )  # fmt: skip
+        (partial / template.removesuffix(".j2")).write_text(text)
+    for path, content in scripts.items():
+        file = partial / Path(path).name
+        file.write_text(content.replace(str(-(-COUNT // 2)), str(-(-num_workers // 2))).replace(str(COUNT // 2), str(num_workers // 2)))
+        file.chmod(0o755)
+    if target.exists():
+        target.rmdir()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial.rename(target)
+    return target
+
+
+def compose_recipe(recipe, overrides=()):
+    """The settings of `recipe=... overrides` as plain data, and the chosen file of each group."""
+    with initialize_config_dir(str(settings.CONF), version_base="1.3"):
+        composed = compose("config", overrides=[f"recipe={recipe}", *overrides], return_hydra_config=True)
+    choices = {group: name for group, name in composed.hydra.runtime.choices.items() if "/" not in group}
+    with open_dict(composed):
+        del composed["hydra"]
+        del composed["tracking"]
+    config = settings.plain(composed)
+    settings.check_kinds(config, {group: name for group, name in choices.items() if group in config})
+    return config, choices
+
+
+def main(argv):
+    if len(argv) < 2 or not argv[0] or not argv[1]:
+        raise SystemExit('usage: make eject RECIPE=horovod TO=../mine [ARGS="recipe.num_epochs=3 data=images"]')
+    try:
+        target = eject(argv[0], argv[1], argv[2:])
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{target}: " + ", ".join(sorted(path.name for path in target.iterdir())))
+    print(f"next: cd {target} && make setup run test")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

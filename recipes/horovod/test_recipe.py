@@ -1,0 +1,36 @@
+"""Runs the recipe small on two workers and looks at the values. Works in the cookbook and in an ejected copy alike."""
+
+import pytest
+
+
+def last(records, name):
+    """The last value of a metric, from rank 0."""
+    values = [event["value"] for event in records[0] + records[-1] if event["event"] == "metric" and event["name"] == name]
+    assert values, f"no worker reported {name}"
+    return values[-1]
+
+
+def ends(records):
+    return [events[-1] for events in records if events[-1]["event"] == "end"]
+
+
+def test_two_workers_classify_digits(run_recipe):
+    records = run_recipe(num_workers=2)
+    assert sorted(events[0]["rank"] for events in records) == [0, 1]
+    assert len({events[0]["pid"] for events in records}) == 2
+    assert last(records, "eval/accuracy") >= 0.97
+    assert [end["samples"] for end in ends(records)] == [15 * 719, 15 * 719]  # 1,438 rows, 15 epochs, halved each batch
+    assert len({end["digest"] for end in ends(records)}) == 1
+
+
+def test_gradient_accumulation_takes_the_same_steps(run_recipe):
+    """Four micro-batches per step add up to the same gradient, but for the rounding of float32 sums."""
+    whole = run_recipe(num_workers=2, num_epochs=2)
+    parts = run_recipe(num_workers=2, num_epochs=2, backward_passes_per_step=4)
+    assert last(parts, "train/loss") == pytest.approx(last(whole, "train/loss"), rel=1e-3)
+
+
+def test_fp16_compression_changes_little(run_recipe):
+    records = run_recipe(num_workers=2, num_epochs=6, compression="fp16")
+    assert last(records, "eval/accuracy") >= 0.93
+    assert len({end["digest"] for end in ends(records)}) == 1

@@ -1,0 +1,99 @@
+"""Runs the driver as a user would, in a process of its own."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What a launcher sets must not reach the driver, should the tests themselves run under one.
+CLEAN = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_RANK")}
+
+
+def recipes():
+    """Names of all recipes, from their folders."""
+    found = sorted(path.parent.name for path in ROOT.glob("recipes/*/main.py"))
+    assert found, "no recipe was found"
+    return found
+
+
+def latest(output_root, recipe):
+    """(content of run.json, its folder) of the newest run."""
+    folder = (Path(output_root) / recipe / "latest").resolve()
+    return json.loads((folder / "run.json").read_text()), folder
+
+
+class Driver:
+    """A driver in the background, that can be watched, hurt and looked at when it has ended."""
+
+    def __init__(self, *words, output_root, environment=None, checkout=ROOT):
+        self.output_root, self.test_mark = Path(output_root), uuid.uuid4().hex
+        self.recipe = next((word.removeprefix("recipe=") for word in words if word.startswith("recipe=")), "")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cookbook", *words, f"output_root={output_root}"], cwd=checkout, text=True,
+            env={**CLEAN, "TEST_MARK": self.test_mark, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def wait_until(self, condition, seconds=120):
+        """Calls `condition` until it returns something true, and returns that."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                if found := condition():
+                    return found
+            if self.process.poll() is not None:
+                raise AssertionError(f"the driver ended too early:\n{self.process.communicate()[0]}")
+            time.sleep(0.02)
+        raise AssertionError(f"nothing happened for {seconds} s")
+
+    def events(self):
+        """All events that the workers have written so far."""
+        folder = (self.output_root / self.recipe / "latest").resolve()
+        lines = [line for path in folder.glob("workers/*.jsonl") for line in path.read_text().rpartition("\n")[0].splitlines()]
+        return [json.loads(line) for line in lines]
+
+    def pid_of(self, rank):
+        """The process of the worker that started last with this rank."""
+        return max((e["time"], e["pid"]) for e in self.events() if e["event"] == "start" and e["rank"] == rank)[1]
+
+    def end(self, seconds=240):
+        """Waits for the driver; returns (exit status, output)."""
+        output = self.process.communicate(timeout=seconds)[0]
+        return self.process.returncode, output
+
+    def interrupt(self):
+        self.process.send_signal(signal.SIGINT)
+
+    def relatives(self):
+        """Living processes that descend from this driver, wherever they have gone."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get("TEST_MARK") == self.test_mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def no_process_left(self, seconds=15):
+        deadline = time.monotonic() + seconds
+        while self.relatives() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return self.relatives() == []
+
+
+def run_cookbook(*words, output_root, status=0, environment=None):
+    """Runs the driver to its end; returns (content of run.json, run folder, output). Asserts status and no process left."""
+    driver = Driver(*words, output_root=output_root, environment=environment)
+    got, output = driver.end()
+    assert got == status, output
+    assert driver.no_process_left()
+    if not (Path(output_root) / driver.recipe / "latest").exists():
+        return None, None, output
+    return *latest(output_root, driver.recipe), output

@@ -1,0 +1,226 @@
+"""The contracts that every recipe is held to. Recipes are found by globbing: a new one is tested without touching this file."""
+
+import ast
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from cookbook import ROOT
+from cookbook.eject import eject
+from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook
+
+RECIPES = recipes()
+SHORT = "recipe.num_epochs=4"
+
+
+def proof_of(recipe):
+    return yaml.safe_load((ROOT / f"conf/recipe/{recipe}.yaml").read_text())["driver"]["proof"]
+
+
+DATA_PARALLEL = [recipe for recipe in RECIPES if "same_parameters" in proof_of(recipe)]
+
+# Top-level modules whose package has another name.
+PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "keras": "tensorflow-cpu", "tensorflow": "tensorflow-cpu"}
+
+
+def imports_of(path):
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_a_folder_a_config_and_a_target(recipe):
+    for name in ("main.py", "requirements.in", "requirements.txt", "test_recipe.py", "README.md"):
+        assert (ROOT / "recipes" / recipe / name).is_file(), name
+    assert (ROOT / f"conf/recipe/{recipe}.yaml").is_file()
+    text = subprocess.run(["make", "-n", f"recipe-{recipe}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"recipe={recipe}" in text
+
+
+def test_every_config_has_a_folder():
+    configs = sorted(path.stem for path in ROOT.glob("conf/recipe/*.yaml"))
+    assert configs == RECIPES
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_imports_only_what_it_may(recipe):
+    folder = ROOT / "recipes" / recipe
+    wanted = set()
+    for file in folder.glob("requirements*.in"):
+        wanted |= set(re.findall(r"^([A-Za-z0-9_-]+)", file.read_text(), re.MULTILINE))
+    allowed = set(sys.stdlib_module_names) | {"runrecord", "pytest"} | {path.stem for path in folder.glob("*.py")}
+    files = sorted(folder.glob("*.py"))
+    assert files
+    for path in files:
+        strange = {name for name in imports_of(path) - allowed if PACKAGES.get(name, name) not in wanted}
+        assert not strange, f"{path.name} imports {strange}"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_is_distributed_is_tagged(recipe):
+    programs = sorted((ROOT / "recipes" / recipe).glob("main*.py"))
+    for program in programs:
+        assert program.read_text().count("# Distributed:") >= 5, program.name
+        assert len(program.read_text().splitlines()) <= 260, f"{program.name} is longer than a ten-minute read"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_commands_in_the_readme_exist(recipe):
+    text = (ROOT / "recipes" / recipe / "README.md").read_text()
+    targets = set(re.findall(r"\bmake ([a-z][a-z-]*)", text))
+    assert f"recipe-{recipe}" in targets
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) | {f"recipe-{name}" for name in RECIPES}
+    assert targets <= known
+    own = yaml.safe_load((ROOT / f"conf/recipe/{recipe}.yaml").read_text())
+    for key in re.findall(r"\brecipe\.([a-z0-9_]+)", text):
+        assert key in own, f"the README names recipe.{key}, which conf/recipe/{recipe}.yaml lacks"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_proves_that_it_was_distributed(recipe, undisturbed):
+    content, folder, output = undisturbed(f"recipe={recipe}", SHORT)
+    assert content["status"] == "ok"
+    assert content["world_size"] == 2
+    assert [worker["rank"] for worker in content["workers"]] == [0, 1]
+    assert len({worker["pid"] for worker in content["workers"]}) == 2
+    assert all(worker["samples"] > 0 for worker in content["workers"])
+    assert set(content["seconds"]) == {"environment", "data", "launch", "run", "total"}
+    assert content["objective"]["value"] == content["metrics"][content["objective"]["name"]]
+    assert content["objective"]["direction"] in ("maximize", "minimize")
+    assert content["versions"]
+    assert content["overrides"] == [f"recipe={recipe}", SHORT, f"output_root={folder.parent.parent}"]
+    for text in ("result               ok", "workers              2", "report ", "workers by hand", content["objective"]["name"]):
+        assert text in output
+    page = (folder / "report.html").read_text()
+    assert "<svg" in page
+    assert not re.search(r'(src|href)="https?:', page), "the report must not need the network"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_printed_command_starts_the_workers(recipe, undisturbed, tmp_path):
+    content, folder, _ = undisturbed(f"recipe={recipe}", SHORT)
+    config = yaml.safe_load((folder / "config.yaml").read_text()) | {"output_dir": str(tmp_path), "checkpoint_dir": str(tmp_path / "c"), "max_steps": 3}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = content["workers_command"].replace(str(folder / "config.yaml"), str(tmp_path / "config.yaml"))
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=200, env=CLEAN)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(tmp_path.glob("workers/*.jsonl"))) == 2
+
+
+@pytest.mark.parametrize("recipe", DATA_PARALLEL)
+def test_one_worker_and_two_reach_the_same_loss(recipe, undisturbed):
+    """Same global batches, so the same steps: what differs is the order of float32 sums.
+
+    That is about 1e-7 a step, and an epoch from the start it must still be tiny: a wrong average or a row too many shows at once.
+    Training then amplifies it (the loss surface is not convex), so at the end the losses agree to a hundredth, not bit for bit.
+    """
+    two, one = (undisturbed(f"recipe={recipe}", SHORT, *more)[0] for more in ((), ("cluster.num_workers=1",)))
+    losses = [dict(map(tuple, content["curves"]["train/loss"])) for content in (one, two)]
+    first, final = min(losses[0]), max(losses[0])
+    assert losses[1][first] == pytest.approx(losses[0][first], rel=1e-4)
+    assert losses[1][final] == pytest.approx(losses[0][final], abs=0.05)
+    assert one["world_size"] == 1
+    assert one["num_rows"] == two["num_rows"]
+
+
+def digests(content):
+    return {worker["digest"] for worker in content["workers"]}
+
+
+def in_the_middle_of_an_epoch(driver, epoch=1):
+    """True when the workers are some steps into an epoch that follows a checkpoint."""
+    events = driver.events()
+    return any(e["event"] == "checkpoint" for e in events) and any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (epoch, 4) for e in events)
+
+
+@pytest.mark.parametrize("recipe", DATA_PARALLEL)
+def test_a_killed_worker_fails_the_run_and_the_same_command_goes_on(recipe, undisturbed, tmp_path):
+    words = [f"recipe={recipe}", SHORT]
+    expected, _, _ = undisturbed(*words)
+    driver = Driver(*words, output_root=tmp_path)
+    driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
+    os.kill(driver.pid_of(1), signal.SIGKILL)
+    status, output = driver.end()
+    assert status == 1, output
+    killed, folder = latest(tmp_path, recipe)
+    assert killed["status"] == "failed"
+    assert "rank 1 of 2 started but did not finish" in killed["reason"]
+    assert driver.no_process_left()
+    content, again, output = run_cookbook(*words, output_root=tmp_path)
+    assert again == folder, "the same command goes on in the same run folder"
+    assert "going on with this run, which stopped: rank" in output
+    assert content["status"] == "ok"
+    assert digests(content) == digests(expected)
+    assert content["num_rows"] == expected["num_rows"]
+
+
+@pytest.mark.parametrize("recipe", DATA_PARALLEL)
+def test_a_killed_driver_leaves_no_process_and_the_same_command_goes_on(recipe, undisturbed, tmp_path):
+    words = [f"recipe={recipe}", SHORT]
+    driver = Driver(*words, output_root=tmp_path)
+    driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
+    driver.process.kill()
+    driver.end()
+    assert driver.no_process_left()
+    content, _, output = run_cookbook(*words, output_root=tmp_path)
+    assert "its driver was killed" in output
+    assert digests(content) == digests(undisturbed(*words)[0])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_ejected_recipe_runs_by_itself(recipe, tmp_path, recipe_python):
+    """In an empty folder, with the repository out of reach, and its own test passes."""
+    recipe_python(recipe)  # its compiled wheels are then in the cache, which stands for the one of a second set-up
+    from cookbook.eject import compose_recipe
+
+    wheels = f"{compose_recipe(recipe)[0]['cache_dir']}/wheels"
+    folder = eject(recipe, tmp_path / "mine")
+    texts = {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
+    assert [path.name for path, text in texts.items() if "cookbook" in text.lower().replace("cookbook_", "") and path.suffix != ".md"] == []
+    assert [path.name for path, text in texts.items() if str(ROOT) in text] == []
+    environment = {name: value for name, value in CLEAN.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV", "COOKBOOK_CACHE")}
+    environment["PATH"] = os.pathsep.join(p for p in environment["PATH"].split(os.pathsep) if not p.startswith(str(ROOT)))
+    hidden = hide_repository()
+    try:
+        done = subprocess.run([*hidden, "make", "setup", "test", f"WHEELS={wheels}"], cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    finally:
+        shutil.rmtree(folder / ".venv", ignore_errors=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    assert re.search(r"\d+ passed", done.stdout)
+
+
+def hide_repository():
+    """Words before a command that make the repository an empty folder for it, where the system lets us (root on Linux)."""
+    if os.geteuid() == 0 and shutil.which("unshare"):
+        script = f'mount -t tmpfs none "{ROOT}" && exec "$@"'
+        if subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", "true"], capture_output=True).returncode == 0:
+            return ["unshare", "-m", "sh", "-c", script, "sh"]
+    return []
+
+
+def test_eject_overwrites_nothing(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/precious.txt").write_text("mine")
+    done = subprocess.run([sys.executable, "-m", "cookbook.eject", RECIPES[0], str(tmp_path / "mine")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "is not an empty folder; choose another one" in done.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["precious.txt"]
+
+
+def test_links_in_the_documents_lead_somewhere():
+    documents = [path for path in [*ROOT.glob("*.md"), *ROOT.glob("recipes/*/*.md")]]
+    assert documents
+    for document in documents:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"

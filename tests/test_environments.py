@@ -1,0 +1,142 @@
+"""Environments: made once per content, never taken for finished when they are not, and safe when two runs start at once."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import yaml
+
+from cookbook import ROOT, UserError, doctor, environments
+
+
+class Silent:
+    def update(self, *args):
+        return
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A checkout with one recipe that needs PyYAML only."""
+    monkeypatch.setattr(environments, "ROOT", tmp_path)
+    (tmp_path / "recipes/tiny").mkdir(parents=True)
+    (tmp_path / "recipes/tiny/requirements.txt").write_text((ROOT / "recipes/horovod/requirements.txt").read_text().split("pyyaml==")[1].join(["pyyaml==", ""]).split("\n")[0])
+    shutil.copytree(ROOT / "runrecord", tmp_path / "runrecord")
+    return tmp_path
+
+
+def ensure():
+    return environments.ensure("tiny", "unused", Silent(), f"test-{os.getpid()}")
+
+
+def test_made_once_and_again_when_the_lock_changes(tiny):
+    python, made = ensure()
+    assert made
+    assert subprocess.run([python, "-c", "import yaml, runrecord"]).returncode == 0
+    assert ensure() == (python, False)
+    lock = tiny / "recipes/tiny/requirements.txt"
+    lock.write_text(lock.read_text() + "\n# changed\n")
+    assert ensure() == (python, True)
+
+
+def test_an_interrupted_creation_is_made_again(tiny):
+    python, _ = ensure()
+    (tiny / ".venvs/tiny/.stamp").unlink()
+    for path in (tiny / ".venvs/tiny/lib").rglob("runrecord.py"):
+        path.unlink()
+    assert ensure() == (python, True)
+    assert subprocess.run([python, "-c", "import runrecord"]).returncode == 0
+
+
+def test_two_at_once_make_it_once(tiny):
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(ensure()[1])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [False, True]
+
+
+def test_a_lock_that_cannot_be_installed_is_an_error(tiny):
+    (tiny / "recipes/tiny/requirements.txt").write_text("pyyaml==0.0.0.1\n")
+    with pytest.raises(UserError, match="tiny: installing the lock failed; the whole output is in"):
+        ensure()
+    assert not (tiny / ".venvs/tiny/.stamp").exists()
+
+
+def test_every_lock_pins_everything_and_names_no_source():
+    locks = sorted([ROOT / "requirements.txt", *ROOT.glob("recipes/*/requirements*.txt")])
+    assert len(locks) >= 2
+    for lock in locks:
+        lines = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
+        assert lines
+        assert [line for line in lines if "==" not in line or "://" in line or line.startswith("-")] == [], lock
+        assert [line for line in lines if environments.GPU_PACKAGES.match(line)] == [], lock
+        source = lock.with_suffix(".in") if lock.parent != ROOT else ROOT / "pyproject.toml"
+        assert source.name in lock.read_text().splitlines()[0]
+
+
+def test_doctor_and_conda_name_the_same_tools():
+    conda = {word.split("=")[0]: word.partition("=")[2] for word in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]}
+    assert {tool.conda for tool in doctor.TOOLS} == set(conda)
+    assert conda["python"] == environments.PYTHON
+    assert f'requires-python = ">={conda["python"]}"' in (ROOT / "pyproject.toml").read_text()
+    java = next(tool for tool in doctor.TOOLS if tool.name == "java")
+    assert int(conda["openjdk"]) == java.minimum
+
+
+def test_every_recipe_asks_for_tools_that_doctor_knows():
+    files = sorted(ROOT.glob("conf/recipe/*.yaml"))
+    assert files
+    for file in files:
+        assert set(yaml.safe_load(file.read_text())["driver"]["tools"]) <= {tool.name for tool in doctor.TOOLS}, file
+
+
+def test_a_missing_tool_is_reported_with_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"(?s)recipe horovod needs tools .*cmake: missing. Install it: apt-get install cmake"):
+        doctor.require(["cmake"], "horovod")
+
+
+def test_an_old_tool_is_reported(monkeypatch, tmp_path):
+    (tmp_path / "java").write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\"' >&2\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UserError, match=r"java: version 11.0.2 is too old, expected 17 or newer"):
+        doctor.require(["java"], "spark")
+
+
+def test_doctor_lists_every_tool():
+    text = subprocess.run([sys.executable, "-m", "cookbook.doctor"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for tool in doctor.TOOLS:
+        assert f" {tool.name} " in text
+    assert f"of {len(doctor.TOOLS)} tools found" in text
+
+
+def test_pip_settings_reach_uv(monkeypatch):
+    monkeypatch.delenv("UV_FIND_LINKS", raising=False)
+    monkeypatch.setenv("PIP_FIND_LINKS", "/wheels /more")
+    assert environments.uv_environment() == {"UV_FIND_LINKS": "/wheels,/more"}
+    monkeypatch.setenv("UV_FIND_LINKS", "/mine")
+    assert environments.uv_environment() == {}
+
+
+def test_stop_ends_descendants_that_left_their_group():
+    from cookbook import processes
+
+    mark = f"stop-{os.getpid()}"
+    script = "import subprocess, sys, time; subprocess.Popen(['setsid', 'sleep', '600']); time.sleep(600)"
+    child = processes.start([sys.executable, "-c", script], mark)
+    deadline = time.monotonic() + 10
+    while len(processes.marked(mark)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(processes.marked(mark)) == 2
+    processes.stop(mark, 2)
+    with contextlib.suppress(ChildProcessError):
+        child.wait()
+    assert processes.marked(mark) == []

@@ -1,0 +1,187 @@
+"""Each rule of evidence fails the run that breaks it: records as workers write them, spoilt in one place at a time."""
+
+import itertools
+
+import numpy as np
+import pytest
+from runrecord import RunRecord, read_records
+
+from cookbook import evidence
+
+NUM_ROWS, BATCH, NUM_EPOCHS = 50, 8, 3
+STEPS = -(-NUM_ROWS // BATCH)
+
+
+def write_run(folder, monkeypatch, num_workers=2, spoil=None):
+    """Writes the record of a run as it should be; `spoil(event, fields)` may change or drop (None) what a worker writes."""
+    spoil = spoil or (lambda event, fields: fields)
+    plain_write = RunRecord._write
+    pids = itertools.count(1000)
+    for rank in range(num_workers):
+        pid = next(pids)
+        monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
+
+        def write(self, event, rank=rank, **fields):
+            changed = spoil(event, {"rank": rank, **fields} if event in ("start", "world") else {"of_rank": rank, **fields})
+            if changed is not None:
+                changed.pop("of_rank", None)
+                plain_write(self, event, **changed)
+
+        monkeypatch.setattr(RunRecord, "_write", lambda self, event, write=write, **fields: write(self, event, **{k: v for k, v in fields.items() if k != "rank"}))
+        with RunRecord(folder, rank, num_workers) as run:
+            run.restore(0, 0, generation=1.0)
+            for epoch in range(NUM_EPOCHS):
+                order = np.random.default_rng(epoch).permutation(NUM_ROWS)
+                for step in range(STEPS):
+                    run.rows(epoch, step, order[step * BATCH : (step + 1) * BATCH][rank::num_workers])
+                run.metric("train/loss", 1.0 / (epoch + 1), step=(epoch + 1) * STEPS, epoch=epoch)
+            run.digest([np.arange(4.0)])
+    monkeypatch.setattr(RunRecord, "_write", plain_write)
+
+
+def judge(folder, **asked):
+    rules = ("rows_once_per_epoch", "same_parameters")
+    wanted = {"num_workers": 2, "proof": rules, "num_rows": NUM_ROWS, "global_batch_size": BATCH, "num_epochs": NUM_EPOCHS}
+    return evidence.judge(read_records(folder), evidence.Asked(**wanted | asked))
+
+
+def test_a_run_as_it_should_be_counts(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch)
+    verdict = judge(tmp_path, seen_pids=frozenset({1000, 1001}))
+    assert verdict.problems == []
+    assert verdict.num_rows == NUM_ROWS * NUM_EPOCHS
+    assert verdict.worlds == [2]
+    assert [worker["samples"] for worker in verdict.workers] == [25 * NUM_EPOCHS, 25 * NUM_EPOCHS]
+    assert verdict.metrics == {"train/loss": pytest.approx(1 / 3)}
+
+
+def test_no_record_at_all(tmp_path):
+    assert judge(tmp_path).problems[:2] == ["rank 0 of 2 never started", "rank 1 of 2 never started"]
+
+
+def test_a_rank_that_did_not_start(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch)
+    next(tmp_path.glob("workers/rank1-*")).unlink()
+    assert judge(tmp_path).problems == ["rank 1 of 2 never started"]
+
+
+def test_a_rank_that_did_not_finish(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch, spoil=lambda event, f: None if event == "end" and f["of_rank"] == 1 else f)
+    assert judge(tmp_path).problems == ["rank 1 of 2 started but did not finish"]
+
+
+def test_workers_of_an_earlier_try_do_not_count(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch)
+    assert "rank 0 of 2 never started" in judge(tmp_path, since=9e12).problems
+
+
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ({"num_workers": 3}, "rank 2 of 3 never started"),
+        ({"num_workers": 1}, "ranks [1] worked although only 1 workers were expected"),
+        ({"seen_pids": frozenset({1000})}, "rank 1 claims process 1001, which the operating system never showed in this run"),
+        ({"num_rows": NUM_ROWS + 2}, "epoch 1: 2 of 52 rows were lost"),
+        ({"num_epochs": 2}, "rows were trained on in epoch 3, which nobody asked for"),
+        ({"max_steps": 1}, "epoch 1: 42 rows were counted twice (50 instead of 8)"),
+        ({"proof": ("no_such_rule",)}, "rule 'no_such_rule' is unknown; there are: rows_once_per_epoch, same_parameters"),
+    ],
+)
+def test_another_run_than_was_asked_for(tmp_path, monkeypatch, asked, problem):
+    write_run(tmp_path, monkeypatch)
+    assert problem in judge(tmp_path, **asked).problems
+
+
+def test_one_process_that_plays_two_ranks(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch, spoil=lambda event, f: f | {"pid": 7} if event == "start" else f)
+    assert "2 ranks, but only 1 processes" in judge(tmp_path).problems
+
+
+def test_ranks_that_each_believe_to_be_alone(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch, spoil=lambda event, f: f | {"world_size": 1, "rank": 0} if event == "start" else f)
+    problems = judge(tmp_path).problems
+    assert "rank 0 was taken by 2 processes" in problems
+    assert "the workers saw world sizes [1], expected 2" in problems
+
+
+def test_a_worker_without_work(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch, spoil=lambda event, f: f | {"samples": 0} if event == "end" and f["of_rank"] == 1 else f)
+    assert judge(tmp_path).problems == ["rank 1 did no work (0 samples)"]
+
+
+def test_ranks_that_diverge(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch, spoil=lambda event, f: f | {"digest": f"{f['of_rank']:064d}"} if event == "end" else f)
+    (problem,) = judge(tmp_path).problems
+    assert problem.startswith("the ranks ended with different parameters: rank 0 0000")
+
+
+def test_a_missing_digest(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch, spoil=lambda event, f: f | {"digest": None} if event == "end" else f)
+    assert judge(tmp_path).problems == ["a worker reported no digest of its final parameters"]
+
+
+def test_lost_rows(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch, spoil=lambda e, f: None if e == "rows" and (f["of_rank"], f["epoch"], f["step"]) == (1, 1, 2) else f)
+    assert judge(tmp_path).problems == ["epoch 2: 4 of 50 rows were lost"]
+
+
+def test_every_rank_takes_all_rows(tmp_path, monkeypatch):
+    """What happens without a sampler: nothing crashes, but each row is trained on twice."""
+    write_run(tmp_path, monkeypatch, spoil=lambda event, f: f | {"count": 2 * f["count"]} if event == "rows" else f)
+    assert judge(tmp_path).problems[0] == "epoch 1: 50 rows were counted twice (100 instead of 50)"
+
+
+def test_the_right_number_of_the_wrong_rows(tmp_path, monkeypatch):
+    def spoil(event, fields):
+        return fields | {"sum": fields["sum"] + 1} if event == "rows" and fields["epoch"] == 0 and fields["step"] == 0 else fields
+
+    write_run(tmp_path, monkeypatch, spoil=spoil)
+    assert judge(tmp_path).problems == ["epoch 1: 50 rows, but not each one once: some were lost and others doubled"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_metric_that_is_no_number(tmp_path, monkeypatch, value):
+    write_run(tmp_path, monkeypatch, spoil=lambda event, f: f | {"value": value} if event == "metric" and f["epoch"] == 2 else f)
+    assert f"train/loss is {value} at step 21 on rank 0" in judge(tmp_path).problems
+
+
+def test_a_metric_that_was_not_reduced(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch, spoil=lambda event, f: f | {"value": f["value"] + f["of_rank"]} if event == "metric" else f)
+    assert judge(tmp_path).problems[0].startswith("the ranks disagree on train/loss at step 7: {0: 1.0, 1: 2.0}")
+
+
+def test_an_exception_in_a_worker_is_the_reason(tmp_path):
+    with pytest.raises(ZeroDivisionError), RunRecord(tmp_path, 0, 1):
+        raise ZeroDivisionError("no such luck")
+    verdict = judge(tmp_path, num_workers=1)
+    assert any(problem.endswith("ended with ZeroDivisionError: no such luck") for problem in verdict.problems)
+
+
+def test_steps_that_were_taken_again_count_once(tmp_path, monkeypatch):
+    """Rank 1 dies after epoch 2, step 3; the survivor goes back to step 2 and takes all the rest alone."""
+    write_run(tmp_path, monkeypatch, spoil=lambda event, f: None if (event == "rows" and (f["epoch"], f["step"]) > (1, 3)) or event == "end" else f)
+    with RunRecord(tmp_path, 0, 1) as run:
+        run.restore(1, 2, generation=2.0)
+        for epoch in (1, 2):
+            order = np.random.default_rng(epoch).permutation(NUM_ROWS)
+            for step in range(2 if epoch == 1 else 0, STEPS):
+                run.rows(epoch, step, order[step * BATCH : (step + 1) * BATCH])
+        run.metric("train/loss", 0.5, step=21)
+        run.digest([np.arange(4.0)])
+    verdict = judge(tmp_path, elastic=True)
+    assert verdict.problems == []
+    assert verdict.worlds == [2, 1]
+    assert verdict.num_rows == NUM_ROWS * NUM_EPOCHS
+    assert len(verdict.lost) == 2
+
+
+def test_an_elastic_run_that_was_never_distributed(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch, num_workers=1)
+    assert "never more than one worker at a time, although 2 were asked for" in judge(tmp_path, elastic=True).problems
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch)
+    path = next(tmp_path.glob("workers/rank1-*"))
+    path.write_text(path.read_text()[:-20])
+    assert judge(tmp_path).problems == ["rank 1 of 2 started but did not finish"]

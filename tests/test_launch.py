@@ -1,0 +1,73 @@
+"""The processes that a run starts, compared with what the launchers themselves document."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cookbook import ROOT, UserError, launch, settings
+from cookbook.eject import compose_recipe
+
+
+def plan(*overrides):
+    config, _ = compose_recipe("horovod", overrides)
+    return launch.plan(config, ROOT / "recipes/horovod", Path("/env/bin/python"), Path("/run"))[0]
+
+
+def test_horovodrun_over_gloo():
+    process = plan("cluster.num_workers=4", "recipe.fusion_threshold_mb=32", "recipe.cycle_time_ms=0.5", "recipe.timeline=true")
+    words = " ".join(process.argv)
+    assert process.argv[:3] == ["/env/bin/horovodrun", "-np", "4"]
+    assert "-H localhost:4 --gloo --network-interfaces lo" in words
+    assert "--fusion-threshold-mb 32 --cycle-time-ms 0.5 --timeline-filename /run/timeline.json" in words
+    assert process.argv[-3:] == ["/env/bin/python", str(ROOT / "recipes/horovod/main.py"), "/run/config.yaml"]
+    assert process.environment["OMP_NUM_THREADS"] == "1"
+    assert process.environment["PATH"].startswith("/env/bin:")
+    assert process.files == {}
+
+
+def test_horovodrun_over_mpi():
+    process = plan("recipe.controller=mpi")
+    assert "--mpi" in process.argv
+    assert "--gloo" not in process.argv
+    assert process.environment["OMPI_MCA_btl_tcp_if_include"] == "lo"
+
+
+def test_horovodrun_elastic():
+    process = plan("recipe.elastic=true", "cluster.num_workers=3")
+    words = " ".join(process.argv)
+    assert "--min-np 1 --max-np 3 --host-discovery-script /run/discover_hosts.sh" in words
+    assert "-H " not in words
+    assert process.files == {"/run/discover_hosts.sh": "#!/bin/sh\necho localhost:2\necho 127.0.0.1:1\n"}
+
+
+def test_tensorflow_is_a_program_of_its_own():
+    assert plan("recipe.framework=tensorflow").argv[-2].endswith("main_tensorflow.py")
+
+
+def test_every_option_is_one_that_horovodrun_knows(recipe_python):
+    python = recipe_python("horovod")
+    known = subprocess.run([str(python.parent / "horovodrun"), "--help"], capture_output=True, text=True, check=True).stdout
+    for overrides in (["recipe.timeline=true", "recipe.cycle_time_ms=2"], ["recipe.controller=mpi"], ["recipe.elastic=true"]):
+        options = [word.split("=")[0] for word in plan(*overrides).argv[1:-3] if re.match(r"--?[a-zA-Z]", word)]
+        assert len(options) >= 3
+        assert [option for option in options if not re.search(rf"(^|[\s,]){re.escape(option)}[\s,]", known, re.M)] == []
+
+
+def test_by_hand_is_ready_to_paste():
+    text = plan("recipe.controller=mpi").by_hand
+    assert text.startswith("PATH=/env/bin:$PATH OMP_NUM_THREADS=1 ")
+    assert "'--binding-args=--bind-to none --map-by slot'" in text
+
+
+def test_an_unknown_launcher():
+    config, _ = compose_recipe("horovod")
+    config["recipe"]["driver"]["launcher"] = "ansible"
+    with pytest.raises(UserError, match="launcher 'ansible' is unknown; there are: horovodrun"):
+        launch.plan(config, ROOT / "recipes/horovod", "/p/bin/python", "/run")
+
+
+def test_comments_are_found():
+    path = settings.CONF / "recipe/horovod.yaml"
+    assert settings.comments_of(path)["num_epochs"] == "passes over the training rows"

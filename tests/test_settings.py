@@ -1,0 +1,127 @@
+"""Settings: every combination composes, the command line beats the files, and bad values get a clear error."""
+
+import itertools
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from runrecord import load_config, same_kind
+
+from cookbook import ROOT, UserError, launch, settings
+from cookbook.eject import compose_recipe
+from tests.helpers import recipes
+
+GROUPS = {group: sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")) for group in ("recipe", "cluster", "scale", "tracking", "data")}
+
+
+def test_no_group_is_empty():
+    assert all(GROUPS.values()), GROUPS
+
+
+@pytest.mark.parametrize("choice", list(itertools.product(*(GROUPS[g] for g in ("recipe", "cluster", "scale", "tracking")))), ids="-".join)
+def test_every_combination_composes(choice):
+    words = [f"{group}={name}" for group, name in zip(("recipe", "cluster", "scale", "tracking"), choice, strict=True)]
+    with initialize_config_dir(str(settings.CONF), version_base="1.3"):
+        composed = compose("config", overrides=words, return_hydra_config=True)
+    assert composed.recipe.driver.launcher in launch.LAUNCHERS
+    assert composed.cluster.num_workers >= 2, "distributed by default"
+    assert composed.hydra.runtime.choices.tracking == choice[3]
+
+
+@pytest.mark.parametrize("recipe", recipes())
+@pytest.mark.parametrize("data", GROUPS["data"])
+def test_data_on_the_command_line_beats_the_recipe(recipe, data):
+    config, choices = compose_recipe(recipe, [f"data={data}"])
+    assert choices["data"] == data
+    assert config["data"]["builder"] == data
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_every_setting_has_a_comment_and_one_home(recipe):
+    config, choices = compose_recipe(recipe)
+    flat = launch.worker_settings(config, "data", "out")
+    text = settings.commented_yaml(flat, choices)
+    assert yaml.safe_load(text) == flat
+    assert [line for line in text.splitlines() if "  # " not in line] == []
+
+
+def test_overrides_beat_recipe_defaults_and_scale():
+    config, _ = compose_recipe("horovod", ["recipe.num_epochs=3", "scale=smoke", "scale.max_rows=100", "cluster.num_workers=4"])
+    flat = launch.worker_settings(config, "data", "out")
+    assert (flat["num_epochs"], flat["max_rows"], flat["max_steps"]) == (3, 100, 40)
+    assert config["cluster"]["num_workers"] == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("recipe.num_epochs=many", "recipe.num_epochs='many': expected a whole number, like the default 15 in conf/recipe/horovod.yaml"),
+        ("recipe.num_epochs=1.5", "expected a whole number"),
+        ("recipe.elastic=1", "expected true or false"),
+        ("recipe.learning_rate=fast", "expected a number"),
+        ("cluster.num_workers=two", "cluster.num_workers='two': expected a whole number, like the default 2 in conf/cluster/local.yaml"),
+        ("seed=x", "seed='x': expected a whole number"),
+    ],
+)
+def test_wrong_kinds_are_refused(override, text):
+    with pytest.raises(UserError, match=text.replace("(", r"\(")):
+        compose_recipe("horovod", [override])
+
+
+@pytest.mark.parametrize(("override", "value"), [("recipe.learning_rate=1", 1), ("scale.max_steps=7", 7)])
+def test_values_that_fit_are_taken(override, value):
+    config, _ = compose_recipe("horovod", [override])
+    group, key = override.split("=")[0].split(".")
+    assert config[group][key] == value
+
+
+@pytest.mark.parametrize(
+    ("value", "default", "fits"),
+    [(1, 2, True), (1, 2.0, True), (True, 2, False), (True, 2.0, False), (1.0, 2, False), ("a", "b", True), (None, 1, False), (3, None, True)],
+)
+def test_same_kind(value, default, fits):
+    assert same_kind(value, default) is fits
+
+
+def test_the_nearest_name_is_suggested():
+    with pytest.raises(UserError, match=r"recipe=horovodd does not exist; did you mean recipe=horovod\? There are: .*horovod"):
+        settings.check_choices(["recipe=horovodd"])
+    with pytest.raises(UserError, match=r"did you mean scale=smoke\?"):
+        settings.check_choices(["recipe=horovod", "scale=smokee"])
+    with pytest.raises(UserError, match="which recipe"):
+        settings.check_choices(["recipe.num_epochs=3"])
+    settings.check_choices(["-m", "recipe=horovod", "data=digits,images"])
+
+
+@pytest.mark.parametrize(("name", "launcher"), [("RANK", "torchrun"), ("OMPI_COMM_WORLD_RANK", "mpirun"), ("HOROVOD_RANK", "horovodrun")])
+def test_the_driver_refuses_to_be_a_worker(name, launcher):
+    with pytest.raises(UserError, match=f"{name}=1: the driver was started by {launcher}"):
+        settings.refuse_to_be_a_worker({name: "1"})
+    settings.refuse_to_be_a_worker({})
+
+
+def test_worker_config_overrides(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("num_epochs: 3\nname: a\nlimit: null\nrate: 0.5\n")
+    config = load_config([str(path), "num_epochs=5", "limit=7", "rate=1"])
+    assert (config.num_epochs, config.name, config.limit, config.rate) == (5, "a", 7, 1)
+    with pytest.raises(SystemExit, match="unknown setting 'epochs=3'; .* has: limit, name, num_epochs, rate"):
+        load_config([str(path), "epochs=3"])
+    with pytest.raises(SystemExit, match="num_epochs=x is not like the default 3: expected int"):
+        load_config([str(path), "num_epochs=x"])
+    with pytest.raises(SystemExit, match="no config file at"):
+        load_config([str(tmp_path / "missing.yaml")])
+    with pytest.raises(SystemExit, match="no config file at"):
+        load_config([])
+
+
+def test_numbers_of_workers():
+    config, _ = compose_recipe("horovod", ["cluster.num_workers=0"])
+    with pytest.raises(UserError, match="cluster.num_workers=0: expected at least 1"):
+        launch.check(config, 2)
+    config, _ = compose_recipe("horovod", ["cluster.num_workers=9", "scale=smoke"])
+    with pytest.raises(UserError, match=r"cluster.num_workers=9 is more than this scale allows \(4\)"):
+        launch.check(config, 2)
+    config, _ = compose_recipe("horovod", ["cluster.num_workers=4"])
+    assert launch.check(config, 2) == "4 worker threads share 2 cores: this runs, but its speed says nothing"
+    assert launch.check(config, 4) is None
