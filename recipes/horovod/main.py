@@ -192,6 +192,7 @@ def load_checkpoint(state, config):
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
     state.epoch, state.step = content["position"]["epoch"], content["position"]["step"]
+    state.save()  # `sync` spreads what was saved last, not what the attributes are
     print(f"going on from {path}: epoch {state.epoch}, step {state.step}", flush=True)
 
 
