@@ -12,7 +12,19 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cookbook import ROOT, UserError, clusters, datasets, doctor, environments, evidence, launch, processes, runs, settings
+from cookbook import (
+    ROOT,
+    UserError,
+    clusters,
+    datasets,
+    doctor,
+    environments,
+    evidence,
+    launch,
+    processes,
+    runs,
+    settings,
+)
 from cookbook.console import Console, console, timed_stage
 from cookbook.watch import Watcher
 
@@ -104,7 +116,10 @@ class _Story:
             self.run.write(**self.content)
             console.print(f"{self.recipe:<12} run folder {_shown(self.folder)}", markup=False)
             if self.run.resumed_from:
-                console.print(f"{'':<12} going on with this run, which stopped: {self.run.resumed_from.splitlines()[0]}", markup=False)
+                console.print(
+                    f"{'':<12} going on with this run, which stopped: {self.run.resumed_from.splitlines()[0]}",
+                    markup=False,
+                )
                 console.print(f"{'':<12} (resume=never starts afresh)", markup=False)
             for stage in ("environment", "data", "run"):
                 with timed_stage(stage, self.seconds) as shown:
@@ -131,9 +146,19 @@ class _Story:
 
     def _data(self, shown):
         log = self.folder / "logs/data.log"
-        self.data_dir, self.manifest = datasets.ensure(self.config["data"], self.config["cache_dir"], self.python, shown, log, self.mark)
-        self.content["dataset"] = {"name": self.manifest["name"], "folder": str(self.data_dir), "rows": self.manifest["rows"]}
-        shown.done(f"{self.manifest['name']}: " + ", ".join(f"{n:,} {part}" for part, n in self.manifest["rows"].items()) + " rows")
+        self.data_dir, self.manifest = datasets.ensure(
+            self.config["data"], self.config["cache_dir"], self.python, shown, log, self.mark
+        )
+        self.content["dataset"] = {
+            "name": self.manifest["name"],
+            "folder": str(self.data_dir),
+            "rows": self.manifest["rows"],
+        }
+        shown.done(
+            f"{self.manifest['name']}: "
+            + ", ".join(f"{n:,} {part}" for part, n in self.manifest["rows"].items())
+            + " rows"
+        )
 
     def _run(self, shown, cluster):
         worker_settings = launch.worker_settings(self.config, self.data_dir, self.folder)
@@ -153,7 +178,9 @@ class _Story:
         from runrecord import read_records
 
         recipe = self.config["recipe"]
-        rows = self.manifest["rows"].get("train", 0) if isinstance(self.manifest["rows"], dict) else self.manifest["rows"]
+        rows = (
+            self.manifest["rows"].get("train", 0) if isinstance(self.manifest["rows"], dict) else self.manifest["rows"]
+        )
         verdict = evidence.judge(read_records(self.folder), evidence.Asked(
             num_workers=self.config["cluster"]["num_workers"], proof=tuple(recipe["driver"]["proof"]),
             elastic=recipe.get("elastic", False), num_rows=min(rows, self.config["scale"]["max_rows"] or rows),
@@ -180,7 +207,9 @@ class _Story:
             self._fail("; ".join(problems))
             for name in failed:
                 tail = (self.folder / f"logs/{name}.log").read_text(errors="replace").splitlines()[-25:]
-                console.print(f"--- the end of {_shown(self.folder)}/logs/{name}.log", *tail, "---", sep="\n", markup=False)
+                console.print(
+                    f"--- the end of {_shown(self.folder)}/logs/{name}.log", *tail, "---", sep="\n", markup=False
+                )
         else:
             self.content["status"] = "ok"
 
@@ -219,7 +248,9 @@ def _print_summary(content, page):
     ok, metrics, seconds = content["status"] == "ok", content["metrics"], content["seconds"]
     lines = [("result", "ok" if ok else f"FAILED: {content['reason']}")]
     if content["workers"]:
-        where = ", ".join(f"rank {w['rank']}: {w['host']} pid {w['pid']}, {w['samples'] or 0:,} samples" for w in content["workers"])
+        where = ", ".join(
+            f"rank {w['rank']}: {w['host']} pid {w['pid']}, {w['samples'] or 0:,} samples" for w in content["workers"]
+        )
         lines.append(("workers", f"{content['world_size']} ({where})"))
     if content["worlds"][1:]:
         lines.append(("worlds", " -> ".join(map(str, content["worlds"]))))

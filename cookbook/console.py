@@ -25,7 +25,9 @@ class Stage:
     def __enter__(self):
         if console.is_terminal:
             columns = SpinnerColumn(), TextColumn("{task.fields[stage]:<12}"), BarColumn(24), MofNCompleteColumn()
-            self._bar = Progress(*columns, TimeElapsedColumn(), TextColumn("{task.description}"), console=console, transient=True)
+            self._bar = Progress(
+                *columns, TimeElapsedColumn(), TextColumn("{task.description}"), console=console, transient=True
+            )
             self._task = self._bar.add_task("", stage=self.name, total=None)
             self._bar.start()
         return self

@@ -54,8 +54,17 @@ def ensure(data, cache_dir, python, stage, log, mark):
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not folder.exists():
                 stage.update(f"building {folder.name}")
-                arguments = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in parameters.items()]
-                run_tool([python, DATA / f"{data['builder']}.py", folder, *arguments], stage, log, f"data={data['builder']} could not be built", mark)
+                arguments = [
+                    f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+                    for key, value in parameters.items()
+                ]
+                run_tool(
+                    [python, DATA / f"{data['builder']}.py", folder, *arguments],
+                    stage,
+                    log,
+                    f"data={data['builder']} could not be built",
+                    mark,
+                )
     except OSError as error:
         free = shutil.disk_usage(folder.parent).free / 1e6 if folder.parent.exists() else 0
         raise UserError(
@@ -81,5 +90,7 @@ def check(folder):
     except (OSError, ValueError, KeyError) as error:
         problems.append(f"manifest.json cannot be read ({type(error).__name__}: {error})")
     if problems:
-        raise UserError(f"dataset folder {folder} is damaged: {'; '.join(problems)}. Have it built again: rm -r {folder}")
+        raise UserError(
+            f"dataset folder {folder} is damaged: {'; '.join(problems)}. Have it built again: rm -r {folder}"
+        )
     return manifest

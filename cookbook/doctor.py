@@ -45,7 +45,11 @@ class Finding:
         if self.path is None:
             return "missing"
         major = int(re.match(r"\d+", self.version)[0]) if self.version[:1].isdigit() else 0
-        return f"version {self.version} is too old, expected {self.tool.minimum} or newer" if major < self.tool.minimum else None
+        return (
+            f"version {self.version} is too old, expected {self.tool.minimum} or newer"
+            if major < self.tool.minimum
+            else None
+        )
 
     @property
     def remedy(self):
@@ -70,7 +74,9 @@ def require(names, recipe):
         if finding.problem:
             problems.append(f"  {name}: {finding.problem}. Install it: {finding.remedy}")
     if problems:
-        raise UserError(f"recipe {recipe} needs tools that this machine lacks (make doctor lists all):\n" + "\n".join(problems))
+        raise UserError(
+            f"recipe {recipe} needs tools that this machine lacks (make doctor lists all):\n" + "\n".join(problems)
+        )
 
 
 def main():

@@ -22,7 +22,9 @@ def eject(recipe, target, overrides=()):
     names = sorted(path.parent.name for path in ROOT.glob("recipes/*/main.py"))
     if recipe not in names:
         near = difflib.get_close_matches(recipe, names, 1, 0.5)
-        raise UserError(f"RECIPE={recipe} does not exist{f'; did you mean {near[0]}?' if near else '.'} There are: {', '.join(names)}")
+        raise UserError(
+            f"RECIPE={recipe} does not exist{f'; did you mean {near[0]}?' if near else '.'} There are: {', '.join(names)}"
+        )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"TO={target} is not an empty folder; choose another one: nothing is ever overwritten")
     config, choices = compose_recipe(recipe, overrides)
@@ -33,7 +35,9 @@ def eject(recipe, target, overrides=()):
     (process,) = launch.plan(config, source, Path("/HERE/.venv/bin/python"), Path("/HERE"))
 
     def as_template(text):
-        return text.replace(str(source), "$(CURDIR)").replace("/HERE", "$(CURDIR)").replace(str(COUNT), "$(NUM_WORKERS)")
+        return (
+            text.replace(str(source), "$(CURDIR)").replace("/HERE", "$(CURDIR)").replace(str(COUNT), "$(NUM_WORKERS)")
+        )
 
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -48,7 +52,9 @@ def eject(recipe, target, overrides=()):
     parameters = config["data"]["parameters"] | parameters
     scripts = {as_template(path): content for path, content in process.files.items()}
     loader = jinja2.FileSystemLoader(ROOT / "cookbook/templates/eject")
-    templates = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+    templates = jinja2.Environment(
+        loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True
+    )
     for template in templates.list_templates():
         text = templates.get_template(template).render(
             recipe=recipe, num_workers=num_workers, python=PYTHON, lock=lock_of(recipe, variant).name,
@@ -59,7 +65,11 @@ def eject(recipe, target, overrides=()):
         (partial / template.removesuffix(".j2")).write_text(text)
     for path, content in scripts.items():
         file = partial / Path(path).name
-        file.write_text(content.replace(str(-(-COUNT // 2)), str(-(-num_workers // 2))).replace(str(COUNT // 2), str(num_workers // 2)))
+        file.write_text(
+            content.replace(str(-(-COUNT // 2)), str(-(-num_workers // 2))).replace(
+                str(COUNT // 2), str(num_workers // 2)
+            )
+        )
         file.chmod(0o755)
     if target.exists():
         target.rmdir()

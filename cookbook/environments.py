@@ -34,7 +34,9 @@ def uv_environment():
         return {}
     links = os.environ.get("PIP_FIND_LINKS")
     if links is None:
-        answer = subprocess.run([sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True)
+        answer = subprocess.run(
+            [sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True
+        )
         links = answer.stdout.strip() if answer.returncode == 0 else ""
     return {"UV_FIND_LINKS": ",".join(links.split())} if links else {}
 
@@ -78,7 +80,11 @@ def ensure(recipe, cache_dir, stage, mark, variant=None):
         shutil.rmtree(folder, ignore_errors=True)
         log = folder.with_suffix(".log")
         log.unlink(missing_ok=True)
-        tools = {**uv_environment(), "UV_NO_PROGRESS": "1", "UV_COMPILE_BYTECODE": "1"}  # else each worker compiles at its first import
+        tools = {
+            **uv_environment(),
+            "UV_NO_PROGRESS": "1",
+            "UV_COMPILE_BYTECODE": "1",
+        }  # else each worker compiles at its first import
 
         def step(text, *argv):
             stage.update(text)
@@ -98,9 +104,24 @@ def ensure(recipe, cache_dir, stage, mark, variant=None):
 def renew_lock(source, *extra):
     """Writes the lock beside a requirements.in: every package pinned, no package source's address, no GPU packages."""
     target = source.with_suffix(".txt") if source.suffix == ".in" else source.with_name("requirements.txt")
-    compile_ = [uv(), "pip", "compile", "-q", "--upgrade", "--no-annotate", "--no-header", "--python-version", PYTHON, *extra]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("UV_FIND_LINKS", "UV_INDEX"))}
-    text = subprocess.run([*compile_, source.name], cwd=source.parent, env=environment, check=True, capture_output=True, text=True).stdout
+    compile_ = [
+        uv(),
+        "pip",
+        "compile",
+        "-q",
+        "--upgrade",
+        "--no-annotate",
+        "--no-header",
+        "--python-version",
+        PYTHON,
+        *extra,
+    ]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("UV_FIND_LINKS", "UV_INDEX"))
+    }
+    text = subprocess.run(
+        [*compile_, source.name], cwd=source.parent, env=environment, check=True, capture_output=True, text=True
+    ).stdout
     built = re.findall(r"^(\S+)==\S+\s+# not in the lock", source.read_text(), re.MULTILINE)
     lines = [
         line for line in text.splitlines()

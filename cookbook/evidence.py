@@ -67,7 +67,13 @@ def _describe(events):
     start, end = events[0], _end(events) or {}
     world = next((event for event in reversed(events) if event["event"] == "world"), start)
     facts = {key: value for key, value in start.items() if key not in ("event", "time")}
-    return {**facts, "rank": world["rank"], "world_size": world["world_size"], "samples": end.get("samples"), "digest": end.get("digest")}
+    return {
+        **facts,
+        "rank": world["rank"],
+        "world_size": world["world_size"],
+        "samples": end.get("samples"),
+        "digest": end.get("digest"),
+    }
 
 
 def _worlds(current):
@@ -122,7 +128,9 @@ def _membership(verdict, asked):
         if not worker["samples"]:
             problems.append(f"rank {worker['rank']} did no work (0 samples)")
         if asked.seen_pids is not None and worker["pid"] not in asked.seen_pids:
-            problems.append(f"rank {worker['rank']} claims process {worker['pid']}, which the operating system never showed in this run")
+            problems.append(
+                f"rank {worker['rank']} claims process {worker['pid']}, which the operating system never showed in this run"
+            )
     return problems
 
 
@@ -167,8 +175,12 @@ def rows_once_per_epoch(records, verdict, asked):
         if count < wanted:
             problems.append(f"epoch {epoch + 1}: {wanted - count:,} of {wanted:,} rows were lost")
         elif count > wanted:
-            problems.append(f"epoch {epoch + 1}: {count - wanted:,} rows were counted twice ({count:,} instead of {wanted:,})")
-        elif wanted == n and ((total - n * (n - 1) // 2) % 2**64 or (total_sq - (n - 1) * n * (2 * n - 1) // 6) % 2**64):
+            problems.append(
+                f"epoch {epoch + 1}: {count - wanted:,} rows were counted twice ({count:,} instead of {wanted:,})"
+            )
+        elif wanted == n and (
+            (total - n * (n - 1) // 2) % 2**64 or (total_sq - (n - 1) * n * (2 * n - 1) // 6) % 2**64
+        ):
             problems.append(f"epoch {epoch + 1}: {n:,} rows, but not each one once: some were lost and others doubled")
     problems += [f"rows were trained on in epoch {epoch + 1}, which nobody asked for" for epoch in sorted(per_epoch)]
     return problems[:10]
@@ -186,7 +198,11 @@ def _rows_in_effect(records):
                 generation = event["generation"]
                 restores[generation] = (event["epoch"], event["step"])
     for restored, position in restores.items():
-        rows = [(generation, row) for generation, row in rows if generation >= restored or (row["epoch"], row["step"]) < position]
+        rows = [
+            (generation, row)
+            for generation, row in rows
+            if generation >= restored or (row["epoch"], row["step"]) < position
+        ]
     return [row for _, row in rows]
 
 
@@ -196,7 +212,10 @@ def same_parameters(records, verdict, asked):
     if None in digests:
         return ["a worker reported no digest of its final parameters"]
     if len(digests) > 1:
-        return ["the ranks ended with different parameters: " + ", ".join(f"rank {w['rank']} {w['digest'][:12]}" for w in verdict.workers)]
+        return [
+            "the ranks ended with different parameters: "
+            + ", ".join(f"rank {w['rank']} {w['digest'][:12]}" for w in verdict.workers)
+        ]
     return []
 
 

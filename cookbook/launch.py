@@ -47,7 +47,9 @@ def check(config, num_cores):
     if num_workers < 1:
         raise UserError(f"cluster.num_workers={num_workers}: expected at least 1")
     if most is not None and num_workers > most:
-        raise UserError(f"cluster.num_workers={num_workers} is more than this scale allows ({most}); choose scale=default, or fewer workers")
+        raise UserError(
+            f"cluster.num_workers={num_workers} is more than this scale allows ({most}); choose scale=default, or fewer workers"
+        )
     threads = num_workers * config["cluster"]["num_threads_per_worker"]
     if threads > num_cores:
         return f"{threads} worker threads share {num_cores} cores: this runs, but its speed says nothing"
@@ -82,7 +84,13 @@ def horovodrun(config, recipe_dir, python, run_dir):
     recipe, cluster = config["recipe"], config["cluster"]
     num_workers = cluster["num_workers"]
     loopback = "lo0" if sys.platform == "darwin" else "lo"
-    argv = [str(python.parent / "horovodrun"), "-np", str(num_workers), "--start-timeout", str(cluster["start_timeout_seconds"])]
+    argv = [
+        str(python.parent / "horovodrun"),
+        "-np",
+        str(num_workers),
+        "--start-timeout",
+        str(cluster["start_timeout_seconds"]),
+    ]
     for key in ("fusion_threshold_mb", "cycle_time_ms"):
         if recipe[key] is not None:
             argv += [f"--{key.replace('_', '-')}", str(recipe[key])]

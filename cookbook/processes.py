@@ -11,7 +11,9 @@ import psutil
 
 from cookbook import UserError
 
-MARK = "COOKBOOK_RUN"  # environment variable by which the descendants of a run are known, also those that left its group
+MARK = (
+    "COOKBOOK_RUN"  # environment variable by which the descendants of a run are known, also those that left its group
+)
 
 
 def _die_with_parent():

@@ -72,7 +72,13 @@ def plot(name, series):
     svg = svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)} over steps" ', 1)
     # Several pictures in one page: their inner names must not meet.
     tag = "".join(letter for letter in name if letter.isalnum())
-    return svg.replace('id="', f'id="{tag}-').replace("#", "\0").replace('xlink:href="\0', f'xlink:href="#{tag}-').replace("url(\0", f"url(#{tag}-").replace("\0", "#")
+    return (
+        svg.replace('id="', f'id="{tag}-')
+        .replace("#", "\0")
+        .replace('xlink:href="\0', f'xlink:href="#{tag}-')
+        .replace("url(\0", f"url(#{tag}-")
+        .replace("\0", "#")
+    )
 
 
 def curve_names(contents):
@@ -104,13 +110,26 @@ def write_overview(root):
         groups.setdefault(content["recipe"], []).append((folder, content))
     plots = {
         recipe: [
-            plot(name, [(folder.name, content["curves"][name]) for folder, content in members[-8:] if content.get("curves", {}).get(name)])
+            plot(
+                name,
+                [
+                    (folder.name, content["curves"][name])
+                    for folder, content in members[-8:]
+                    if content.get("curves", {}).get(name)
+                ],
+            )
             for name in curve_names([content for _, content in members[-8:]])
         ]
         for recipe, members in groups.items()
     }
-    page = environment().get_template("runs.html").render(
-        runs=[(folder.relative_to(Path(root).resolve()), content) for folder, content in reversed(found)], plots=plots, machine=machine()
+    page = (
+        environment()
+        .get_template("runs.html")
+        .render(
+            runs=[(folder.relative_to(Path(root).resolve()), content) for folder, content in reversed(found)],
+            plots=plots,
+            machine=machine(),
+        )
     )
     return _write(Path(root) / "report.html", page), len(found)
 

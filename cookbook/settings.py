@@ -7,16 +7,21 @@ import re
 
 import yaml
 from omegaconf import OmegaConf
-from runrecord import same_kind
 
 from cookbook import ROOT, UserError
+from runrecord import same_kind
 
 CONF = ROOT / "conf"
 
 
 def refuse_to_be_a_worker(environment=os.environ):
     """Raises UserError when the driver itself was started once per rank."""
-    for name, launcher in (("RANK", "torchrun"), ("OMPI_COMM_WORLD_RANK", "mpirun"), ("HOROVOD_RANK", "horovodrun"), ("PMI_RANK", "mpiexec")):
+    for name, launcher in (
+        ("RANK", "torchrun"),
+        ("OMPI_COMM_WORLD_RANK", "mpirun"),
+        ("HOROVOD_RANK", "horovodrun"),
+        ("PMI_RANK", "mpiexec"),
+    ):
         if name in environment:
             raise UserError(
                 f"{name}={environment[name]}: the driver was started by {launcher}, once per rank. It starts the workers itself: "
@@ -27,7 +32,9 @@ def refuse_to_be_a_worker(environment=os.environ):
 def check_choices(arguments):
     """Raises UserError, with the nearest name, when a group=choice names a file that is not there, or no recipe is named."""
     chosen = dict(re.match(r"(\w+)=(.*)", word).groups() for word in arguments if re.match(r"(\w+)=", word))
-    groups = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()}
+    groups = {
+        folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()
+    }
     if "recipe" not in chosen:
         raise UserError(f"which recipe? Say recipe=NAME; there are: {', '.join(groups['recipe'])}")
     for group, names in groups.items():
@@ -55,11 +62,15 @@ def _compare(defaults, values, prefix, path):
         if isinstance(default, dict) and isinstance(value, dict):
             _compare(default, value, name, path)
         elif not same_kind(value, default):
-            raise UserError(f"{name}={value!r}: expected {_kind(default)}, like the default {default!r} in {path.relative_to(ROOT)}")
+            raise UserError(
+                f"{name}={value!r}: expected {_kind(default)}, like the default {default!r} in {path.relative_to(ROOT)}"
+            )
 
 
 def _kind(value):
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}.get(type(value), type(value).__name__)
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}.get(
+        type(value), type(value).__name__
+    )
 
 
 def plain(config):

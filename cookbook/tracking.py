@@ -16,7 +16,9 @@ def check(settings):
         try:
             urllib.request.urlopen(settings["uri"].rstrip("/") + "/health", timeout=5).close()
         except (OSError, ValueError) as error:
-            raise UserError(f"tracking.uri={settings['uri']}: no MLflow server answers there ({error}); start one, or use the local store") from None
+            raise UserError(
+                f"tracking.uri={settings['uri']}: no MLflow server answers there ({error}); start one, or use the local store"
+            ) from None
 
 
 def send(settings, folder, content):
@@ -25,7 +27,11 @@ def send(settings, folder, content):
 
 def _flat(content):
     """What identifies the run in a tracker: its settings as given, and where it ran."""
-    return {"recipe": content["recipe"], "world_size": content["world_size"], "overrides": " ".join(content["overrides"]) or "-"}
+    return {
+        "recipe": content["recipe"],
+        "world_size": content["world_size"],
+        "overrides": " ".join(content["overrides"]) or "-",
+    }
 
 
 def to_mlflow(settings, folder, content):

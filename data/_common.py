@@ -1,7 +1,7 @@
 """What the dataset builders share: a folder that appears whole or not at all, and downloads that can be trusted.
 
 A builder is `python data/NAME.py OUT [key=value ...]` (values as JSON where they are not plain text). It needs NumPy and
-what its own module names; it knows nothing of the cookbook, so that it can be copied with a recipe.
+what its own module names, and nothing else, so that it can be copied with a recipe.
 """
 
 import contextlib

@@ -29,9 +29,10 @@ class ArraysOnly(pickle.Unpickler):
 
 
 def build(folder, mirrors, md5, download_dir):
-    (archive_name, archive_md5), = md5.items()
+    ((archive_name, archive_md5),) = md5.items()
     archive = download(mirrors, archive_name, archive_md5, Path(download_dir))
     with tarfile.open(archive) as tar:
+
         def read(name):
             content = tar.extractfile(f"cifar-10-batches-py/{name}").read()
             return ArraysOnly(io.BytesIO(content), encoding="latin1").load()

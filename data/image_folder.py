@@ -77,7 +77,9 @@ def build(folder, path, size, channels, test_fraction, split_seed):
         print(f"note: {note}", flush=True)
     for part, (_, labels) in parts.items():
         if not len(labels):
-            raise DatasetError(f"{root}: the {part} part has no readable picture ({len(left_out)} files were unreadable)")
+            raise DatasetError(
+                f"{root}: the {part} part has no readable picture ({len(left_out)} files were unreadable)"
+            )
     empty = [classes[k] for k in range(len(classes)) if not (parts["train"][1] == k).any()]
     if empty:
         raise DatasetError(f"{root}: no readable training picture in: {', '.join(empty)}")

@@ -2,8 +2,8 @@
 
 import pytest
 import yaml
-from runrecord import read_records
 
+from runrecord import read_records
 from tests.helpers import ROOT, run_cookbook
 
 
@@ -17,8 +17,16 @@ def run_recipe(request, tmp_path):
         words = [f"cluster.num_workers={num_workers}"]
         for name, value in settings.items():
             text = str(value).lower() if isinstance(value, bool) else value
-            words.append(f"recipe.{name}={text}" if name in own else f"scale.{name}={text}" if name.startswith("max_") else f"{name}={text}")
-        _, folder, _ = run_cookbook(f"recipe={recipe}", *words, output_root=tmp_path / f"run{len(list(tmp_path.iterdir()))}")
+            words.append(
+                f"recipe.{name}={text}"
+                if name in own
+                else f"scale.{name}={text}"
+                if name.startswith("max_")
+                else f"{name}={text}"
+            )
+        _, folder, _ = run_cookbook(
+            f"recipe={recipe}", *words, output_root=tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        )
         return read_records(folder)
 
     return run

@@ -1,6 +1,6 @@
 """What a worker writes down about its work: a file of JSON lines per worker process, only ever appended to.
 
-A recipe depends on nothing else of the cookbook. Standard library and PyYAML only, so that the file can be copied beside
+A recipe depends on nothing else of its project. Standard library and PyYAML only, so that the file can be copied beside
 a `main.py`. Who reads the records decides from them alone whether the run counts; a worker never says "all went well".
 
 Events, each with `event` and `time` (seconds since 1970):
@@ -97,7 +97,9 @@ class RunRecord:
         """
         self._samples += len(ids)
         wide = ids.astype("uint64")
-        self._write("rows", epoch=epoch, step=step, count=len(ids), sum=int(wide.sum()), sum_sq=int((wide * wide).sum()))
+        self._write(
+            "rows", epoch=epoch, step=step, count=len(ids), sum=int(wide.sum()), sum_sq=int((wide * wide).sum())
+        )
 
     def metric(self, name, value, step, epoch=None, unit=""):
         """A number at a step. Reduce it over the ranks first: ranks that report different values fail the run."""

@@ -15,7 +15,9 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 
 # What a launcher sets must not reach the driver, should the tests themselves run under one.
-CLEAN = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_RANK")}
+CLEAN = {
+    name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
+}
 
 
 def recipes():
@@ -57,7 +59,11 @@ class Driver:
     def events(self):
         """All events that the workers have written so far."""
         folder = (self.output_root / self.recipe / "latest").resolve()
-        lines = [line for path in folder.glob("workers/*.jsonl") for line in path.read_text().rpartition("\n")[0].splitlines()]
+        lines = [
+            line
+            for path in folder.glob("workers/*.jsonl")
+            for line in path.read_text().rpartition("\n")[0].splitlines()
+        ]
         return [json.loads(line) for line in lines]
 
     def pid_of(self, rank):

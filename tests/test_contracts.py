@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cookbook import ROOT
-from cookbook.eject import eject
+from cookbook.eject import compose_recipe, eject
 from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook
 
 RECIPES = recipes()
@@ -26,7 +26,13 @@ def proof_of(recipe):
 DATA_PARALLEL = [recipe for recipe in RECIPES if "same_parameters" in proof_of(recipe)]
 
 # Top-level modules whose package has another name.
-PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "keras": "tensorflow-cpu", "tensorflow": "tensorflow-cpu"}
+PACKAGES = {
+    "sklearn": "scikit-learn",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "keras": "tensorflow-cpu",
+    "tensorflow": "tensorflow-cpu",
+}
 
 
 def imports_of(path):
@@ -44,7 +50,9 @@ def test_a_recipe_is_a_folder_a_config_and_a_target(recipe):
     for name in ("main.py", "requirements.in", "requirements.txt", "test_recipe.py", "README.md"):
         assert (ROOT / "recipes" / recipe / name).is_file(), name
     assert (ROOT / f"conf/recipe/{recipe}.yaml").is_file()
-    text = subprocess.run(["make", "-n", f"recipe-{recipe}"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        ["make", "-n", f"recipe-{recipe}"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert f"recipe={recipe}" in text
 
 
@@ -80,7 +88,9 @@ def test_the_commands_in_the_readme_exist(recipe):
     text = (ROOT / "recipes" / recipe / "README.md").read_text()
     targets = set(re.findall(r"\bmake ([a-z][a-z-]*)", text))
     assert f"recipe-{recipe}" in targets
-    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) | {f"recipe-{name}" for name in RECIPES}
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) | {
+        f"recipe-{name}" for name in RECIPES
+    }
     assert targets <= known
     own = yaml.safe_load((ROOT / f"conf/recipe/{recipe}.yaml").read_text())
     for key in re.findall(r"\brecipe\.([a-z0-9_]+)", text):
@@ -100,7 +110,13 @@ def test_a_run_proves_that_it_was_distributed(recipe, undisturbed):
     assert content["objective"]["direction"] in ("maximize", "minimize")
     assert content["versions"]
     assert content["overrides"] == [f"recipe={recipe}", SHORT, f"output_root={folder.parent.parent}"]
-    for text in ("result               ok", "workers              2", "report ", "workers by hand", content["objective"]["name"]):
+    for text in (
+        "result               ok",
+        "workers              2",
+        "report ",
+        "workers by hand",
+        content["objective"]["name"],
+    ):
         assert text in output
     page = (folder / "report.html").read_text()
     assert "<svg" in page
@@ -110,7 +126,11 @@ def test_a_run_proves_that_it_was_distributed(recipe, undisturbed):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_printed_command_starts_the_workers(recipe, undisturbed, tmp_path):
     content, folder, _ = undisturbed(f"recipe={recipe}", SHORT)
-    config = yaml.safe_load((folder / "config.yaml").read_text()) | {"output_dir": str(tmp_path), "checkpoint_dir": str(tmp_path / "c"), "max_steps": 3}
+    config = yaml.safe_load((folder / "config.yaml").read_text()) | {
+        "output_dir": str(tmp_path),
+        "checkpoint_dir": str(tmp_path / "c"),
+        "max_steps": 3,
+    }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     command = content["workers_command"].replace(str(folder / "config.yaml"), str(tmp_path / "config.yaml"))
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=200, env=CLEAN)
@@ -141,7 +161,9 @@ def digests(content):
 def in_the_middle_of_an_epoch(driver, epoch=1):
     """True when the workers are some steps into an epoch that follows a checkpoint."""
     events = driver.events()
-    return any(e["event"] == "checkpoint" for e in events) and any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (epoch, 4) for e in events)
+    return any(e["event"] == "checkpoint" for e in events) and any(
+        e["event"] == "rows" and (e["epoch"], e["step"]) >= (epoch, 4) for e in events
+    )
 
 
 @pytest.mark.parametrize("recipe", DATA_PARALLEL)
@@ -182,18 +204,27 @@ def test_a_killed_driver_leaves_no_process_and_the_same_command_goes_on(recipe, 
 def test_an_ejected_recipe_runs_by_itself(recipe, tmp_path, recipe_python):
     """In an empty folder, with the repository out of reach, and its own test passes."""
     recipe_python(recipe)  # its compiled wheels are then in the cache, which stands for the one of a second set-up
-    from cookbook.eject import compose_recipe
-
     wheels = f"{compose_recipe(recipe)[0]['cache_dir']}/wheels"
     folder = eject(recipe, tmp_path / "mine")
     texts = {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
-    assert [path.name for path, text in texts.items() if "cookbook" in text.lower().replace("cookbook_", "") and path.suffix != ".md"] == []
+    assert [path.name for path, text in texts.items() if "cookbook" in text.lower()] == []
     assert [path.name for path, text in texts.items() if str(ROOT) in text] == []
-    environment = {name: value for name, value in CLEAN.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV", "COOKBOOK_CACHE")}
-    environment["PATH"] = os.pathsep.join(p for p in environment["PATH"].split(os.pathsep) if not p.startswith(str(ROOT)))
+    environment = {
+        name: value for name, value in CLEAN.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV", "COOKBOOK_CACHE")
+    }
+    environment["PATH"] = os.pathsep.join(
+        p for p in environment["PATH"].split(os.pathsep) if not p.startswith(str(ROOT))
+    )
     hidden = hide_repository()
     try:
-        done = subprocess.run([*hidden, "make", "setup", "test", f"WHEELS={wheels}"], cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+        done = subprocess.run(
+            [*hidden, "make", "setup", "test", f"WHEELS={wheels}"],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
     finally:
         shutil.rmtree(folder / ".venv", ignore_errors=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
@@ -212,7 +243,12 @@ def hide_repository():
 def test_eject_overwrites_nothing(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/precious.txt").write_text("mine")
-    done = subprocess.run([sys.executable, "-m", "cookbook.eject", RECIPES[0], str(tmp_path / "mine")], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "cookbook.eject", RECIPES[0], str(tmp_path / "mine")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert "is not an empty folder; choose another one" in done.stderr
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["precious.txt"]

@@ -88,14 +88,28 @@ def test_a_damaged_folder_is_refused(tmp_path, harm):
         path.unlink()
     else:
         (out / "manifest.json").write_text("{")
-    expected = {"cut": "has 10 bytes, expected", "changed": "has other content", "missing": "is missing", "manifest": "manifest.json cannot be read"}
+    expected = {
+        "cut": "has 10 bytes, expected",
+        "changed": "has other content",
+        "missing": "is missing",
+        "manifest": "manifest.json cannot be read",
+    }
     with pytest.raises(UserError, match=expected[harm]) as error:
         datasets.check(out)
     assert f"rm -r {out}" in str(error.value)
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):
-    text = build("image_folder", tmp_path / "a", status=1, path=str(tmp_path / "nowhere"), size=8, channels=3, test_fraction=0.2, split_seed=0)
+    text = build(
+        "image_folder",
+        tmp_path / "a",
+        status=1,
+        path=str(tmp_path / "nowhere"),
+        size=8,
+        channels=3,
+        test_fraction=0.2,
+        split_seed=0,
+    )
     assert "No such file or directory" in text
     assert "Traceback" not in text
     assert list(tmp_path.iterdir()) == []
@@ -105,7 +119,11 @@ def test_the_fingerprint_follows_code_and_parameters_not_places(monkeypatch):
     one = datasets.fingerprint("images", IMAGES)
     assert datasets.fingerprint("images", IMAGES | {"seed": 9}) != one
     assert datasets.fingerprint("images", IMAGES | {"mirrors": ["x"]}) == one
-    assert [path.name for path in datasets.builder_files("fashion_mnist")] == ["fashion_mnist.py", "_common.py", "mnist.py"]
+    assert [path.name for path in datasets.builder_files("fashion_mnist")] == [
+        "fashion_mnist.py",
+        "_common.py",
+        "mnist.py",
+    ]
 
 
 # ---- pictures of the user ------------------------------------------------------------------------------------------
@@ -149,14 +167,23 @@ def test_a_class_with_one_picture_is_trained_on_but_not_tested(tmp_path):
 def test_given_parts_are_kept(tmp_path):
     make_pictures(tmp_path / "in/train", {"red": 3, "blue": 3})
     make_pictures(tmp_path / "in/test", {"red": 1, "blue": 1})
-    assert build("image_folder", tmp_path / "out", path=str(tmp_path / "in"), **FOLDER)["rows"] == {"train": 6, "test": 2}
+    assert build("image_folder", tmp_path / "out", path=str(tmp_path / "in"), **FOLDER)["rows"] == {
+        "train": 6,
+        "test": 2,
+    }
 
 
 @pytest.mark.parametrize(
     ("prepare", "text"),
     [
-        (lambda root: make_pictures(root, {"red": 3}), "has 1 folders with .jpeg, .jpg, .png files; expected at least 2"),
-        (lambda root: [(root / n).mkdir(parents=True) or (root / n / "x.png").write_text("x") for n in "ab"], "has no readable picture (2 files were unreadable)"),
+        (
+            lambda root: make_pictures(root, {"red": 3}),
+            "has 1 folders with .jpeg, .jpg, .png files; expected at least 2",
+        ),
+        (
+            lambda root: [(root / n).mkdir(parents=True) or (root / n / "x.png").write_text("x") for n in "ab"],
+            "has no readable picture (2 files were unreadable)",
+        ),
         (lambda root: root.write_text("a file"), "Not a directory; data.path must be a readable folder"),
     ],
 )
@@ -296,7 +323,10 @@ def idx(array):
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_idx_files_become_arrays(tmp_path, serve, name):
     random = np.random.default_rng(1)
-    arrays = {prefix: (random.integers(256, size=(n, 28, 28), dtype=np.uint8), random.integers(10, size=n, dtype=np.uint8)) for prefix, n in (("train", 30), ("t10k", 10))}
+    arrays = {
+        prefix: (random.integers(256, size=(n, 28, 28), dtype=np.uint8), random.integers(10, size=n, dtype=np.uint8))
+        for prefix, n in (("train", 30), ("t10k", 10))
+    }
     files = {}
     for prefix, (images, labels) in arrays.items():
         files[f"{prefix}-images-idx3-ubyte.gz"], files[f"{prefix}-labels-idx1-ubyte.gz"] = idx(images), idx(labels)
@@ -311,7 +341,10 @@ def test_idx_files_become_arrays(tmp_path, serve, name):
 
 def cifar_archive(meta=None):
     random, out = np.random.default_rng(2), io.BytesIO()
-    content = {f"data_batch_{k}": {"data": random.integers(256, size=(4, 3072), dtype=np.uint8), "labels": [k] * 4} for k in range(1, 6)}
+    content = {
+        f"data_batch_{k}": {"data": random.integers(256, size=(4, 3072), dtype=np.uint8), "labels": [k] * 4}
+        for k in range(1, 6)
+    }
     content["test_batch"] = {"data": random.integers(256, size=(2, 3072), dtype=np.uint8), "labels": [0, 9]}
     content["batches.meta"] = meta or {"label_names": [f"class {k}" for k in range(10)]}
     with tarfile.open(fileobj=out, mode="w:gz") as tar:
@@ -327,7 +360,9 @@ def test_cifar_batches_become_arrays(tmp_path, serve):
     archive, content = cifar_archive()
     server = serve({"cifar-10-python.tar.gz": archive})
     md5 = {"cifar-10-python.tar.gz": hashlib.md5(archive).hexdigest()}
-    manifest = build("cifar10", tmp_path / "out", mirrors=[server.url], md5=md5, download_dir=str(tmp_path / "downloads"))
+    manifest = build(
+        "cifar10", tmp_path / "out", mirrors=[server.url], md5=md5, download_dir=str(tmp_path / "downloads")
+    )
     assert manifest["rows"] == {"train": 20, "test": 2}
     images, labels = load(tmp_path / "out", "train")
     assert images[0, 0, 1, 2] == content["data_batch_1"]["data"][0, 2 * 1024 + 1]  # row 0, column 1, channel blue
@@ -343,7 +378,9 @@ def test_a_pickle_that_calls_something_is_refused(tmp_path, serve):
     archive, _ = cifar_archive(meta=Evil())
     server = serve({"cifar-10-python.tar.gz": archive})
     md5 = {"cifar-10-python.tar.gz": hashlib.md5(archive).hexdigest()}
-    text = build("cifar10", tmp_path / "out", status=1, mirrors=[server.url], md5=md5, download_dir=str(tmp_path / "downloads"))
+    text = build(
+        "cifar10", tmp_path / "out", status=1, mirrors=[server.url], md5=md5, download_dir=str(tmp_path / "downloads")
+    )
     assert "the archive wants to load posix.system" in text
 
 

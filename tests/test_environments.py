@@ -24,7 +24,13 @@ def tiny(tmp_path, monkeypatch):
     """A checkout with one recipe that needs PyYAML only."""
     monkeypatch.setattr(environments, "ROOT", tmp_path)
     (tmp_path / "recipes/tiny").mkdir(parents=True)
-    (tmp_path / "recipes/tiny/requirements.txt").write_text((ROOT / "recipes/horovod/requirements.txt").read_text().split("pyyaml==")[1].join(["pyyaml==", ""]).split("\n")[0])
+    (tmp_path / "recipes/tiny/requirements.txt").write_text(
+        (ROOT / "recipes/horovod/requirements.txt")
+        .read_text()
+        .split("pyyaml==")[1]
+        .join(["pyyaml==", ""])
+        .split("\n")[0]
+    )
     shutil.copytree(ROOT / "runrecord", tmp_path / "runrecord")
     return tmp_path
 
@@ -82,7 +88,10 @@ def test_every_lock_pins_everything_and_names_no_source():
 
 
 def test_doctor_and_conda_name_the_same_tools():
-    conda = {word.split("=")[0]: word.partition("=")[2] for word in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]}
+    conda = {
+        word.split("=")[0]: word.partition("=")[2]
+        for word in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    }
     assert {tool.conda for tool in doctor.TOOLS} == set(conda)
     assert conda["python"] == environments.PYTHON
     assert f'requires-python = ">={conda["python"]}"' in (ROOT / "pyproject.toml").read_text()
@@ -99,7 +108,9 @@ def test_every_recipe_asks_for_tools_that_doctor_knows():
 
 def test_a_missing_tool_is_reported_with_the_line_that_installs_it(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match=r"(?s)recipe horovod needs tools .*cmake: missing. Install it: apt-get install cmake"):
+    with pytest.raises(
+        UserError, match=r"(?s)recipe horovod needs tools .*cmake: missing. Install it: apt-get install cmake"
+    ):
         doctor.require(["cmake"], "horovod")
 
 
@@ -112,7 +123,9 @@ def test_an_old_tool_is_reported(monkeypatch, tmp_path):
 
 
 def test_doctor_lists_every_tool():
-    text = subprocess.run([sys.executable, "-m", "cookbook.doctor"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        [sys.executable, "-m", "cookbook.doctor"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for tool in doctor.TOOLS:
         assert f" {tool.name} " in text
     assert f"of {len(doctor.TOOLS)} tools found" in text

@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from runrecord import RunRecord, read_records
 
 from cookbook import evidence
+from runrecord import RunRecord, read_records
 
 NUM_ROWS, BATCH, NUM_EPOCHS = 50, 8, 3
 STEPS = -(-NUM_ROWS // BATCH)
@@ -22,12 +22,20 @@ def write_run(folder, monkeypatch, num_workers=2, spoil=None):
         monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
 
         def write(self, event, rank=rank, **fields):
-            changed = spoil(event, {"rank": rank, **fields} if event in ("start", "world") else {"of_rank": rank, **fields})
+            changed = spoil(
+                event, {"rank": rank, **fields} if event in ("start", "world") else {"of_rank": rank, **fields}
+            )
             if changed is not None:
                 changed.pop("of_rank", None)
                 plain_write(self, event, **changed)
 
-        monkeypatch.setattr(RunRecord, "_write", lambda self, event, write=write, **fields: write(self, event, **{k: v for k, v in fields.items() if k != "rank"}))
+        monkeypatch.setattr(
+            RunRecord,
+            "_write",
+            lambda self, event, write=write, **fields: write(
+                self, event, **{k: v for k, v in fields.items() if k != "rank"}
+            ),
+        )
         with RunRecord(folder, rank, num_workers) as run:
             run.restore(0, 0, generation=1.0)
             for epoch in range(NUM_EPOCHS):
@@ -41,7 +49,13 @@ def write_run(folder, monkeypatch, num_workers=2, spoil=None):
 
 def judge(folder, **asked):
     rules = ("rows_once_per_epoch", "same_parameters")
-    wanted = {"num_workers": 2, "proof": rules, "num_rows": NUM_ROWS, "global_batch_size": BATCH, "num_epochs": NUM_EPOCHS}
+    wanted = {
+        "num_workers": 2,
+        "proof": rules,
+        "num_rows": NUM_ROWS,
+        "global_batch_size": BATCH,
+        "num_epochs": NUM_EPOCHS,
+    }
     return evidence.judge(read_records(folder), evidence.Asked(**wanted | asked))
 
 
@@ -80,11 +94,17 @@ def test_workers_of_an_earlier_try_do_not_count(tmp_path, monkeypatch):
     [
         ({"num_workers": 3}, "rank 2 of 3 never started"),
         ({"num_workers": 1}, "ranks [1] worked although only 1 workers were expected"),
-        ({"seen_pids": frozenset({1000})}, "rank 1 claims process 1001, which the operating system never showed in this run"),
+        (
+            {"seen_pids": frozenset({1000})},
+            "rank 1 claims process 1001, which the operating system never showed in this run",
+        ),
         ({"num_rows": NUM_ROWS + 2}, "epoch 1: 2 of 52 rows were lost"),
         ({"num_epochs": 2}, "rows were trained on in epoch 3, which nobody asked for"),
         ({"max_steps": 1}, "epoch 1: 42 rows were counted twice (50 instead of 8)"),
-        ({"proof": ("no_such_rule",)}, "rule 'no_such_rule' is unknown; there are: rows_once_per_epoch, same_parameters"),
+        (
+            {"proof": ("no_such_rule",)},
+            "rule 'no_such_rule' is unknown; there are: rows_once_per_epoch, same_parameters",
+        ),
     ],
 )
 def test_another_run_than_was_asked_for(tmp_path, monkeypatch, asked, problem):
@@ -105,12 +125,16 @@ def test_ranks_that_each_believe_to_be_alone(tmp_path, monkeypatch):
 
 
 def test_a_worker_without_work(tmp_path, monkeypatch):
-    write_run(tmp_path, monkeypatch, spoil=lambda event, f: f | {"samples": 0} if event == "end" and f["of_rank"] == 1 else f)
+    write_run(
+        tmp_path, monkeypatch, spoil=lambda event, f: f | {"samples": 0} if event == "end" and f["of_rank"] == 1 else f
+    )
     assert judge(tmp_path).problems == ["rank 1 did no work (0 samples)"]
 
 
 def test_ranks_that_diverge(tmp_path, monkeypatch):
-    write_run(tmp_path, monkeypatch, spoil=lambda event, f: f | {"digest": f"{f['of_rank']:064d}"} if event == "end" else f)
+    write_run(
+        tmp_path, monkeypatch, spoil=lambda event, f: f | {"digest": f"{f['of_rank']:064d}"} if event == "end" else f
+    )
     (problem,) = judge(tmp_path).problems
     assert problem.startswith("the ranks ended with different parameters: rank 0 0000")
 
@@ -121,7 +145,11 @@ def test_a_missing_digest(tmp_path, monkeypatch):
 
 
 def test_lost_rows(tmp_path, monkeypatch):
-    write_run(tmp_path, monkeypatch, spoil=lambda e, f: None if e == "rows" and (f["of_rank"], f["epoch"], f["step"]) == (1, 1, 2) else f)
+    write_run(
+        tmp_path,
+        monkeypatch,
+        spoil=lambda e, f: None if e == "rows" and (f["of_rank"], f["epoch"], f["step"]) == (1, 1, 2) else f,
+    )
     assert judge(tmp_path).problems == ["epoch 2: 4 of 50 rows were lost"]
 
 
@@ -133,7 +161,11 @@ def test_every_rank_takes_all_rows(tmp_path, monkeypatch):
 
 def test_the_right_number_of_the_wrong_rows(tmp_path, monkeypatch):
     def spoil(event, fields):
-        return fields | {"sum": fields["sum"] + 1} if event == "rows" and fields["epoch"] == 0 and fields["step"] == 0 else fields
+        return (
+            fields | {"sum": fields["sum"] + 1}
+            if event == "rows" and fields["epoch"] == 0 and fields["step"] == 0
+            else fields
+        )
 
     write_run(tmp_path, monkeypatch, spoil=spoil)
     assert judge(tmp_path).problems == ["epoch 1: 50 rows, but not each one once: some were lost and others doubled"]
@@ -141,12 +173,20 @@ def test_the_right_number_of_the_wrong_rows(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_metric_that_is_no_number(tmp_path, monkeypatch, value):
-    write_run(tmp_path, monkeypatch, spoil=lambda event, f: f | {"value": value} if event == "metric" and f["epoch"] == 2 else f)
+    write_run(
+        tmp_path,
+        monkeypatch,
+        spoil=lambda event, f: f | {"value": value} if event == "metric" and f["epoch"] == 2 else f,
+    )
     assert f"train/loss is {value} at step 21 on rank 0" in judge(tmp_path).problems
 
 
 def test_a_metric_that_was_not_reduced(tmp_path, monkeypatch):
-    write_run(tmp_path, monkeypatch, spoil=lambda event, f: f | {"value": f["value"] + f["of_rank"]} if event == "metric" else f)
+    write_run(
+        tmp_path,
+        monkeypatch,
+        spoil=lambda event, f: f | {"value": f["value"] + f["of_rank"]} if event == "metric" else f,
+    )
     assert judge(tmp_path).problems[0].startswith("the ranks disagree on train/loss at step 7: {0: 1.0, 1: 2.0}")
 
 
@@ -159,7 +199,11 @@ def test_an_exception_in_a_worker_is_the_reason(tmp_path):
 
 def test_steps_that_were_taken_again_count_once(tmp_path, monkeypatch):
     """Rank 1 dies after epoch 2, step 3; the survivor goes back to step 2 and takes all the rest alone."""
-    write_run(tmp_path, monkeypatch, spoil=lambda event, f: None if (event == "rows" and (f["epoch"], f["step"]) > (1, 3)) or event == "end" else f)
+    write_run(
+        tmp_path,
+        monkeypatch,
+        spoil=lambda event, f: None if (event == "rows" and (f["epoch"], f["step"]) > (1, 3)) or event == "end" else f,
+    )
     with RunRecord(tmp_path, 0, 1) as run:
         run.restore(1, 2, generation=2.0)
         for epoch in (1, 2):

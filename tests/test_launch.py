@@ -16,7 +16,9 @@ def plan(*overrides):
 
 
 def test_horovodrun_over_gloo():
-    process = plan("cluster.num_workers=4", "recipe.fusion_threshold_mb=32", "recipe.cycle_time_ms=0.5", "recipe.timeline=true")
+    process = plan(
+        "cluster.num_workers=4", "recipe.fusion_threshold_mb=32", "recipe.cycle_time_ms=0.5", "recipe.timeline=true"
+    )
     words = " ".join(process.argv)
     assert process.argv[:3] == ["/env/bin/horovodrun", "-np", "4"]
     assert "-H localhost:4 --gloo --network-interfaces lo" in words
@@ -48,8 +50,14 @@ def test_tensorflow_is_a_program_of_its_own():
 
 def test_every_option_is_one_that_horovodrun_knows(recipe_python):
     python = recipe_python("horovod")
-    known = subprocess.run([str(python.parent / "horovodrun"), "--help"], capture_output=True, text=True, check=True).stdout
-    for overrides in (["recipe.timeline=true", "recipe.cycle_time_ms=2"], ["recipe.controller=mpi"], ["recipe.elastic=true"]):
+    known = subprocess.run(
+        [str(python.parent / "horovodrun"), "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for overrides in (
+        ["recipe.timeline=true", "recipe.cycle_time_ms=2"],
+        ["recipe.controller=mpi"],
+        ["recipe.elastic=true"],
+    ):
         options = [word.split("=")[0] for word in plan(*overrides).argv[1:-3] if re.match(r"--?[a-zA-Z]", word)]
         assert len(options) >= 3
         assert [option for option in options if not re.search(rf"(^|[\s,]){re.escape(option)}[\s,]", known, re.M)] == []

@@ -5,20 +5,25 @@ import itertools
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from runrecord import load_config, same_kind
 
 from cookbook import ROOT, UserError, launch, settings
 from cookbook.eject import compose_recipe
+from runrecord import load_config, same_kind
 from tests.helpers import recipes
 
-GROUPS = {group: sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")) for group in ("recipe", "cluster", "scale", "tracking", "data")}
+GROUPS = {
+    group: sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+    for group in ("recipe", "cluster", "scale", "tracking", "data")
+}
 
 
 def test_no_group_is_empty():
     assert all(GROUPS.values()), GROUPS
 
 
-@pytest.mark.parametrize("choice", list(itertools.product(*(GROUPS[g] for g in ("recipe", "cluster", "scale", "tracking")))), ids="-".join)
+@pytest.mark.parametrize(
+    "choice", list(itertools.product(*(GROUPS[g] for g in ("recipe", "cluster", "scale", "tracking")))), ids="-".join
+)
 def test_every_combination_composes(choice):
     words = [f"{group}={name}" for group, name in zip(("recipe", "cluster", "scale", "tracking"), choice, strict=True)]
     with initialize_config_dir(str(settings.CONF), version_base="1.3"):
@@ -46,7 +51,9 @@ def test_every_setting_has_a_comment_and_one_home(recipe):
 
 
 def test_overrides_beat_recipe_defaults_and_scale():
-    config, _ = compose_recipe("horovod", ["recipe.num_epochs=3", "scale=smoke", "scale.max_rows=100", "cluster.num_workers=4"])
+    config, _ = compose_recipe(
+        "horovod", ["recipe.num_epochs=3", "scale=smoke", "scale.max_rows=100", "cluster.num_workers=4"]
+    )
     flat = launch.worker_settings(config, "data", "out")
     assert (flat["num_epochs"], flat["max_rows"], flat["max_steps"]) == (3, 100, 40)
     assert config["cluster"]["num_workers"] == 4
@@ -55,11 +62,17 @@ def test_overrides_beat_recipe_defaults_and_scale():
 @pytest.mark.parametrize(
     ("override", "text"),
     [
-        ("recipe.num_epochs=many", "recipe.num_epochs='many': expected a whole number, like the default 15 in conf/recipe/horovod.yaml"),
+        (
+            "recipe.num_epochs=many",
+            "recipe.num_epochs='many': expected a whole number, like the default 15 in conf/recipe/horovod.yaml",
+        ),
         ("recipe.num_epochs=1.5", "expected a whole number"),
         ("recipe.elastic=1", "expected true or false"),
         ("recipe.learning_rate=fast", "expected a number"),
-        ("cluster.num_workers=two", "cluster.num_workers='two': expected a whole number, like the default 2 in conf/cluster/local.yaml"),
+        (
+            "cluster.num_workers=two",
+            "cluster.num_workers='two': expected a whole number, like the default 2 in conf/cluster/local.yaml",
+        ),
         ("seed=x", "seed='x': expected a whole number"),
     ],
 )
@@ -77,14 +90,25 @@ def test_values_that_fit_are_taken(override, value):
 
 @pytest.mark.parametrize(
     ("value", "default", "fits"),
-    [(1, 2, True), (1, 2.0, True), (True, 2, False), (True, 2.0, False), (1.0, 2, False), ("a", "b", True), (None, 1, False), (3, None, True)],
+    [
+        (1, 2, True),
+        (1, 2.0, True),
+        (True, 2, False),
+        (True, 2.0, False),
+        (1.0, 2, False),
+        ("a", "b", True),
+        (None, 1, False),
+        (3, None, True),
+    ],
 )
 def test_same_kind(value, default, fits):
     assert same_kind(value, default) is fits
 
 
 def test_the_nearest_name_is_suggested():
-    with pytest.raises(UserError, match=r"recipe=horovodd does not exist; did you mean recipe=horovod\? There are: .*horovod"):
+    with pytest.raises(
+        UserError, match=r"recipe=horovodd does not exist; did you mean recipe=horovod\? There are: .*horovod"
+    ):
         settings.check_choices(["recipe=horovodd"])
     with pytest.raises(UserError, match=r"did you mean scale=smoke\?"):
         settings.check_choices(["recipe=horovod", "scale=smokee"])
@@ -93,7 +117,9 @@ def test_the_nearest_name_is_suggested():
     settings.check_choices(["-m", "recipe=horovod", "data=digits,images"])
 
 
-@pytest.mark.parametrize(("name", "launcher"), [("RANK", "torchrun"), ("OMPI_COMM_WORLD_RANK", "mpirun"), ("HOROVOD_RANK", "horovodrun")])
+@pytest.mark.parametrize(
+    ("name", "launcher"), [("RANK", "torchrun"), ("OMPI_COMM_WORLD_RANK", "mpirun"), ("HOROVOD_RANK", "horovodrun")]
+)
 def test_the_driver_refuses_to_be_a_worker(name, launcher):
     with pytest.raises(UserError, match=f"{name}=1: the driver was started by {launcher}"):
         settings.refuse_to_be_a_worker({name: "1"})

@@ -85,7 +85,9 @@ def follow(argv, environment):
     """Runs the build; prints its share done every ten seconds, and its last lines when it fails."""
     started = shown = time.monotonic()
     lines, percent = [], 0
-    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         for line in process.stdout:
             lines = [*lines[-2000:], line]
             if match := re.match(r"\s*\[ *(\d+)%\]", line):

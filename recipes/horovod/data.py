@@ -19,7 +19,9 @@ class ImageData:
             self.images = np.load(folder / f"{split}_images.npy", mmap_mode="r")[:max_rows]
             self.labels = np.load(folder / f"{split}_labels.npy", mmap_mode="r")[:max_rows]
         except (OSError, ValueError) as error:
-            raise SystemExit(f"data_dir={data_dir} cannot be read: {error}; delete that folder to have it built again") from None
+            raise SystemExit(
+                f"data_dir={data_dir} cannot be read: {error}; delete that folder to have it built again"
+            ) from None
         self.max_value = self.manifest["schema"]["images"]["max_value"]
         self.num_classes = len(self.manifest["classes"])
 

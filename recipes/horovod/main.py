@@ -15,12 +15,12 @@ from pathlib import Path
 import horovod
 import horovod.torch as hvd
 import torch
+from model import torch_network
+from settings import check_settings, learning_rate_at, num_steps_of
 from torch.nn import functional as F
 
 from data import Batches, ImageData
-from model import torch_network
 from runrecord import RunRecord, load_config
-from settings import check_settings, learning_rate_at, num_steps_of
 
 
 def main():
@@ -113,7 +113,9 @@ def train_epoch(state, train_data, batches, num_steps, config, run):
     state.epoch_loss += sum_over_ranks(loss_sum)
     seconds = time.perf_counter() - started
     done = first_step_of_epoch + last_step
-    run.metric("train/loss", state.epoch_loss / min(last_step * batches.global_batch_size, batches.num_rows), done, state.epoch)
+    run.metric(
+        "train/loss", state.epoch_loss / min(last_step * batches.global_batch_size, batches.num_rows), done, state.epoch
+    )
     if num_rows:
         # Distributed: ranks stop their clocks at slightly different times; the slowest one counts.
         run.metric("samples_per_second", num_rows / max_over_ranks(seconds), done, state.epoch, unit="samples/s")

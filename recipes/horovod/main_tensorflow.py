@@ -12,11 +12,11 @@ import horovod
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
+from model import tensorflow_network
+from settings import check_settings, learning_rate_at, num_steps_of
 
 from data import Batches, ImageData
-from model import tensorflow_network
 from runrecord import RunRecord, load_config
-from settings import check_settings, learning_rate_at, num_steps_of
 
 
 def main():
@@ -78,7 +78,9 @@ def train(model, optimizer, first_epoch, train_data, test_data, config, run):
             loss_sum += train_step(tf.constant(images), tf.constant(labels), tf.constant(float(batch_size)))
         loss = sum_over_ranks(float(loss_sum)) / num_rows
         # Distributed: ranks stop their clocks at slightly different times; the slowest one counts.
-        seconds = max(hvd.allgather(tf.constant([time.perf_counter() - started], tf.float64), name="seconds").numpy().tolist())
+        seconds = max(
+            hvd.allgather(tf.constant([time.perf_counter() - started], tf.float64), name="seconds").numpy().tolist()
+        )
         accuracy = evaluate(model, test_data, config.global_batch_size)
         done = epoch * batches.steps_per_epoch + last_step
         run.metric("train/loss", loss, done, epoch)
@@ -158,7 +160,9 @@ def load_checkpoint(model, optimizer, config):
         variables = model.variables + optimizer.variables
         theirs, mine = [content[name].shape for name in names], [tuple(v.shape) for v in variables]
         if theirs != mine:
-            number = next((k for k, (a, b) in enumerate(zip(theirs, mine, strict=False)) if a != b), min(len(theirs), len(mine)))
+            number = next(
+                (k for k, (a, b) in enumerate(zip(theirs, mine, strict=False)) if a != b), min(len(theirs), len(mine))
+            )
             raise SystemExit(
                 f"checkpoint {path} is from another model: it has {len(theirs)} variables and here are {len(mine)}, the first "
                 f"difference is at number {number}; use another checkpoint_dir, or the settings of that run"

@@ -35,7 +35,9 @@ def check_settings(config, framework, world_size=None):
     if config.elastic and (config.fusion_threshold_mb is not None or config.cycle_time_ms is not None):
         # ParameterManager::SetTensorFusionThresholdBytes writes out of bounds when Horovod 0.28.1 starts a second time
         # in a process with one of them fixed, which is what an elastic restart does: a segmentation fault.
-        raise SystemExit("elastic=true needs fusion_threshold_mb=null and cycle_time_ms=null: Horovod 0.28.1 cannot restart with them fixed")
+        raise SystemExit(
+            "elastic=true needs fusion_threshold_mb=null and cycle_time_ms=null: Horovod 0.28.1 cannot restart with them fixed"
+        )
     if world_size is not None:
         if config.global_batch_size < world_size:
             raise SystemExit(

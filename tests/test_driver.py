@@ -1,0 +1,234 @@
+"""The driver from outside: bad input, interruptions, two at once, sweeps, reports and trackers."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cookbook import ROOT, report, runs
+from tests.helpers import CLEAN, Driver, latest, run_cookbook
+
+SMOKE = ("recipe=horovod", "scale=smoke", "scale.max_steps=8")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["recipe=horovd"], "recipe=horovd does not exist; did you mean recipe=horovod?"),
+        ([], "which recipe? Say recipe=NAME"),
+        (["recipe=horovod", "cluster.num_workers=0"], "cluster.num_workers=0: expected at least 1"),
+        (["recipe=horovod", "recipe.num_epochs=many"], "recipe.num_epochs='many': expected a whole number"),
+        (["recipe=horovod", "recipe.num_epoch=3"], "num_epoch"),
+        (["recipe=horovod", "tracking=mlflow", "tracking.uri=http://127.0.0.1:9"], "no MLflow server answers there"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(tmp_path, words, text):
+    _, folder, output = run_cookbook(*words, output_root=tmp_path, status=1)
+    assert text in output
+    assert "Traceback" not in output
+    assert folder is None, "no run folder was made"
+
+
+def test_the_driver_under_torchrun(tmp_path):
+    _, _, output = run_cookbook(*SMOKE, output_root=tmp_path, status=1, environment={"RANK": "0", "WORLD_SIZE": "2"})
+    assert "RANK=0: the driver was started by torchrun, once per rank" in output
+
+
+def test_help_names_groups_and_commands():
+    text = subprocess.run(
+        [sys.executable, "-m", "cookbook", "--help"], cwd=ROOT, env=CLEAN, capture_output=True, text=True, check=True
+    ).stdout
+    for word in ("recipe: horovod", "scale: bench, default, smoke", "python -m cookbook -m recipe=NAME", "make eject"):
+        assert word in text
+
+
+def test_make_alone_prints_help():
+    text = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("recipe-%", "doctor", "report", "eject", "test", "lint", "clean"):
+        assert f"make {target} " in text
+
+
+def test_a_user_s_folder_that_is_not_there(tmp_path):
+    content, _, output = run_cookbook(
+        "recipe=horovod",
+        "data=image_folder",
+        f"data.path={tmp_path / 'nowhere'}",
+        output_root=tmp_path / "out",
+        status=1,
+    )
+    assert "data.path must be a readable folder with a folder of pictures for each class" in output
+    assert content["status"] == "failed"
+
+
+def test_more_workers_than_cores_warns_and_goes_on(tmp_path):
+    num_workers = (os.cpu_count() or 1) + 1
+    content, _, output = run_cookbook(*SMOKE, f"cluster.num_workers={num_workers}", output_root=tmp_path)
+    assert f"warning: {num_workers} worker threads share {os.cpu_count()} cores" in output
+    assert content["world_size"] == num_workers
+
+
+def test_a_full_disk_is_said_and_harms_nothing(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    mount = [*sudo, "mount", "-t", "tmpfs", "-o", "size=64k,mode=1777", "none", str(small)]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small tmpfs cannot be mounted here (needs root): {mounted.stderr.strip()}")
+    try:
+        content, _, output = run_cookbook(*SMOKE, f"cache_dir={small}", output_root=tmp_path / "out", status=1)
+        assert "No space left on device" in output
+        assert content["status"] == "failed"
+        assert [path.name for path in small.iterdir() if not path.name.endswith(".lock")] == []
+    finally:
+        subprocess.run([*sudo, "umount", str(small)], check=True)
+
+
+def test_ctrl_c_while_training(tmp_path):
+    driver = Driver("recipe=horovod", output_root=tmp_path)
+    driver.wait_until(lambda: any(e["event"] == "rows" for e in driver.events()))
+    driver.interrupt()
+    status, output = driver.end()
+    assert status == 130
+    assert driver.no_process_left()
+    content, folder = latest(tmp_path, "horovod")
+    assert content["status"] == "failed"
+    assert content["reason"] == "interrupted by SIGINT during stage 'run'"
+    assert "FAILED: interrupted by SIGINT" in output
+    assert (folder / "report.html").exists()
+
+
+def test_ctrl_c_while_workers_start(tmp_path):
+    driver = Driver("recipe=horovod", output_root=tmp_path)
+    driver.wait_until(lambda: list(tmp_path.glob("horovod/*/logs/horovodrun.log")))
+    time.sleep(1)
+    driver.interrupt()
+    assert driver.end()[0] == 130
+    assert driver.no_process_left()
+
+
+def test_ctrl_c_while_the_data_is_built(tmp_path):
+    cache = tmp_path / "cache"
+    driver = Driver(
+        "recipe=horovod",
+        "data=images",
+        "data.parameters.num_train_rows=500000",
+        f"cache_dir={cache}",
+        output_root=tmp_path / "out",
+    )
+    driver.wait_until(lambda: list(cache.glob(".images-*.partial/*.npy")))
+    driver.interrupt()
+    assert driver.end()[0] == 130
+    assert driver.no_process_left()
+    assert latest(tmp_path / "out", "horovod")[0]["reason"] == "interrupted by SIGINT during stage 'data'"
+    assert [path.name for path in cache.iterdir() if not path.name.endswith((".lock", ".partial"))] == [], (
+        "no half-built dataset has its name"
+    )
+
+
+def test_ctrl_c_while_the_environment_is_made(tmp_path):
+    checkout = tmp_path / "checkout"
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    files = [Path(name) for name in names] or [
+        p.relative_to(ROOT)
+        for p in ROOT.rglob("*.[pyt]*")
+        if not p.relative_to(ROOT).parts[0].startswith((".v", "out"))
+    ]
+    for name in files:
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, checkout / name)
+    driver = Driver("recipe=horovod", output_root=tmp_path / "out", checkout=checkout)
+    driver.wait_until(lambda: list((checkout / ".venvs/horovod").glob("lib/*/site-packages/*")))
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.end()[0] == 130
+    assert driver.no_process_left()
+    assert latest(tmp_path / "out", "horovod")[0]["reason"] == "interrupted by SIGTERM during stage 'environment'"
+    assert not (checkout / ".venvs/horovod/.stamp").exists()
+
+
+def test_two_runs_at_once_in_the_same_checkout(tmp_path):
+    drivers = [Driver(*SMOKE, output_root=tmp_path) for _ in range(2)]
+    for driver in drivers:
+        status, output = driver.end()
+        assert status == 0, output
+    contents = [content for _, content in runs.load_all(tmp_path)]
+    assert [content["status"] for content in contents] == ["ok", "ok"]
+    assert len({worker["pid"] for content in contents for worker in content["workers"]}) == 4
+
+
+def test_a_sweep_has_a_folder_each_and_a_table(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "cookbook", "-m", *SMOKE, "recipe.learning_rate=0.01,0.1", f"output_root={tmp_path}"],
+        cwd=ROOT, env=CLEAN, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    contents = [content for _, content in runs.load_all(tmp_path)]
+    assert len(contents) == 2
+    table = done.stdout[done.stdout.index("sweep") :]
+    for content in contents:
+        assert f"{content['objective']['value']:.4f}" in table
+    assert contents[0]["curves"]["train/loss"] != contents[1]["curves"]["train/loss"]
+
+
+@pytest.fixture(scope="module")
+def past_runs(tmp_path_factory):
+    """Two smoke runs, one of them with each tracker."""
+    root = tmp_path_factory.mktemp("past")
+    run_cookbook(*SMOKE, "tracking=mlflow", output_root=root)
+    run_cookbook(*SMOKE, "tracking=tensorboard", "seed=1", output_root=root)
+    return root
+
+
+def test_mlflow_has_what_the_run_record_says(past_runs):
+    import mlflow
+
+    content = next(c for _, c in runs.load_all(past_runs) if c["choices"]["tracking"] == "mlflow")
+    client = mlflow.MlflowClient(f"sqlite:///{past_runs}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "cookbook/horovod"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    history = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert history == [tuple(point) for point in content["curves"]["train/loss"]]
+    assert run.data.metrics["final/eval/accuracy"] == content["objective"]["value"]
+    assert run.data.params["global_batch_size"] == "64"
+    assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} == {"run.json", "report.html"}
+
+
+def test_tensorboard_has_what_the_run_record_says(past_runs):
+    from tensorboardX.proto.event_pb2 import Event
+
+    folder, content = next((f, c) for f, c in runs.load_all(past_runs) if c["choices"]["tracking"] == "tensorboard")
+    (file,) = (past_runs / "tensorboard/horovod" / folder.name).glob("events.out.tfevents.*")
+    data, offset, points = file.read_bytes(), 0, []
+    while offset < len(data):  # TFRecord framing: length (8 bytes), its checksum (4), the event, its checksum (4)
+        length = int.from_bytes(data[offset : offset + 8], "little")
+        event = Event.FromString(data[offset + 12 : offset + 12 + length])
+        points += [(event.step, value.simple_value) for value in event.summary.value if value.tag == "train/loss"]
+        offset += length + 16
+    assert points == [(step, pytest.approx(value, rel=1e-6)) for step, value in content["curves"]["train/loss"]]
+
+
+def test_one_page_over_all_runs(past_runs):
+    path, count = report.write_overview(past_runs)
+    page = path.read_text()
+    assert count == 2
+    for folder, content in runs.load_all(past_runs):
+        assert f'href="horovod/{folder.name}/report.html"' in page
+        assert f'data-value="{content["objective"]["value"]}"' in page
+    assert page.count("<svg ") == 3
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids)), "pictures in one page do not share names"
+
+
+def test_latest_points_at_the_newest_run(past_runs):
+    newest = runs.load_all(past_runs)[-1][0]
+    assert (past_runs / "horovod/latest").resolve() == newest
+    assert json.loads((past_runs / "horovod/latest/run.json").read_text())["folder"] == str(newest)
