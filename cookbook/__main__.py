@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
 import uuid
@@ -80,11 +81,11 @@ def run(composed):
             tracking.check(config["tracking"])
         this_run = runs.open_run(config["output_root"], recipe, runs.identity(recipe, config), config["resume"])
     except UserError as error:
-        if len(FINISHED) or hydra_config.mode.name == "MULTIRUN":
-            console.print(f"error: {error}", markup=False)
-            FINISHED.append((overrides, {"status": "failed", "reason": str(error)}))
-            return math.nan
-        raise
+        if hydra_config.mode.name != "MULTIRUN":
+            raise SystemExit(f"error: {error}") from None  # Hydra would add a traceback to any other exception
+        console.print(f"error: {error}", markup=False)
+        FINISHED.append((overrides, {"status": "failed", "reason": str(error)}))
+        return math.nan
     if warning:
         console.print(f"warning: {warning}", markup=False)
     content = _Story(recipe, config, choices, overrides, this_run).tell(cluster)
@@ -105,6 +106,7 @@ class _Story:
         self.content = {
             "recipe": recipe, "status": "running", "reason": "", "identity": runs.identity(recipe, config),
             "started": self.started, "world_size": 0, "worlds": [], "workers": [], "lost_workers": [], "metrics": {},
+            "curves": {}, "num_rows": 0,
             "objective": {**driver["objective"], "value": None},
             "seconds": self.seconds, "overrides": overrides, "command": f"python -m cookbook {' '.join(overrides)}",
             "choices": choices, "versions": {}, "dataset": None, "workers_command": "", "folder": str(self.folder),
@@ -163,6 +165,7 @@ class _Story:
     def _run(self, shown, cluster):
         worker_settings = launch.worker_settings(self.config, self.data_dir, self.folder)
         (self.folder / "config.yaml").write_text(settings.commented_yaml(worker_settings, self.choices))
+        self._check_settings()
         plan = launch.plan(self.config, ROOT / "recipes" / self.recipe, self.python, self.folder)
         self.content["workers_command"] = "\n".join(process.by_hand for process in plan)
         shown.line("the workers by hand: " + self.content["workers_command"])
@@ -173,6 +176,15 @@ class _Story:
         finally:
             self.seconds["launch"] = round((watcher.first_start or time.time()) - self.launched, 3)
         shown.done("workers ended")
+
+    def _check_settings(self):
+        """Lets the recipe refuse settings that make no sense, before any worker is started."""
+        program = ROOT / "recipes" / self.recipe / "settings.py"
+        if program.exists():
+            words = [self.python, program, self.folder / "config.yaml", str(self.config["cluster"]["num_workers"])]
+            done = subprocess.run(words, capture_output=True, text=True)
+            if done.returncode:
+                raise UserError(done.stderr.strip())
 
     def _judge(self):
         from runrecord import read_records
@@ -206,10 +218,11 @@ class _Story:
         if problems:
             self._fail("; ".join(problems))
             for name in failed:
-                tail = (self.folder / f"logs/{name}.log").read_text(errors="replace").splitlines()[-25:]
-                console.print(
-                    f"--- the end of {_shown(self.folder)}/logs/{name}.log", *tail, "---", sep="\n", markup=False
-                )
+                lines = (self.folder / f"logs/{name}.log").read_text(errors="replace").splitlines()
+                # Launchers tag what a worker said; that says more than their own traceback behind it.
+                tail = ([line for line in lines if "<stderr>" in line] or lines)[-20:]
+                title = f"--- from {_shown(self.folder)}/logs/{name}.log"
+                console.print(title, *tail, "---", sep="\n", markup=False)
         else:
             self.content["status"] = "ok"
 
@@ -219,10 +232,9 @@ class _Story:
     def _close(self):
         from cookbook import report
 
-        run_seconds = self.seconds.get("run", 0.0) - self.seconds.get("launch", 0.0)
-        self.seconds.update(run=round(run_seconds, 3), total=round(time.time() - self.started, 3))
-        for stage in ("environment", "data", "launch"):
-            self.seconds.setdefault(stage, 0.0)
+        spent = {stage: self.seconds.get(stage, 0.0) for stage in ("environment", "data", "launch", "run")}
+        spent["run"] = round(spent["run"] - spent["launch"], 3)  # what was measured as one stage is told as two
+        self.content["seconds"] = spent | {"total": round(time.time() - self.started, 3)}
         try:
             self.run.write(**self.content)
             page = report.write_run_page(self.folder)

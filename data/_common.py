@@ -46,6 +46,9 @@ def run_builder(build, argv=None):
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         partial.rename(out)
     except (OSError, DatasetError) as error:
+        # NumPy reports a full disk as a short write, without the errno.
+        if isinstance(error, OSError) and out.parent.exists() and shutil.disk_usage(out.parent).free < 1 << 20:
+            error = f"No space left on device: {out.parent} is full; make room there, or choose another place"
         raise SystemExit(f"dataset {out.name}: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,6 +1,12 @@
-"""What is derived from the settings, and which settings make no sense together. Used by both frameworks."""
+"""What is derived from the settings, and which settings make no sense together. Used by both frameworks.
+
+As a program it checks a config without loading a framework: python settings.py CONFIG.yaml NUM_WORKERS
+"""
 
 import math
+import sys
+
+from runrecord import load_config
 
 CHOICES = {
     "framework": ["pytorch", "tensorflow"],
@@ -67,3 +73,9 @@ def learning_rate_at(epoch, config):
         return peak * epoch / config.warmup_epochs
     share = (epoch - config.warmup_epochs) / max(config.num_epochs - config.warmup_epochs, 1e-9)
     return peak * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+
+
+if __name__ == "__main__":
+    *config_words, num_workers = sys.argv[1:]
+    checked = load_config(config_words)
+    check_settings(checked, checked.framework, int(num_workers))
