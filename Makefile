@@ -39,6 +39,7 @@ bench: $(BIN)/.stamp ## measure a recipe against the bare framework: RECIPE=horo
 	@$(BIN)/python recipes/$(RECIPE)/benchmark.py
 
 test: $(BIN)/.stamp ## the whole suite
+	@$(BIN)/python -m cookbook.environments make
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(BIN)/.stamp ## ruff

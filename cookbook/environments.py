@@ -1,6 +1,6 @@
 """One virtual environment per recipe, made from its lock and reused while nothing that went into it has changed.
 
-Run as a program it renews the locks: python -m cookbook.environments lock [recipe ...]
+As a program it renews the locks or makes the environments: python -m cookbook.environments lock|make [recipe ...]
 """
 
 import hashlib
@@ -131,18 +131,46 @@ def renew_lock(source, *extra):
     print(f"{target.relative_to(ROOT)}: {len(lines)} packages")
 
 
+def variants_of(recipe):
+    """The recipe's variants that have a lock of their own, and None for the plain one."""
+    names = sorted(
+        path.stem.removeprefix("requirements-") for path in (ROOT / "recipes" / recipe).glob("requirements-*.txt")
+    )
+    return [None, *names]
+
+
+def make_all(recipes):
+    """Makes all environments of these recipes, and says what it does."""
+    from cookbook.console import Stage
+    from cookbook.eject import compose_recipe
+
+    for recipe in recipes:
+        cache_dir = compose_recipe(recipe)[0]["cache_dir"]
+        for variant in variants_of(recipe):
+            with Stage("environment") as stage:
+                python, made = ensure(recipe, cache_dir, stage, f"make-{os.getpid()}", variant)
+                stage.done(f"{python.parent.parent.relative_to(ROOT)} {'made' if made else 'is up to date'}")
+
+
 def main(argv):
-    if argv[:1] != ["lock"]:
-        raise SystemExit("usage: python -m cookbook.environments lock [recipe ...]")
+    command, *wanted = argv or [""]
     sources = sorted(ROOT.glob("recipes/*/requirements*.in"))
-    if wanted := set(argv[1:]):
-        sources = [source for source in sources if source.parent.name in wanted]
+    recipes = sorted({source.parent.name for source in sources})
+    if unknown := set(wanted) - set(recipes):
+        raise SystemExit(f"error: no such recipe: {', '.join(sorted(unknown))}; there are: {', '.join(recipes)}")
+    if command == "lock":
+        if not wanted:
+            renew_lock(ROOT / "pyproject.toml", "--all-extras")
+        for source in sources:
+            if not wanted or source.parent.name in wanted:
+                renew_lock(source)
+    elif command == "make":
+        try:
+            make_all(wanted or recipes)
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from None
     else:
-        renew_lock(ROOT / "pyproject.toml", "--all-extras")
-    if not sources:
-        raise UserError(f"no recipe with a requirements.in among: {', '.join(argv[1:]) or 'recipes/*'}")
-    for source in sources:
-        renew_lock(source)
+        raise SystemExit("usage: python -m cookbook.environments lock|make [recipe ...]")
 
 
 if __name__ == "__main__":

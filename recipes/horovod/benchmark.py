@@ -124,7 +124,7 @@ def main():
     sys.path.insert(0, str(ROOT))
     from cookbook.report import machine
 
-    rows, batch, steps, width = 16384, 256, 60, 32
+    rows, batch, steps, width = 16384, 128, 36, 32
     words = [
         "scale=bench",
         "data=images",

@@ -15,12 +15,12 @@ from pathlib import Path
 import horovod
 import horovod.torch as hvd
 import torch
-from model import torch_network
-from settings import check_settings, learning_rate_at, num_steps_of
 from torch.nn import functional as F
 
 from data import Batches, ImageData
+from model import torch_network
 from runrecord import RunRecord, load_config
+from settings import check_settings, learning_rate_at, num_steps_of
 
 
 def main():

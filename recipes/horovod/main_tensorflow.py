@@ -12,11 +12,11 @@ import horovod
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
-from model import tensorflow_network
-from settings import check_settings, learning_rate_at, num_steps_of
 
 from data import Batches, ImageData
+from model import tensorflow_network
 from runrecord import RunRecord, load_config
+from settings import check_settings, learning_rate_at, num_steps_of
 
 
 def main():
