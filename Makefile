@@ -4,8 +4,10 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 BIN := .venv/bin
 COOKBOOK := $(BIN)/python -m cookbook
-RECIPES := $(notdir $(wildcard recipes/*))
+RECIPES := $(patsubst recipes/%/main.py,%,$(wildcard recipes/*/main.py))
 ARGS ?=
+# Two `make` at once in one checkout: the second waits for the first one's environment (where there is flock).
+ONE_AT_A_TIME := $(if $(shell command -v flock),flock .setup.lock) bash -c
 
 help: ## this help
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -17,17 +19,17 @@ setup: $(BIN)/.stamp ## the driver's own environment, in .venv
 # The stamp is written last: an interrupted setup is done again.
 $(BIN)/.stamp: requirements.txt Makefile
 	@echo "setup        the driver's environment (.venv)"
-	@rm -rf .venv
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install -q "$$(grep '^uv==' requirements.txt)"
-	@UV_COMPILE_BYTECODE=1 $(BIN)/uv pip install -q --python $(BIN)/python -r requirements.txt
-	@touch $@
+	@$(ONE_AT_A_TIME) 'test $@ -nt requirements.txt && test $@ -nt Makefile || { \
+		rm -rf .venv && $(PYTHON) -m venv .venv && \
+		$(BIN)/pip install -q "$$(grep "^uv==" requirements.txt)" && \
+		UV_COMPILE_BYTECODE=1 $(BIN)/uv pip install -q --python $(BIN)/python -r requirements.txt && \
+		touch $@; }'
 
 recipe-%: $(BIN)/.stamp ## run one recipe: data, environment, workers, evidence, report
 	@$(COOKBOOK) recipe=$* $(ARGS)
 
-doctor: $(BIN)/.stamp ## which tools the recipes need, found or missing
-	@$(BIN)/python -m cookbook.doctor
+doctor: ## which tools the recipes need, found or missing
+	@$(PYTHON) -m cookbook.doctor
 
 report: $(BIN)/.stamp ## one page over all past runs
 	@$(BIN)/python -m cookbook.report

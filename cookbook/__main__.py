@@ -1,11 +1,15 @@
 """One run of one recipe: compose the settings once -> environment -> data -> workers -> evidence -> report."""
 
+import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 import uuid
 from pathlib import Path
 
@@ -23,6 +27,7 @@ from cookbook import (
     evidence,
     launch,
     processes,
+    report,
     runs,
     settings,
 )
@@ -57,15 +62,26 @@ def main():
         sys.exit(1)
 
 
+SIGNALS = []  # the names of those that have come
+
+
 def _interrupt(number, frame):
-    raise Interrupted(signal.Signals(number).name)
+    SIGNALS.append(signal.Signals(number).name)
+    raise Interrupted(SIGNALS[0])
+
+
+def _check_interrupt():
+    """Raises Interrupted if a signal has come whose exception was lost: Python ignores those raised while it forks."""
+    if SIGNALS:
+        raise Interrupted(SIGNALS[0])
 
 
 def run(composed):
     """Runs the composed settings; returns the run's objective, for Hydra's sweepers (nan when the run does not count)."""
     hydra_config = HydraConfig.get()
     choices = {group: name for group, name in hydra_config.runtime.choices.items() if "/" not in group}
-    recipe, overrides = choices["recipe"], list(hydra_config.overrides.task)
+    overrides = [settings.without_password(word) for word in hydra_config.overrides.task]
+    recipe = choices["recipe"]
     try:
         try:
             config = settings.plain(composed)
@@ -79,7 +95,13 @@ def run(composed):
             from cookbook import tracking
 
             tracking.check(config["tracking"])
-        this_run = runs.open_run(config["output_root"], recipe, runs.identity(recipe, config), config["resume"])
+        _check_recipe_settings(recipe, config)
+        try:
+            this_run = runs.open_run(config["output_root"], recipe, runs.identity(recipe, config), config["resume"])
+        except OSError as error:
+            raise UserError(
+                f"output_root={config['output_root']} cannot be used: {error.strerror}; choose another"
+            ) from None
     except UserError as error:
         if hydra_config.mode.name != "MULTIRUN":
             raise SystemExit(f"error: {error}") from None  # Hydra would add a traceback to any other exception
@@ -104,11 +126,11 @@ class _Story:
         self.seconds, self.started = {}, time.time()
         driver = config["recipe"]["driver"]
         self.content = {
-            "recipe": recipe, "status": "running", "reason": "", "identity": runs.identity(recipe, config),
+            "recipe": recipe, "status": "running", "reason": "", "resumable": True, "machine": report.machine(), "identity": runs.identity(recipe, config),
             "started": self.started, "world_size": 0, "worlds": [], "workers": [], "lost_workers": [], "metrics": {},
             "curves": {}, "num_rows": 0,
             "objective": {**driver["objective"], "value": None},
-            "seconds": self.seconds, "overrides": overrides, "command": f"python -m cookbook {' '.join(overrides)}",
+            "seconds": self.seconds, "overrides": overrides, "command": shlex.join(["python", "-m", "cookbook", *overrides]),
             "choices": choices, "versions": {}, "dataset": None, "workers_command": "", "folder": str(self.folder),
         }  # fmt: skip
 
@@ -124,6 +146,7 @@ class _Story:
                 )
                 console.print(f"{'':<12} (resume=never starts afresh)", markup=False)
             for stage in ("environment", "data", "run"):
+                _check_interrupt()
                 with timed_stage(stage, self.seconds) as shown:
                     getattr(self, f"_{stage}")(shown, *([cluster] if stage == "run" else []))
             self._judge()
@@ -131,11 +154,14 @@ class _Story:
             self._fail(str(error))
         except OSError as error:
             self._fail(f"{stage}: {error.strerror or error}: {error.filename or self.folder}")
-        except (Interrupted, KeyboardInterrupt) as error:
+        except Interrupted as error:
             # A second Ctrl-C must not cut the clean-up short.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            self._fail(f"interrupted by {error or 'SIGINT'} during stage {stage!r}")
+            self._fail(f"interrupted by {error} during stage {stage!r}", resumable=True)
+        except Exception as error:  # a mistake of the driver's own: the run must not look as if it were still going on
+            traceback.print_exc()
+            self._fail(f"the driver failed during stage {stage!r}: {type(error).__name__}: {error}")
         finally:
             processes.stop(self.mark, self.config["cluster"]["stop_grace_seconds"])
         self._close()
@@ -165,39 +191,34 @@ class _Story:
     def _run(self, shown, cluster):
         worker_settings = launch.worker_settings(self.config, self.data_dir, self.folder)
         (self.folder / "config.yaml").write_text(settings.commented_yaml(worker_settings, self.choices))
-        self._check_settings()
         plan = launch.plan(self.config, ROOT / "recipes" / self.recipe, self.python, self.folder)
-        self.content["workers_command"] = "\n".join(process.by_hand for process in plan)
+        # By hand they get folders of their own: the run folder is this run's evidence, and its checkpoint is used up.
+        own = f" output_dir={self.folder}/by-hand checkpoint_dir={self.folder}/by-hand/checkpoints"
+        self.content["workers_command"] = "\n".join(process.by_hand + own for process in plan)
         shown.line("the workers by hand: " + self.content["workers_command"])
         watcher = Watcher(self.folder, self.mark, shown, self.config["cluster"]["num_workers"])
         self.launched, self.watcher = time.time(), watcher
+
+        def watch():
+            _check_interrupt()
+            watcher()
+
         try:
-            self.statuses = cluster.run(plan, self.config["cluster"], self.folder, self.mark, watcher)
+            self.statuses = cluster.run(plan, self.config["cluster"], self.folder, self.mark, watch)
         finally:
             self.seconds["launch"] = round((watcher.first_start or time.time()) - self.launched, 3)
         shown.done("workers ended")
-
-    def _check_settings(self):
-        """Lets the recipe refuse settings that make no sense, before any worker is started."""
-        program = ROOT / "recipes" / self.recipe / "settings.py"
-        if program.exists():
-            words = [self.python, program, self.folder / "config.yaml", str(self.config["cluster"]["num_workers"])]
-            done = subprocess.run(words, capture_output=True, text=True)
-            if done.returncode:
-                raise UserError(done.stderr.strip())
 
     def _judge(self):
         from runrecord import read_records
 
         recipe = self.config["recipe"]
-        rows = (
-            self.manifest["rows"].get("train", 0) if isinstance(self.manifest["rows"], dict) else self.manifest["rows"]
-        )
+        rows = self.manifest["rows"]["train"]
         verdict = evidence.judge(read_records(self.folder), evidence.Asked(
             num_workers=self.config["cluster"]["num_workers"], proof=tuple(recipe["driver"]["proof"]),
             elastic=recipe.get("elastic", False), num_rows=min(rows, self.config["scale"]["max_rows"] or rows),
             global_batch_size=recipe.get("global_batch_size", 1), num_epochs=recipe.get("num_epochs", 0),
-            max_steps=self.config["scale"]["max_steps"], since=self.launched, seen_pids=frozenset(self.watcher.seen_pids),
+            max_steps=self.config["scale"]["max_steps"], resumed=self.run.resumed_from is not None, since=self.launched, seen_pids=frozenset(self.watcher.seen_pids),
         ))  # fmt: skip
         versions = verdict.workers[0] if verdict.workers else {}
         known = ("rank", "local_rank", "world_size", "host", "pid", "samples", "digest", "device")
@@ -216,7 +237,8 @@ class _Story:
         if not problems and self.content["objective"]["value"] is None:
             problems.append(f"no worker reported the run's objective, {objective['name']}")
         if problems:
-            self._fail("; ".join(problems))
+            # What was judged and found wrong would be found wrong again; a lost worker is worth another try.
+            self._fail("; ".join(problems), resumable=bool(verdict.lost))
             for name in failed:
                 lines = (self.folder / f"logs/{name}.log").read_text(errors="replace").splitlines()
                 # Launchers tag what a worker said; that says more than their own traceback behind it.
@@ -224,31 +246,51 @@ class _Story:
                 title = f"--- from {_shown(self.folder)}/logs/{name}.log"
                 console.print(title, *tail, "---", sep="\n", markup=False)
         else:
-            self.content["status"] = "ok"
+            self.content |= {"status": "ok", "resumable": False}
 
-    def _fail(self, reason):
-        self.content |= {"status": "failed", "reason": reason}
+    def _fail(self, reason, resumable=False):
+        self.content |= {"status": "failed", "reason": reason, "resumable": resumable}
+
+    def _track(self):
+        from cookbook import tracking
+
+        try:
+            tracking.send(self.config["tracking"], self.folder, self.content)
+        except Exception as error:  # trackers raise what they like; the run itself is done and counts
+            kind = self.config["tracking"]["kind"]
+            console.print(f"warning: the metrics could not be sent to {kind}: {error}", markup=False)
 
     def _close(self):
-        from cookbook import report
-
         spent = {stage: self.seconds.get(stage, 0.0) for stage in ("environment", "data", "launch", "run")}
         spent["run"] = round(spent["run"] - spent["launch"], 3)  # what was measured as one stage is told as two
         self.content["seconds"] = spent | {"total": round(time.time() - self.started, 3)}
         try:
             self.run.write(**self.content)
             page = report.write_run_page(self.folder)
-            if self.content["status"] == "ok" and self.config["tracking"]["kind"] != "none":
-                from cookbook import tracking
-
-                tracking.send(self.config["tracking"], self.folder, self.content)
             _print_summary(self.content, page)
+            if self.content["status"] == "ok" and self.config["tracking"]["kind"] != "none":
+                self._track()
         except OSError as error:
             console.print(f"error: the run folder cannot be written: {error}", markup=False)
             self._fail(f"{self.content['reason']}; the run folder cannot be written: {error}".lstrip("; "))
             _print_summary(self.content, None)
         finally:
             self.run.close()
+
+
+def _check_recipe_settings(recipe, config):
+    """Lets the recipe's settings.py, where there is one, refuse settings that make no sense before any work begins."""
+    program = ROOT / "recipes" / recipe / "settings.py"
+    if not program.exists():
+        return
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(launch.worker_settings(config, "", ""), file)  # JSON is YAML
+        file.flush()
+        words = [sys.executable, program, file.name, str(config["cluster"]["num_workers"])]
+        paths = os.pathsep.join([str(ROOT / "runrecord"), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    if done.returncode:
+        raise UserError(done.stderr.strip())
 
 
 def _shown(path):

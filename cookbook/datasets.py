@@ -35,7 +35,7 @@ def fingerprint(builder, parameters):
     if parameters.get("path"):
         root = Path(parameters["path"])
         for path in sorted(root.rglob("*")) if root.is_dir() else []:
-            state = path.stat()
+            state = path.lstat()
             digest.update(f"{path.relative_to(root)} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]
 

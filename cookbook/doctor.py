@@ -16,20 +16,20 @@ class Tool:
     version: tuple[str, ...]  # arguments that make it print its version
     apt: str  # Debian and Ubuntu packages
     conda: str  # conda-forge package, as in environment.yml
-    minimum: int = 0  # lowest major version that will do
+    minimum: str = ""  # lowest version that will do
     what_for: str = ""
 
 
 TOOLS = [
-    Tool("python", (sys.executable,), ("--version",), "python3 python3-venv", "python", 3, "everything"),
-    Tool("make", ("make", "gmake"), ("--version",), "make", "make", 0, "the front door"),
-    Tool("c++", ("c++", "g++", "clang++"), ("--version",), "g++", "cxx-compiler", 0, "compiling Horovod"),
-    Tool("cmake", ("cmake",), ("--version",), "cmake", "cmake", 3, "compiling Horovod"),
-    Tool("java", ("java",), ("-version",), "openjdk-17-jdk-headless", "openjdk", 17, "Spark"),
-    Tool("terraform", ("terraform",), ("version",), "terraform (from HashiCorp's package source)", "terraform", 1, "infra/"),
-    Tool("mpi", ("mpirun", str(ROOT / ".venvs/horovod/bin/mpirun")), ("--version",), "openmpi-bin libopenmpi-dev", "openmpi", 0,
+    Tool("python", (sys.executable,), ("--version",), "python3 python3-venv", "python", "3.11", "everything"),
+    Tool("make", ("make", "gmake"), ("--version",), "make", "make", "", "the front door"),
+    Tool("c++", ("c++", "g++", "clang++"), ("--version",), "g++", "cxx-compiler", "", "compiling Horovod"),
+    Tool("cmake", ("cmake",), ("--version",), "cmake", "cmake", "3.13", "compiling Horovod"),
+    Tool("java", ("java",), ("-version",), "openjdk-17-jdk-headless", "openjdk", "17", "Spark"),
+    Tool("terraform", ("terraform",), ("version",), "terraform (from HashiCorp's package source)", "terraform", "1", "infra/"),
+    Tool("mpi", ("mpirun", str(ROOT / ".venvs/horovod/bin/mpirun")), ("--version",), "openmpi-bin libopenmpi-dev", "openmpi", "",
          "controller=mpi (the Horovod recipe's environment brings its own)"),
-    Tool("ssh", ("ssh",), ("-V",), "openssh-client", "openssh", 0, "workers on other hosts"),
+    Tool("ssh", ("ssh",), ("-V",), "openssh-client", "openssh", "", "workers on other hosts"),
 ]  # fmt: skip
 
 
@@ -44,12 +44,8 @@ class Finding:
         """What is wrong with the tool, or None."""
         if self.path is None:
             return "missing"
-        major = int(re.match(r"\d+", self.version)[0]) if self.version[:1].isdigit() else 0
-        return (
-            f"version {self.version} is too old, expected {self.tool.minimum} or newer"
-            if major < self.tool.minimum
-            else None
-        )
+        found, wanted = ([int(part) for part in re.findall(r"\d+", text)] for text in (self.version, self.tool.minimum))
+        return f"version {self.version} is too old, expected {self.tool.minimum} or newer" if found < wanted else None
 
     @property
     def remedy(self):

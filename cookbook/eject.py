@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import open_dict
 
 from cookbook import ROOT, UserError, datasets, launch, settings
@@ -50,6 +51,8 @@ def eject(recipe, target, overrides=()):
     (partial / "config.yaml").write_text(settings.commented_yaml(flat, choices))
     parameters = {"download_dir": "dataset/downloads"} if "download_dir" in config["data"]["parameters"] else {}
     parameters = config["data"]["parameters"] | parameters
+    if parameters.get("path"):
+        parameters["path"] = str(Path(parameters["path"]).expanduser().absolute())
     scripts = {as_template(path): content for path, content in process.files.items()}
     loader = jinja2.FileSystemLoader(ROOT / "cookbook/templates/eject")
     templates = jinja2.Environment(
@@ -73,7 +76,6 @@ def eject(recipe, target, overrides=()):
         file.chmod(0o755)
     if target.exists():
         target.rmdir()
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial.rename(target)
     return target
 
@@ -96,7 +98,7 @@ def main(argv):
         raise SystemExit('usage: make eject RECIPE=horovod TO=../mine [ARGS="recipe.num_epochs=3 data=images"]')
     try:
         target = eject(argv[0], argv[1], argv[2:])
-    except UserError as error:
+    except (UserError, HydraException) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"{target}: " + ", ".join(sorted(path.name for path in target.iterdir())))
     print(f"next: cd {target} && make setup run test")

@@ -119,9 +119,11 @@ def renew_lock(source, *extra):
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("UV_FIND_LINKS", "UV_INDEX"))
     }
-    text = subprocess.run(
-        [*compile_, source.name], cwd=source.parent, env=environment, check=True, capture_output=True, text=True
-    ).stdout
+    words = [*compile_, source.name]
+    done = subprocess.run(words, cwd=source.parent, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"error: {source.relative_to(ROOT)} cannot be locked:\n{done.stderr.strip()}")
+    text = done.stdout
     built = re.findall(r"^(\S+)==\S+\s+# not in the lock", source.read_text(), re.MULTILINE)
     lines = [
         line for line in text.splitlines()

@@ -21,6 +21,7 @@ class Asked:
     num_epochs: int = 0
     max_steps: int | None = None
     since: float = 0.0  # seconds since 1970: workers that started earlier belong to an earlier try of this run
+    resumed: bool = False  # it goes on with an earlier try
     seen_pids: frozenset[int] | None = None  # what the operating system confirmed; None where it was not asked
 
 
@@ -125,7 +126,9 @@ def _membership(verdict, asked):
     if len(processes) < len(verdict.workers):
         problems.append(f"{len(verdict.workers)} ranks, but only {len(processes)} processes")
     for worker in verdict.workers:
-        if not worker["samples"]:
+        # Who joined late, or went on from the very end, has nothing left to do; whether all was done, the other rules tell.
+        excused = asked.elastic or (asked.resumed and not any(other["samples"] for other in verdict.workers))
+        if not worker["samples"] and not excused:
             problems.append(f"rank {worker['rank']} did no work (0 samples)")
         if asked.seen_pids is not None and worker["pid"] not in asked.seen_pids:
             problems.append(

@@ -1,5 +1,6 @@
 """Starts processes so that none of them is left behind, whatever ends the run."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -60,18 +61,22 @@ def stop(mark, grace_seconds):
     deadline = time.monotonic() + grace_seconds
     while family and time.monotonic() < deadline:
         time.sleep(0.05)
-        family = [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-    while family := [process for process in marked(mark) if process.status() != psutil.STATUS_ZOMBIE]:
+        family = [process for process in family if _alive(process)]
+    while family := [process for process in marked(mark) if _alive(process)]:
         for process in family:
             _send(process, signal.SIGKILL)
         time.sleep(0.05)
 
 
+def _alive(process):
+    with contextlib.suppress(psutil.Error):  # it may end between two looks
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def _send(process, number):
-    try:
+    with contextlib.suppress(psutil.Error):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return
 
 
 def run_tool(argv, stage, log, failure, mark, environment=None):

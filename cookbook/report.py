@@ -1,5 +1,6 @@
 """Run records -> self-contained HTML: a page per run, and one over all runs. Run: make report"""
 
+import base64
 import html
 import io
 import os
@@ -46,12 +47,11 @@ def _processor():
 
 
 def plot(name, series):
-    """One picture as inline SVG: `series` is [(label, [(step, value), ...]), ...]."""
+    """One picture as an image element that carries its SVG: `series` is [(label, [(step, value), ...]), ...]."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: smaller, searchable, in the page's font
-    matplotlib.rcParams["svg.hashsalt"] = "cookbook"
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")
@@ -65,20 +65,11 @@ def plot(name, series):
         axes.set_ylim(bottom=0)
     if len(series) > 1:
         axes.legend(fontsize=7, frameon=False)
-    out = io.StringIO()
+    out = io.BytesIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     pyplot.close(figure)
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)} over steps" ', 1)
-    # Several pictures in one page: their inner names must not meet.
-    tag = "".join(letter for letter in name if letter.isalnum())
-    return (
-        svg.replace('id="', f'id="{tag}-')
-        .replace("#", "\0")
-        .replace('xlink:href="\0', f'xlink:href="#{tag}-')
-        .replace("url(\0", f"url(#{tag}-")
-        .replace("\0", "#")
-    )
+    picture = base64.b64encode(out.getvalue()).decode()
+    return f'<img src="data:image/svg+xml;base64,{picture}" alt="{html.escape(name)} over steps">'
 
 
 def curve_names(contents):
@@ -94,7 +85,7 @@ def write_run_page(folder):
     seconds = content["seconds"]
     total = sum(seconds.get(stage, 0) for stage in STAGES) or 1
     page = environment().get_template("run.html").render(
-        run=content, name=folder.name, machine=machine(),
+        run=content, name=folder.name, machine=content["machine"],
         config=config.read_text() if config.exists() else "",
         stages=[(stage, seconds.get(stage, 0), 100 * seconds.get(stage, 0) / total, colour) for stage, colour in zip(STAGES, COLOURS, strict=False)],
         plots=[plot(name, [(content["recipe"], content["curves"][name])]) for name in curve_names([content])],

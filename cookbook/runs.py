@@ -54,18 +54,18 @@ def open_run(root, recipe, run_identity, resume):
 
 def _interrupted(parent, run_identity):
     for folder in sorted((path.parent for path in parent.glob("*/run.json")), reverse=True):
-        if folder.is_symlink():
+        if folder.is_symlink() or load(folder).get("identity") != run_identity:
             continue
-        content = load(folder)
-        if content.get("identity") != run_identity:
-            continue
-        if content["status"] == "ok" or not any(folder.glob("checkpoints/*")):
-            return None  # nothing to go on with: the newest one of this command decides
+        # The newest run of this command decides.
         lock = FileLock(folder / ".driver.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             return None  # it is running at this moment
+        content = load(folder)
+        if not content.get("resumable") or not any(folder.glob("checkpoints/*")):
+            lock.release()
+            return None
         _point_latest(parent, folder)
         reason = content.get("reason") or "its driver was killed"
         return Run(folder, lock, resumed_from=reason)

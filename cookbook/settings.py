@@ -47,6 +47,11 @@ def check_choices(arguments):
 
 def check_kinds(config, choices):
     """Raises UserError when an override is of another kind than the value in the file that defines the setting."""
+    if config["resume"] not in ("auto", "never"):
+        raise UserError(f"resume={config['resume']!r}: expected auto or never")
+    for key, value in config["scale"].items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise UserError(f"scale.{key}={value!r}: expected a whole number of at least 1, or null for no limit")
     sources = [(group, CONF / group / f"{name}.yaml") for group, name in choices.items()]
     for group, path in [("", CONF / "config.yaml"), *sources]:
         if path.exists():
@@ -71,6 +76,11 @@ def _kind(value):
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}.get(
         type(value), type(value).__name__
     )
+
+
+def without_password(text):
+    """An override as it may stand in a record or a report: the password in an address (a tracker's, say) has no place there."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", text)
 
 
 def plain(config):

@@ -1,8 +1,7 @@
 """Follows the records of a run while its workers write them."""
 
-import json
-
 from cookbook.processes import has_mark
+from runrecord import parse_line
 
 
 class Watcher:
@@ -23,7 +22,8 @@ class Watcher:
             whole = text.rpartition("\n")[0]
             self._offsets[path] = self._offsets.get(path, 0) + len((whole + "\n").encode() if whole else b"")
             for line in whole.splitlines():
-                self._take(json.loads(line))
+                if event := parse_line(line):
+                    self._take(event)
         if not self.first_start:
             self.stage.update(f"starting {self.num_workers} workers")
 

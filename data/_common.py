@@ -6,9 +6,12 @@ what its own module names, and nothing else, so that it can be copied with a rec
 
 import contextlib
 import hashlib
+import http.client
 import json
 import os
+import re
 import shutil
+import signal
 import sys
 import time
 import urllib.error
@@ -33,6 +36,7 @@ def run_builder(build, argv=None):
             settings[key] = json.loads(text)
         except ValueError:
             settings[key] = text
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the partial folder is removed
     out = Path(out).absolute()
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # an earlier try that was cut off
@@ -116,19 +120,20 @@ def download(mirrors, name, md5, folder, attempts=4, timeout_seconds=30):
     reasons = []
     for mirror in mirrors:
         url = urllib.parse.urljoin(mirror if mirror.endswith("/") else mirror + "/", name)
+        shown = re.sub(r"//[^/@]*@", "//", url)  # without a password
         for attempt in range(attempts):
             try:
                 _fetch(url, part, timeout_seconds)
             except urllib.error.HTTPError as error:
-                reasons.append(f"{url}: HTTP {error.code}")
+                reasons.append(f"{shown}: HTTP {error.code}")
                 if error.code == 416:  # the part is longer than the file: it is not this file's beginning
                     part.unlink(missing_ok=True)
                     continue
                 break
-            except (OSError, _CutError) as error:
+            except (OSError, ValueError, http.client.HTTPException, _CutError) as error:
                 if getattr(error, "errno", None) == 28:  # no space left: no use in trying again
                     raise
-                reasons.append(f"{url}: {getattr(error, 'reason', error)}")
+                reasons.append(f"{shown}: {getattr(error, 'reason', error)}")
                 time.sleep(0.2 * 2**attempt)
                 continue
             got = checksum(part, "md5")
@@ -136,10 +141,10 @@ def download(mirrors, name, md5, folder, attempts=4, timeout_seconds=30):
                 part.replace(path)
                 return path
             part.unlink()
-            reasons.append(f"{url}: MD5 is {got}, expected {md5}")
+            reasons.append(f"{shown}: MD5 is {got}, expected {md5}")
     raise DatasetError(
         f"{name} could not be fetched:\n  " + "\n  ".join(dict.fromkeys(reasons)) + "\n"
-        f"Without network: put the file at {path} by hand and run again, or set a mirror (data.mirrors='[http://...]')."
+        f"Without network: put the file at {path} by hand and run again, or set a mirror (data.parameters.mirrors=[http://...])."
     )
 
 

@@ -6,6 +6,7 @@
 Files that cannot be read are listed in the manifest and left out; when no file can be read, that is an error.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,9 @@ def find_classes(root):
         raise DatasetError(
             f"{root}: {error.strerror}; data.path must be a readable folder with a folder of pictures for each class"
         ) from None
+    for folder in folders:
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise DatasetError(f"{folder}: Permission denied; make it readable, or move it away to leave its class out")
     return [folder.name for folder in folders if any(p.suffix.lower() in ENDINGS for p in folder.rglob("*"))]
 
 
@@ -37,7 +41,7 @@ def read_pictures(root, classes, size, channels, left_out):
                     picture = picture.convert("L" if channels == 1 else "RGB").resize((size, size), Image.BILINEAR)
                     images.append(np.asarray(picture, np.uint8).reshape(size, size, channels))
                     labels.append(label)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            except Exception as error:  # decoders raise whatever they stumble over; the file is listed with it
                 left_out.append({"file": str(path.relative_to(root)), "reason": str(error)})
             if number % 2000 == 0:
                 print(f"image_folder: {name}: {number:,} of {len(paths):,} files", flush=True)

@@ -127,15 +127,23 @@ class RunRecord:
         self._file.close()
 
 
+def parse_line(line):
+    """The event of one line, or None where the line is damaged."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
 def read_records(output_dir):
     """Returns the records of a run: for each worker process the list of its events, oldest process first.
 
-    A last line that was cut off when its process was killed is left out.
+    A line that was cut off when its process was killed, or its disk was full, is left out.
     """
     records = []
     for path in Path(output_dir).glob("workers/*.jsonl"):
         whole = path.read_text().rpartition("\n")[0]
-        events = [json.loads(line) for line in whole.splitlines()]
+        events = [event for line in whole.splitlines() if (event := parse_line(line))]
         if events:
             records.append(events)
     return sorted(records, key=lambda events: events[0]["time"])

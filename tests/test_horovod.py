@@ -130,5 +130,6 @@ def test_a_timeline_on_request(tmp_path):
     ],
 )
 def test_settings_that_make_no_sense(tmp_path, words, text):
-    _, _, output = run_cookbook("recipe=horovod", *words, output_root=tmp_path, status=1)
+    _, folder, output = run_cookbook("recipe=horovod", *words, output_root=tmp_path, status=1)
     assert text in output
+    assert folder is None, "refused before any work"

@@ -151,3 +151,11 @@ def test_numbers_of_workers():
     config, _ = compose_recipe("horovod", ["cluster.num_workers=4"])
     assert launch.check(config, 2) == "4 worker threads share 2 cores: this runs, but its speed says nothing"
     assert launch.check(config, 4) is None
+
+
+def test_a_password_stays_out_of_the_record():
+    assert (
+        settings.without_password("tracking.uri=http://me:secret@host:5000/x")
+        == "tracking.uri=http://me:***@host:5000/x"
+    )
+    assert settings.without_password("tracking.uri=http://host:5000/x") == "tracking.uri=http://host:5000/x"

@@ -121,9 +121,6 @@ def say(text):
 
 
 def main():
-    sys.path.insert(0, str(ROOT))
-    from cookbook.report import machine
-
     rows, batch, steps, width = 16384, 128, 36, 32
     words = [
         "scale=bench",
@@ -134,7 +131,8 @@ def main():
     ]
     with tempfile.TemporaryDirectory() as root:
         cookbook(2, *words, "scale.max_steps=2", root=root)  # environment and data are there from now on
-        data = json.loads((Path(root) / "horovod/latest/run.json").read_text())["dataset"]["folder"]
+        first = json.loads((Path(root) / "horovod/latest/run.json").read_text())
+        data = first["dataset"]["folder"]
         ours, bare, one = [], [], []
         for number in range(REPEATS):
             say(f"repetition {number + 1} of {REPEATS}: recipe, bare script, one worker")
@@ -152,7 +150,7 @@ def main():
         warm = [wall(root) for _ in range(3)]
     median = statistics.median
     allreduce, memcpy = median(x["allreduce"] for x in large), median(x["memcpy"] for x in large)
-    print(f"Machine: {machine()}. Command: `make bench RECIPE=horovod`.\n")
+    print(f"Machine: {first['machine']}. Command: `make bench RECIPE=horovod`.\n")
     print("| what | measured | ratio |\n| --- | --- | --- |")
     print(f"| recipe, 2 workers ({rows:,} images 32x32x3, global batch {batch}) | {median(ours):,.0f} samples/s | |")
     ratios = [a / b for a, b in zip(ours, bare, strict=True)]
@@ -169,6 +167,14 @@ def main():
     )
     print(f"| driver: command to first child process, warm | {median(starts):.2f} s | |")
     print(f"| warm `make recipe-horovod` from end to end | {median(warm):.0f} s | |")
+    bounds = {
+        "recipe / bare >= 0.97": median(ratios) >= 0.97,
+        "2 workers / 1 worker >= 1.8": median(scaling) >= 1.8,
+        "start-up <= 1.5 s": median(starts) <= 1.5,
+        "warm run <= 60 s": median(warm) <= 60,
+    }
+    if missed := [name for name, held in bounds.items() if not held]:
+        raise SystemExit(f"missed: {', '.join(missed)}")
 
 
 def steady(content, batch):
@@ -192,6 +198,8 @@ def start_up(root):
         stdout=subprocess.DEVNULL,
     )
     while not set(Path(root).glob("horovod/*/logs/horovodrun.log")) - logs:
+        if driver.poll() is not None:
+            raise SystemExit("the driver ended before it started the workers")
         time.sleep(0.002)
     seconds = time.perf_counter() - started
     driver.terminate()

@@ -5,6 +5,7 @@ version (with its local part, such as +cpu), the Python tag and the build switch
 another torch imports and then crashes. The next environment with the same key takes seconds.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
@@ -12,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -81,13 +83,22 @@ def build(requirement, folder, switches):
         partial.rename(folder)
 
 
+@contextlib.contextmanager
+def stopping(process):
+    """Ends the compilers too when this program is ended."""
+    try:
+        yield
+    except BaseException:
+        os.killpg(process.pid, signal.SIGTERM)
+        raise
+
+
 def follow(argv, environment):
     """Runs the build; prints its share done every ten seconds, and its last lines when it fails."""
     started = shown = time.monotonic()
     lines, percent = [], 0
-    with subprocess.Popen(
-        argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    with subprocess.Popen(argv, env=environment, **options) as process, stopping(process):
         for line in process.stdout:
             lines = [*lines[-2000:], line]
             if match := re.match(r"\s*\[ *(\d+)%\]", line):
@@ -102,6 +113,7 @@ def follow(argv, environment):
 
 
 def main():
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the build folder is removed
     cache = Path(sys.argv[1])
     cache.mkdir(parents=True, exist_ok=True)
     requirement = re.search(r"^horovod==\S+", (HERE / "requirements.in").read_text(), re.MULTILINE)[0]

@@ -24,14 +24,15 @@ from settings import check_settings, learning_rate_at, num_steps_of
 
 
 def main():
-    config = check_settings(load_config(), framework="pytorch")
+    config = check_settings(load_config(), "pytorch")
     hvd.init()  # Distributed: horovodrun started world_size copies of this program; meet the others before anything else.
-    check_settings(config, "pytorch", hvd.size())
+    check_settings(config, "pytorch", hvd.size())  # some settings depend on the number of workers
     device = pick_device()
     torch.manual_seed(config.seed)
     train_data = ImageData(config.data_dir, "train", config.max_rows)
     test_data = ImageData(config.data_dir, "test")
     model = torch_network(train_data.images.shape[3], train_data.num_classes, config.width).to(device)
+    # Horovod's holder of all that the ranks must agree on; it can broadcast, commit and restore it, elastic or not.
     state = hvd.elastic.TorchState(model, make_optimizer(model, config), epoch=0, step=0, epoch_loss=0.0)
 
     facts = {"device": str(device), "torch": torch.__version__, "horovod": horovod.__version__}
@@ -75,10 +76,11 @@ def train(state, train_data, test_data, config, run):
     """Trains from the state's position to the end; the state then is equal on every rank."""
     # Distributed: in elastic training the world may be another one than when this process started.
     run.world(hvd.rank(), hvd.size())
+    # A number newer than any before: whoever reads the record knows which steps an earlier set of workers took in vain.
     run.restore(state.epoch, state.step, generation=hvd.broadcast_object(time.time(), name="generation"))
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
     num_steps = num_steps_of(config, batches)
-    while state.epoch * batches.steps_per_epoch + state.step < num_steps:
+    while state.epoch * batches.steps_per_epoch < num_steps:  # an epoch is over only when it has been evaluated
         train_epoch(state, train_data, batches, num_steps, config, run)
         accuracy = evaluate(state.model, test_data, config.global_batch_size)
         done = min(num_steps, (state.epoch + 1) * batches.steps_per_epoch)
@@ -93,12 +95,13 @@ def train(state, train_data, test_data, config, run):
 
 def train_epoch(state, train_data, batches, num_steps, config, run):
     """Takes the state from its step to the epoch's end (or to `num_steps`, if that comes first)."""
-    first_step_of_epoch = state.epoch * batches.steps_per_epoch
-    last_step = min(batches.steps_per_epoch, num_steps - first_step_of_epoch)
-    order, loss_sum = batches.order(state.epoch), 0.0
-    num_rows, started = 0, time.perf_counter()
+    first_step = state.epoch * batches.steps_per_epoch
+    num_steps_here = min(batches.steps_per_epoch, num_steps - first_step)
+    # `state.epoch_loss` is the sum over all ranks up to the last commit, `loss_sum` this rank's since then.
+    order, loss_sum, num_rows = batches.order(state.epoch), 0.0, 0
+    started = shown = time.perf_counter()
     state.model.train()
-    while state.step < last_step:
+    while state.step < num_steps_here:
         # Distributed: each worker takes its own share of the global batch.
         ids, batch_size = batches.share(order, state.step, hvd.rank(), hvd.size())
         run.rows(state.epoch, state.step, ids)
@@ -107,16 +110,17 @@ def train_epoch(state, train_data, batches, num_steps, config, run):
         loss_sum += train_step(state, *train_data.read(ids), batch_size, config)
         num_rows += batch_size
         state.step += 1
+        if time.perf_counter() - shown > 2:
+            shown = time.perf_counter()
+            run.progress(first_step + state.step, num_steps, f"epoch {state.epoch + 1}, step {state.step}")
         if config.elastic and state.step % config.commit_every_steps == 0:
             state.epoch_loss, loss_sum = state.epoch_loss + sum_over_ranks(loss_sum), 0.0
             state.commit()  # Distributed: a lost worker throws the others back to here, and no further.
     state.epoch_loss += sum_over_ranks(loss_sum)
     seconds = time.perf_counter() - started
-    done = first_step_of_epoch + last_step
-    run.metric(
-        "train/loss", state.epoch_loss / min(last_step * batches.global_batch_size, batches.num_rows), done, state.epoch
-    )
-    if num_rows:
+    done, rows_of_epoch = first_step + num_steps_here, min(num_steps_here * config.global_batch_size, len(train_data))
+    run.metric("train/loss", state.epoch_loss / rows_of_epoch, done, state.epoch)
+    if num_rows:  # none when the workers changed right at the epoch's end
         # Distributed: ranks stop their clocks at slightly different times; the slowest one counts.
         run.metric("samples_per_second", num_rows / max_over_ranks(seconds), done, state.epoch, unit="samples/s")
 

@@ -5,6 +5,7 @@ attribute constant"), and Horovod has had no release since.
 """
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from settings import check_settings, learning_rate_at, num_steps_of
 
 
 def main():
-    config = check_settings(load_config(), framework="tensorflow")
+    config = check_settings(load_config(), "tensorflow")
     hvd.init()  # Distributed: meet the other processes that horovodrun started.
     check_settings(config, "tensorflow", hvd.size())
     device = pick_device()
@@ -45,6 +46,8 @@ def main():
 
 def pick_device():
     """One GPU per process on a GPU machine, the CPU elsewhere."""
+    # TensorFlow does not heed OMP_NUM_THREADS, which carries the number of threads that this worker may use.
+    tf.config.threading.set_intra_op_parallelism_threads(int(os.environ.get("OMP_NUM_THREADS", "0")))
     tf.config.threading.set_inter_op_parallelism_threads(1)
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
@@ -66,7 +69,8 @@ def train(model, optimizer, first_epoch, train_data, test_data, config, run):
     num_steps = num_steps_of(config, batches)
     train_step = make_train_step(model, optimizer, config)
     for epoch in range(first_epoch, -(-num_steps // batches.steps_per_epoch)):
-        order, started = batches.order(epoch), time.perf_counter()
+        order = batches.order(epoch)
+        started = shown = time.perf_counter()
         last_step = min(batches.steps_per_epoch, num_steps - epoch * batches.steps_per_epoch)
         num_rows, loss_sum = min(last_step * config.global_batch_size, len(train_data)), 0.0
         for step in range(last_step):
@@ -76,6 +80,11 @@ def train(model, optimizer, first_epoch, train_data, test_data, config, run):
             optimizer.learning_rate.assign(learning_rate_at(epoch + step / batches.steps_per_epoch, config))
             images, labels = train_data.read(ids)
             loss_sum += train_step(tf.constant(images), tf.constant(labels), tf.constant(float(batch_size)))
+            if time.perf_counter() - shown > 2:
+                shown = time.perf_counter()
+                run.progress(
+                    epoch * batches.steps_per_epoch + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}"
+                )
         loss = sum_over_ranks(float(loss_sum)) / num_rows
         # Distributed: ranks stop their clocks at slightly different times; the slowest one counts.
         seconds = max(
@@ -143,6 +152,8 @@ def save_checkpoint(model, optimizer, epoch, config):
     values = {f"{number:03d} {v.path}": v.numpy() for number, v in enumerate(model.variables + optimizer.variables)}
     with open(path.with_suffix(".partial"), "wb") as file:
         np.savez(file, __position__=np.frombuffer(json.dumps({"epoch": epoch}).encode(), np.uint8), **values)
+        file.flush()
+        os.fsync(file.fileno())
     path.with_suffix(".partial").replace(path)
     return path
 
