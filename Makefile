@@ -51,7 +51,7 @@ lock: $(BIN)/.stamp ## renew all locks (or: RECIPE=horovod)
 	@$(BIN)/python -m cookbook.environments lock $(RECIPE)
 
 clean: ## remove environments, runs and caches of this checkout
-	@rm -rf .venv .venvs outputs .pytest_cache .ruff_cache runrecord/build runrecord/*.egg-info
+	@rm -rf .venv .venvs outputs .setup.lock .pytest_cache .ruff_cache runrecord/build runrecord/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help setup doctor report eject bench test lint lock clean

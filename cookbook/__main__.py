@@ -151,9 +151,9 @@ class _Story:
                     getattr(self, f"_{stage}")(shown, *([cluster] if stage == "run" else []))
             self._judge()
         except UserError as error:
-            self._fail(str(error))
+            self._fail(str(error), resumable=True)
         except OSError as error:
-            self._fail(f"{stage}: {error.strerror or error}: {error.filename or self.folder}")
+            self._fail(f"{stage}: {error.strerror or error}: {error.filename or self.folder}", resumable=True)
         except Interrupted as error:
             # A second Ctrl-C must not cut the clean-up short.
             signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,5 +1,6 @@
 """Which tools the recipes need, whether they are here, and the line that installs each. Run: make doctor"""
 
+import os
 import re
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ class Tool:
 TOOLS = [
     Tool("python", (sys.executable,), ("--version",), "python3 python3-venv", "python", "3.11", "everything"),
     Tool("make", ("make", "gmake"), ("--version",), "make", "make", "", "the front door"),
-    Tool("c++", ("c++", "g++", "clang++"), ("--version",), "g++", "cxx-compiler", "", "compiling Horovod"),
+    Tool("c++", (os.environ.get("CXX", "c++"), "c++", "g++", "clang++"), ("--version",), "g++", "cxx-compiler", "", "compiling Horovod"),
     Tool("cmake", ("cmake",), ("--version",), "cmake", "cmake", "3.13", "compiling Horovod"),
     Tool("java", ("java",), ("-version",), "openjdk-17-jdk-headless", "openjdk", "17", "Spark"),
     Tool("terraform", ("terraform",), ("version",), "terraform (from HashiCorp's package source)", "terraform", "1", "infra/"),
