@@ -120,6 +120,8 @@ def _membership(verdict, asked):
     sizes = {worker["world_size"] for worker in verdict.workers}
     if sizes and sizes != {expected}:
         problems.append(f"the workers saw world sizes {sorted(sizes)}, expected {expected}")
+    if not asked.elastic and len(verdict.worlds) > 1:
+        problems.append(f"world sizes {' -> '.join(map(str, verdict.worlds))} in a run that is not elastic")
     if asked.elastic and asked.num_workers > 1 and max(verdict.worlds, default=0) < 2:
         problems.append(f"never more than one worker at a time, although {asked.num_workers} were asked for")
     processes = {(worker["host"], worker["pid"]) for worker in verdict.workers}

@@ -188,8 +188,8 @@ def test_ctrl_c_while_the_environment_is_made_and_workers_with_faults(tmp_path):
         # Every worker takes all rows.
         ("ids, batch_size = batches.share(order, state.step, hvd.rank(), hvd.size())",
          "ids, batch_size = batches.share(order, state.step, 0, 1)", "rows were counted twice"),
-        # The workers never meet: each believes to be alone.
-        ("RunRecord(config.output_dir, hvd.rank(), hvd.size(),", "RunRecord(config.output_dir, 0, 1,", "rank 1 of 2 never started"),
+        # At first each worker believes to be alone.
+        ("RunRecord(config.output_dir, hvd.rank(), hvd.size(),", "RunRecord(config.output_dir, 0, 1,", "world sizes 1 -> 2 in a run that is not elastic"),
         # All is well until the very end.
         ("    hvd.shutdown()\n", "    hvd.shutdown()\n    raise SystemExit(3)\n", "horovodrun ended with exit status"),
     ]  # fmt: skip
