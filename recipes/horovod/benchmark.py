@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = Path(__file__).resolve().parent
 REPEATS = 5
-# With a worker on every core, Horovod's own thread shares it: waking up each millisecond, as it does by default, costs a fifth.
+# With a worker on every core, Horovod's own thread shares it: waking up each millisecond, as it does by default, costs speed.
 CYCLE_TIME_MS = 25
 
 BARE = """
