@@ -4,12 +4,7 @@ import pytest
 
 from cookbook import environments
 from cookbook.eject import compose_recipe
-from tests.helpers import run_cookbook
-
-
-class _Silent:
-    def update(self, *args):
-        return
+from tests.helpers import Silent, run_cookbook
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +13,7 @@ def recipe_python():
 
     def ensure(recipe, variant=None):
         config, _ = compose_recipe(recipe)
-        return environments.ensure(recipe, config["cache_dir"], _Silent(), "tests", variant)[0]
+        return environments.ensure(recipe, config["cache_dir"], Silent(), "tests", variant)[0]
 
     return ensure
 

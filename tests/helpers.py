@@ -103,3 +103,10 @@ def run_cookbook(*words, output_root, status=0, environment=None):
     if not (Path(output_root) / driver.recipe / "latest").exists():
         return None, None, output
     return *latest(output_root, driver.recipe), output
+
+
+class Silent:
+    """A stage that shows nothing."""
+
+    def update(self, *args):
+        return

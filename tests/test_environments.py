@@ -12,11 +12,7 @@ import pytest
 import yaml
 
 from cookbook import ROOT, UserError, doctor, environments
-
-
-class Silent:
-    def update(self, *args):
-        return
+from tests.helpers import Silent
 
 
 @pytest.fixture

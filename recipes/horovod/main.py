@@ -26,7 +26,7 @@ from settings import check_settings, learning_rate_at, num_steps_of
 def main():
     config = check_settings(load_config(), "pytorch")
     hvd.init()  # Distributed: horovodrun started world_size copies of this program; meet the others before anything else.
-    check_settings(config, "pytorch", hvd.size())  # some settings depend on the number of workers
+    check_settings(config, "pytorch", hvd.size())  # Distributed: some settings depend on the number of workers.
     device = pick_device()
     torch.manual_seed(config.seed)
     train_data = ImageData(config.data_dir, "train", config.max_rows)
@@ -47,6 +47,7 @@ def main():
             state.sync()
             train(state, train_data, test_data, config, run)
         run.digest(parameter.detach().cpu().numpy() for parameter in model.state_dict().values())
+    # Distributed: leaves the others in order; a process that merely ends looks to them like one that died.
     hvd.shutdown()
 
 
@@ -76,7 +77,8 @@ def train(state, train_data, test_data, config, run):
     """Trains from the state's position to the end; the state then is equal on every rank."""
     # Distributed: in elastic training the world may be another one than when this process started.
     run.world(hvd.rank(), hvd.size())
-    # A number newer than any before: whoever reads the record knows which steps an earlier set of workers took in vain.
+    # Distributed: a number newer than any before and the same on all ranks. From it the reader of the record knows which
+    # steps an earlier set of workers took in vain.
     run.restore(state.epoch, state.step, generation=hvd.broadcast_object(time.time(), name="generation"))
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
     num_steps = num_steps_of(config, batches)
@@ -90,7 +92,7 @@ def train(state, train_data, test_data, config, run):
         if hvd.rank() == 0:  # Distributed: all ranks hold the same state, so one of them writes it.
             run.checkpoint(save_checkpoint(state, config), state.epoch, state.step)
         if config.elastic:
-            state.commit()
+            state.commit()  # Distributed: an epoch that was evaluated and written is not done again.
 
 
 def train_epoch(state, train_data, batches, num_steps, config, run):

@@ -41,6 +41,7 @@ def main():
         run.restore(epoch, 0, generation=hvd.broadcast_object(time.time(), name="generation"))
         train(model, optimizer, epoch, train_data, test_data, config, run)
         run.digest(variable.numpy() for variable in model.variables)
+    # Distributed: leaves the others in order; a process that merely ends looks to them like one that died.
     hvd.shutdown()
 
 
