@@ -55,7 +55,7 @@ def environment_folder(recipe, variant=None):
 
 def fingerprint(recipe, variant=None):
     """Changes when anything changes that goes into the environment."""
-    sources = [lock_of(recipe, variant), ROOT / "runrecord/runrecord.py", ROOT / "runrecord/pyproject.toml"]
+    sources = [lock_of(recipe, variant), *sorted((ROOT / "runrecord").glob("*.py")), ROOT / "runrecord/pyproject.toml"]
     build = ROOT / "recipes" / recipe / "build_wheels.py"
     # An environment holds absolute paths: moved with its checkout it must be made again.
     content = [PYTHON.encode(), str(environment_folder(recipe, variant)).encode()]

@@ -16,6 +16,7 @@ class Asked:
     num_workers: int
     proof: tuple[str, ...] = ()  # rules beyond the common ones, by name: see RULES
     elastic: bool = False
+    max_restarts: int = 0  # how often the launcher may start all workers anew
     num_rows: int = 0
     global_batch_size: int = 1
     num_epochs: int = 0
@@ -30,25 +31,44 @@ class Verdict:
     problems: list[str] = field(default_factory=list)
     workers: list[dict] = field(default_factory=list)  # {rank, host, pid, samples, digest, ...}, those that finished
     lost: list[dict] = field(default_factory=list)  # {rank, host, pid}: started, but not there at the end
+    services: list[dict] = field(default_factory=list)  # {role, rank, host, pid}: chief, ps
+    restarts: int = 0  # how often the launcher started all workers anew
     worlds: list[int] = field(default_factory=list)  # the world sizes that were seen, in order
     metrics: dict = field(default_factory=dict)  # name -> last value; samples_per_second: the median
     curves: dict = field(default_factory=dict)  # name -> [(step, value), ...]
+    curve_seconds: dict = field(
+        default_factory=dict
+    )  # name -> [seconds since the first worker's start, ...], as in curves
     num_rows: int = 0  # training rows that took effect, over all epochs
 
 
 def judge(records, asked):
     """Returns the verdict over a run's records (lists of events, as `runrecord.read_records` gives them)."""
-    current = [events for events in records if events[0]["event"] == "start" and events[0]["time"] >= asked.since]
+    begun = [events for events in records if events[0]["event"] == "start" and events[0]["time"] >= asked.since]
+    services = [events for events in begun if events[0].get("role", "worker") != "worker"]
+    workers = [events for events in begun if events not in services]
     verdict = Verdict()
-    for events in current:
-        (verdict.workers if _end(events) is not None else verdict.lost).append(_describe(events))
+    # A launcher that starts all workers anew replaces those of the attempt before, however they ended.
+    verdict.restarts = max((_attempt(events) for events in workers), default=0)
+    current = [events for events in workers if _attempt(events) == verdict.restarts or not asked.max_restarts]
+    told = _samples_told(begun)
+    for events in workers:
+        ended = events in current and _end(events) is not None
+        worker = _describe(events)
+        worker["samples"] = (worker["samples"] or 0) + told.get(worker["pid"], 0) if ended else worker["samples"]
+        (verdict.workers if ended else verdict.lost).append(worker)
     verdict.workers.sort(key=lambda worker: worker["rank"])
+    verdict.services = [_describe(events) for events in services]
     verdict.worlds = _worlds(current)
-    verdict.curves = _curves(records)
+    verdict.curves, verdict.curve_seconds = _curves(records)
     verdict.metrics = {name: points[-1][1] for name, points in verdict.curves.items()}
     if speed := [value for _, value in verdict.curves.get("samples_per_second", [])]:
         verdict.metrics["samples_per_second"] = statistics.median(speed[1:] or speed)  # the first epoch warms up
-    verdict.problems += _errors(current) + _membership(verdict, asked) + _metrics(current)
+    verdict.problems += _errors(current + services) + _membership(verdict, asked) + _metrics(current + services)
+    verdict.problems += [
+        f"{events[0]['role']} {events[0]['rank']} started but did not finish"
+        for events in services if _end(events) is None
+    ]  # fmt: skip
     broken = bool(verdict.problems)
     for name in asked.proof:
         if name not in RULES:
@@ -62,6 +82,20 @@ def judge(records, asked):
 
 def _end(events):
     return events[-1] if events[-1]["event"] == "end" else None
+
+
+def _attempt(events):
+    return events[0].get("attempt", 0)
+
+
+def _samples_told(records):
+    """process -> samples that another process (a coordinator) reports it took."""
+    told = {}
+    for events in records:
+        for event in events:
+            if event["event"] == "rows" and "pid" in event:
+                told[event["pid"]] = told.get(event["pid"], 0) + event["count"]
+    return told
 
 
 def _describe(events):
@@ -87,13 +121,17 @@ def _worlds(current):
 
 
 def _curves(records):
-    """name -> [(step, value), ...] of the lowest rank that reported; after a resume the later value of a step counts."""
-    points = {}
+    """name -> [(step, value), ...] of the lowest rank that reported, and name -> [seconds, ...]; after a resume the later
+    value of a step counts."""
+    points, began = {}, min((events[0]["time"] for events in records), default=0)
     for events in sorted(records, key=lambda events: (-events[0]["rank"], events[0]["time"])):
         for event in events:
             if event["event"] == "metric":
-                points.setdefault(event["name"], {})[event["step"]] = event["value"]
-    return {name: sorted(values.items()) for name, values in points.items()}
+                seconds = round(event["time"] - began, 3)
+                points.setdefault(event["name"], {})[event["step"]] = event["value"], seconds
+    points = {name: sorted(values.items()) for name, values in points.items()}
+    curves = {name: [(step, value) for step, (value, _) in values] for name, values in points.items()}
+    return curves, {name: [seconds for _, (_, seconds) in values] for name, values in points.items()}
 
 
 def _errors(current):
@@ -161,12 +199,35 @@ def _metrics(current):
 
 def rows_once_per_epoch(records, verdict, asked):
     """Each training row was taken exactly once in each epoch, over all workers and all tries of this run."""
+    taken = _rows_in_effect(records)
+    verdict.num_rows = sum(event["count"] for event in taken)
+    return _epochs(taken, asked)
+
+
+def rows_once_per_epoch_on_each_rank(records, verdict, asked):
+    """Model parallelism: every rank computed its part of the model for every row, once in each epoch."""
+    problems = []
+    for rank in range(asked.num_workers):
+        taken = _rows_in_effect([events for events in records if events[0].get("rank") == rank])
+        verdict.num_rows = sum(event["count"] for event in taken)
+        problems += [f"rank {rank}, {problem}" for problem in _epochs(taken, asked)]
+    return problems[:10]
+
+
+def rows_counted_per_epoch(records, verdict, asked):
+    """As many rows as an epoch has were taken in each, over all workers; which ones is left to chance (asynchronous input)."""
+    taken = _rows_in_effect(records)
+    verdict.num_rows = sum(event["count"] for event in taken)
+    return _epochs(taken, asked, each_once=False)
+
+
+def _epochs(taken, asked, each_once=True):
+    """What is wrong with the rows that were taken, epoch by epoch."""
     per_epoch = {}
-    for event in _rows_in_effect(records):
+    for event in taken:
         total = per_epoch.setdefault(event["epoch"], [0, 0, 0])
         for index, key in enumerate(("count", "sum", "sum_sq")):
             total[index] += event[key]
-    verdict.num_rows = sum(count for count, _, _ in per_epoch.values())
     n, batch = asked.num_rows, asked.global_batch_size
     steps_per_epoch = -(-n // batch)
     num_steps = asked.num_epochs * steps_per_epoch
@@ -183,8 +244,10 @@ def rows_once_per_epoch(records, verdict, asked):
             problems.append(
                 f"epoch {epoch + 1}: {count - wanted:,} rows were counted twice ({count:,} instead of {wanted:,})"
             )
-        elif wanted == n and (
-            (total - n * (n - 1) // 2) % 2**64 or (total_sq - (n - 1) * n * (2 * n - 1) // 6) % 2**64
+        elif (
+            each_once
+            and wanted == n
+            and ((total - n * (n - 1) // 2) % 2**64 or (total_sq - (n - 1) * n * (2 * n - 1) // 6) % 2**64)
         ):
             problems.append(f"epoch {epoch + 1}: {n:,} rows, but not each one once: some were lost and others doubled")
     problems += [f"rows were trained on in epoch {epoch + 1}, which nobody asked for" for epoch in sorted(per_epoch)]
@@ -224,4 +287,27 @@ def same_parameters(records, verdict, asked):
     return []
 
 
-RULES = {rule.__name__: rule for rule in (rows_once_per_epoch, same_parameters)}
+def parameters_are_divided(records, verdict, asked):
+    """The ranks together hold the whole model, and none of them holds all of it."""
+    finished = {worker["pid"] for worker in verdict.workers}
+    held, total = {}, None
+    for events in records:
+        if events[0].get("pid") in finished:
+            for event in events:
+                if event["event"] == "parameters":
+                    held[events[0]["rank"]], total = event["held"], event["total"]
+    if len(held) < len(verdict.workers):
+        return [f"only ranks {sorted(held)} reported how many parameters they hold"]
+    if sum(held.values()) < total:
+        return [f"the ranks together hold {sum(held.values()):,} of {total:,} parameters: {held}"]
+    if len(held) > 1 and max(held.values()) >= total:
+        return [f"the model is not divided: of {total:,} parameters the ranks hold {held}"]
+    return []
+
+
+RULES = {
+    rule.__name__: rule
+    for rule in (
+        rows_once_per_epoch, rows_once_per_epoch_on_each_rank, rows_counted_per_epoch, same_parameters, parameters_are_divided,
+    )
+}  # fmt: skip

@@ -41,6 +41,11 @@ def worker_settings(config, data_dir, run_dir):
     }
 
 
+def num_processes(config):
+    """How many workers are to prove themselves: one where a mode drives several devices from a single process."""
+    return config["recipe"]["driver"].get("num_processes") or config["cluster"]["num_workers"]
+
+
 def check(config, num_cores):
     """Raises UserError for numbers of workers that cannot be started; returns a warning for those that will be slow, or None."""
     num_workers, most = config["cluster"]["num_workers"], config["scale"]["max_workers"]
@@ -116,4 +121,35 @@ def horovodrun(config, recipe_dir, python, run_dir):
     return [Process("horovodrun", argv, environment, files=files)]
 
 
-LAUNCHERS = {"horovodrun": horovodrun}
+def torchrun(config, recipe_dir, python, run_dir):
+    """PyTorch's own launcher ("torchrun (Elastic Launch)" in its documentation), all workers on this machine."""
+    cluster, loopback = config["cluster"], "lo0" if sys.platform == "darwin" else "lo"
+    port = cluster["port"] or 0  # 0: torchrun takes a free one
+    argv = [str(python.parent / "torchrun"), "--nnodes", "1", "--nproc-per-node", str(num_processes(config))]
+    argv += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-conf", "is_host=1"]
+    argv += ["--local-addr", "127.0.0.1", "--max-restarts", str(config["recipe"]["max_restarts"])]
+    argv += [
+        "--tee",
+        "3",
+        "--log-dir",
+        str(run_dir / "logs/torchrun"),
+    ]  # each line with its rank, and a file for each rank
+    argv += [str(program_of(recipe_dir, config["recipe"]["driver"].get("variant"))), str(run_dir / "config.yaml")]
+    return [Process("torchrun", argv, worker_environment(config, python) | {"GLOO_SOCKET_IFNAME": loopback})]
+
+
+def tf_config(config, recipe_dir, python, run_dir):
+    """TensorFlow has no launcher of its own: `tfrun` gives each process its TF_CONFIG, as "Distributed training with
+    TensorFlow" describes it, and ends those that serve (ps, workers of a chief) when the work is done."""
+    recipe, cluster = config["recipe"], config["cluster"]
+    argv = [str(python), "-m", "tfrun", "--num-workers", str(num_processes(config))]
+    if recipe["driver"].get("chief"):
+        argv += ["--chief", "--num-ps", str(recipe["num_ps"])]
+    if cluster["port"]:
+        argv += ["--port", str(cluster["port"])]
+    argv += ["--max-restarts", str(recipe["max_restarts"])]
+    argv += [str(program_of(recipe_dir, recipe["driver"].get("variant"))), str(run_dir / "config.yaml")]
+    return [Process("tfrun", argv, worker_environment(config, python))]
+
+
+LAUNCHERS = {"horovodrun": horovodrun, "torchrun": torchrun, "tf_config": tf_config}

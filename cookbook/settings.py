@@ -84,8 +84,36 @@ def without_password(text):
 
 
 def plain(config):
-    """The composed settings as plain, resolved dictionaries."""
-    return OmegaConf.to_container(config, resolve=True)
+    """The composed settings as plain, resolved dictionaries; what the driver needs to know of the chosen mode is filled in."""
+    made = OmegaConf.to_container(config, resolve=True)
+    driver = made["recipe"]["driver"]
+    if "switch" in driver:
+        chosen, modes = made["recipe"][driver["switch"]], driver.pop("modes")
+        if chosen not in modes:
+            raise UserError(f"recipe.{driver['switch']}={chosen!r} is unknown; expected one of: {', '.join(modes)}")
+        driver.update(modes[chosen], variant=chosen)
+    return made
+
+
+def with_data_of_mode(words):
+    """Overrides, completed by the dataset that belongs to the recipe's chosen mode where none is named: data=NAME first.
+
+    A mode (`driver.switch` names the setting that chooses it, `driver.modes` has what it brings) may work on other data than
+    its recipe's default, and Hydra must know that before it composes.
+    """
+    chosen = {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
+    path = CONF / f"recipe/{chosen.get('recipe')}.yaml"
+    driver = yaml.safe_load(path.read_text())["driver"] if path.exists() else {}
+    if "data" in chosen or "switch" not in driver:
+        return list(words)
+    names = chosen.get(f"recipe.{driver['switch']}", "").split(",")
+    wanted = {driver["modes"].get(name, {}).get("data") for name in names} - {None}
+    if len(wanted) > 1:
+        raise UserError(
+            f"recipe.{driver['switch']}={','.join(names)} needs different data ({', '.join(sorted(wanted))}): "
+            "sweep over modes that share theirs, or say data=NAME"
+        )
+    return [f"data={name}" for name in wanted] + list(words)
 
 
 def comments_of(*files):

@@ -1,16 +1,25 @@
 """Follows the records of a run while its workers write them."""
 
+import contextlib
+import time
+
+import psutil
+
+from cookbook import UserError
 from cookbook.processes import has_mark
 from runrecord import parse_line
 
 
 class Watcher:
-    """Shows the workers' progress, and asks the operating system about every process that says it is a worker."""
+    """Shows the workers' progress, asks the operating system about every process that says it is a worker, and notices
+    when all have fallen silent."""
 
-    def __init__(self, run_dir, mark, stage, num_workers):
+    def __init__(self, run_dir, mark, stage, num_workers, stall_timeout_seconds):
         self.folder, self.mark, self.stage, self.num_workers = run_dir / "workers", mark, stage, num_workers
+        self.stall_timeout_seconds = stall_timeout_seconds
         self.seen_pids, self.first_start = set(), None
-        self._offsets, self._numbers = {}, {}
+        self._numbers, self._last_news = {}, time.monotonic()
+        self._who, self._where = {}, {}  # record -> its start; record -> (epoch, step) of its last rows
         # What an earlier try of this run wrote is not news.
         self._offsets = {path: path.stat().st_size for path in self.folder.glob("*.jsonl")}
 
@@ -23,18 +32,41 @@ class Watcher:
             self._offsets[path] = self._offsets.get(path, 0) + len((whole + "\n").encode() if whole else b"")
             for line in whole.splitlines():
                 if event := parse_line(line):
-                    self._take(event)
+                    self._last_news = time.monotonic()
+                    self._take(path, event)
         if not self.first_start:
             self.stage.update(f"starting {self.num_workers} workers")
+        silence = time.monotonic() - self._last_news
+        if silence > self.stall_timeout_seconds:
+            raise UserError(self._stall(silence))
 
-    def _take(self, event):
+    def _take(self, path, event):
         if event["event"] == "start":
             self.first_start = self.first_start or event["time"]
+            self._who[path] = event
             if has_mark(event["pid"], self.mark):
                 self.seen_pids.add(event["pid"])
+        elif event["event"] == "rows":
+            self._where[path] = event["epoch"], event["step"]
+        elif event["event"] == "end":
+            self._who.pop(path, None)
         elif event["event"] == "metric":
             self._numbers[event["name"]] = event["value"]
         elif event["event"] == "progress":
             loss = self._numbers.get("train/loss")
             text = event["text"] + (f"  loss {loss:.4f}" if loss is not None else "")
             self.stage.update(text, event["done"], event["total"])
+
+    def _stall(self, silence):
+        """Who is behind: the others wait for that rank, in an exchange that needs all of them."""
+        lines = []
+        for path, start in sorted(self._who.items(), key=lambda item: self._where.get(item[0], (-1, -1))):
+            with contextlib.suppress(psutil.Error):
+                state, where = psutil.Process(start["pid"]).status(), self._where.get(path)
+                at = "before its first step" if where is None else f"epoch {where[0] + 1}, step {where[1] + 1}"
+                lines.append(f"rank {start['rank']} (pid {start['pid']} on {start['host']}, {state}): {at}")
+        hindmost = f"hindmost first: {'; '.join(lines)}" if lines else f"none of {self.num_workers} ever started"
+        return (
+            f"no worker has written anything for {silence:.0f} s, {hindmost}. A slower machine or a longer step needs a "
+            "larger cluster.stall_timeout_seconds"
+        )

@@ -5,15 +5,20 @@ a `main.py`. Who reads the records decides from them alone whether the run count
 
 Events, each with `event` and `time` (seconds since 1970):
 
-    start       rank, world_size, local_rank, host, pid, and facts such as device and versions
+    start       rank, world_size, local_rank, host, pid, role, attempt, and facts such as device and versions
     world       rank, world_size: the membership changed while this process lived (elastic training)
     restore     epoch, step, generation: the run goes on from this position; rows that earlier generations recorded for
                 it and for later ones are void
-    rows        epoch, step, count, sum, sum_sq: the row numbers that this worker takes through one step
+    rows        epoch, step, count, sum, sum_sq: the row numbers that this worker takes through one step (or, with pid,
+                that the worker in that process took, as it told this one)
+    work        count: other pieces of work that this worker has done
+    parameters  held, total: how many of the model's parameters this worker keeps
     metric      name, value, unit, epoch, step
     progress    done, total, text
     checkpoint  epoch, step, path
     end         samples, digest, and error if the worker's block ended with one
+
+Beside the events, `table` leaves a table, and a plot of it if asked for, for the run's report.
 """
 
 from __future__ import annotations
@@ -65,14 +70,20 @@ class RunRecord:
     A record without an `end`, or one whose `end` has an `error`, is a run that did not happen.
     """
 
-    def __init__(self, output_dir, rank, world_size, local_rank=0, **facts):
+    def __init__(self, output_dir, rank, world_size, local_rank=0, role="worker", attempt=0, **facts):
+        """`role`: worker, or what else the process is (chief, ps): only workers have ranks of the world.
+        `attempt`: how often the launcher has started all workers anew before this one.
+        """
+        self._output_dir = Path(output_dir)
         self._host, pid = socket.gethostname(), os.getpid()
         folder = Path(output_dir) / "workers"
         folder.mkdir(parents=True, exist_ok=True)
         # Rank alone would not do: after an elastic restart another process has the rank of one that died.
-        self._file = open(folder / f"rank{rank}-{self._host}-{pid}.jsonl", "a", buffering=1)  # noqa: SIM115
+        name = f"{'rank' if role == 'worker' else role}{rank}-{self._host}-{pid}.jsonl"
+        self._file = open(folder / name, "a", buffering=1)  # noqa: SIM115
         self._samples, self._digest = 0, None
-        self._write("start", rank=rank, world_size=world_size, local_rank=local_rank, host=self._host, pid=pid, **facts)
+        place = {"rank": rank, "world_size": world_size, "local_rank": local_rank, "host": self._host, "pid": pid}
+        self._write("start", **place, role=role, attempt=attempt, **facts)
 
     def _write(self, event, **fields):
         self._file.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
@@ -89,17 +100,27 @@ class RunRecord:
         """
         self._write("restore", epoch=epoch, step=step, generation=generation)
 
-    def rows(self, epoch, step, ids):
+    def rows(self, epoch, step, ids, pid=None):
         """Counts the dataset rows (integer array of row numbers) that this worker takes through one step.
+
+        A coordinator reports for workers that run no Python of their own: `pid` is what the worker's process said it is.
 
         Call it before the step's gradients are exchanged: then a step that took effect is always on record, whoever dies.
         Sum and sum of squares let the reader see lost and doubled rows without keeping the numbers themselves.
         """
-        self._samples += len(ids)
-        wide = ids.astype("uint64")
-        self._write(
-            "rows", epoch=epoch, step=step, count=len(ids), sum=int(wide.sum()), sum_sq=int((wide * wide).sum())
-        )
+        wide, taker = ids.astype("uint64"), {} if pid is None else {"pid": pid}
+        self._samples += 0 if taker else len(ids)
+        sums = {"count": len(ids), "sum": int(wide.sum()), "sum_sq": int((wide * wide).sum())}
+        self._write("rows", epoch=epoch, step=step, **sums, **taker)
+
+    def work(self, count):
+        """Counts work that is not rows of a dataset: checks, episodes, trials."""
+        self._samples += count
+        self._write("work", count=count)
+
+    def parameters(self, held, total):
+        """How many parameters this worker keeps in its memory, of the whole model's `total`."""
+        self._write("parameters", held=held, total=total)
 
     def metric(self, name, value, step, epoch=None, unit=""):
         """A number at a step. Reduce it over the ranks first: ranks that report different values fail the run."""
@@ -117,6 +138,17 @@ class RunRecord:
         for array in arrays:
             sha.update(array.tobytes())
         self._digest = sha.hexdigest()
+
+    def table(self, name, rows, x=None, y=(), log=False):
+        """Leaves a table for the report: `rows` is a list of dictionaries with equal keys (text and numbers).
+
+        With `x` and `y` (a key and a list of keys) the report also plots them; `log`: on logarithmic axes.
+        """
+        folder = self._output_dir / "tables"
+        folder.mkdir(exist_ok=True)
+        partial = folder / f".{name}.partial"
+        partial.write_text(json.dumps({"rows": rows, "x": x, "y": list(y), "log": log}, indent=1) + "\n")
+        partial.replace(folder / f"{name}.json")
 
     def __enter__(self):
         return self
