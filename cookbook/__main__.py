@@ -27,7 +27,7 @@ def main():
         words = sys.argv[1:]
         if not any(word in ("--help", "-h", "--hydra-help", "--version", "--info", "-i") for word in words):
             settings.check_choices(words)
-            sys.argv[1:] = settings.with_data_of_mode(words)
+            sys.argv[1:] = settings.with_defaults_of_mode(words)
         elif not any(word.startswith("recipe=") for word in words):
             sys.argv.append(f"recipe={min(path.stem for path in (settings.CONF / 'recipe').glob('*.yaml'))}")
         hydra.main(config_path=str(settings.CONF), config_name="config", version_base="1.3")(run)()

@@ -83,7 +83,7 @@ def eject(recipe, target, overrides=()):
 def compose_recipe(recipe, overrides=()):
     """The settings of `recipe=... overrides` as plain data, and the chosen file of each group."""
     with initialize_config_dir(str(settings.CONF), version_base="1.3"):
-        words = settings.with_data_of_mode([f"recipe={recipe}", *overrides])
+        words = settings.with_defaults_of_mode([f"recipe={recipe}", *overrides])
         composed = compose("config", overrides=words, return_hydra_config=True)
     choices = {group: name for group, name in composed.hydra.runtime.choices.items() if "/" not in group}
     with open_dict(composed):

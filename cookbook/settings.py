@@ -95,8 +95,8 @@ def plain(config):
     return made
 
 
-def with_data_of_mode(words):
-    """Overrides, completed by the dataset that belongs to the recipe's chosen mode where none is named: data=NAME first.
+def with_defaults_of_mode(words):
+    """Overrides, preceded by those that belong to the recipe's chosen mode; what the words themselves set, wins.
 
     A mode (`driver.switch` names the setting that chooses it, `driver.modes` has what it brings) may work on other data than
     its recipe's default, and Hydra must know that before it composes.
@@ -104,16 +104,17 @@ def with_data_of_mode(words):
     chosen = {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
     path = CONF / f"recipe/{chosen.get('recipe')}.yaml"
     driver = yaml.safe_load(path.read_text())["driver"] if path.exists() else {}
-    if "data" in chosen or "switch" not in driver:
+    if "switch" not in driver:
         return list(words)
     names = chosen.get(f"recipe.{driver['switch']}", "").split(",")
-    wanted = {driver["modes"].get(name, {}).get("data") for name in names} - {None}
-    if len(wanted) > 1:
+    wanted = [driver["modes"].get(name, {}).get("overrides", {}) for name in names]
+    wanted = [{key: value for key, value in overrides.items() if key not in chosen} for overrides in wanted]
+    if any(overrides != wanted[0] for overrides in wanted):
         raise UserError(
-            f"recipe.{driver['switch']}={','.join(names)} needs different data ({', '.join(sorted(wanted))}): "
-            "sweep over modes that share theirs, or say data=NAME"
+            f"recipe.{driver['switch']}={','.join(names)} needs different settings ({wanted}): sweep over modes that share "
+            "theirs, or say them all on the command line"
         )
-    return [f"data={name}" for name in wanted] + list(words)
+    return [f"{key}={value}" for key, value in wanted[0].items()] + list(words)
 
 
 def comments_of(*files):

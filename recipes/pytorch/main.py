@@ -1,0 +1,212 @@
+"""Data parallelism with DistributedDataParallel: every worker has the whole model and its own share of each batch.
+
+Shows:   the sampler, the overlapped exchange of gradient buckets, accumulation without exchange (`no_sync`), uneven inputs
+         (`join`), mixed precision, `torch.compile`, a checkpoint in the middle of an epoch, and restarts by torchrun.
+Choose:  first, as long as the model fits one device. main_fsdp.py, main_tensor_parallel.py and main_pipeline.py divide the model.
+Run:     torchrun --nproc-per-node 2 main.py config.yaml
+Expect:  test accuracy of at least 0.97 on handwritten digits, within a minute on two CPU cores.
+Source:  Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel Training"; PyTorch's documentation.
+"""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from world import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
+
+from data import Batches, ImageData, loader_of
+from model import torch_network
+from runrecord import RunRecord, load_config
+from settings import check_settings, learning_rate_at, num_steps_of
+
+
+def main():
+    config = check_settings(load_config())
+    # Distributed: torchrun started world_size copies of this program; they meet before anything else.
+    with joined_world(config) as (rank, world_size, device):
+        check_settings(config, world_size)  # Distributed: some settings depend on the number of workers.
+        train_data = ImageData(config.data_dir, "train", config.max_rows)
+        test_data = ImageData(config.data_dir, "test")
+        torch.manual_seed(config.seed)
+        network = torch_network(train_data.images.shape[3], train_data.num_classes, config.width).to(device)
+        torch.manual_seed(
+            config.seed + rank
+        )  # Distributed: from here on each worker draws numbers of its own (shifts).
+        model = DistributedDataParallel(  # Distributed: copies rank 0's parameters to all, and hooks the exchange into `backward`.
+            torch.compile(network) if config.compile else network,
+            bucket_cap_mb=config.bucket_cap_mb,
+            gradient_as_bucket_view=True,  # gradients live in the buckets: no copy, half the memory
+        )
+        optimizer = torch.optim.SGD(
+            network.parameters(), config.learning_rate, config.momentum, nesterov=config.momentum > 0
+        )
+        with RunRecord(config.output_dir, rank, world_size, **facts(device)) as run:
+            position = load_checkpoint(network, optimizer, config, rank, world_size)
+            run.restore(position["epoch"], position["step"], generation=shared_now())
+            train(model, network, optimizer, position, train_data, test_data, config, run)
+            run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
+
+
+def train(model, network, optimizer, position, train_data, test_data, config, run):
+    """Trains from the position {epoch, step, loss_sum of the epoch so far} to the end."""
+    batches = Batches(len(train_data), config.global_batch_size, config.seed)
+    num_steps, device = num_steps_of(config, batches), next(network.parameters()).device
+    while position["epoch"] * batches.steps_per_epoch < num_steps:
+        epoch = position["epoch"]
+        # Distributed: uneven inputs: while the others still step, `join` answers in the exchanges for who has no rows left.
+        with model.join() if config.join else contextlib.nullcontext():
+            seconds, num_rows = train_epoch(
+                model, network, optimizer, position, train_data, batches, num_steps, config, run
+            )
+        if config.join:
+            share_momentum(optimizer)
+        done = min(num_steps, (epoch + 1) * batches.steps_per_epoch)
+        rows_of_epoch = min((done - epoch * batches.steps_per_epoch) * config.global_batch_size, len(train_data))
+        run.metric("train/loss", sum_over_ranks(position["loss_sum"], device) / rows_of_epoch, done, epoch)
+        # Distributed: ranks stop their clocks at slightly different times; the slowest one counts.
+        run.metric("samples_per_second", num_rows / max_over_ranks(seconds, device), done, epoch, unit="samples/s")
+        accuracy = evaluate(network, test_data, config)
+        run.metric("eval/accuracy", accuracy, done, epoch)
+        run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
+        position.update(epoch=epoch + 1, step=0, loss_sum=0.0)
+        save_checkpoint(network, optimizer, position, config, run)
+
+
+def train_epoch(model, network, optimizer, position, train_data, batches, num_steps, config, run):
+    """Takes the position to the epoch's end (or to `num_steps`). Returns seconds and rows of all ranks in them."""
+    epoch, first_step = position["epoch"], position["epoch"] * batches.steps_per_epoch
+    steps = range(position["step"], min(batches.steps_per_epoch, num_steps - first_step))
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    # Distributed: the sampler: every worker knows the whole order of the epoch and takes its own share of each batch.
+    loader = loader_of(train_data, batches, epoch, steps, rank, world_size, config.num_loader_workers)
+    started, num_rows = time.perf_counter(), 0
+    shown = started
+    network.train()
+    for step, (ids, batch_size, images, labels) in zip(steps, loader, strict=True):
+        if config.join and not len(ids):
+            break  # Distributed: a last batch of fewer rows than workers leaves some without any.
+        run.rows(epoch, step, ids)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(epoch + step / batches.steps_per_epoch, config)
+        position["loss_sum"] += train_step(model, optimizer, images, labels, batch_size, config)
+        position["step"], num_rows = step + 1, num_rows + batch_size
+        if time.perf_counter() - shown > 2:
+            shown = time.perf_counter()
+            run.progress(first_step + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}")
+        every = config.checkpoint_every_steps
+        if every and (first_step + step + 1) % every == 0 and step + 1 < len(range(steps.stop)):
+            save_checkpoint(network, optimizer, position, config, run)
+    return time.perf_counter() - started, num_rows
+
+
+def train_step(model, optimizer, images, labels, batch_size, config):
+    """One optimizer step on this worker's share of a global batch of `batch_size` rows; returns the share's summed loss."""
+    device = next(model.parameters()).device
+    images, labels = shifted(images.to(device), config.max_shift), labels.to(device)
+    num_parts, loss_sum = config.accumulation_steps, 0.0
+    parts = zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True)
+    optimizer.zero_grad()
+    for number, (part, part_labels) in enumerate(parts):
+        # Distributed: gradients of all parts but the last only add up on this worker; the last one's `backward` sends the sum.
+        with model.no_sync() if number + 1 < num_parts else contextlib.nullcontext():
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                loss = F.cross_entropy(model(part).float(), part_labels, reduction="sum")
+            # Distributed: DDP averages over the workers. Dividing by the rows of the whole batch, not by one's own share,
+            # gives each row the same weight even where the shares differ in size.
+            (loss * dist.get_world_size() / batch_size).backward()
+        loss_sum += loss.item()
+    optimizer.step()
+    return loss_sum
+
+
+def shifted(images, most):
+    """Images (batch, channels, height, width) moved by a random number of pixels, the same for the whole share."""
+    if not most:
+        return images
+    height, width = images.shape[2:]
+    top, left = torch.randint(0, 2 * most + 1, (2,)).tolist()
+    return F.pad(images, (most, most, most, most))[:, :, top : top + height, left : left + width]
+
+
+@torch.no_grad()
+def evaluate(network, data, config):
+    """Accuracy over the whole split, each rank judging its share of it. Without DDP around it: nothing is exchanged here."""
+    network.eval()
+    device, num_correct = next(network.parameters()).device, 0
+    rows = torch.arange(dist.get_rank(), len(data), dist.get_world_size())  # Distributed: every world_size-th row
+    for ids in rows.split(config.global_batch_size):
+        images, labels = data.read(ids.numpy())
+        logits = network(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
+        num_correct += (logits.argmax(1).cpu() == torch.from_numpy(labels)).sum().item()
+    return sum_over_ranks(num_correct, device) / len(data)
+
+
+def share_momentum(optimizer):
+    # Distributed: `join` hands the parameters of who stepped last to all, but no optimizer state: without this the momentum
+    # of a worker that left early stays behind, and the workers drift apart. Rank 0 has a row in every batch.
+    for state in optimizer.state.values():
+        dist.broadcast(state["momentum_buffer"], src=0)
+
+
+def save_checkpoint(network, optimizer, position, config, run):
+    """Model, optimizer, position and all ranks' random states: beside the last checkpoint, then renamed."""
+    # Distributed: parameters are equal everywhere, so one rank writes; what differs between ranks is gathered to it first.
+    own = {"random": torch.get_rng_state(), "loss_sum": position["loss_sum"]}
+    of_ranks = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(own, of_ranks)
+    if dist.get_rank() > 0:
+        return
+    path = Path(config.checkpoint_dir) / "last.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".partial"), "wb") as file:
+        torch.save(
+            {"mode": config.mode, "model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": position["epoch"],
+             "step": position["step"], "of_ranks": of_ranks},
+            file,
+        )  # fmt: skip
+        file.flush()
+        os.fsync(file.fileno())
+    path.with_suffix(".partial").replace(path)
+    run.checkpoint(path, position["epoch"], position["step"])
+
+
+def load_checkpoint(network, optimizer, config, rank, world_size):
+    """Every rank reads the last checkpoint, if there is one; returns the position to go on with.
+
+    Raises SystemExit when it belongs to another mode or model.
+    """
+    path = Path(config.checkpoint_dir) / "last.pt"
+    if other := [found for found in path.parent.glob("step-*") if not found.suffix]:
+        raise SystemExit(f"checkpoint {other[0]} is of another mode than mode=ddp: use another checkpoint_dir")
+    if not path.exists():
+        return {"epoch": 0, "step": 0, "loss_sum": 0.0}
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    mine = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}
+    for name in sorted(mine.keys() | theirs.keys()):
+        if mine.get(name) != theirs.get(name):
+            raise SystemExit(
+                f"checkpoint {path} is from another model: {name} is {theirs.get(name, 'missing')} there and "
+                f"{mine.get(name, 'missing')} here; use another checkpoint_dir, or the settings of that run"
+            )
+    network.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    position, of_ranks = {"epoch": content["epoch"], "step": content["step"]}, content["of_ranks"]
+    if len(of_ranks) == world_size:
+        torch.set_rng_state(of_ranks[rank]["random"])
+        position["loss_sum"] = of_ranks[rank]["loss_sum"]
+    else:
+        # Distributed: another number of workers goes on with the same batches; their random numbers are new ones.
+        position["loss_sum"] = sum(own["loss_sum"] for own in of_ranks) if rank == 0 else 0.0
+    if rank == 0:
+        print(f"going on from {path}: epoch {position['epoch']}, step {position['step']}", flush=True)
+    return position
+
+
+if __name__ == "__main__":
+    main()

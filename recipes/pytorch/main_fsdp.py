@@ -1,0 +1,117 @@
+"""Fully sharded data parallelism (FSDP2): each process keeps a share of every parameter, gradient and optimizer state.
+
+Shows:   `fully_shard` block by block, a mixed precision policy, activation checkpointing, CPU offload, sharded checkpoints.
+Choose:  when the model fits a device only in parts; each layer's parameters are gathered just before they are needed.
+Run:     torchrun --nproc-per-node 2 main_fsdp.py config.yaml
+Expect:  the loss curve of main_single.py, with about half the memory for parameters and optimizer on each of two workers.
+Source:  Zhao et al. 2023, "PyTorch FSDP"; PyTorch's documentation of torch.distributed.fsdp.fully_shard.
+"""
+
+import math
+
+import checkpoints
+import torch
+from language import TextData, build_model, loss_of, report_baselines, train_language_model
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from world import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
+
+from data import Batches
+from runrecord import RunRecord, load_config
+from settings import check_rows, check_settings, num_steps_of
+
+
+class FullySharded:
+    def __init__(self, config, rank, world_size, device):
+        self.config, self.rank, self.world_size, self.device = config, rank, world_size, device
+        self.train_data = TextData(config.data_dir, "train", config.max_rows)
+        self.test_data = TextData(config.data_dir, "test")
+        self.model = build_model(config)
+        self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        mesh = init_device_mesh(device.type, (world_size,))
+        precision = {"float32": None, "bfloat16": torch.bfloat16}[config.precision]
+        policies = {
+            # Distributed: shards stay in float32; what is gathered, computed and exchanged may be of half the size.
+            "mp_policy": MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=precision and torch.float32),
+            "offload_policy": CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy(),
+        }
+        for name, block in self.model.layers.items():
+            if (
+                config.activation_checkpointing
+            ):  # keeps a block's input only, and computes its inside again when going back
+                block = self.model.layers[name] = checkpoint_wrapper(block)
+            # Distributed: the unit of gathering. Only one block's whole parameters are in memory at a time.
+            fully_shard(block, mesh=mesh, **policies)
+        # Distributed: what is left (embedding, output) is a unit of its own, and the root that begins each pass.
+        fully_shard(self.model, mesh=mesh, **policies)
+        # Distributed: made after sharding, so that its state is as divided as the parameters it belongs to.
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), config.learning_rate)
+
+    def ids(self, order, step):
+        batch = order[step * self.config.global_batch_size : (step + 1) * self.config.global_batch_size]
+        return batch[self.rank :: self.world_size]  # Distributed: data parallel: each process computes its own rows
+
+    def train_step(self, ids):
+        inputs, targets = (part.to(self.device) for part in self.train_data.read(ids))
+        loss = loss_of(self.model(inputs), targets)
+        # Distributed: gathers each block again, then sums its gradients over the processes and leaves each its shard.
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        # Distributed: all shares have the same size (checked), so the mean of the means is the mean.
+        return sum_over_ranks(loss.detach(), self.device) / self.world_size
+
+    @torch.no_grad()
+    def evaluate(self):
+        """Each process judges its share; all take part in every pass, because all hold a part of each layer."""
+        batch_size, total = self.config.global_batch_size, 0.0
+        # Distributed: every process makes the same number of passes, some perhaps on windows that count nothing.
+        for start in range(0, len(self.test_data), batch_size):
+            inputs, targets = self.test_data.read(slice(start, start + batch_size))
+            mine = slice(self.rank, None, self.world_size) if len(inputs) >= self.world_size else slice(None)
+            counts = 1.0 if mine.start is not None else 1 / self.world_size
+            inputs, targets = inputs[mine].to(self.device), targets[mine].to(self.device)
+            total += loss_of(self.model(inputs), targets).item() * len(inputs) * counts
+        return sum_over_ranks(total, self.device) / len(self.test_data)
+
+    def save(self, step):
+        return checkpoints.save(self.model, self.optimizer, step, self.config, self.rank)
+
+    def report_memory(self, run):
+        """Bytes of parameters and optimizer state that this process keeps, and the most that it gathers on top."""
+        local = [parameter.to_local() for parameter in self.model.parameters()]
+        state = [
+            value for values in self.optimizer.state.values() for value in values.values() if torch.is_tensor(value)
+        ]
+        state = [value.to_local() if hasattr(value, "to_local") else value for value in state]
+        run.parameters(held=sum(tensor.numel() for tensor in local), total=self.num_parameters)
+        kept = sum(tensor.nbytes for tensor in local + state)
+        units = [sum(p.nbytes for p in block.parameters()) for block in self.model.layers.values()]
+        units.append(sum(p.nbytes for p in self.model.parameters()) - sum(units))
+        gathered = max(units) if self.world_size > 1 else 0  # a world of one has nothing to gather
+        run.metric("memory/kept_mb", max_over_ranks(kept / 1e6, self.device), 0, unit="MB")
+        run.metric("memory/peak_mb", max_over_ranks((kept + gathered) / 1e6, self.device), 0, unit="MB")
+
+
+def main():
+    config = check_settings(load_config())
+    with joined_world(config) as (rank, world_size, device):
+        check_settings(config, world_size)
+        sharded = FullySharded(config, rank, world_size, device)
+        batches = Batches(check_rows(len(sharded.train_data), config), config.global_batch_size, config.seed)
+        num_steps = num_steps_of(config, batches)
+        with RunRecord(config.output_dir, rank, world_size, **facts(device)) as run:
+            start = checkpoints.load(sharded.model, sharded.optimizer, config, rank)
+            run.restore(*divmod(start, batches.steps_per_epoch), generation=shared_now())
+            train_language_model(sharded, sharded.optimizer, batches, num_steps, start, config, run)
+            sharded.report_memory(run)
+            loss = sharded.evaluate()
+            if rank == 0:
+                report_baselines(config, run, loss / math.log(2))
+            # Distributed: gathered whole on every process, so that all can be compared.
+            run.digest(parameter.full_tensor().cpu().numpy() for parameter in sharded.model.state_dict().values())
+
+
+if __name__ == "__main__":
+    main()

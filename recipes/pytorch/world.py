@@ -1,0 +1,61 @@
+"""Joining and leaving the world of processes that torchrun started."""
+
+import contextlib
+import datetime
+import os
+import time
+
+import torch
+import torch.distributed as dist
+
+
+@contextlib.contextmanager
+def joined_world(config):
+    """Meets the other processes; gives (rank, world_size, device) and leaves in order at the end."""
+    backend = config.backend if config.backend != "auto" else "nccl" if torch.cuda.is_available() else "gloo"
+    local_rank = int(os.environ["LOCAL_RANK"])
+    device = torch.device("cpu")
+    if backend == "nccl":
+        # Distributed: local_rank counts the processes of one host, rank those of all hosts; a GPU belongs to a host.
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    # Distributed: torchrun put rank, world size and the address of the store into the environment. The timeout bounds
+    # how long a rank waits in an exchange for one that hangs.
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=config.exchange_timeout_seconds))
+    try:
+        yield dist.get_rank(), dist.get_world_size(), device
+        # Distributed: nobody leaves while another still waits for an answer.
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def facts(device):
+    """What the run record notes about this process."""
+    return {
+        "local_rank": int(os.environ.get("LOCAL_RANK", "0")),
+        "attempt": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        "device": str(device),
+        "torch": torch.__version__,
+    }
+
+
+def shared_now():
+    """Rank 0's clock on all ranks: a number that is the same everywhere, and newer than any before."""
+    now = torch.tensor([time.time()], dtype=torch.float64)
+    now = now.cuda() if dist.get_backend() == "nccl" else now
+    dist.broadcast(now, src=0)
+    return now.item()
+
+
+def sum_over_ranks(value, device):
+    # Distributed: counts and sums add up exactly over unequal shares, a mean of means would not.
+    total = torch.as_tensor(value, dtype=torch.float64, device=device).clone()
+    dist.all_reduce(total)
+    return total.item()
+
+
+def max_over_ranks(value, device):
+    most = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return most.item()
