@@ -4,14 +4,14 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 BIN := .venv/bin
 COOKBOOK := $(BIN)/python -m cookbook
-RECIPES := $(patsubst recipes/%/main.py,%,$(wildcard recipes/*/main.py))
+ALL_RECIPES := $(patsubst recipes/%/main.py,%,$(wildcard recipes/*/main.py))
 ARGS ?=
 # Two `make` at once in one checkout: the second waits for the first one's environment (where there is flock).
 ONE_AT_A_TIME := $(if $(shell command -v flock),flock .setup.lock) bash -c
 
 help: ## this help
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
-	@echo; echo "  recipes: $(RECIPES)"
+	@echo; echo "  recipes: $(ALL_RECIPES)"
 	@echo '  settings: make recipe-horovod ARGS="recipe.num_epochs=3 cluster.num_workers=4 scale=smoke"'
 
 setup: $(BIN)/.stamp ## the driver's own environment, in .venv
@@ -34,6 +34,9 @@ doctor: ## which tools the recipes need, found or missing
 report: $(BIN)/.stamp ## one page over all past runs
 	@$(BIN)/python -m cookbook.report
 
+compare: $(BIN)/.stamp ## the same task in several recipes: RECIPES="horovod pytorch" ARGS="recipe.num_epochs=4"
+	@$(BIN)/python -m cookbook.compare "$(RECIPES)" $(ARGS)
+
 eject: $(BIN)/.stamp ## copy a recipe out so that it runs by itself: RECIPE=horovod TO=../mine
 	@$(BIN)/python -m cookbook.eject "$(RECIPE)" "$(TO)" $(ARGS)
 
@@ -54,4 +57,4 @@ clean: ## remove environments, runs and caches of this checkout
 	@rm -rf .venv .venvs outputs .setup.lock .pytest_cache .ruff_cache runrecord/build runrecord/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup doctor report eject bench test lint lock clean
+.PHONY: help setup doctor report compare eject bench test lint lock clean

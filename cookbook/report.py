@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import json
 import os
 import platform
 import sys
@@ -46,8 +47,8 @@ def _processor():
         return platform.processor() or platform.machine()
 
 
-def plot(name, series):
-    """One picture as an image element that carries its SVG: `series` is [(label, [(step, value), ...]), ...]."""
+def plot(name, series, x_label="step", log=False):
+    """One picture as an image element that carries its SVG: `series` is [(label, [(x, value), ...]), ...]."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -58,7 +59,9 @@ def plot(name, series):
     for (label, points), colour in zip(series, COLOURS * (len(series) // len(COLOURS) + 1), strict=False):
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.4, color=colour, label=label)
     axes.set_title(name, loc="left", fontsize=10)
-    axes.set_xlabel("step")
+    axes.set_xlabel(x_label)
+    if log:
+        axes.set(xscale="log", yscale="log")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     if name == "samples_per_second":
@@ -69,12 +72,24 @@ def plot(name, series):
     figure.savefig(out, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     picture = base64.b64encode(out.getvalue()).decode()
-    return f'<img src="data:image/svg+xml;base64,{picture}" alt="{html.escape(name)} over steps">'
+    return f'<img src="data:image/svg+xml;base64,{picture}" alt="{html.escape(name)} over {html.escape(x_label)}">'
 
 
 def curve_names(contents):
     names = {name for content in contents for name, points in content.get("curves", {}).items() if points}
     return sorted(names, key=lambda name: (CURVES.index(name) if name in CURVES else len(CURVES), name))
+
+
+def tables_of(folder):
+    """[(name, rows, picture or "")] of the tables that the recipe has left."""
+    found = []
+    for path in sorted(Path(folder).glob("tables/*.json")):
+        table, picture = json.loads(path.read_text()), ""
+        if table["x"]:
+            series = [(key, [(row[table["x"]], row[key]) for row in table["rows"]]) for key in table["y"]]
+            picture = plot(path.stem, series, table["x"], table["log"])
+        found.append((path.stem, table["rows"], picture))
+    return found
 
 
 def write_run_page(folder):
@@ -85,10 +100,10 @@ def write_run_page(folder):
     seconds = content["seconds"]
     total = sum(seconds.get(stage, 0) for stage in STAGES) or 1
     page = environment().get_template("run.html").render(
-        run=content, name=folder.name, machine=content["machine"],
+        run=content, name=folder.name, machine=content["machine"], tables=tables_of(folder),
         config=config.read_text() if config.exists() else "",
         stages=[(stage, seconds.get(stage, 0), 100 * seconds.get(stage, 0) / total, colour) for stage, colour in zip(STAGES, COLOURS, strict=False)],
-        plots=[plot(name, [(content["recipe"], content["curves"][name])]) for name in curve_names([content])],
+        plots=[plot(name, [(content["recipe"], content["curves"][name])]) for name in curve_names([content]) if len(content["curves"][name]) > 1],
     )  # fmt: skip
     return _write(folder / "report.html", page)
 
@@ -123,6 +138,28 @@ def write_overview(root):
         )
     )
     return _write(Path(root) / "report.html", page), len(found)
+
+
+def write_compare_page(folder, members, rows, losses, problems):
+    """Writes <folder>/report.html over the members [(label, run folder, content), ...]; returns the path."""
+    plots = []
+    for name in curve_names([content for _, _, content in members]):
+        series = [
+            (label, content["curves"][name]) for label, _, content in members if content.get("curves", {}).get(name)
+        ]
+        if max(len(points) for _, points in series) > 1:
+            plots.append(plot(name, series))
+        if name == "train/loss":
+            timed = [
+                (label, [(seconds, value) for seconds, (_, value) in zip(content["curve_seconds"][name], content["curves"][name], strict=True)])
+                for label, _, content in members if content.get("curves", {}).get(name)
+            ]  # fmt: skip
+            plots.append(plot(f"{name} over time", timed, "seconds since the workers started"))
+    page = environment().get_template("compare.html").render(
+        name=folder.name, rows=rows, losses=losses, problems=problems, plots=plots, machine=machine(),
+        members=[(label, path.relative_to(folder), content) for label, path, content in members],
+    )  # fmt: skip
+    return _write(folder / "report.html", page)
 
 
 def _write(path, text):

@@ -15,7 +15,7 @@ CHOICES = {
     "schedule": ["gpipe", "1f1b"],
 }
 AT_LEAST_ONE = ["num_epochs", "global_batch_size", "base_batch_size", "accumulation_steps", "num_layers", "num_heads",
-                "num_microbatches", "exchange_timeout_seconds"]  # fmt: skip
+                "num_microbatches", "num_message_sizes", "num_repeats", "exchange_timeout_seconds"]  # fmt: skip
 
 
 def check_settings(config, world_size=None):

@@ -1,0 +1,127 @@
+"""Runs several recipes, or modes of one, on the same task and lays their results side by side.
+
+Run: make compare RECIPES="horovod pytorch tensorflow" [ARGS="recipe.num_epochs=4"]
+     make compare RECIPES="pytorch:recipe.mode=single pytorch:recipe.mode=fsdp" ARGS="scale.max_steps=100"
+"""
+
+import datetime
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from cookbook import ROOT, UserError, report, runs, settings
+from cookbook.console import console
+
+ALIKE = ("seed", "num_epochs", "global_batch_size", "max_rows", "max_steps", "data_dir")  # what makes a comparison fair
+
+
+def compare(entries, common, root="outputs"):
+    """Runs each entry ("NAME[:key=value...]") with the common overrides; returns (path of the page, problems)."""
+    if len(entries) < 2:
+        raise UserError('name at least two recipes to compare: make compare RECIPES="horovod pytorch"')
+    planned = []
+    for entry in entries:
+        name, *own = entry.split(":")
+        words = [f"recipe={name}", *own, *common]
+        settings.check_choices(words)
+        planned.append((entry.replace("recipe.", ""), words))
+    folder = Path(root).absolute() / "compare" / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    members = []
+    for number, (label, words) in enumerate(planned, 1):
+        console.print(f"--- {number} of {len(planned)}: {label}", markup=False)
+        own_root = folder / f"{number}"
+        subprocess.run([sys.executable, "-m", "cookbook", *words, f"output_root={own_root}", "resume=never"], cwd=ROOT)
+        made = own_root / words[0].removeprefix("recipe=") / "latest"
+        members.append((label, made.resolve(), runs.load(made)))
+    rows, problems = table_of(members), problems_of(members)
+    page = report.write_compare_page(folder, members, rows, losses_per_epoch(members), problems)
+    show(rows, problems)
+    return page, problems
+
+
+def problems_of(members):
+    """What speaks against the comparison: runs that do not count, and settings in which they differ."""
+    problems = [
+        f"{label}: {content.get('reason') or 'it never began'}" for label, _, content in members
+        if content.get("status") != "ok"
+    ]  # fmt: skip
+    configs = {
+        label: yaml.safe_load((folder / "config.yaml").read_text())
+        for label, folder, content in members if content.get("status") == "ok"
+    }  # fmt: skip
+    for key in ALIKE:
+        values = {label: config.get(key) for label, config in configs.items()}
+        if len(set(map(str, values.values()))) > 1:
+            problems.append(
+                f"not like for like: {key} is {', '.join(f'{value} in {label}' for label, value in values.items())}"
+            )
+    return problems
+
+
+def curve(content, name="train/loss"):
+    return dict(map(tuple, content.get("curves", {}).get(name, [])))
+
+
+def difference(reference, other):
+    """(largest relative difference, number of steps) of the two loss curves at the steps that both have."""
+    shared = sorted(reference.keys() & other.keys())
+    if not shared:
+        return None, 0
+    return max(abs(other[step] - reference[step]) / max(abs(reference[step]), 1e-12) for step in shared), len(shared)
+
+
+def table_of(members):
+    """One row a member, as dictionaries; losses are compared with the first member's."""
+    reference, rows = curve(members[0][2]), []
+    for label, _, content in members:
+        losses, metrics = curve(content), content.get("metrics", {})
+        first, (relative, shared) = next(iter(losses.values()), None), difference(reference, losses)
+        rows.append({
+            "run": label, "status": content.get("status", "failed"), "workers": content.get("world_size", 0),
+            "first loss": first, "last loss": metrics.get("train/loss"),
+            "largest relative difference of the loss": relative, "points compared": shared,
+            content.get("objective", {}).get("name", "objective"): content.get("objective", {}).get("value"),
+            "samples/s": metrics.get("samples_per_second"), "seconds": content.get("seconds", {}).get("total"),
+        })  # fmt: skip
+    return rows
+
+
+def losses_per_epoch(members, most=30):
+    """Rows {step, label: loss, ...}; long curves are thinned to about `most` rows."""
+    steps = sorted({step for _, _, content in members for step in curve(content)})
+    thinned = steps[:: max(1, len(steps) // most)]
+    thinned += [] if not steps or thinned[-1] == steps[-1] else [steps[-1]]
+    return [{"step": step, **{label: curve(content).get(step) for label, _, content in members}} for step in thinned]
+
+
+def show(rows, problems):
+    from rich.table import Table
+
+    from cookbook.console import Console
+
+    table = Table(title="comparison", title_justify="left")
+    for key in rows[0]:
+        table.add_column(key, justify="left" if key in ("run", "status") else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else report.number(value) for value in row.values()))
+    (console if console.is_terminal else Console(width=170)).print(table)
+    for problem in problems:
+        console.print(f"problem: {problem}", markup=False)
+
+
+def main(argv):
+    try:
+        page, problems = compare(argv[0].split() if argv else [], argv[1:])
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(f"report {page}")
+    if problems:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
