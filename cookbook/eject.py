@@ -44,9 +44,11 @@ def eject(recipe, target, overrides=()):
     shutil.rmtree(partial, ignore_errors=True)
     ignored = shutil.ignore_patterns("README.md", "benchmark*", "__pycache__")
     shutil.copytree(source, partial, ignore=ignored)
-    shutil.copy(ROOT / "runrecord/runrecord.py", partial)
+    for module in (ROOT / "runrecord").glob("*.py"):
+        if module.stem == "runrecord" or module.stem in process.argv:  # tfrun, where it starts the workers
+            shutil.copy(module, partial)
     (partial / "dataset").mkdir()
-    for file in datasets.builder_files(config["data"]["builder"]):
+    for file in datasets.builder_files(config["data"]["builder"]) if config["data"]["builder"] else []:
         shutil.copy(file, partial / "dataset")
     (partial / "config.yaml").write_text(settings.commented_yaml(flat, choices))
     parameters = {"download_dir": "dataset/downloads"} if "download_dir" in config["data"]["parameters"] else {}

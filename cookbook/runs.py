@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from cookbook import UserError
+
 
 class Run:
     """A run folder that this driver has to itself: the lock in it is held until the driver ends, however it ends."""
@@ -34,9 +36,14 @@ def identity(recipe, config):
 
 
 def open_run(root, recipe, run_identity, resume):
-    """Makes a run folder, or takes up the last one of the same command if that was cut off after a checkpoint."""
+    """Makes a run folder, or takes up the last one of the same command if that was cut off after a checkpoint.
+
+    `resume`: auto, never, or a run folder to go on with although the settings are others (another number of workers).
+    """
     parent = Path(root).absolute() / recipe
     parent.mkdir(parents=True, exist_ok=True)
+    if resume not in ("auto", "never"):
+        return _chosen(Path(resume), recipe)
     if resume == "auto" and (run := _interrupted(parent, run_identity)):
         return run
     time, number = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), 1
@@ -50,6 +57,20 @@ def open_run(root, recipe, run_identity, resume):
     lock.acquire(timeout=0)
     _point_latest(parent, folder)
     return Run(folder, lock)
+
+
+def _chosen(folder, recipe):
+    content = load(folder)
+    if content.get("recipe") != recipe or not any(folder.glob("checkpoints/*")):
+        raise UserError(
+            f"resume={folder}: expected auto, never, or the folder of a run of {recipe} that has checkpoints"
+        )
+    lock = FileLock(folder / ".driver.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"resume={folder}: that run is going on at this moment; wait for its end, or stop it") from None
+    return Run(folder.absolute(), lock, resumed_from=content.get("reason") or "its driver was killed")
 
 
 def _interrupted(parent, run_identity):

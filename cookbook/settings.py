@@ -47,8 +47,8 @@ def check_choices(arguments):
 
 def check_kinds(config, choices):
     """Raises UserError when an override is of another kind than the value in the file that defines the setting."""
-    if config["resume"] not in ("auto", "never"):
-        raise UserError(f"resume={config['resume']!r}: expected auto or never")
+    if config["resume"] not in ("auto", "never") and not (CONF.parent / config["resume"] / "run.json").exists():
+        raise UserError(f"resume={config['resume']!r}: expected auto or never, or the folder of a run to go on with")
     for key, value in config["scale"].items():
         if value is not None and (type(value) is not int or value < 1):
             raise UserError(f"scale.{key}={value!r}: expected a whole number of at least 1, or null for no limit")

@@ -21,7 +21,7 @@ SHORT = "recipe.num_epochs=4"
 
 
 def proof_of(recipe):
-    return yaml.safe_load((ROOT / f"conf/recipe/{recipe}.yaml").read_text())["driver"]["proof"]
+    return compose_recipe(recipe)[0]["recipe"]["driver"]["proof"]
 
 
 DATA_PARALLEL = [recipe for recipe in RECIPES if "same_parameters" in proof_of(recipe)]

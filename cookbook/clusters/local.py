@@ -1,11 +1,26 @@
 """All processes on this machine."""
 
+import socket
 import time
 from pathlib import Path
 
+from cookbook import UserError
 from cookbook import processes as os_processes
 
 POLL_SECONDS = 0.1
+
+
+def _check_port(port):
+    """Raises UserError when somebody else has the port: launchers say that late, or wait for ever."""
+    if port is None:
+        return
+    try:
+        # Not bound to loopback alone: torchrun's store listens on all addresses.
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise UserError(
+            f"cluster.port={port} is taken ({error.strerror}): choose another one, or null for any that is free"
+        ) from None
 
 
 def run(processes, cluster, run_dir, mark, watch):
@@ -14,6 +29,7 @@ def run(processes, cluster, run_dir, mark, watch):
     Each one's output goes to <run_dir>/logs/<name>.log. Returns {name: exit status}; leaves no process behind, however
     it ends. A launcher that ends well but leaves workers behind is waited for no longer than the grace period.
     """
+    _check_port(cluster["port"])
     logs = Path(run_dir) / "logs"
     logs.mkdir(exist_ok=True)
     started, statuses = {}, {}

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 # One process without a process group is a use that is meant here, not an oversight.
 warnings.filterwarnings("ignore", message=".*torch.distributed is (disabled|unavailable).*")
+
+# Distributed: optimizer state goes by its parameter's name. Pipeline stages have different parameters, and a list of groups
+# from each of them would overwrite the others'.
+OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def save(model, optimizer, step, config, rank=0):
@@ -25,7 +29,7 @@ def save(model, optimizer, step, config, rank=0):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     barrier()
-    model_state, optimizer_state = get_state_dict(model, optimizer)
+    model_state, optimizer_state = get_state_dict(model, optimizer, options=OPTIONS)
     # Distributed: all processes write at the same time, each the shards that it holds.
     dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=partial)
     if rank == 0:
@@ -52,7 +56,7 @@ def load(model, optimizer, config, rank=0):
             f"checkpoint {found[-1]} is of mode={about['mode']}, this run is mode={config.mode}: use another "
             f"checkpoint_dir, or mode={about['mode']}"
         )
-    model_state, optimizer_state = get_state_dict(model, optimizer)
+    model_state, optimizer_state = get_state_dict(model, optimizer, options=OPTIONS)
     state = {"model": model_state, "optimizer": optimizer_state}
     try:
         # Distributed: each process reads the parts that it holds now, however many processes wrote them.
@@ -62,7 +66,9 @@ def load(model, optimizer, config, rank=0):
             f"checkpoint {found[-1]} does not fit this model: {str(error).strip().splitlines()[-1]}; use another "
             "checkpoint_dir, or the settings of that run"
         ) from None
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(
+        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=OPTIONS
+    )
     if rank == 0:
         print(f"going on from {found[-1]}", flush=True)
     return about["step"]

@@ -128,29 +128,31 @@ def seconds_of(work, device, repeats):
 
 def main():
     config = check_settings(load_config())
-    with joined_world(config) as (rank, world_size, device):
-        with RunRecord(config.output_dir, rank, world_size, **facts(device)) as run:
-            checks = []
-            for name, difference in check_all(rank, world_size, device).items():
-                worst = max_over_ranks(difference, device)
-                checks.append({"exchange": name, "largest difference from one process": worst})
-                if worst:
-                    raise AssertionError(f"{name} differs from the single-process result by {worst}")
+    with (
+        joined_world(config) as (rank, world_size, device),
+        RunRecord(config.output_dir, rank, world_size, **facts(device)) as run,
+    ):
+        checks = []
+        for name, difference in check_all(rank, world_size, device).items():
+            worst = max_over_ranks(difference, device)
+            checks.append({"exchange": name, "largest difference from one process": worst})
+            if worst:
+                raise AssertionError(f"{name} differs from the single-process result by {worst}")
+            run.work(1)
+        sizes, table = [4**k for k in range(5, 5 + config.num_message_sizes)], []
+        for number, size in enumerate(sizes):
+            row = {"message_bytes": size}
+            for name, (work, bus_bytes) in exchanges(world_size, size, device).items():
+                seconds = seconds_of(work, device, config.num_repeats)
+                row[name] = round(bus_bytes / seconds / 1e6, 2)
                 run.work(1)
-            sizes, table = [4**k for k in range(5, 5 + config.num_message_sizes)], []
-            for number, size in enumerate(sizes):
-                row = {"message_bytes": size}
-                for name, (work, bus_bytes) in exchanges(world_size, size, device).items():
-                    seconds = seconds_of(work, device, config.num_repeats)
-                    row[name] = round(bus_bytes / seconds / 1e6, 2)
-                    run.work(1)
-                run.metric("all_reduce/bus_mb_per_second", row["all_reduce"], size, unit="MB/s")
-                table.append(row)
-                run.progress(number + 1, len(sizes), f"messages of {size:,} bytes")
-            if rank == 0:
-                run.table("exchanges against one process", checks)
-                names = [name for name in table[0] if name != "message_bytes"]
-                run.table("bus bandwidth in MB per second", table, x="message_bytes", y=names, log=True)
+            run.metric("all_reduce/bus_mb_per_second", row["all_reduce"], size, unit="MB/s")
+            table.append(row)
+            run.progress(number + 1, len(sizes), f"messages of {size:,} bytes")
+        if rank == 0:
+            run.table("exchanges against one process", checks)
+            names = [name for name in table[0] if name != "message_bytes"]
+            run.table("bus bandwidth in MB per second", table, x="message_bytes", y=names, log=True)
 
 
 if __name__ == "__main__":

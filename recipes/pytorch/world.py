@@ -13,6 +13,10 @@ import torch.distributed as dist
 def joined_world(config):
     """Meets the other processes; gives (rank, world_size, device) and leaves in order at the end."""
     backend = config.backend if config.backend != "auto" else "nccl" if torch.cuda.is_available() else "gloo"
+    if backend == "nccl" and not torch.cuda.is_available():
+        raise SystemExit(
+            "backend=nccl needs NVIDIA GPUs, and this machine shows none to PyTorch: set backend=gloo or auto"
+        )
     local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cpu")
     if backend == "nccl":

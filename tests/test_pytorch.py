@@ -1,0 +1,218 @@
+"""What only the PyTorch recipe can do, run for real through the driver."""
+
+import json
+import os
+import signal
+import socket
+
+import pytest
+
+from cookbook import compare
+from tests.helpers import Driver, latest, run_cookbook
+
+MODES = ["fsdp", "tensor_parallel", "pipeline"]
+SHORT = ("scale.max_steps=12", "recipe.num_layers=2", "recipe.model_width=64", "recipe.checkpoint_every_steps=4")
+
+
+def curve(content, name="train/loss"):
+    return dict(map(tuple, content["curves"][name]))
+
+
+def digests(content):
+    return [worker["digest"] for worker in content["workers"]]
+
+
+def largest_difference(one, other):
+    assert one.keys() == other.keys()
+    return max(abs(one[step] - other[step]) / one[step] for step in one)
+
+
+@pytest.fixture(scope="module")
+def single(undisturbed):
+    """100 steps of the language model in one plain process."""
+    return undisturbed("recipe=pytorch", "recipe.mode=single", "scale.max_steps=100")[0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_divided_model_learns_like_a_whole_one(mode, single, tmp_path):
+    words = ["recipe=pytorch", f"recipe.mode={mode}", "scale.max_steps=100"]
+    content, _, _ = run_cookbook(*words, output_root=tmp_path)
+    assert content["world_size"] == 2
+    assert len(curve(single)) == 100
+    assert largest_difference(curve(single), curve(content)) <= 1e-3
+    assert content["metrics"]["eval/bits_per_byte"] == pytest.approx(single["metrics"]["eval/bits_per_byte"], rel=1e-3)
+    rows = 100 * 16
+    assert [w["samples"] for w in content["workers"]] == ([rows // 2] * 2 if mode == "fsdp" else [rows] * 2)
+
+
+def test_the_language_model_beats_counting(undisturbed):
+    """At the default scale: fewer bits per byte on held-out files than unigram and bigram counts need."""
+    content, folder, _ = undisturbed("recipe=pytorch", "recipe.mode=fsdp")
+    ours, metrics = content["metrics"]["eval/bits_per_byte"], content["metrics"]
+    assert ours < metrics["eval/bigram_bits_per_byte"] < metrics["eval/unigram_bits_per_byte"]
+    assert ours < 3.7
+    assert "bigram counts" in (folder / "report.html").read_text()
+
+
+def test_two_shards_need_little_more_than_half_the_memory(undisturbed, tmp_path):
+    two, _, _ = undisturbed("recipe=pytorch", "recipe.mode=fsdp")
+    one, _, _ = run_cookbook(
+        "recipe=pytorch", "recipe.mode=fsdp", "cluster.num_workers=1", "scale.max_steps=2", output_root=tmp_path
+    )
+    assert two["metrics"]["memory/kept_mb"] / one["metrics"]["memory/kept_mb"] == pytest.approx(0.5, abs=0.01)
+    assert two["metrics"]["memory/peak_mb"] / one["metrics"]["memory/peak_mb"] <= 0.6
+
+
+def test_other_ways_through_the_same_steps(tmp_path):
+    """GPipe and 1F1B, kept and recomputed activations, resident and offloaded shards: the same losses."""
+    words = ["recipe=pytorch", "recipe.mode=pipeline", "scale.max_steps=6", "recipe.model_width=64"]
+    plain, _, _ = run_cookbook(*words, output_root=tmp_path / "plain")
+    gpipe, _, _ = run_cookbook(*words, "recipe.schedule=gpipe", output_root=tmp_path / "gpipe")
+    assert largest_difference(curve(plain), curve(gpipe)) <= 1e-5
+    words[1] = "recipe.mode=fsdp"
+    again, _, _ = run_cookbook(*words, "recipe.activation_checkpointing=true", output_root=tmp_path / "again")
+    assert largest_difference(curve(plain), curve(again)) <= 1e-4
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_killed_worker_of_a_divided_model(mode, undisturbed, tmp_path):
+    """Stopped in the middle of an epoch, the same command goes on from the sharded checkpoint to the same parameters."""
+    words = ["recipe=pytorch", f"recipe.mode={mode}", *SHORT]
+    expected, _, _ = undisturbed(*words)
+    driver = Driver(*words, output_root=tmp_path)
+    driver.wait_until(lambda: any(e["event"] == "rows" and e["step"] >= 6 for e in driver.events()))
+    os.kill(driver.pid_of(1), signal.SIGKILL)
+    assert driver.end()[0] == 1
+    content, _, _ = run_cookbook(*words, output_root=tmp_path)
+    assert digests(content) == digests(expected)
+    assert curve(content) == curve(expected)
+
+
+def test_torchrun_starts_all_anew_in_the_middle_of_an_epoch(tmp_path):
+    """The checkpoint has the sampler's place and each rank's random numbers: the curve is that of an undisturbed run, bit for bit."""
+    words = ["recipe=pytorch", "recipe.num_epochs=4", "recipe.checkpoint_every_steps=5", "recipe.max_shift=1"]
+    expected, _, _ = run_cookbook(*words, output_root=tmp_path / "undisturbed")
+    driver = Driver(*words, "recipe.max_restarts=1", output_root=tmp_path / "killed")
+    driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["step"] == 10 for e in driver.events()))
+    lost = driver.pid_of(1)
+    os.kill(lost, signal.SIGKILL)
+    status, output = driver.end()
+    assert status == 0, output
+    assert driver.no_process_left()
+    content, folder = latest(tmp_path / "killed", "pytorch")
+    assert content["restarts"] == 1
+    assert lost in [worker["pid"] for worker in content["lost_workers"]]
+    assert digests(content) == digests(expected)
+    assert curve(content) == curve(expected)
+    assert content["num_rows"] == 4 * 1438, "every row took effect once in every epoch"
+    restored = [json.loads(line) for path in folder.glob("workers/rank0-*") for line in path.read_text().splitlines()]
+    assert {(e["epoch"], e["step"]) for e in restored if e["event"] == "restore"} > {(0, 0)}
+
+
+def test_collectives_equal_one_process_and_are_measured(tmp_path):
+    content, folder, _ = run_cookbook(
+        "recipe=pytorch", "recipe.mode=collectives", "recipe.num_message_sizes=3", "recipe.num_repeats=3",
+        "cluster.num_workers=3", output_root=tmp_path,
+    )  # fmt: skip
+    checks = json.loads((folder / "tables/exchanges against one process.json").read_text())["rows"]
+    assert {row["exchange"] for row in checks} == {
+        "all_reduce", "ring_all_reduce", "broadcast", "all_gather", "reduce_scatter", "all_to_all", "barrier",
+    }  # fmt: skip
+    assert all(row["largest difference from one process"] == 0 for row in checks)
+    table = json.loads((folder / "tables/bus bandwidth in MB per second.json").read_text())
+    assert [row["message_bytes"] for row in table["rows"]] == [1024, 4096, 16384]
+    assert all(value > 0 for row in table["rows"] for value in row.values())
+    assert content["dataset"] is None
+    assert "Bus bandwidth" in (folder / "report.html").read_text()
+
+
+def test_a_worker_that_hangs_is_named(tmp_path):
+    driver = Driver("recipe=pytorch", "cluster.stall_timeout_seconds=8", output_root=tmp_path)
+    driver.wait_until(lambda: any(e["event"] == "rows" for e in driver.events()))
+    os.kill(driver.pid_of(1), signal.SIGSTOP)
+    status, output = driver.end()
+    assert status == 1
+    assert driver.no_process_left()
+    assert "no worker has written anything for 8 s, hindmost first: rank 1 (pid" in output
+    assert "stopped)" in output
+
+
+def test_a_port_that_is_taken(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        _, _, output = run_cookbook("recipe=pytorch", f"cluster.port={port}", output_root=tmp_path, status=1)
+        assert f"cluster.port={port} is taken" in output
+
+
+def test_a_checkpoint_of_another_mode_is_refused(tmp_path, undisturbed):
+    _, folder, _ = undisturbed("recipe=pytorch", "recipe.mode=fsdp", *SHORT)
+    (checkpoint,) = folder.glob("checkpoints/step-*")
+    words = ["recipe=pytorch", "recipe.mode=tensor_parallel", *SHORT, f"resume={folder}"]
+    _, _, output = run_cookbook(*words, output_root=tmp_path, status=1)
+    assert f"checkpoint {checkpoint} is of mode=fsdp, this run is mode=tensor_parallel" in output
+
+
+@pytest.mark.parametrize("words", [[], ["recipe.mode=fsdp", *SHORT]], ids=["ddp", "fsdp"])
+def test_another_number_of_workers_goes_on(words, tmp_path):
+    """Full (ddp) and sharded (fsdp) checkpoints fit any number of workers; every row still counts once an epoch."""
+    words = ["recipe=pytorch", *(words or ["recipe.num_epochs=4", "recipe.checkpoint_every_steps=5"])]
+    driver = Driver(*words, output_root=tmp_path)
+    driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["step"] >= 8 for e in driver.events()))
+    driver.interrupt()
+    assert driver.end()[0] == 130
+    _, folder = latest(tmp_path, "pytorch")
+    content, again, _ = run_cookbook(*words, "cluster.num_workers=1", f"resume={folder}", output_root=tmp_path)
+    assert again == folder
+    assert content["world_size"] == 1
+    assert content["status"] == "ok"
+
+
+def test_compare_lays_runs_side_by_side(tmp_path):
+    page, problems = compare.compare(
+        ["pytorch:recipe.mode=single", "pytorch:recipe.mode=pipeline"],
+        ["scale.max_steps=5", "recipe.model_width=64"], tmp_path,
+    )  # fmt: skip
+    assert problems == []
+    text = page.read_text()
+    assert text.count("data:image/svg+xml;base64,") >= 2
+    assert "pytorch:mode=pipeline" in text
+
+
+def test_compare_says_what_is_not_alike(tmp_path):
+    _, problems = compare.compare(
+        ["pytorch:recipe.mode=single", "pytorch:recipe.mode=single:seed=1"],
+        ["scale.max_steps=2", "recipe.model_width=64"], tmp_path,
+    )  # fmt: skip
+    assert problems == ["not like for like: seed is 0 in pytorch:mode=single, 1 in pytorch:mode=single:seed=1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["recipe.mode=magic"], "recipe.mode='magic' is unknown; expected one of: ddp, fsdp"),
+        (["recipe.mode=tensor_parallel", "recipe.num_heads=2", "cluster.num_workers=3"],
+         "num_heads=2 cannot be divided among 3 workers: 2 = 3 x 0 + 2; try num_heads=3 or 3"),
+        (["recipe.mode=pipeline", "recipe.num_layers=5"], "num_layers=5 cannot be divided among 2 stages (workers): 5 = 2 x 2 + 1; try num_layers=4 or 6"),
+        (["recipe.mode=fsdp", "recipe.global_batch_size=15"], "global_batch_size=15 cannot be divided among 2 workers"),
+        (["recipe.mode=pipeline", "recipe.num_microbatches=1"], "num_microbatches=1 is less than the 2 stages"),
+        (["recipe.model_width=100"], "model_width=100 is not a multiple of 2 x num_heads=4"),
+        (["recipe.global_batch_size=1"], "global_batch_size=1 is less than world_size=2"),
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_sense(tmp_path, words, text):
+    _, folder, output = run_cookbook("recipe=pytorch", *words, output_root=tmp_path, status=1)
+    assert text in output
+    assert folder is None, "refused before any work"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["recipe.mode=single", "scale.max_rows=100"],
+         "100 train rows are no multiple of global_batch_size=16 (100 = 16 x 6 + 4)"),
+        (["recipe.backend=nccl"], "backend=nccl needs NVIDIA GPUs, and this machine shows none to PyTorch"),
+    ],
+)  # fmt: skip
+def test_what_only_the_workers_can_see(tmp_path, words, text):
+    _, _, output = run_cookbook("recipe=pytorch", *words, output_root=tmp_path, status=1)
+    assert text in output
