@@ -59,12 +59,14 @@ class Watcher:
 
     def _stall(self, silence):
         """Who is behind: the others wait for that rank, in an exchange that needs all of them."""
-        lines = []
-        for path, start in sorted(self._who.items(), key=lambda item: self._where.get(item[0], (-1, -1))):
+        found = []
+        for path, start in self._who.items():
             with contextlib.suppress(psutil.Error):
                 state, where = psutil.Process(start["pid"]).status(), self._where.get(path)
                 at = "before its first step" if where is None else f"epoch {where[0] + 1}, step {where[1] + 1}"
-                lines.append(f"rank {start['rank']} (pid {start['pid']} on {start['host']}, {state}): {at}")
+                line = f"rank {start['rank']} (pid {start['pid']} on {start['host']}, {state}): {at}"
+                found.append((where or (-1, -1), state != psutil.STATUS_STOPPED, line))
+        lines = [line for *_, line in sorted(found)]
         hindmost = f"hindmost first: {'; '.join(lines)}" if lines else f"none of {self.num_workers} ever started"
         return (
             f"no worker has written anything for {silence:.0f} s, {hindmost}. A slower machine or a longer step needs a "

@@ -67,13 +67,14 @@ def loader_of(data, batches, epoch, steps, rank, world_size, num_loader_workers)
     class Rows(torch.utils.data.Dataset):
         def __getitems__(self, ids):
             images, labels = data.read(np.asarray(ids, dtype=np.int64))
-            return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
+            return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels)
 
         def __len__(self):
             return len(data)
 
+    # A generator of its own: the loader draws from it, and a resumed epoch's second loader must not shift the worker's numbers.
     loader = torch.utils.data.DataLoader(
-        Rows(), batch_sampler=[ids.tolist() for ids, _ in shares], collate_fn=lambda rows: rows, num_workers=num_loader_workers
+        Rows(), batch_sampler=[ids.tolist() for ids, _ in shares], collate_fn=lambda rows: rows, num_workers=num_loader_workers, generator=torch.Generator()
     )  # fmt: skip
     for (ids, batch_size), (images, labels) in zip(shares, loader, strict=True):
         yield ids, batch_size, images, labels

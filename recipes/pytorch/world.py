@@ -25,7 +25,13 @@ def joined_world(config):
         torch.cuda.set_device(device)
     # Distributed: torchrun put rank, world size and the address of the store into the environment. The timeout bounds
     # how long a rank waits in an exchange for one that hangs.
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=config.exchange_timeout_seconds))
+    timeout = datetime.timedelta(seconds=config.exchange_timeout_seconds)
+    # After a restart PyTorch 2.13's env:// finds the dead workers' addresses, still in torchrun's store, and connects to them
+    # (sometimes: it is a race). A prefix for each attempt keeps them apart.
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+    store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
         yield dist.get_rank(), dist.get_world_size(), device
         # Distributed: nobody leaves while another still waits for an answer.
