@@ -81,7 +81,9 @@ def test_a_recipe_imports_only_what_it_may(recipe):
 def test_what_is_distributed_is_tagged(recipe):
     programs = sorted((ROOT / "recipes" / recipe).glob("main*.py"))
     for program in programs:
-        assert program.read_text().count("# Distributed:") >= 5, program.name
+        count = program.read_text().count("# Distributed:")
+        # main_single.py is the same program without anything distributed: what the others are compared with.
+        assert count == 0 if program.name == "main_single.py" else count >= 5, program.name
         assert len(program.read_text().splitlines()) <= 260, f"{program.name} is longer than a ten-minute read"
 
 

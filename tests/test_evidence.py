@@ -103,7 +103,7 @@ def test_workers_of_an_earlier_try_do_not_count(tmp_path, monkeypatch):
         ({"max_steps": 1}, "epoch 1: 42 rows were counted twice (50 instead of 8)"),
         (
             {"proof": ("no_such_rule",)},
-            "rule 'no_such_rule' is unknown; there are: rows_once_per_epoch, same_parameters",
+            f"rule 'no_such_rule' is unknown; there are: {', '.join(evidence.RULES)}",
         ),
     ],
 )
@@ -229,3 +229,99 @@ def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path, monkeypatch):
     path = next(tmp_path.glob("workers/rank1-*"))
     path.write_text(path.read_text()[:-20])
     assert judge(tmp_path).problems == ["rank 1 of 2 started but did not finish"]
+
+
+def write_model_parallel(folder, monkeypatch, held=(30, 40), left_out=None):
+    """Two ranks that each take every row and hold a part of 60 parameters; `left_out`: (rank, epoch, step) not taken."""
+    for rank in range(2):
+        monkeypatch.setattr("os.getpid", lambda rank=rank: 2000 + rank)
+        with RunRecord(folder, rank, 2) as run:
+            run.restore(0, 0, generation=1.0)
+            for epoch in range(NUM_EPOCHS):
+                order = np.random.default_rng(epoch).permutation(NUM_ROWS)
+                for step in range(STEPS):
+                    if (rank, epoch, step) != left_out:
+                        run.rows(epoch, step, order[step * BATCH : (step + 1) * BATCH])
+            run.parameters(held=held[rank], total=60)
+
+
+MODEL_PARALLEL = ("rows_once_per_epoch_on_each_rank", "parameters_are_divided")
+
+
+def test_a_divided_model_as_it_should_be(tmp_path, monkeypatch):
+    write_model_parallel(tmp_path, monkeypatch)
+    verdict = judge(tmp_path, proof=MODEL_PARALLEL)
+    assert verdict.problems == []
+    assert verdict.num_rows == NUM_ROWS * NUM_EPOCHS, "rows, not rows times ranks"
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "problem"),
+    [
+        ({"left_out": (1, 2, 0)}, "rank 1, epoch 3: 8 of 50 rows were lost"),
+        ({"held": (60, 60)}, "the model is not divided: of 60 parameters the ranks hold {0: 60, 1: 60}"),
+        ({"held": (30, 20)}, "the ranks together hold 50 of 60 parameters: {0: 30, 1: 20}"),
+    ],
+)
+def test_a_divided_model_that_is_not(tmp_path, monkeypatch, spoilt, problem):
+    write_model_parallel(tmp_path, monkeypatch, **spoilt)
+    assert judge(tmp_path, proof=MODEL_PARALLEL).problems == [problem]
+
+
+def test_a_divided_model_that_nobody_counted(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch)
+    assert judge(tmp_path, proof=("parameters_are_divided",)).problems == [
+        "only ranks [] reported how many parameters they hold"
+    ]
+
+
+def test_counted_rows_need_not_be_each_one_once(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch, spoil=lambda event, f: f | {"sum": 0} if event == "rows" else f)
+    assert judge(tmp_path, proof=("rows_counted_per_epoch",)).problems == []
+    assert judge(tmp_path, proof=("rows_counted_per_epoch",), num_rows=NUM_ROWS + 1).problems != []
+
+
+def restarted(folder, monkeypatch):
+    """A first attempt that a worker's death ended, and a second one that does all."""
+    for pid, rank in ((3000, 0), (3001, 1)):
+        monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
+        record = RunRecord(folder, rank, 2)
+        record._file.close()
+    write_run(folder, monkeypatch, spoil=lambda event, f: f | {"attempt": 1} if event == "start" else f)
+
+
+def test_a_restart_replaces_the_attempt_before(tmp_path, monkeypatch):
+    restarted(tmp_path, monkeypatch)
+    verdict = judge(tmp_path, max_restarts=1)
+    assert verdict.problems == []
+    assert verdict.restarts == 1
+    assert sorted(worker["pid"] for worker in verdict.lost) == [3000, 3001]
+
+
+def write_coordinated(folder, monkeypatch, chief_ends=True):
+    """A chief that reports what two serving workers told it they took."""
+    for pid, rank in ((4001, 0), (4002, 1)):
+        monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
+        with RunRecord(folder, rank, 2):
+            pass
+    monkeypatch.setattr("os.getpid", lambda: 4000)
+    chief = RunRecord(folder, 0, 2, role="chief")
+    chief.restore(0, 0, generation=1.0)
+    for epoch in range(NUM_EPOCHS):
+        for step in range(STEPS):
+            chief.rows(epoch, step, np.arange(NUM_ROWS)[step * BATCH : (step + 1) * BATCH], pid=4001 + step % 2)
+    if chief_ends:
+        chief.__exit__(None, None, None)
+
+
+def test_rows_that_a_coordinator_reports_are_its_workers_work(tmp_path, monkeypatch):
+    write_coordinated(tmp_path, monkeypatch)
+    verdict = judge(tmp_path, proof=("rows_once_per_epoch",))
+    assert verdict.problems == []
+    assert [worker["samples"] for worker in verdict.workers] == [NUM_EPOCHS * 26, NUM_EPOCHS * 24]
+    assert [service["role"] for service in verdict.services] == ["chief"]
+
+
+def test_a_chief_that_did_not_finish(tmp_path, monkeypatch):
+    write_coordinated(tmp_path, monkeypatch, chief_ends=False)
+    assert judge(tmp_path, proof=("rows_once_per_epoch",)).problems == ["chief 0 started but did not finish"]
