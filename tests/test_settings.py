@@ -38,7 +38,7 @@ def test_every_combination_composes(choice):
 def test_data_on_the_command_line_beats_the_recipe(recipe, data):
     config, choices = compose_recipe(recipe, [f"data={data}"])
     assert choices["data"] == data
-    assert config["data"]["builder"] == data
+    assert config["data"]["builder"] == (None if data == "none" else data)
 
 
 @pytest.mark.parametrize("recipe", recipes())
