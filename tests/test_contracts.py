@@ -33,6 +33,7 @@ PACKAGES = {
     "yaml": "pyyaml",
     "keras": "tensorflow-cpu",
     "tensorflow": "tensorflow-cpu",
+    "tf_keras": "tf-keras",
 }
 
 
