@@ -81,7 +81,7 @@ def table_of(members):
         rows.append({
             "run": label, "status": content.get("status", "failed"), "workers": content.get("world_size", 0),
             "first loss": first, "last loss": metrics.get("train/loss"),
-            "largest relative difference of the loss": relative, "points compared": shared,
+            "max relative loss difference": relative, "points compared": shared,
             content.get("objective", {}).get("name", "objective"): content.get("objective", {}).get("value"),
             "samples/s": metrics.get("samples_per_second"), "seconds": content.get("seconds", {}).get("total"),
         })  # fmt: skip

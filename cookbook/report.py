@@ -56,8 +56,13 @@ def plot(name, series, x_label="step", log=False):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")
-    for (label, points), colour in zip(series, COLOURS * (len(series) // len(COLOURS) + 1), strict=False):
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.4, color=colour, label=label)
+    for number, ((label, points), colour) in enumerate(
+        zip(series, COLOURS * (len(series) // len(COLOURS) + 1), strict=False)
+    ):
+        width = 1.4 + 1.6 * (min(len(series), 4) - 1 - min(number, 3))  # a curve below equal ones still shows
+        axes.plot(
+            *zip(*points, strict=True), marker="o", markersize=3, linewidth=max(1.4, width), color=colour, label=label
+        )
     axes.set_title(name, loc="left", fontsize=10)
     axes.set_xlabel(x_label)
     if log:
