@@ -1,0 +1,218 @@
+"""Starts the processes of a TensorFlow cluster on this machine: what torchrun is to PyTorch; TensorFlow has none.
+
+    python -m tfrun --num-workers 2 main.py config.yaml                      workers only: MultiWorkerMirroredStrategy
+    python -m tfrun --num-workers 2 --chief --num-ps 1 main.py config.yaml   a chief, ps and workers: ParameterServerStrategy
+
+Each process finds its TF_CONFIG in its environment ("Distributed training with TensorFlow"), with addresses on loopback,
+TFRUN_ATTEMPT (how often all workers have been started anew) and TFRUN_GENERATION (seconds since 1970, the same for all
+processes of a start). Standard library only. A cluster of several machines has a scheduler that does the same.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+GRACE_SECONDS = 10  # between SIGTERM and SIGKILL
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGINT: ends the cluster; the clean-up is in `main`."""
+
+
+def main(argv=None):
+    """Runs the cluster to its end; returns the exit status."""
+    options = parse(argv)
+    if "TF_CONFIG" in os.environ:
+        say("the TF_CONFIG of the caller's environment is ignored: each process gets its own")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    tasks = []
+    try:
+        for attempt in range(options.max_restarts + 1):
+            tasks[:] = cluster(options, attempt)
+            try:
+                failure = run_with_chief(tasks, options) if options.chief else run_workers(tasks)
+            finally:
+                end(tasks)
+            if failure is None:
+                return 0
+            say(failure)
+            if options.chief or attempt == options.max_restarts:
+                return 1
+            say(f"all workers are started anew (restart {attempt + 1} of {options.max_restarts})")
+    except Stopped as signal_name:
+        say(f"ended by {signal_name}")
+        return 128 + signal.Signals[str(signal_name)]
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(
+        "tfrun", description="Starts the processes of a TensorFlow cluster on this machine."
+    )
+    parser.add_argument("--num-workers", type=int, required=True)
+    parser.add_argument(
+        "--chief", action="store_true", help="a chief that gives work to the workers (parameter servers)"
+    )
+    parser.add_argument("--num-ps", type=int, default=0, help="parameter servers; needs --chief")
+    parser.add_argument(
+        "--max-restarts", type=int, default=0,
+        help="times that all workers start anew after a failure; with --chief: lost workers that are replaced",
+    )  # fmt: skip
+    parser.add_argument("--port", type=int, help="of the first task, the others take the next ones; without: free ones")
+    parser.add_argument("program")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    options = parser.parse_args(argv)
+    if options.num_workers < 1:
+        parser.error(f"--num-workers {options.num_workers}: expected at least 1")
+    if options.chief != (options.num_ps > 0):
+        parser.error(
+            "--chief and --num-ps (at least 1) go together: the ps hold the variables, the chief gives out the work"
+        )
+    if options.max_restarts < 0:
+        parser.error(f"--max-restarts {options.max_restarts}: expected at least 0")
+    return options
+
+
+def cluster(options, attempt):
+    """The tasks of one start, running."""
+    names = [("chief", 0)] if options.chief else []
+    names += [("ps", index) for index in range(options.num_ps)]
+    names += [("worker", index) for index in range(options.num_workers)]
+    addresses = [f"127.0.0.1:{port}" for port in ports(len(names), options.port)]
+    members = {}
+    for (kind, _), address in zip(names, addresses, strict=True):
+        members.setdefault(kind, []).append(address)
+    shared = {"TFRUN_ATTEMPT": str(attempt), "TFRUN_GENERATION": repr(time.time())}
+    words = [sys.executable, options.program, *options.arguments]
+    tasks = [Task(kind, index, members, words, shared) for kind, index in names]
+    for task in tasks:
+        task.start()
+    return tasks
+
+
+def ports(count, first):
+    """Free ports of the loopback interface, all different; or the given one and those behind it."""
+    sockets = []
+    try:
+        for number in range(count):
+            wanted = 0 if first is None else first + number
+            sockets.append(socket.socket())
+            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sockets[-1].bind(("127.0.0.1", wanted))
+            except (OSError, OverflowError) as error:
+                raise SystemExit(
+                    f"tfrun: port {wanted} on 127.0.0.1 cannot be used ({error}); choose another --port, or leave it out: "
+                    f"then {count} free ones are taken"
+                ) from None
+        return [sock.getsockname()[1] for sock in sockets]
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+class Task:
+    """One process of the cluster, which can be started again at the same address."""
+
+    def __init__(self, kind, index, members, words, environment):
+        self.kind, self.name, self.words = kind, f"{kind}:{index}", words
+        config = json.dumps({"cluster": members, "task": {"type": kind, "index": index}})
+        self.environment = {**os.environ, **environment, "TF_CONFIG": config, "PYTHONUNBUFFERED": "1"}
+
+    def start(self):
+        self.process = subprocess.Popen(
+            self.words, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
+        )  # fmt: skip
+        self.printer = threading.Thread(target=self._print, args=(self.process.stdout,), daemon=True)
+        self.printer.start()
+
+    def _print(self, lines):
+        for line in lines:
+            sys.stdout.write(f"[{self.name}] {line.decode(errors='replace').rstrip()}\n")
+            sys.stdout.flush()
+
+    def ended(self):
+        """None while it runs; afterwards how it ended, in words."""
+        status = self.process.poll()
+        if status is None:
+            return None
+        how = f"died of {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+        return f"{self.name} (pid {self.process.pid}) {how}"
+
+
+def run_workers(tasks):
+    """Waits until all have ended well, which returns None, or until one has not: how."""
+    while True:
+        over = [task for task in tasks if task.ended()]
+        for task in over:
+            if task.process.returncode:
+                return f"{task.ended()}; the others are ended"
+        if len(over) == len(tasks):
+            return None
+        time.sleep(0.05)
+
+
+def run_with_chief(tasks, options):
+    """Waits for the chief; the others serve it. A lost worker is replaced, a lost ps has taken its variables with it."""
+    chief, replaced = tasks[0], 0
+    while not chief.ended():
+        for task in tasks[1:]:
+            if not (how := task.ended()):
+                continue
+            if chief.ended():
+                break  # it may have ended the service itself
+            if task.kind == "ps":
+                return f"{how}, and the variables that it held are lost; start again: the run goes on from its last checkpoint"
+            if replaced == options.max_restarts:
+                return f"{how}; --max-restarts {options.max_restarts} allows no further replacement"
+            replaced += 1
+            say(f"{how}; it is replaced at the same address ({replaced} of {options.max_restarts})")
+            task.start()
+        time.sleep(0.05)
+    return chief.ended() if chief.process.returncode else None
+
+
+def end(tasks):
+    """Ends what still runs: SIGTERM, and SIGKILL after the grace period; then waits for the last lines of all."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    living = [task.process for task in tasks if task.process.poll() is None]
+    for process in living:
+        process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in living:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for task in tasks:
+        task.printer.join(2)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def stop(number, frame):
+    raise Stopped(signal.Signals(number).name)
+
+
+def die_with_parent():
+    """Asks the kernel to end this process when tfrun is killed and can no longer do it itself (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+
+
+def say(text):
+    print(f"tfrun: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
