@@ -1,5 +1,6 @@
 """Reads the dataset folder, decides which rows each worker takes through each step, and makes a tf.data pipeline of it."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -47,6 +48,7 @@ class Batches:
         self.num_rows, self.global_batch_size, self.seed = num_rows, global_batch_size, seed
         self.steps_per_epoch = -(-num_rows // global_batch_size)
 
+    @functools.lru_cache(2)  # noqa: B019
     def order(self, epoch):
         """All row numbers, int64 (num_rows,), shuffled for this epoch; in their own order when the seed is None."""
         if self.seed is None:
@@ -63,38 +65,31 @@ class Batches:
         return rows, np.float32(1 / len(batch))
 
 
-def elements(data, batches, num_replicas, first_step, num_steps, mine=None):
-    """A tf.data.Dataset of steps first_step to num_steps, without end when num_steps is None (then each pass is epoch 0).
+def elements(data, batches, num_replicas, steps, mine=None, forever=False):
+    """A tf.data.Dataset of the steps in `steps` (a range of numbers that count on from epoch to epoch), over and over if `forever`.
 
     An element is a dictionary of tensors with one entry per row: image float32 (n, height, width, channels), label, row,
     epoch, step int64 (n,) and weight float32 (n,). n is the global batch, or one replica's share when `mine` is its number.
     """
-
-    def generate():
-        number, order, order_of = first_step, None, None
-        while num_steps is None or number < num_steps:
-            epoch, step = divmod(number, batches.steps_per_epoch)
-            epoch = epoch if num_steps is not None else 0
-            if order_of != epoch:
-                order, order_of = batches.order(epoch), epoch
-            shares, weight = batches.shares(order, step, num_replicas)
-            rows = shares.reshape(-1) if mine is None else shares[mine]
-            images, labels = data.read(rows)
-            place = {"epoch": np.full(len(rows), epoch), "step": np.full(len(rows), step)}
-            yield {
-                "image": images,
-                "label": labels,
-                "row": rows,
-                "weight": np.where(rows >= 0, weight, np.float32(0)),
-                **place,
-            }
-            number += 1
-
+    kinds = {"image": tf.float32, "label": tf.int64, "row": tf.int64, "weight": tf.float32, "epoch": tf.int64, "step": tf.int64}
     n = batches.global_batch_size // (1 if mine is None else num_replicas)
-    number = tf.TensorSpec([n], tf.int64)
-    signature = {"image": tf.TensorSpec([n, *data.images.shape[1:]]), "label": number, "row": number}
-    signature |= {"weight": tf.TensorSpec([n]), "epoch": number, "step": number}
-    return tf.data.Dataset.from_generator(generate, output_signature=signature)
+
+    def read(number):
+        epoch, step = divmod(int(number), batches.steps_per_epoch)
+        shares, weight = batches.shares(batches.order(epoch), step, num_replicas)
+        rows = shares.reshape(-1) if mine is None else shares[mine]
+        images, labels = data.read(rows)
+        return images, labels, rows, np.where(rows >= 0, weight, np.float32(0)), np.full(n, epoch), np.full(n, step)
+
+    def element(number):
+        values = dict(zip(kinds, tf.numpy_function(read, [number], list(kinds.values())), strict=True))
+        # What comes from Python has no shape until it is given one.
+        for name, value in values.items():
+            value.set_shape([n, *(data.images.shape[1:] if name == "image" else [])])
+        return values
+
+    numbers = tf.data.Dataset.range(steps.start, steps.stop)
+    return (numbers.repeat() if forever else numbers).map(element)
 
 
 def with_options(dataset, config, policy):
@@ -105,26 +100,26 @@ def with_options(dataset, config, policy):
     return dataset.with_options(options).prefetch(config.prefetch_batches)
 
 
-def distributed(data, batches, strategy, config, first_step, num_steps):
+def distributed(data, batches, strategy, config, steps, forever=False):
     """The pipeline as the strategy's `fit` wants it: each replica gets global_batch_size / replicas rows of every step."""
     num_replicas = strategy.num_replicas_in_sync
-    if config.input == "tfrecord":
-        return from_tfrecords(data, batches, strategy, config, first_step, num_steps)
+    if config.input == "tfrecord" and not forever:
+        return from_tfrecords(data, batches, strategy, config, steps)
     if config.auto_shard == "data":
         # Distributed: every worker makes the whole global batch and TensorFlow drops the shares of the others from it:
         # simple, and reading is done num_workers times.
-        return with_options(elements(data, batches, num_replicas, first_step, num_steps), config, "data")
+        return with_options(elements(data, batches, num_replicas, steps, None, forever), config, "data")
 
     def own_share(context):
         # Distributed: called once on each worker, which then reads its own share only.
         if num_replicas != context.num_input_pipelines:
             # One pipeline feeds several devices here: each of them takes the next element in turn.
             shares = [
-                elements(data, batches, num_replicas, first_step, num_steps, mine) for mine in range(num_replicas)
+                elements(data, batches, num_replicas, steps, mine, forever) for mine in range(num_replicas)
             ]
             choice = tf.data.Dataset.range(num_replicas).repeat()
             return with_options(tf.data.Dataset.choose_from_datasets(shares, choice), config, "off")
         mine = context.input_pipeline_id
-        return with_options(elements(data, batches, num_replicas, first_step, num_steps, mine), config, "off")
+        return with_options(elements(data, batches, num_replicas, steps, mine, forever), config, "off")
 
     return strategy.distribute_datasets_from_function(own_share)

@@ -56,10 +56,10 @@ def train(model, strategy, batches, train_data, test_data, config, run):
     # Distributed: the test rows are divided too: each replica judges a share, and the counts are added up.
     test_batches = Batches(len(test_data), config.global_batch_size, seed=None)
     model.fit(
-        distributed(train_data, batches, strategy, config, first_step, num_steps),
+        distributed(train_data, batches, strategy, config, range(first_step, num_steps)),
         epochs=-(-num_steps // batches.steps_per_epoch),
         steps_per_epoch=batches.steps_per_epoch,
-        validation_data=distributed(test_data, test_batches, strategy, config, 0, None),
+        validation_data=distributed(test_data, test_batches, strategy, config, range(test_batches.steps_per_epoch), forever=True),
         validation_steps=test_batches.steps_per_epoch,
         verbose=0,
         callbacks=[
