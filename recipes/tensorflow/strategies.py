@@ -37,3 +37,15 @@ def tpu_strategy(config):
         ) from None
     # Distributed: one replica on each TPU core.
     return tf.distribute.TPUStrategy(resolver)
+
+
+def make_partitioner(config):
+    """How ParameterServerStrategy cuts variables into parts, one on each ps; None leaves them whole."""
+    partitioners = tf.distribute.experimental.partitioners
+    return {
+        "none": lambda: None,
+        # Distributed: as many parts as there are ps, but none smaller than this: each part is one more message.
+        "min_size": lambda: partitioners.MinSizePartitioner(min_shard_bytes=4 << 10, max_shards=config.num_ps),
+        "max_size": lambda: partitioners.MaxSizePartitioner(max_shard_bytes=64 << 10, max_shards=config.num_ps),
+        "fixed_shards": lambda: partitioners.FixedShardsPartitioner(config.num_ps),
+    }[config.partitioner]()
