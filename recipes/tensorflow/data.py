@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,14 @@ def elements(data, batches, num_replicas, steps, mine=None, forever=False):
     An element is a dictionary of tensors with one entry per row: image float32 (n, height, width, channels), label, row,
     epoch, step int64 (n,) and weight float32 (n,). n is the global batch, or one replica's share when `mine` is its number.
     """
-    kinds = {"image": tf.float32, "label": tf.int64, "row": tf.int64, "weight": tf.float32, "epoch": tf.int64, "step": tf.int64}
+    kinds = {
+        "image": tf.float32,
+        "label": tf.int64,
+        "row": tf.int64,
+        "weight": tf.float32,
+        "epoch": tf.int64,
+        "step": tf.int64,
+    }
     n = batches.global_batch_size // (1 if mine is None else num_replicas)
 
     def read(number):
@@ -114,12 +122,84 @@ def distributed(data, batches, strategy, config, steps, forever=False):
         # Distributed: called once on each worker, which then reads its own share only.
         if num_replicas != context.num_input_pipelines:
             # One pipeline feeds several devices here: each of them takes the next element in turn.
-            shares = [
-                elements(data, batches, num_replicas, steps, mine, forever) for mine in range(num_replicas)
-            ]
+            shares = [elements(data, batches, num_replicas, steps, mine, forever) for mine in range(num_replicas)]
             choice = tf.data.Dataset.range(num_replicas).repeat()
             return with_options(tf.data.Dataset.choose_from_datasets(shares, choice), config, "off")
         mine = context.input_pipeline_id
         return with_options(elements(data, batches, num_replicas, steps, mine, forever), config, "off")
 
     return strategy.distribute_datasets_from_function(own_share)
+
+
+def write_tfrecords(data, folder, num_files):
+    """Writes the rows as TFRecord files, row r into file r modulo num_files: whole or not at all. Elements: see `parse`."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for number in range(num_files):
+        with tf.io.TFRecordWriter(str(partial / f"{number:05d}-of-{num_files:05d}.tfrecord")) as file:
+            for row in range(number, len(data), num_files):
+                numbers = {"label": int(data.labels[row]), "row": row}
+                feature = {k: tf.train.Feature(int64_list=tf.train.Int64List(value=[v])) for k, v in numbers.items()}
+                pixels = tf.train.BytesList(value=[np.ascontiguousarray(data.images[row]).tobytes()])
+                feature["image"] = tf.train.Feature(bytes_list=pixels)
+                file.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def from_tfrecords(data, batches, strategy, config, steps):
+    """The same elements as `elements`, read from the TFRecord files; the order is that of a shuffle for each epoch."""
+    paths = sorted(str(path) for path in (Path(config.output_dir) / "tfrecords").glob("*.tfrecord"))
+    num_rows, batch_size, shape = len(data), batches.global_batch_size, data.images.shape[1:]
+
+    def parse(text):
+        kinds = {name: tf.io.FixedLenFeature([], tf.int64) for name in ("label", "row")}
+        element = tf.io.parse_single_example(text, kinds | {"image": tf.io.FixedLenFeature([], tf.string)})
+        pixels = tf.reshape(tf.io.decode_raw(element["image"], tf.uint8), shape)
+        return element | {"image": tf.cast(pixels, tf.float32) / data.max_value}
+
+    nothing = {"image": tf.zeros(shape), "label": tf.constant(0, tf.int64), "row": tf.constant(-1, tf.int64)}
+    filling = tf.data.Dataset.from_tensors(nothing).repeat()
+
+    def pipeline(num_parts, mine):
+        rows_per_step = batch_size // num_parts
+
+        def one_epoch(epoch):
+            files = tf.data.Dataset.from_tensor_slices(paths)
+            if config.auto_shard == "file":
+                # Distributed: whole files to each worker: it opens no others. Row r is in file r modulo num_files, so
+                # that all workers have as many rows, give or take one.
+                files = files.shard(num_parts, mine)
+            rows = files.interleave(tf.data.TFRecordDataset, cycle_length=len(paths))
+            if config.auto_shard == "own":
+                # Distributed: every worker reads all files and keeps each num_workers-th row of them.
+                rows = rows.shard(num_parts, mine)
+            rows = rows.map(parse).shuffle(num_rows, seed=config.seed * 1000 + epoch, reshuffle_each_iteration=False)
+            # Filled up, so that every worker has the same number of equal batches in every epoch.
+            return rows.concatenate(filling).take(batches.steps_per_epoch * rows_per_step).batch(rows_per_step, True)
+
+        def place(number, element):
+            epoch, step = number // batches.steps_per_epoch, number % batches.steps_per_epoch
+            weight = 1 / tf.minimum(tf.constant(batch_size, tf.int64), num_rows - step * batch_size)
+            weights = tf.where(element["row"] >= 0, tf.cast(weight, tf.float32), 0.0)
+            return element | {
+                "weight": weights,
+                "epoch": tf.fill([rows_per_step], epoch),
+                "step": tf.fill([rows_per_step], step),
+            }
+
+        epochs = [
+            one_epoch(e)
+            for e in range(steps.start // batches.steps_per_epoch, -(-steps.stop // batches.steps_per_epoch))
+        ]
+        all_epochs = (
+            functools.reduce(tf.data.Dataset.concatenate, epochs) if epochs else filling.batch(rows_per_step, True)
+        )
+        return all_epochs.enumerate(steps.start).map(place)
+
+    if config.auto_shard == "data":
+        return with_options(pipeline(1, 0), config, "data")
+    return strategy.distribute_datasets_from_function(
+        lambda context: with_options(pipeline(context.num_input_pipelines, context.input_pipeline_id), config, "off")
+    )

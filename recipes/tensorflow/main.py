@@ -17,7 +17,7 @@ import numpy as np
 from runtime import prepare, task, tf
 from strategies import make_strategy
 
-from data import Batches, ImageData, distributed
+from data import Batches, ImageData, distributed, write_tfrecords
 from model import Classifier, WarmupThenCosine, build, make_optimizer
 from runrecord import RunRecord, load_config
 from settings import check_settings, num_steps_of
@@ -48,6 +48,9 @@ def train(model, strategy, batches, train_data, test_data, config, run):
     num_steps, folder = num_steps_of(config, batches), Path(config.checkpoint_dir)
     mean_over_workers = make_mean(strategy)
     first_epoch = epoch_to_go_on_with(folder)
+    if config.input == "tfrecord" and task().index == 0:
+        # Distributed: one worker writes the files that all read; the exchange just below makes the others wait for it.
+        write_tfrecords(train_data, Path(config.output_dir) / "tfrecords", config.num_files)
     # Distributed: the mean of the workers' clocks is a number that all share and that is larger than any before. From it
     # the reader of the record knows which steps an earlier start took in vain.
     run.restore(first_epoch, 0, generation=mean_over_workers(time.time()))
@@ -59,7 +62,9 @@ def train(model, strategy, batches, train_data, test_data, config, run):
         distributed(train_data, batches, strategy, config, range(first_step, num_steps)),
         epochs=-(-num_steps // batches.steps_per_epoch),
         steps_per_epoch=batches.steps_per_epoch,
-        validation_data=distributed(test_data, test_batches, strategy, config, range(test_batches.steps_per_epoch), forever=True),
+        validation_data=distributed(
+            test_data, test_batches, strategy, config, range(test_batches.steps_per_epoch), forever=True
+        ),
         validation_steps=test_batches.steps_per_epoch,
         verbose=0,
         callbacks=[

@@ -4,7 +4,6 @@ As a program it checks a config without loading TensorFlow: python settings.py C
 """
 
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from runrecord import load_config
 CHOICES = {
     "strategy": ["multi_worker", "parameter_server", "mirrored", "tpu", "model_parallel"],
     "communication": ["auto", "ring", "nccl"],
-    "auto_shard": ["data", "file", "off"],
+    "auto_shard": ["data", "file", "own"],
     "input": ["memory", "tfrecord"],
     "loop": ["coordinator", "fit"],
     "partitioner": ["none", "min_size", "max_size", "fixed_shards"],
@@ -69,7 +68,7 @@ def check_batch(config, num_workers):
         )
     if config.auto_shard == "file" and config.input != "tfrecord":
         raise SystemExit(
-            "auto_shard=file divides files: it needs input=tfrecord; in memory there are rows: say auto_shard=data or off"
+            "auto_shard=file divides files: it needs input=tfrecord; in memory there are rows: say auto_shard=data or own"
         )
     if config.input == "tfrecord" and config.strategy != "multi_worker":
         raise SystemExit(f"input=tfrecord is shown by strategy=multi_worker, not {config.strategy}: say input=memory")
@@ -93,15 +92,13 @@ def check_tpu(config):
             "tpu_name=local, but this machine has no TPU (neither /dev/accel0 nor /dev/vfio/0): run on a TPU VM, or name a TPU "
             "node with tpu_name=NAME tpu_zone=ZONE tpu_project=PROJECT"
         )
-    if (
-        config.tpu_name != "local"
-        and "GOOGLE_APPLICATION_CREDENTIALS" not in os.environ
-        and not config.tpu_name.startswith("grpc://")
-    ):
-        if not (config.tpu_zone and config.tpu_project):
-            raise SystemExit(
-                f"tpu_name={config.tpu_name} needs tpu_zone=ZONE and tpu_project=PROJECT to be found, or tpu_name=grpc://ADDRESS:8470"
-            )
+    found = (
+        config.tpu_name == "local" or config.tpu_name.startswith("grpc://") or (config.tpu_zone and config.tpu_project)
+    )
+    if not found:
+        raise SystemExit(
+            f"tpu_name={config.tpu_name} needs tpu_zone=ZONE and tpu_project=PROJECT to be found, or tpu_name=grpc://ADDRESS:8470"
+        )
 
 
 def num_steps_of(config, batches):
