@@ -85,7 +85,9 @@ def train(strategy, coordinator, model, optimizer, epoch, manager, train_data, t
         last_step = min(batches.steps_per_epoch, num_steps - number * batches.steps_per_epoch)
         for step in range(last_step):
             (rows,), weight = batches.shares(batches.order(number), step, 1)
-            rate = learning_rate_at(number + step / batches.steps_per_epoch, config)
+            # Distributed: while a worker computes, the others have moved the variables on, by num_workers - 1 steps on
+            # average. Zhang et al. 2016, "Staleness-aware Async-SGD": divide the rate by that staleness.
+            rate = learning_rate_at(number + step / batches.steps_per_epoch, config) / task().num_workers
             arguments = (table, tf.constant(rows), tf.constant(weight), tf.constant(rate, tf.float32))
             # Distributed: returns at once; a free worker takes the step, in no fixed order.
             results.append((step, coordinator.schedule(step_on_worker, args=arguments)))

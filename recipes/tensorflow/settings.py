@@ -14,7 +14,6 @@ CHOICES = {
     "communication": ["auto", "ring", "nccl"],
     "auto_shard": ["data", "file", "own"],
     "input": ["memory", "tfrecord"],
-    "loop": ["coordinator", "fit"],
     "partitioner": ["none", "min_size", "max_size", "fixed_shards"],
 }
 PROGRAMS = {"parameter_server": "main_parameter_server.py", "model_parallel": "main_model_parallel.py"}
@@ -65,6 +64,10 @@ def check_batch(config, num_workers):
         raise SystemExit(
             f"global_batch_size={batch} cannot be divided by {what}, {number}: {batch} = {batch // number} x {number} + "
             f"{batch % number}; choose {batch // number * number or number} or {(batch // number + 1) * number}"
+        )
+    if config.strategy == "model_parallel" and 16 * config.width % number:
+        raise SystemExit(
+            f"num_devices={number} does not divide the hidden layer's 16 x width = {16 * config.width} units: choose a divisor, or another width"
         )
     if config.auto_shard == "file" and config.input != "tfrecord":
         raise SystemExit(
