@@ -6,14 +6,19 @@
 Each process finds its TF_CONFIG in its environment ("Distributed training with TensorFlow"), with addresses on loopback,
 TFRUN_ATTEMPT (how often all workers have been started anew) and TFRUN_GENERATION (seconds since 1970, the same for all
 processes of a start). Standard library only. A cluster of several machines has a scheduler that does the same.
+
+TensorFlow's servers ask nobody who he is, and listen on all interfaces of the machine, whatever TF_CONFIG says. So tfrun
+takes a network of its own that has loopback only (Linux). With --port or TFRUN_NETWORK=host it stays in the machine's.
 """
 
 import argparse
 import ctypes
+import fcntl
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -33,6 +38,8 @@ def main(argv=None):
         say("the TF_CONFIG of the caller's environment is ignored: each process gets its own")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    if options.port is None and os.environ.get("TFRUN_NETWORK") != "host" and (problem := leave_network()):
+        say(f"no network of its own ({problem}): other machines may reach TensorFlow's servers; is there a firewall?")
     tasks = []
     try:
         for attempt in range(options.max_restarts + 1):
@@ -50,6 +57,29 @@ def main(argv=None):
     except Stopped as signal_name:
         say(f"ended by {signal_name}")
         return 128 + signal.Signals[str(signal_name)]
+
+
+def leave_network():
+    """Moves this process, and those it will start, into a network with nothing but loopback; returns why not, or None."""
+    if sys.platform != "linux":
+        return "that takes Linux"
+    new_network, new_user, user, group = 0x40000000, 0x10000000, os.getuid(), os.getgid()  # CLONE_NEWNET, CLONE_NEWUSER
+    try:
+        if ctypes.CDLL(None, use_errno=True).unshare(new_network | (new_user if user else 0)):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        if user:  # who is not root may do so as "root" of a user namespace, and stays who he is for everything else
+            for name, text in (
+                ("setgroups", "deny"),
+                ("uid_map", f"{user} {user} 1"),
+                ("gid_map", f"{group} {group} 1"),
+            ):
+                with open(f"/proc/self/{name}", "w") as file:
+                    file.write(text)
+        with socket.socket() as sock:
+            up = struct.pack("16sh", b"lo", 0x41)  # IFF_UP | IFF_RUNNING
+            fcntl.ioctl(sock, 0x8914, up)  # SIOCSIFFLAGS
+    except OSError as error:
+        return str(error)
 
 
 def parse(argv):

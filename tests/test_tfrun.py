@@ -155,6 +155,35 @@ def test_options_that_make_no_sense(tmp_path, options, text):
     assert text in output
 
 
+def test_servers_cannot_be_reached_from_elsewhere(tmp_path):
+    """TensorFlow's servers listen on all interfaces: here one like them, looked for from outside."""
+    program = """
+import socket
+server = socket.create_server(("0.0.0.0", int(config["cluster"]["worker"][index].split(":")[1])))
+print("PORT", server.getsockname()[1], flush=True)
+for address in config["cluster"]["worker"]:
+    host, port = address.split(":")
+    while True:
+        try:
+            socket.create_connection((host, int(port))).close()
+            break
+        except OSError:
+            time.sleep(0.05)
+print("met", flush=True)
+time.sleep(2)
+"""
+    words = words_of(tmp_path, program, "--num-workers", "2")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    lines = [process.stdout.readline() for _ in range(4)]
+    if "no network of its own" in lines[0]:
+        process.kill()
+        pytest.skip(lines[0].strip())
+    assert sum("met" in line for line in lines) == 2
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(re.search(r"PORT (\d+)", "".join(lines))[1])))
+    assert process.wait(20) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_tfrun(tmp_path, number):
     if number == signal.SIGKILL and sys.platform != "linux":

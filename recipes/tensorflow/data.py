@@ -48,6 +48,7 @@ class Batches:
     def __init__(self, num_rows, global_batch_size, seed):
         self.num_rows, self.global_batch_size, self.seed = num_rows, global_batch_size, seed
         self.steps_per_epoch = -(-num_rows // global_batch_size)
+        self.handed_out = None  # a list: the pipeline appends (epoch, step, rows) of each batch that it hands out
 
     @functools.lru_cache(2)  # noqa: B019
     def order(self, epoch):
@@ -86,6 +87,8 @@ def elements(data, batches, num_replicas, steps, mine=None, forever=False):
         epoch, step = divmod(int(number), batches.steps_per_epoch)
         shares, weight = batches.shares(batches.order(epoch), step, num_replicas)
         rows = shares.reshape(-1) if mine is None else shares[mine]
+        if batches.handed_out is not None:
+            batches.handed_out.append((epoch, step, rows[rows >= 0]))
         images, labels = data.read(rows)
         return images, labels, rows, np.where(rows >= 0, weight, np.float32(0)), np.full(n, epoch), np.full(n, step)
 

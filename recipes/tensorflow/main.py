@@ -54,7 +54,10 @@ def train(model, strategy, batches, train_data, test_data, config, run):
     # Distributed: the mean of the workers' clocks is a number that all share and that is larger than any before. From it
     # the reader of the record knows which steps an earlier start took in vain.
     run.restore(first_epoch, 0, generation=mean_over_workers(time.time()))
-    model.record_rows = row_recorder(run)
+    if config.strategy == "tpu":
+        batches.handed_out = []  # no Python runs in a compiled step: there the pipeline on the host says what it fed
+    else:
+        model.record_rows = row_recorder(run)
     first_step = first_epoch * batches.steps_per_epoch
     # Distributed: the test rows are divided too: each replica judges a share, and the counts are added up.
     test_batches = Batches(len(test_data), config.global_batch_size, seed=None)
@@ -124,6 +127,8 @@ class Report(tf.keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.done = self.epoch * self.batches.steps_per_epoch + batch + 1
+        while self.batches.handed_out and self.batches.handed_out[0][:2] <= (self.epoch, batch):
+            self.run.rows(*self.batches.handed_out.pop(0))
         if time.perf_counter() - self.shown > 2:
             self.shown = time.perf_counter()
             self.run.progress(self.done, self.num_steps, f"epoch {self.epoch + 1}, step {batch + 1}")

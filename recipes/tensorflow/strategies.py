@@ -35,6 +35,8 @@ def tpu_strategy(config):
             "create one with `gcloud compute tpus tpu-vm create NAME --zone=ZONE --accelerator-type=v5litepod-1 "
             "--version=tpu-vm-tf-<version>`, and delete it when you are done: it costs money as long as it exists"
         ) from None
+    # The matrix unit's own format; variables stay float32.
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
     # Distributed: one replica on each TPU core.
     return tf.distribute.TPUStrategy(resolver)
 
