@@ -61,39 +61,47 @@ def coordinate(config, run):
         optimizer = make_optimizer(config, config.learning_rate)
         optimizer.build(model.trainable_variables)
         epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
+        # Distributed: what was done is written down on a ps. Results stay on the worker until they are fetched, so that
+        # those of a worker that dies would be lost, although its gradients have taken effect.
+        log = make_log(-(-len(train_data) // config.global_batch_size), config.global_batch_size)
     folder = Path(config.checkpoint_dir)
     checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, epoch=epoch)
     manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=1)
     if path := manager.restore_or_initialize():
         print(f"going on from {path}: epoch {int(epoch)}", flush=True)
     run.restore(int(epoch), 0, generation=time.time())
-    train(strategy, coordinator, model, optimizer, epoch, manager, train_data, test_data, config, run)
+    train(strategy, coordinator, model, optimizer, log, epoch, manager, train_data, test_data, config, run)
     run.digest(variable.numpy() for variable in model.variables)
 
 
-def train(strategy, coordinator, model, optimizer, epoch, manager, train_data, test_data, config, run):
+def train(strategy, coordinator, model, optimizer, log, epoch, manager, train_data, test_data, config, run):
     """Trains epoch by epoch; within an epoch nobody waits for anybody."""
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
     num_steps = num_steps_of(config, batches)
-    step_on_worker = make_step(strategy, model, optimizer)
+    step_on_worker = make_step(strategy, model, optimizer, log)
     # Distributed: every worker reads the table itself, once; the chief sends row numbers only, so that it decides who
     # takes which rows, and those of a worker that died go to another one.
     tables = coordinator.create_per_worker_dataset(lambda: table_of(train_data))
     table = iter(tables)
     for number in range(int(epoch), -(-num_steps // batches.steps_per_epoch)):
-        started, results = time.perf_counter(), []
+        started = time.perf_counter()
+        log["pid"].assign(tf.zeros_like(log["pid"]))
         last_step = min(batches.steps_per_epoch, num_steps - number * batches.steps_per_epoch)
         for step in range(last_step):
             (rows,), weight = batches.shares(batches.order(number), step, 1)
             # Distributed: while a worker computes, the others have moved the variables on, by num_workers - 1 steps on
             # average. Zhang et al. 2016, "Staleness-aware Async-SGD": divide the rate by that staleness.
             rate = learning_rate_at(number + step / batches.steps_per_epoch, config) / task().num_workers
-            arguments = (table, tf.constant(rows), tf.constant(weight), tf.constant(rate, tf.float32))
+            arguments = (
+                table,
+                tf.constant(step),
+                tf.constant(rows),
+                tf.constant(weight),
+                tf.constant(rate, tf.float32),
+            )
             # Distributed: returns at once; a free worker takes the step, in no fixed order.
-            results.append((step, coordinator.schedule(step_on_worker, args=arguments)))
-        loss_sum = collect(results, number, batches, num_steps, run)
-        # Distributed: waits for the last step of the epoch, and raises what went wrong on a worker.
-        coordinator.join()
+            coordinator.schedule(step_on_worker, args=arguments)
+        loss_sum = collect(coordinator, log, number, batches, last_step, num_steps, run)
         done = number * batches.steps_per_epoch + last_step
         num_rows = min(last_step * config.global_batch_size, len(train_data))
         seconds, accuracy = time.perf_counter() - started, evaluate(model, test_data, config.global_batch_size)
@@ -105,11 +113,21 @@ def train(strategy, coordinator, model, optimizer, epoch, manager, train_data, t
         run.checkpoint(manager.save(), number + 1, 0)  # Distributed: the chief saves what the ps hold
 
 
-def make_step(strategy, model, optimizer):
-    """A function for the workers: their table, row numbers, each row's weight, the learning rate -> what they did."""
+def make_log(num_steps, batch_size):
+    """Variables with a place for each step of an epoch: the process that took it, the rows it took, the sum of their losses."""
+    shapes = {
+        "pid": ([num_steps], tf.int64),
+        "rows": ([num_steps, batch_size], tf.int64),
+        "loss": ([num_steps], tf.float32),
+    }
+    return {name: tf.Variable(tf.zeros(shape, kind), trainable=False) for name, (shape, kind) in shapes.items()}
+
+
+def make_step(strategy, model, optimizer, log):
+    """A function for the workers: their table, step, row numbers, each row's weight, the learning rate."""
 
     @tf.function
-    def step_on_worker(table, rows, weight, rate):
+    def step_on_worker(table, step, rows, weight, rate):
         images, labels = next(table)
         known = rows >= 0
         places = tf.maximum(rows, 0)
@@ -119,22 +137,31 @@ def make_step(strategy, model, optimizer):
         # Distributed: the worker reads the variables from the ps, computes, and sends the ps its gradients.
         losses = strategy.run(train_step, args=(model, optimizer, batch))
         # Distributed: evidence. The process that computes this opens its own entry in /proc: its number, first word.
-        return tf.reduce_sum(tf.where(known, losses, 0.0)), rows, tf.io.read_file("/proc/self/stat")
+        pid = tf.strings.to_number(tf.strings.split(tf.io.read_file("/proc/self/stat"), " ")[0], tf.int64)
+        log["loss"].scatter_nd_update([[step]], [tf.reduce_sum(tf.where(known, losses, 0.0))])
+        log["rows"].scatter_nd_update([[step]], [rows])
+        log["pid"].scatter_nd_update([[step]], [pid])
 
     return step_on_worker
 
 
-def collect(results, epoch, batches, num_steps, run):
-    """Notes each finished step with the process that took it; returns the sum of the rows' losses."""
-    loss_sum, shown = 0.0, time.perf_counter()
-    for step, result in results:
-        loss, rows, stat = result.fetch()
-        loss_sum += float(loss)
-        run.rows(epoch, step, rows[rows >= 0], pid=int(stat.split()[0]))
+def collect(coordinator, log, epoch, batches, last_step, num_steps, run):
+    """Notes each finished step with the process that took it until all are done; returns the sum of the rows' losses."""
+    noted, shown, done = set(), time.perf_counter(), False
+    while not done:
+        done = coordinator.done()
+        if done:
+            coordinator.join()  # Distributed: raises what went wrong on a worker
+        pids, all_rows = log["pid"].numpy(), log["rows"].numpy()
+        for step in sorted(set(np.flatnonzero(pids).tolist()) - noted):
+            run.rows(epoch, step, all_rows[step][all_rows[step] >= 0], pid=int(pids[step]))
+            noted.add(step)
         if time.perf_counter() - shown > 2:
             shown = time.perf_counter()
-            run.progress(epoch * batches.steps_per_epoch + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}")
-    return loss_sum
+            place = epoch * batches.steps_per_epoch + len(noted)
+            run.progress(place, num_steps, f"epoch {epoch + 1}, {len(noted)} steps")
+        time.sleep(0.05)
+    return float(log["loss"].numpy()[:last_step].sum())
 
 
 def table_of(data):
