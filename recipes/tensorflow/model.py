@@ -98,6 +98,6 @@ class WarmupThenCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
         return {}
 
 
-def make_optimizer(config, rate):
-    """SGD with Nesterov momentum; `rate` is a number or a schedule."""
-    return tf.keras.optimizers.SGD(rate, config.momentum, nesterov=config.momentum > 0)
+def make_optimizer(config, rate, clip_norm=None):
+    """SGD with Nesterov momentum; `rate` is a number or a schedule; `clip_norm`: longer gradients are shortened to it."""
+    return tf.keras.optimizers.SGD(rate, config.momentum, nesterov=config.momentum > 0, global_clipnorm=clip_norm)
