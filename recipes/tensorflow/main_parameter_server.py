@@ -62,8 +62,9 @@ def coordinate(config, run):
         optimizer = make_optimizer(config, config.learning_rate, config.clip_norm)
         optimizer.build(model.trainable_variables)
         epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
-        # Distributed: what was done is written down on a ps. Results stay on the worker until they are fetched, so that
-        # those of a worker that dies would be lost, although its gradients have taken effect.
+    # Distributed: what was done is written down on a ps. Results stay on the worker until they are fetched, so that those
+    # of a worker that dies would be lost, although its gradients have taken effect. Outside the scope: no partitioner cuts it.
+    with tf.device("/job:ps/task:0/device:CPU:0"):
         log = make_log(-(-len(train_data) // config.global_batch_size), config.global_batch_size)
     folder = Path(config.checkpoint_dir)
     checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, epoch=epoch)
