@@ -156,8 +156,9 @@ class Story:
         if not problems and self.content["objective"]["value"] is None:
             problems.append(f"no worker reported the run's objective, {objective['name']}")
         if problems:
-            # What was judged and found wrong would be found wrong again; a lost worker is worth another try.
-            self._fail("; ".join(problems), resumable=bool(verdict.lost))
+            # What was judged and found wrong would be found wrong again; a lost worker, chief or ps is worth another try.
+            lost = verdict.lost or [problem for problem in problems if "did not finish" in problem]
+            self._fail("; ".join(problems), resumable=bool(lost))
             for name in failed:
                 lines = (self.folder / f"logs/{name}.log").read_text(errors="replace").splitlines()
                 # Launchers tag what a worker said; that says more than their own traceback behind it.

@@ -1,20 +1,24 @@
-"""Starts the processes of a TensorFlow cluster on this machine, each with its TF_CONFIG: what torchrun is to PyTorch.
+"""Starts the processes of a TensorFlow cluster on this machine: what torchrun is to PyTorch; TensorFlow has none.
 
-    python -m tfrun --num-workers 2 PROGRAM [ARGS...]                      workers that all do the same
-    python -m tfrun --num-workers 2 --chief --num-ps 1 PROGRAM [ARGS...]   a chief that directs, ps and workers that serve
+    python -m tfrun --num-workers 2 main.py config.yaml                      workers only: MultiWorkerMirroredStrategy
+    python -m tfrun --num-workers 2 --chief --num-ps 1 main.py config.yaml   a chief, ps and workers: ParameterServerStrategy
 
-Without a chief a worker that dies ends all, or, with --max-restarts, starts all anew (TFRUN_ATTEMPT counts). With a chief,
-ps and workers serve until it is done and are ended then; a worker that dies is replaced, a ps that dies ends all, because
-the variables were in it. Standard library only. Format of TF_CONFIG: "Distributed training with TensorFlow" in TensorFlow's guide.
+Each process finds its TF_CONFIG in its environment ("Distributed training with TensorFlow"), with addresses on loopback,
+TFRUN_ATTEMPT (how often all workers have been started anew) and TFRUN_GENERATION (seconds since 1970, the same for all
+processes of a start). Standard library only. A cluster of several machines has a scheduler that does the same.
+
+TensorFlow's servers ask nobody who he is, and listen on all interfaces of the machine, whatever TF_CONFIG says. So tfrun
+takes a network of its own that has loopback only (Linux). With --port or TFRUN_NETWORK=host it stays in the machine's.
 """
 
 import argparse
-import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -23,163 +27,222 @@ import time
 GRACE_SECONDS = 10  # between SIGTERM and SIGKILL
 
 
+class Stopped(BaseException):
+    """SIGTERM or SIGINT: ends the cluster; the clean-up is in `main`."""
+
+
+def main(argv=None):
+    """Runs the cluster to its end; returns the exit status."""
+    options = parse(argv)
+    if "TF_CONFIG" in os.environ:
+        say("the TF_CONFIG of the caller's environment is ignored: each process gets its own")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    if options.port is None and os.environ.get("TFRUN_NETWORK") != "host" and (problem := leave_network()):
+        say(f"no network of its own ({problem}): other machines may reach TensorFlow's servers; is there a firewall?")
+    tasks = []
+    try:
+        for attempt in range(options.max_restarts + 1):
+            tasks[:] = cluster(options, attempt)
+            try:
+                failure = run_with_chief(tasks, options) if options.chief else run_workers(tasks)
+            finally:
+                end(tasks)
+            if failure is None:
+                return 0
+            say(failure)
+            if options.chief or attempt == options.max_restarts:
+                return 1
+            say(f"all workers are started anew (restart {attempt + 1} of {options.max_restarts})")
+    except Stopped as signal_name:
+        say(f"ended by {signal_name}")
+        return 128 + signal.Signals[str(signal_name)]
+
+
+def leave_network():
+    """Moves this process, and those it will start, into a network with nothing but loopback; returns why not, or None."""
+    if sys.platform != "linux":
+        return "that takes Linux"
+    new_network, new_user, user, group = 0x40000000, 0x10000000, os.getuid(), os.getgid()  # CLONE_NEWNET, CLONE_NEWUSER
+    try:
+        if ctypes.CDLL(None, use_errno=True).unshare(new_network | (new_user if user else 0)):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        if user:  # who is not root may do so as "root" of a user namespace, and stays who he is for everything else
+            for name, text in (
+                ("setgroups", "deny"),
+                ("uid_map", f"{user} {user} 1"),
+                ("gid_map", f"{group} {group} 1"),
+            ):
+                with open(f"/proc/self/{name}", "w") as file:
+                    file.write(text)
+        with socket.socket() as sock:
+            up = struct.pack("16sh", b"lo", 0x41)  # IFF_UP | IFF_RUNNING
+            fcntl.ioctl(sock, 0x8914, up)  # SIOCSIFFLAGS
+    except OSError as error:
+        return str(error)
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(
+        "tfrun", description="Starts the processes of a TensorFlow cluster on this machine."
+    )
+    parser.add_argument("--num-workers", type=int, required=True)
+    parser.add_argument(
+        "--chief", action="store_true", help="a chief that gives work to the workers (parameter servers)"
+    )
+    parser.add_argument("--num-ps", type=int, default=0, help="parameter servers; needs --chief")
+    parser.add_argument(
+        "--max-restarts", type=int, default=0,
+        help="times that all workers start anew after a failure; with --chief: lost workers that are replaced",
+    )  # fmt: skip
+    parser.add_argument("--port", type=int, help="of the first task, the others take the next ones; without: free ones")
+    parser.add_argument("program")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    options = parser.parse_args(argv)
+    if options.num_workers < 1:
+        parser.error(f"--num-workers {options.num_workers}: expected at least 1")
+    if options.chief != (options.num_ps > 0):
+        parser.error(
+            "--chief and --num-ps (at least 1) go together: the ps hold the variables, the chief gives out the work"
+        )
+    if options.max_restarts < 0:
+        parser.error(f"--max-restarts {options.max_restarts}: expected at least 0")
+    return options
+
+
+def cluster(options, attempt):
+    """The tasks of one start, running."""
+    names = [("chief", 0)] if options.chief else []
+    names += [("ps", index) for index in range(options.num_ps)]
+    names += [("worker", index) for index in range(options.num_workers)]
+    addresses = [f"127.0.0.1:{port}" for port in ports(len(names), options.port)]
+    members = {}
+    for (kind, _), address in zip(names, addresses, strict=True):
+        members.setdefault(kind, []).append(address)
+    shared = {"TFRUN_ATTEMPT": str(attempt), "TFRUN_GENERATION": repr(time.time())}
+    words = [sys.executable, options.program, *options.arguments]
+    tasks = [Task(kind, index, members, words, shared) for kind, index in names]
+    for task in tasks:
+        task.start()
+    return tasks
+
+
+def ports(count, first):
+    """Free ports of the loopback interface, all different; or the given one and those behind it."""
+    sockets = []
+    try:
+        for number in range(count):
+            wanted = 0 if first is None else first + number
+            sockets.append(socket.socket())
+            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sockets[-1].bind(("127.0.0.1", wanted))
+            except (OSError, OverflowError) as error:
+                raise SystemExit(
+                    f"tfrun: port {wanted} on 127.0.0.1 cannot be used ({error}); choose another --port, or leave it out: "
+                    f"then {count} free ones are taken"
+                ) from None
+        return [sock.getsockname()[1] for sock in sockets]
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
 class Task:
-    """One task of the cluster, and the process that plays it at the moment."""
+    """One process of the cluster, which can be started again at the same address."""
 
-    def __init__(self, kind, index):
-        self.kind, self.index, self.process, self._pump = kind, index, None, None
+    def __init__(self, kind, index, members, words, environment):
+        self.kind, self.name, self.words = kind, f"{kind}:{index}", words
+        config = json.dumps({"cluster": members, "task": {"type": kind, "index": index}})
+        self.environment = {**os.environ, **environment, "TF_CONFIG": config, "PYTHONUNBUFFERED": "1"}
 
-    @property
-    def name(self):
-        return f"{self.kind}:{self.index}"
-
-    def start(self, cluster, command, attempt, generation):
-        own = {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": self.kind, "index": self.index}})}
-        own |= {"TFRUN_ATTEMPT": str(attempt), "TFRUN_GENERATION": str(generation)}
+    def start(self):
         self.process = subprocess.Popen(
-            command, env={**os.environ, **own}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent
+            self.words, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
         )  # fmt: skip
-        self._pump = threading.Thread(target=self._label, args=(self.process.stdout,), daemon=True)
-        self._pump.start()
+        self.printer = threading.Thread(target=self._print, args=(self.process.stdout,), daemon=True)
+        self.printer.start()
 
-    def _label(self, lines):
+    def _print(self, lines):
         for line in lines:
-            sys.stdout.buffer.write(f"[{self.name}] ".encode() + line)
-            sys.stdout.buffer.flush()
+            sys.stdout.write(f"[{self.name}] {line.decode(errors='replace').rstrip()}\n")
+            sys.stdout.flush()
 
     def ended(self):
-        return self.process.poll() is not None
+        """None while it runs; afterwards how it ended, in words."""
+        status = self.process.poll()
+        if status is None:
+            return None
+        how = f"died of {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+        return f"{self.name} (pid {self.process.pid}) {how}"
 
-    def how(self):
-        """How its process ended, in words."""
-        status = self.process.returncode
-        what = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
-        return f"{self.name} (pid {self.process.pid}) {what}"
+
+def run_workers(tasks):
+    """Waits until all have ended well, which returns None, or until one has not: how."""
+    while True:
+        over = [task for task in tasks if task.ended()]
+        for task in over:
+            if task.process.returncode:
+                return f"{task.ended()}; the others are ended"
+        if len(over) == len(tasks):
+            return None
+        time.sleep(0.05)
 
 
-def _die_with_parent():
-    with contextlib.suppress(OSError, AttributeError):  # Linux only: elsewhere a killed tfrun leaves its tasks behind
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+def run_with_chief(tasks, options):
+    """Waits for the chief; the others serve it. A lost worker is replaced, a lost ps has taken its variables with it."""
+    chief, replaced = tasks[0], 0
+    while not chief.ended():
+        for task in tasks[1:]:
+            if not (how := task.ended()):
+                continue
+            if chief.ended():
+                break  # it may have ended the service itself
+            if task.kind == "ps":
+                return f"{how}, and the variables that it held are lost; start again: the run goes on from its last checkpoint"
+            if replaced == options.max_restarts:
+                return f"{how}; --max-restarts {options.max_restarts} allows no further replacement"
+            replaced += 1
+            say(f"{how}; it is replaced at the same address ({replaced} of {options.max_restarts})")
+            task.start()
+        time.sleep(0.05)
+    return chief.ended() if chief.process.returncode else None
+
+
+def end(tasks):
+    """Ends what still runs: SIGTERM, and SIGKILL after the grace period; then waits for the last lines of all."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    living = [task.process for task in tasks if task.process.poll() is None]
+    for process in living:
+        process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in living:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for task in tasks:
+        task.printer.join(2)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def stop(number, frame):
+    raise Stopped(signal.Signals(number).name)
+
+
+def die_with_parent():
+    """Asks the kernel to end this process when tfrun is killed and can no longer do it itself (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
 def say(text):
     print(f"tfrun: {text}", flush=True)
 
 
-def addresses(tasks, first_port):
-    """The cluster of TF_CONFIG: {kind: ["127.0.0.1:port", ...]}, on free ports or on first_port and those after it."""
-    holders, cluster = [], {}
-    try:
-        for number, task in enumerate(tasks):
-            port = first_port + number if first_port else 0
-            try:
-                holders.append(socket.create_server(("127.0.0.1", port)))
-            except OSError as error:
-                raise SystemExit(
-                    f"tfrun: port {port}, for {task.name}, is taken ({error.strerror}): choose another --port"
-                ) from None
-            cluster.setdefault(task.kind, []).append(f"127.0.0.1:{holders[-1].getsockname()[1]}")
-    finally:
-        for holder in holders:
-            holder.close()
-    return cluster
-
-
-def stop(tasks):
-    """Ends the processes that still live: asks first, then kills."""
-    alive = [task for task in tasks if task.process and not task.ended()]
-    for task in alive:
-        task.process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_SECONDS
-    for task in alive:
-        try:
-            task.process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            say(f"{task.name} does not heed SIGTERM and is killed")
-            task.process.kill()
-            task.process.wait()
-    for task in tasks:
-        if task._pump:
-            task._pump.join(timeout=2)
-
-
-def run_workers(options):
-    """Workers without a chief; returns the exit status."""
-    for attempt in range(options.max_restarts + 1):
-        tasks = [Task("worker", index) for index in range(options.num_workers)]
-        cluster, generation = addresses(tasks, options.port), time.time()
-        try:
-            for task in tasks:
-                task.start(cluster, options.command, attempt, generation)
-            while not all(task.ended() for task in tasks):
-                if failed := [task for task in tasks if task.ended() and task.process.returncode]:
-                    break
-                time.sleep(0.05)
-            failed = [task for task in tasks if task.ended() and task.process.returncode]
-        finally:
-            stop(tasks)
-        if not failed:
-            return 0
-        left = options.max_restarts - attempt
-        say(f"{failed[0].how()}; " + (f"all start anew ({left} restarts left)" if left else "the others are ended"))
-    return 1
-
-
-def run_chief(options):
-    """A chief with its ps and workers; returns the exit status."""
-    chief = Task("chief", 0)
-    served = [Task("ps", n) for n in range(options.num_ps)] + [Task("worker", n) for n in range(options.num_workers)]
-    cluster, generation, left = addresses([chief, *served], options.port), time.time(), options.max_restarts
-    try:
-        for task in [*served, chief]:
-            task.start(cluster, options.command, 0, generation)
-        while not chief.ended():
-            for task in served:
-                if not task.ended():
-                    continue
-                if task.kind == "ps":
-                    say(f"{task.how()}: the variables that it kept are lost; start again from the last checkpoint")
-                    return 1
-                if not left:
-                    say(f"{task.how()}; no restarts are left, all are ended")
-                    return 1
-                left -= 1
-                say(f"{task.how()}; it is replaced ({left} restarts left)")
-                task.start(cluster, options.command, 0, generation)
-            time.sleep(0.05)
-        if chief.process.returncode:
-            say(f"{chief.how()}; ps and workers are ended")
-        return 1 if chief.process.returncode else 0
-    finally:
-        stop([*served, chief])
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="tfrun", description=__doc__.partition("\n")[0])
-    parser.add_argument("--num-workers", type=int, required=True, help="training workers")
-    parser.add_argument("--chief", action="store_true", help="one more process directs the workers")
-    parser.add_argument("--num-ps", type=int, default=0, help="parameter servers; needs --chief")
-    parser.add_argument("--max-restarts", type=int, default=0, help="restarts of all (with --chief: of one worker)")
-    parser.add_argument(
-        "--port", type=int, default=0, help="first of the ports, one for each task; 0: any that are free"
-    )
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="the program and its arguments")
-    options = parser.parse_args(argv)
-    if not options.command or options.num_workers < 1 or (options.num_ps > 0) != options.chief:
-        parser.error(
-            "expected a program, --num-workers of at least 1, and --chief together with --num-ps of at least 1"
-        )
-    options.command = [sys.executable, *options.command]
-    if os.environ.pop("TF_CONFIG", None):
-        say("the TF_CONFIG of this environment is ignored; every task gets its own")
-
-    def interrupted(number, frame):
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, interrupted)
-    signal.signal(signal.SIGINT, interrupted)
-    sys.exit(run_chief(options) if options.chief else run_workers(options))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,8 @@
-"""The launcher for TF_CONFIG, with small programs that need no TensorFlow."""
+"""The launcher of TensorFlow's processes, with tiny programs that know nothing of TensorFlow."""
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,107 +12,189 @@ import time
 import psutil
 import pytest
 
-from tests.helpers import CLEAN, ROOT
+from cookbook import ROOT
 
-SHOW = "import os, json, sys; print('SHOWN', json.dumps([json.loads(os.environ['TF_CONFIG']), os.environ['TFRUN_ATTEMPT']]), flush=True)"
-TASK = "; task = json.loads(os.environ['TF_CONFIG'])['task']; name = f\"{task['type']}:{task['index']}\""
+BEGIN = """
+import json, os, signal, sys, time
+config = json.loads(os.environ["TF_CONFIG"])
+kind, index = config["task"]["type"], config["task"]["index"]
+attempt = int(os.environ["TFRUN_ATTEMPT"])
+def once():  # True in the first process of this task only
+    path = os.path.join(os.path.dirname(__file__), f"{kind}{index}.seen")
+    seen = os.path.exists(path)
+    open(path, "w").close()
+    return not seen
+"""
+SERVE = """
+if kind != "chief":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.sigwait({signal.SIGTERM})
+    print("served", flush=True)
+    sys.exit(0)
+"""
 
 
-def tfrun(tmp_path, program, *options, environment=None, timeout=60):
-    """Runs a program under tfrun; returns (exit status, output)."""
-    (tmp_path / "program.py").write_text(program)
+def words_of(folder, program, *options):
+    path = folder / "program.py"
+    path.write_text(BEGIN + program)
+    return [sys.executable, str(ROOT / "runrecord/tfrun.py"), *options, str(path), "config.yaml", "key=value"]
+
+
+def tfrun(folder, program, *options, environment=None):
+    """Runs to the end; returns (exit status, output)."""
     done = subprocess.run(
-        [sys.executable, "-m", "tfrun", *options, str(tmp_path / "program.py")], cwd=ROOT / "runrecord", capture_output=True,
-        text=True, timeout=timeout, env={**CLEAN, **(environment or {})},
+        words_of(folder, program, *options), capture_output=True, text=True, timeout=60, env={**os.environ, **(environment or {})}
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 
 
-def configs(output):
-    return [json.loads(line.partition("SHOWN ")[2]) for line in output.splitlines() if "SHOWN " in line]
-
-
-def test_each_worker_gets_its_own_config(tmp_path):
-    status, output = tfrun(tmp_path, SHOW, "--num-workers", "3", environment={"TF_CONFIG": "stale"})
-    assert status == 0
-    found = [config for config, _ in configs(output)]
-    assert sorted(config["task"]["index"] for config in found) == [0, 1, 2]
-    assert all(config["cluster"] == found[0]["cluster"] for config in found)
-    addresses = found[0]["cluster"]["worker"]
-    assert len(set(addresses)) == 3
+def test_every_process_gets_its_task_and_the_same_cluster(tmp_path):
+    program = 'print("SAYS", json.dumps([config, sys.argv[1:], os.environ["TFRUN_GENERATION"], attempt]))\n'
+    status, output = tfrun(tmp_path, program + SERVE, "--num-workers", "2", "--chief", "--num-ps", "1")
+    assert status == 0, output
+    said = {name: json.loads(text) for name, text in re.findall(r"^\[(\S+)\] SAYS (.*)$", output, re.MULTILINE)}
+    assert sorted(said) == ["chief:0", "ps:0", "worker:0", "worker:1"]
+    clusters = [config["cluster"] for config, *_ in said.values()]
+    assert all(cluster == clusters[0] for cluster in clusters)
+    addresses = [address for members in clusters[0].values() for address in members]
+    assert len(set(addresses)) == 4
     assert all(address.startswith("127.0.0.1:") for address in addresses)
-    assert "the TF_CONFIG of this environment is ignored" in output
-    assert "[worker:2] SHOWN" in output
+    for name, (config, words, _, attempt) in said.items():
+        assert f"{config['task']['type']}:{config['task']['index']}" == name
+        assert (words, attempt) == (["config.yaml", "key=value"], 0)
+    assert len({generation for _, _, generation, _ in said.values()}) == 1
+    assert output.count("served") == 3, "the chief is done: the services are ended in order"
 
 
 def test_a_worker_that_fails_ends_the_others(tmp_path):
-    program = SHOW + TASK + "; import time; sys.exit(3) if name == 'worker:1' else time.sleep(50)"
-    status, output = tfrun(tmp_path, program, "--num-workers", "2", timeout=30)
+    begun = time.monotonic()
+    program = "os.kill(os.getpid(), signal.SIGKILL) if index == 1 else time.sleep(60)"
+    status, output = tfrun(tmp_path, program, "--num-workers", "3")
     assert status == 1
-    assert "worker:1 (pid" in output
-    assert "ended with exit status 3; the others are ended" in output
+    assert re.search(r"tfrun: worker:1 \(pid \d+\) died of SIGKILL; the others are ended", output)
+    assert time.monotonic() - begun < 20
 
 
-def test_all_start_anew(tmp_path):
-    program = SHOW + TASK + "; sys.exit(name == 'worker:0' and os.environ['TFRUN_ATTEMPT'] == '0')"
-    status, output = tfrun(tmp_path, program, "--num-workers", "2", "--max-restarts", "1")
-    assert status == 0
-    assert sorted(attempt for _, attempt in configs(output)) in (["0", "0", "1", "1"], ["0", "1", "1"])
-    assert "all start anew (1 restarts left)" in output
-
-
-SERVE = SHOW + TASK + "\nimport signal, time\nif name != 'chief:0':\n    signal.signal(signal.SIGTERM, lambda *a: (print('bye', flush=True), os._exit(0)))\n    time.sleep(50)\n"  # fmt: skip
-
-
-def test_those_who_serve_end_with_the_chief(tmp_path):
-    program = SERVE + "time.sleep(1)\n"
-    status, output = tfrun(tmp_path, program, "--num-workers", "2", "--chief", "--num-ps", "1", timeout=30)
-    assert status == 0
-    assert {f"{c['task']['type']}:{c['task']['index']}" for c, _ in configs(output)} == {
-        "chief:0", "ps:0", "worker:0", "worker:1",
-    }  # fmt: skip
-    assert output.count("bye") == 3
-
-
-def test_a_dead_worker_is_replaced_and_a_dead_ps_is_not(tmp_path):
-    mark = tmp_path / "died"
-    dies = f"if name == 'worker:0' and not os.path.exists({str(mark)!r}):\n    open({str(mark)!r}, 'w'); os._exit(9)\n"
-    head = SHOW + TASK + "\n"
-    status, output = tfrun(
-        tmp_path, head + dies + SERVE + "time.sleep(2)\n", "--num-workers", "1", "--chief", "--num-ps", "1", "--max-restarts", "1"
-    )  # fmt: skip
+def test_all_workers_start_anew(tmp_path):
+    program = 'print("attempt", attempt, config["cluster"]["worker"])\nsys.exit(3 if index == 0 and attempt < 2 else 0)'
+    status, output = tfrun(tmp_path, program, "--num-workers", "2", "--max-restarts", "2")
     assert status == 0, output
-    assert "worker:0 (pid" in output
-    assert "it is replaced (0 restarts left)" in output
-    status, output = tfrun(
-        tmp_path, head + "if name == 'ps:0':\n    os._exit(9)\n" + SERVE + "time.sleep(20)\n",
-        "--num-workers", "1", "--chief", "--num-ps", "1",
-    )  # fmt: skip
-    assert status == 1
-    assert "ps:0" in output
-    assert "the variables that it kept are lost" in output
+    assert re.findall(r"worker:0\] attempt (\d)", output) == ["0", "1", "2"]
+    assert "ended with exit status 3" in output
+    assert "restart 2 of 2" in output
+    status, output = tfrun(tmp_path, program, "--num-workers", "2", "--max-restarts", "1")
+    assert status == 1, output
 
 
-def test_a_taken_port_is_named(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        status, output = tfrun(tmp_path, SHOW, "--num-workers", "1", "--port", str(port))
+def test_a_worker_of_a_chief_is_replaced_at_its_address(tmp_path):
+    program = """
+print("address", config["cluster"]["worker"][index] if kind == "worker" else "", flush=True)
+if kind == "worker" and index == 1 and once():
+    os.kill(os.getpid(), signal.SIGKILL)
+if kind == "chief":
+    time.sleep(1.5)
+"""
+    options = ["--num-workers", "2", "--chief", "--num-ps", "1", "--max-restarts"]
+    status, output = tfrun(tmp_path, program + SERVE, *options, "1")
+    assert status == 0, output
+    addresses = re.findall(r"worker:1\] address (\S+)", output)
+    assert len(addresses) == 2
+    assert addresses[0] == addresses[1]
+    (tmp_path / "worker1.seen").unlink()
+    status, output = tfrun(tmp_path, program + SERVE, *options, "0")
     assert status == 1
-    assert f"port {port}, for worker:0, is taken" in output
+    assert "worker:1" in output
+    assert "allows no further replacement" in output
+
+
+def test_a_ps_that_dies_and_a_chief_that_fails_end_the_run(tmp_path):
+    options = ["--num-workers", "1", "--chief", "--num-ps", "2", "--max-restarts", "5"]
+    dies = 'os.kill(os.getpid(), signal.SIGSEGV) if (kind, index) == ("ps", 1) else None\ntime.sleep(60 * (kind == "chief"))'
+    status, output = tfrun(tmp_path, dies + SERVE, *options)
+    assert status == 1
+    assert re.search(r"ps:1 \(pid \d+\) died of SIGSEGV, and the variables that it held are lost", output)
+    status, output = tfrun(tmp_path, 'sys.exit(7) if kind == "chief" else None' + SERVE, *options)
+    assert status == 1
+    assert re.search(r"chief:0 \(pid \d+\) ended with exit status 7", output)
+
+
+def test_a_stale_tf_config_is_ignored_and_said(tmp_path):
+    stale = {"TF_CONFIG": json.dumps({"cluster": {"worker": ["elsewhere:1"]}, "task": {"type": "worker", "index": 9}})}
+    status, output = tfrun(tmp_path, "print('I am', index)", "--num-workers", "1", environment=stale)
+    assert status == 0
+    assert "TF_CONFIG of the caller's environment is ignored" in output
+    assert "[worker:0] I am 0" in output
+
+
+def test_given_ports_are_taken_and_a_taken_port_is_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, output = tfrun(tmp_path, "pass", "--num-workers", "1", "--port", str(port))
+        assert status == 1
+        assert f"port {port} on 127.0.0.1 cannot be used" in output
+    status, output = tfrun(tmp_path, "print(config['cluster']['worker'])", "--num-workers", "2", "--port", str(port))
+    assert status == 0 or "cannot be used" in output, "the next port may belong to somebody"
+    if status == 0:
+        assert f"['127.0.0.1:{port}', '127.0.0.1:{port + 1}']" in output
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        (["--num-workers", "0"], "expected at least 1"),
+        (["--num-workers", "1", "--chief"], "--num-ps"),
+        (["--num-workers", "1", "--num-ps", "1"], "--chief"),
+        (["--num-workers", "1", "--max-restarts", "-1"], "expected at least 0"),
+    ],
+)
+def test_options_that_make_no_sense(tmp_path, options, text):
+    status, output = tfrun(tmp_path, "pass", *options)
+    assert status == 2
+    assert text in output
+
+
+def test_servers_cannot_be_reached_from_elsewhere(tmp_path):
+    """TensorFlow's servers listen on all interfaces: here one like them, looked for from outside."""
+    program = """
+import socket
+server = socket.create_server(("0.0.0.0", int(config["cluster"]["worker"][index].split(":")[1])))
+print("PORT", server.getsockname()[1], flush=True)
+for address in config["cluster"]["worker"]:
+    host, port = address.split(":")
+    while True:
+        try:
+            socket.create_connection((host, int(port))).close()
+            break
+        except OSError:
+            time.sleep(0.05)
+print("met", flush=True)
+time.sleep(2)
+"""
+    words = words_of(tmp_path, program, "--num-workers", "2")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    lines = [process.stdout.readline() for _ in range(4)]
+    if "no network of its own" in lines[0]:
+        process.kill()
+        pytest.skip(lines[0].strip())
+    assert sum("met" in line for line in lines) == 2
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(re.search(r"PORT (\d+)", "".join(lines))[1])))
+    assert process.wait(20) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_no_task_outlives_the_launcher(tmp_path, number):
-    (tmp_path / "program.py").write_text("import time; print('up', flush=True); time.sleep(60)")
-    argv = [sys.executable, "-m", "tfrun", "--num-workers", "2", str(tmp_path / "program.py")]
-    launcher = subprocess.Popen(argv, cwd=ROOT / "runrecord", stdout=subprocess.PIPE, text=True, env=CLEAN)
-    lines = [launcher.stdout.readline(), launcher.stdout.readline()]
-    assert all(line.rstrip().endswith("up") for line in lines)
-    children = psutil.Process(launcher.pid).children()
+def test_no_process_outlives_tfrun(tmp_path, number):
+    if number == signal.SIGKILL and sys.platform != "linux":
+        pytest.skip("only Linux ends the children of a killed process")
+    words = words_of(tmp_path, 'print("here", flush=True)\ntime.sleep(60)', "--num-workers", "2")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    for _ in range(2):
+        assert "here" in process.stdout.readline()
+    children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) == 2
-    os.kill(launcher.pid, number)
-    launcher.communicate(timeout=20)
-    deadline = time.monotonic() + 5
-    while any(child.is_running() and child.status() != "zombie" for child in children) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(child.is_running() and child.status() != "zombie" for child in children)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert psutil.wait_procs(children, timeout=10)[1] == []

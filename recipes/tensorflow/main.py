@@ -1,165 +1,164 @@
-"""Synchronous data parallelism with MultiWorkerMirroredStrategy and Keras `fit`.
+"""Image classification with TensorFlow on several workers: MultiWorkerMirroredStrategy and Keras `fit`.
 
-Shows:   the strategy and its scope, sharded `tf.data`, exact weights for unequal shares, BackupAndRestore, who writes what.
-Choose:  when the training is written in Keras; every worker holds the whole model and steps wait for all of them.
+Shows:   the few lines that make a single-process Keras program a distributed one (all tagged): a strategy, a scope, a
+         dataset that is divided among the workers, callbacks of which one writes and all can go on.
+Choose:  when the model is Keras and fits on one device. `recipe.strategy=mirrored` (several devices of one process) and
+         `tpu` are this program too: only the strategy differs. `parameter_server` and `model_parallel` have their own.
 Run:     python -m tfrun --num-workers 2 main.py config.yaml
-Expect:  test accuracy of at least 0.97 on handwritten digits, within two minutes on two CPU cores.
-Source:  TensorFlow's guide, "Multi-worker training with Keras" and "Distributed input".
+Expect:  test accuracy of at least 0.97 on handwritten digits, within a minute on two CPU cores.
+Source:  TensorFlow's guides "Distributed training with TensorFlow" and "Multi-worker training with Keras".
 """
 
-import os
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
-from cluster import facts, set_threads, task, tf  # first: it decides which Keras TensorFlow brings
+from runtime import prepare, task, tf
+from strategies import make_strategy
 
-from data import Batches, ImageData, dataset_of
-from model import network
+from data import Batches, ImageData, distributed, write_tfrecords
+from model import Classifier, WarmupThenCosine, build, make_optimizer
 from runrecord import RunRecord, load_config
-from settings import check_settings, learning_rate_at, num_steps_of
+from settings import check_settings, num_steps_of
 
 
 def main():
-    config = check_settings(load_config())
-    _, rank, world_size = task()
-    check_settings(config, world_size)  # Distributed: some settings depend on the number of workers.
-    set_threads()
+    config = check_settings(load_config(), task().num_workers, program="main.py")
+    device = prepare(config)
+    # Distributed: starts this worker's server and waits for the others, whose addresses TF_CONFIG holds.
     strategy = make_strategy(config)
-    tf.keras.utils.set_random_seed(config.seed)
-    tf.config.experimental.enable_op_determinism()
     train_data = ImageData(config.data_dir, "train", config.max_rows)
     test_data = ImageData(config.data_dir, "test")
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
-    with RunRecord(config.output_dir, rank, world_size, **facts()) as run:
-        with (
-            strategy.scope()
-        ):  # Distributed: variables made in here get a copy on every worker, all with the chief's values.
-            model = Classifier(network(train_data.images.shape[1:], train_data.num_classes, config.width))
-            model.record = run
-            model.compile(tf.keras.optimizers.SGD(config.learning_rate, config.momentum, nesterov=config.momentum > 0))
-        train(model, strategy, train_data, test_data, batches, config, run, rank)
+
+    me, facts = task(), {"device": device, "tensorflow": tf.__version__}
+    with RunRecord(config.output_dir, me.index, me.num_workers, 0, "worker", me.attempt, **facts) as run:
+        # Distributed: variables made in the scope are mirrored: one copy per replica, with the values of the first one.
+        with strategy.scope():
+            model = build(train_data.images.shape[1:], train_data.num_classes, config.width, Classifier)
+            optimizer = make_optimizer(config, WarmupThenCosine(config, batches.steps_per_epoch))
+            model.compile(optimizer=optimizer, steps_per_execution=config.steps_per_execution)
+        train(model, strategy, batches, train_data, test_data, config, run)
         run.digest(variable.numpy() for variable in model.variables)
 
 
-def make_strategy(config):
-    collective = tf.distribute.experimental.CommunicationImplementation
-    implementation = {"auto": collective.AUTO, "ring": collective.RING, "nccl": collective.NCCL}[config.communication]
-    options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
-    # Distributed: reads TF_CONFIG, starts a server for the other workers and waits until all are there.
-    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-
-
-class Classifier(tf.keras.Model):
-    """The network, with a training step that notes which rows this worker really took."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner, self.record = inner, None
-        self.loss_sum = tf.keras.metrics.Sum(name="loss_sum")  # Distributed: read, it is the sum over all workers.
-
-    def call(self, images, training=False):
-        return self.inner(images, training=training)
-
-    def train_step(self, data):
-        images, labels, weights, place = data  # place: epoch, step and number of each row
-        noted = tf.numpy_function(self.note, [place], tf.int64)
-        with tf.control_dependencies([noted]):
-            images = tf.identity(
-                images
-            )  # on record before the gradients are exchanged: whoever dies, the step is known
-        with tf.GradientTape() as tape:
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, self(images, training=True))
-            # Distributed: a weighted sum, not a mean of one's own share: each row counts as much as any other of its global
-            # batch, however the last one falls among the workers.
-            loss = tf.reduce_sum(losses * weights)
-        gradients = tape.gradient(loss, self.trainable_variables)
-        # Distributed: the exchange: inside, the gradients of all workers are summed before any is applied.
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        self.loss_sum.update_state(losses)
-        return {"loss_sum": self.loss_sum.result()}
-
-    @property
-    def metrics(self):
-        return [self.loss_sum]  # `fit` sets them to zero at the start of each epoch
-
-    def note(self, place):
-        if len(place):
-            self.record.rows(int(place[0, 0]), int(place[0, 1]), place[:, 2])
-        return np.int64(0)
-
-
-def train(model, strategy, train_data, test_data, batches, config, run, rank):
-    num_steps, backup_dir = num_steps_of(config, batches), Path(config.checkpoint_dir) / "backup"
-    first_epoch = epoch_after_backup(backup_dir)
-    run.restore(first_epoch, 0, generation=float(os.environ.get("TFRUN_GENERATION", time.time())))
-    data = dataset_of(tf, train_data, batches, first_epoch, num_steps, config)
-    # Distributed: every worker keeps a backup (only the chief's is real, the others write to a folder of their own that is
-    # thrown away); after a restart all go on with the same epoch.
-    backup = tf.keras.callbacks.BackupAndRestore(str(backup_dir), delete_checkpoint=False)
-    model.build((None, *train_data.images.shape[1:]))
+def train(model, strategy, batches, train_data, test_data, config, run):
+    """Trains from the last checkpoint to the end; the variables then are equal on every worker."""
+    num_steps, folder = num_steps_of(config, batches), Path(config.checkpoint_dir)
+    mean_over_workers = make_mean(strategy)
+    first_epoch = epoch_to_go_on_with(folder)
+    if config.input == "tfrecord" and task().index == 0:
+        # Distributed: one worker writes the files that all read; the exchange just below makes the others wait for it.
+        write_tfrecords(train_data, Path(config.output_dir) / "tfrecords", config.num_files)
+    # Distributed: the mean of the workers' clocks is a number that all share and that is larger than any before. From it
+    # the reader of the record knows which steps an earlier start took in vain.
+    run.restore(first_epoch, 0, generation=mean_over_workers(time.time()))
+    if config.strategy == "tpu":
+        batches.handed_out = []  # no Python runs in a compiled step: there the pipeline on the host says what it fed
+    else:
+        model.record_rows = row_recorder(run)
+    first_step = first_epoch * batches.steps_per_epoch
+    # Distributed: the test rows are divided too: each replica judges a share, and the counts are added up.
+    test_batches = Batches(len(test_data), config.global_batch_size, seed=None)
     model.fit(
-        # Distributed: each worker gets its part of every batch.
-        strategy.experimental_distribute_dataset(data),
-        epochs=-(-num_steps // batches.steps_per_epoch), steps_per_epoch=min(batches.steps_per_epoch, num_steps), verbose=0,
-        callbacks=[backup, Story(strategy, test_data, batches, num_steps, backup_dir, config, run, rank)],
-    )  # fmt: skip
+        distributed(train_data, batches, strategy, config, range(first_step, num_steps)),
+        epochs=-(-num_steps // batches.steps_per_epoch),
+        steps_per_epoch=batches.steps_per_epoch,
+        validation_data=distributed(
+            test_data, test_batches, strategy, config, range(test_batches.steps_per_epoch), forever=True
+        ),
+        validation_steps=test_batches.steps_per_epoch,
+        verbose=0,
+        callbacks=[
+            Report(run, mean_over_workers, batches, num_steps),
+            # Distributed: all workers call it at the end of an epoch, since reading a variable can take all of them; the
+            # files of the first one count, the others write theirs to a temporary folder. At the start all read the same.
+            tf.keras.callbacks.BackupAndRestore(str(folder), delete_checkpoint=False),
+            ReportCheckpoint(run, folder),
+        ],
+    )
 
 
-def epoch_after_backup(folder):
-    """The epoch that `fit` will go on with, which its data must begin with too."""
-    path = tf.train.latest_checkpoint(str(folder / "chief"))
+def epoch_to_go_on_with(folder):
+    """What BackupAndRestore is going to begin with: the epoch after the saved one. The input must begin there, too."""
+    path = tf.train.latest_checkpoint(folder / "chief")
     if path is None:
         return 0
-    return int(tf.train.load_checkpoint(path).get_tensor("ckpt_saved_epoch/.ATTRIBUTES/VARIABLE_VALUE")) + 1
+    epoch = int(tf.train.load_variable(path, "ckpt_saved_epoch/.ATTRIBUTES/VARIABLE_VALUE")) + 1
+    print(f"going on from {path}: epoch {epoch}", flush=True)
+    return epoch
 
 
-class Story(tf.keras.callbacks.Callback):
-    """Sets the learning rate of each step, and reports each epoch once its backup is written."""
+def row_recorder(run):
+    """A function for the training step to call with what arrives on a replica. Replicas of one process call it by turns."""
+    lock = threading.Lock()
 
-    def __init__(self, strategy, test_data, batches, num_steps, backup_dir, config, run, rank):
-        super().__init__()
-        self.strategy, self.test_data, self.batches, self.num_steps = strategy, test_data, batches, num_steps
-        self.backup_dir, self.config, self.run, self.rank = backup_dir, config, run, rank
-        self.world_size = strategy.num_replicas_in_sync
+    def record(epochs, steps, rows):
+        with lock:
+            run.rows(int(epochs[0]), int(steps[0]), rows[rows >= 0])
+        return np.int64(0)
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch, self.started = epoch, time.perf_counter()
+    return record
 
-    def on_train_batch_begin(self, batch, logs=None):
-        rate = learning_rate_at(self.epoch + batch / self.batches.steps_per_epoch, self.config)
-        self.model.optimizer.learning_rate.assign(rate)
 
-    def on_epoch_end(self, epoch, logs=None):
-        done = min(self.num_steps, (epoch + 1) * self.batches.steps_per_epoch)
-        num_steps = done - epoch * self.batches.steps_per_epoch
-        num_rows = min(num_steps * self.config.global_batch_size, self.batches.num_rows)
-        correct, seconds = self.over_workers([self.count_correct(), time.perf_counter() - self.started])
-        self.run.metric("train/loss", logs["loss_sum"] / num_rows, done, epoch)
-        self.run.metric("samples_per_second", num_rows / (seconds / self.world_size), done, epoch, unit="samples/s")
-        accuracy = correct / len(self.test_data)
-        self.run.metric("eval/accuracy", accuracy, done, epoch)
-        self.run.progress(done, self.num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
-        if self.rank == 0:  # Distributed: the chief's backup is the one that counts.
-            self.run.checkpoint(self.backup_dir, epoch + 1, 0)
-
-    def count_correct(self):
-        """Correct answers on this worker's share of the test rows."""
-        rows, num_correct = np.arange(self.rank, len(self.test_data), self.world_size), 0  # Distributed: its share.
-        for start in range(0, len(rows), self.config.global_batch_size):
-            images, labels = self.test_data.read(rows[start : start + self.config.global_batch_size])
-            num_correct += int((self.model.inner(images, training=False).numpy().argmax(1) == labels).sum())
-        return num_correct
-
-    def over_workers(self, values):
-        """Sums of these numbers over all workers."""
-        own = tf.constant(values, tf.float64)
-        # Distributed: counts add up exactly over unequal shares, a mean of means would not.
-        return self.sum_up(own).numpy().tolist()
+def make_mean(strategy):
+    """A function: a number that each worker has its own value of -> the mean, the same on all."""
 
     @tf.function
-    def sum_up(self, own):
-        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, self.strategy.run(tf.identity, args=(own,)), axis=None)
+    def mean(value):
+        # Distributed: every replica brings its value into an exchange that all of them take part in.
+        return strategy.reduce(tf.distribute.ReduceOp.MEAN, strategy.run(tf.identity, [value]), axis=None)
+
+    return lambda value: float(mean(tf.constant(value, tf.float64)))
+
+
+class Report(tf.keras.callbacks.Callback):
+    """Reports loss, accuracy and speed of each epoch, and stops the training after `num_steps`."""
+
+    def __init__(self, run, mean_over_workers, batches, num_steps):
+        super().__init__()
+        self.run, self.mean_over_workers = run, mean_over_workers
+        self.batches, self.num_steps = batches, num_steps
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch, self.done = epoch, epoch * self.batches.steps_per_epoch
+        self.begun = self.shown = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.done = self.epoch * self.batches.steps_per_epoch + batch + 1
+        while self.batches.handed_out and self.batches.handed_out[0][:2] <= (self.epoch, batch):
+            self.run.rows(*self.batches.handed_out.pop(0))
+        if time.perf_counter() - self.shown > 2:
+            self.shown = time.perf_counter()
+            self.run.progress(self.done, self.num_steps, f"epoch {self.epoch + 1}, step {batch + 1}")
+        if self.done >= self.num_steps:  # in the middle of an epoch, with scale.max_steps
+            self.model.stop_training = True
+
+    def on_test_begin(self, logs=None):
+        self.seconds = time.perf_counter() - self.begun
+
+    def on_epoch_end(self, epoch, logs=None):
+        steps = self.done - epoch * self.batches.steps_per_epoch
+        num_rows = min(steps * self.batches.global_batch_size, self.batches.num_rows)
+        # Distributed: the workers stop their clocks at slightly different times.
+        seconds = self.mean_over_workers(self.seconds)
+        self.run.metric("train/loss", logs["loss"], self.done, epoch)
+        self.run.metric("samples_per_second", num_rows / seconds, self.done, epoch, unit="samples/s")
+        self.run.metric("eval/accuracy", logs["val_accuracy"], self.done, epoch)
+        self.run.progress(self.done, self.num_steps, f"epoch {epoch + 1}  accuracy {logs['val_accuracy']:.4f}")
+
+
+class ReportCheckpoint(tf.keras.callbacks.Callback):
+    """Stands behind BackupAndRestore: what it reports is on disk, whole."""
+
+    def __init__(self, run, folder):
+        super().__init__()
+        self.run, self.folder = run, folder
+
+    def on_epoch_end(self, epoch, logs=None):
+        if task().index == 0:  # Distributed: the first worker's files are the ones that count.
+            self.run.checkpoint(tf.train.latest_checkpoint(self.folder / "chief"), epoch + 1, 0)
 
 
 if __name__ == "__main__":

@@ -5,22 +5,31 @@ As a program it checks a config without loading TensorFlow: python settings.py C
 
 import math
 import sys
+from pathlib import Path
 
 from runrecord import load_config
 
 CHOICES = {
-    "strategy": ["multi_worker"],
+    "strategy": ["multi_worker", "parameter_server", "mirrored", "tpu", "model_parallel"],
     "communication": ["auto", "ring", "nccl"],
-    "auto_shard": ["data", "file", "off"],
+    "auto_shard": ["data", "file", "own"],
+    "input": ["memory", "tfrecord"],
+    "partitioner": ["none", "min_size", "max_size", "fixed_shards"],
 }
-AT_LEAST_ONE = ["num_epochs", "global_batch_size", "base_batch_size"]
+PROGRAMS = {"parameter_server": "main_parameter_server.py", "model_parallel": "main_model_parallel.py"}
+AT_LEAST_ONE = [
+    "num_epochs", "global_batch_size", "base_batch_size", "num_devices", "num_ps", "num_files", "prefetch_batches", "steps_per_execution",
+]  # fmt: skip
 
 
-def check_settings(config, world_size=None):
+def check_settings(config, num_workers, program=None):
     """Returns the config, or raises SystemExit with the value, what was expected and what to do."""
     for key, choices in CHOICES.items():
         if getattr(config, key) not in choices:
             raise SystemExit(f"{key}={getattr(config, key)!r} is unknown; expected one of: {', '.join(choices)}")
+    wanted = PROGRAMS.get(config.strategy, "main.py")
+    if program not in (None, wanted):
+        raise SystemExit(f"strategy={config.strategy} is another program: start {wanted}")
     for key in AT_LEAST_ONE:
         if getattr(config, key) < 1:
             raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 1")
@@ -30,12 +39,69 @@ def check_settings(config, world_size=None):
         raise SystemExit(f"learning_rate={config.learning_rate}: expected a number above 0")
     if config.width < 8 or config.width % 8:
         raise SystemExit(f"width={config.width}: expected a multiple of 8 (the network normalises in 8 groups)")
-    if world_size is not None and config.global_batch_size % world_size:
+    check_batch(config, num_workers)
+    if config.strategy == "multi_worker" and config.communication == "nccl" and not Path("/dev/nvidia0").exists():
         raise SystemExit(
-            f"global_batch_size={config.global_batch_size} cannot be divided among {world_size} workers: "
-            f"try {config.global_batch_size // world_size * world_size or world_size}"
+            "communication=nccl needs NVIDIA GPUs and this machine has none: choose communication=ring or auto"
+        )
+    if config.strategy == "tpu":
+        check_tpu(config)
+    elif config.steps_per_execution > 1:
+        raise SystemExit(
+            f"steps_per_execution={config.steps_per_execution} is for strategy=tpu; elsewhere every step is reported by itself: say 1"
         )
     return config
+
+
+def check_batch(config, num_workers):
+    """Equal shares for all replicas, and files for all workers."""
+    if config.strategy in ("mirrored", "model_parallel"):
+        what, number = "num_devices", config.num_devices
+    else:
+        what, number = "the number of workers", num_workers
+    if config.strategy in ("multi_worker", "mirrored", "parameter_server") and config.global_batch_size % number:
+        batch = config.global_batch_size
+        raise SystemExit(
+            f"global_batch_size={batch} cannot be divided by {what}, {number}: {batch} = {batch // number} x {number} + "
+            f"{batch % number}; choose {batch // number * number or number} or {(batch // number + 1) * number}"
+        )
+    if config.strategy == "model_parallel" and 16 * config.width % number:
+        raise SystemExit(
+            f"num_devices={number} does not divide the hidden layer's 16 x width = {16 * config.width} units: choose a divisor, or another width"
+        )
+    if config.auto_shard == "file" and config.input != "tfrecord":
+        raise SystemExit(
+            "auto_shard=file divides files: it needs input=tfrecord; in memory there are rows: say auto_shard=data or own"
+        )
+    if config.input == "tfrecord" and config.strategy != "multi_worker":
+        raise SystemExit(f"input=tfrecord is shown by strategy=multi_worker, not {config.strategy}: say input=memory")
+    if config.auto_shard == "file" and config.num_files % num_workers:
+        raise SystemExit(
+            f"num_files={config.num_files} cannot be divided by {num_workers} workers: some would have more rows than others; "
+            f"choose {-(-config.num_files // num_workers) * num_workers}"
+        )
+
+
+def check_tpu(config):
+    """Raises SystemExit where there is certainly no TPU."""
+    if not config.tpu_name:
+        raise SystemExit(
+            "strategy=tpu needs a TPU and none is named: set tpu_name=local on a TPU VM, or tpu_name=NAME tpu_zone=ZONE "
+            "tpu_project=PROJECT for a TPU node. To get one: `gcloud compute tpus tpu-vm create NAME --zone=ZONE "
+            "--accelerator-type=v5litepod-1 --version=tpu-vm-tf-<version>`; delete it when you are done, it costs money until then"
+        )
+    if config.tpu_name == "local" and not (Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()):
+        raise SystemExit(
+            "tpu_name=local, but this machine has no TPU (neither /dev/accel0 nor /dev/vfio/0): run on a TPU VM, or name a TPU "
+            "node with tpu_name=NAME tpu_zone=ZONE tpu_project=PROJECT"
+        )
+    found = (
+        config.tpu_name == "local" or config.tpu_name.startswith("grpc://") or (config.tpu_zone and config.tpu_project)
+    )
+    if not found:
+        raise SystemExit(
+            f"tpu_name={config.tpu_name} needs tpu_zone=ZONE and tpu_project=PROJECT to be found, or tpu_name=grpc://ADDRESS:8470"
+        )
 
 
 def num_steps_of(config, batches):
@@ -47,7 +113,8 @@ def num_steps_of(config, batches):
 def learning_rate_at(epoch, config):
     """The learning rate at a fractional epoch: grows with the batch, after a warm-up from 0, and ends at 0 (half a cosine).
 
-    Sources: Goyal et al. 2017, "Accurate, Large Minibatch SGD" (linear scaling, warm-up); Loshchilov and Hutter 2016, "SGDR".
+    Sources: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2 (linear scaling, warm-up); Loshchilov and Hutter
+    2016, "SGDR" (cosine).
     """
     peak = config.learning_rate * config.global_batch_size / config.base_batch_size
     if epoch < config.warmup_epochs:

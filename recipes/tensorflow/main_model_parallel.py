@@ -1,0 +1,191 @@
+"""Model parallelism with TensorFlow: DTensor lays the layers of one model over several devices of one process.
+
+Shows:   a mesh of devices, a layout for each variable (first layer cut by columns, second by rows), and that a training step
+         written for one device needs no change: TensorFlow puts the exchanges where the layouts demand them.
+Choose:  when a layer does not fit on one device. Plain DTensor variables, not Keras layers: those that know layouts are
+         gone from Keras 3, and DTensor itself is still called experimental.
+Run:     python -m tfrun --num-workers 1 main_model_parallel.py config.yaml
+Expect:  test accuracy of at least 0.94 on handwritten digits; the same losses with num_devices=1, but for rounding.
+Source:  TensorFlow's guide "DTensor concepts"; Shoeybi et al. 2019, "Megatron-LM", section 3 (columns, then rows).
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from runtime import prepare, task, tf
+
+from data import Batches, ImageData
+from runrecord import RunRecord, load_config
+from settings import check_settings, learning_rate_at, num_steps_of
+
+dtensor = tf.experimental.dtensor
+
+
+def main():
+    config = check_settings(load_config(), task().num_workers, program="main_model_parallel.py")
+    facts = {"device": prepare(config), "tensorflow": tf.__version__}
+    mesh = make_mesh(config)
+    train_data = ImageData(config.data_dir, "train", config.max_rows)
+    test_data = ImageData(config.data_dir, "test")
+    with RunRecord(config.output_dir, 0, 1, 0, "worker", task().attempt, **facts) as run:
+        values, velocities, epoch = load_checkpoint(config) or initial_values(train_data, config)
+        weights, velocities = on_mesh(values, mesh), on_mesh(velocities, mesh)
+        report_parts(weights, run)
+        run.restore(epoch, 0, generation=time.time())
+        train(weights, velocities, epoch, mesh, train_data, test_data, config, run)
+        run.digest(whole(variable) for variable in weights)
+
+
+def make_mesh(config):
+    """One axis, along which the model is cut."""
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    dtensor.initialize_accelerator_system(kind)
+    # Distributed: the devices, as a grid with named axes. A second axis, "batch", would add data parallelism.
+    return dtensor.create_mesh(
+        [("model", config.num_devices)], devices=[f"{kind}:{n}" for n in range(config.num_devices)]
+    )
+
+
+def initial_values(data, config):
+    """Start of a perceptron with one hidden layer of 16 x width units: (weights, velocities, epoch 0), NumPy float32."""
+    random, num_inputs, num_hidden = (
+        np.random.default_rng(config.seed),
+        int(np.prod(data.images.shape[1:])),
+        16 * config.width,
+    )
+    shapes = [(num_inputs, num_hidden), (num_hidden,), (num_hidden, data.num_classes), (data.num_classes,)]
+    # He et al. 2015, "Delving Deep into Rectifiers": keeps the size of the activations from layer to layer.
+    values = [
+        (random.normal(size=s) * (2 / s[0]) ** 0.5 if len(s) == 2 else np.zeros(s)).astype(np.float32) for s in shapes
+    ]
+    return values, [np.zeros_like(value) for value in values], 0
+
+
+def on_mesh(values, mesh):
+    """DTensor variables with those values."""
+    whole_axis = dtensor.UNSHARDED
+    # Distributed: columns of the first layer, rows of the second: the hidden units are divided, and one sum over the
+    # devices, behind the second layer, is all that they must exchange on the way forward.
+    specs = [[whole_axis, "model"], ["model"], ["model", whole_axis], [whole_axis]]
+    layouts = [dtensor.Layout(spec, mesh) for spec in specs]
+    return [
+        dtensor.DVariable(dtensor.relayout(everywhere(value, mesh), layout))
+        for value, layout in zip(values, layouts, strict=True)
+    ]
+
+
+def everywhere(value, mesh):
+    # Distributed: a copy on each device of the mesh.
+    return dtensor.copy_to_mesh(tf.constant(value), dtensor.Layout.replicated(mesh, rank=np.ndim(value)))
+
+
+def whole(variable):
+    """The full value of a divided variable, NumPy."""
+    value = variable.read_value()
+    # Distributed: gathers the parts on every device; any of the copies will do.
+    replicated = dtensor.relayout(
+        value, dtensor.Layout.replicated(dtensor.fetch_layout(value).mesh, rank=len(value.shape))
+    )
+    return dtensor.unpack(replicated)[0].numpy()
+
+
+def report_parts(weights, run):
+    """A table in the report: what each device really holds of each variable."""
+    rows = []
+    for name, variable in zip(("first weights", "first bias", "second weights", "second bias"), weights, strict=True):
+        for device, part in enumerate(dtensor.unpack(variable.read_value())):
+            rows.append(
+                {
+                    "variable": name,
+                    "whole": str(tuple(variable.shape)),
+                    "device": device,
+                    "part": str(tuple(part.shape)),
+                }
+            )
+    run.table("layout", rows)
+
+
+def forward(weights, images):
+    hidden = tf.nn.relu(tf.matmul(images, weights[0]) + weights[1])
+    return tf.matmul(hidden, weights[2]) + weights[3]
+
+
+def make_train_step(weights, velocities, momentum):
+    """A compiled function: images (n, pixels), labels one-hot, each row's weight, the rate -> the rows' losses (n,)."""
+
+    @tf.function
+    def train_step(images, labels, row_weights, rate):
+        with tf.GradientTape() as tape:
+            losses = tf.nn.softmax_cross_entropy_with_logits(labels, forward(weights, images))
+            loss = tf.reduce_sum(losses * row_weights)
+        # Distributed: each gradient has the layout of its variable; no device ever holds one of them whole.
+        for variable, velocity, gradient in zip(weights, velocities, tape.gradient(loss, weights), strict=True):
+            velocity.assign(momentum * velocity - rate * gradient)
+            variable.assign_add(momentum * velocity - rate * gradient)  # Nesterov
+        return losses
+
+    return train_step
+
+
+def train(weights, velocities, first_epoch, mesh, train_data, test_data, config, run):
+    batches = Batches(len(train_data), config.global_batch_size, config.seed)
+    num_steps, step_on_mesh = num_steps_of(config, batches), make_train_step(weights, velocities, config.momentum)
+    one_hot = np.eye(train_data.num_classes, dtype=np.float32)
+    for epoch in range(first_epoch, -(-num_steps // batches.steps_per_epoch)):
+        started, loss_sum = time.perf_counter(), 0.0
+        last_step = min(batches.steps_per_epoch, num_steps - epoch * batches.steps_per_epoch)
+        for step in range(last_step):
+            (rows,), weight = batches.shares(batches.order(epoch), step, 1)
+            run.rows(epoch, step, rows[rows >= 0])
+            images, labels = train_data.read(rows)
+            rate = np.float32(learning_rate_at(epoch + step / batches.steps_per_epoch, config))
+            row_weights = np.where(rows >= 0, weight, 0).astype(np.float32)
+            flat = images.reshape(len(images), -1)
+            losses = step_on_mesh(*[everywhere(value, mesh) for value in (flat, one_hot[labels], row_weights, rate)])
+            loss_sum += float(dtensor.unpack(losses)[0].numpy()[rows >= 0].sum())
+        seconds, num_rows = time.perf_counter() - started, min(last_step * config.global_batch_size, len(train_data))
+        accuracy, done = evaluate(weights, test_data, mesh), epoch * batches.steps_per_epoch + last_step
+        run.metric("train/loss", loss_sum / num_rows, done, epoch)
+        run.metric("samples_per_second", num_rows / seconds, done, epoch, unit="samples/s")
+        run.metric("eval/accuracy", accuracy, done, epoch)
+        run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
+        run.checkpoint(save_checkpoint(weights, velocities, epoch + 1, config), epoch + 1, 0)
+
+
+def evaluate(weights, data, mesh):
+    """Accuracy over the whole split."""
+    images, labels = data.read(np.arange(len(data)))
+    logits = forward(weights, everywhere(images.reshape(len(images), -1), mesh))
+    return float((dtensor.unpack(logits)[0].numpy().argmax(1) == labels).mean())
+
+
+def save_checkpoint(weights, velocities, epoch, config):
+    """Whole variables, so that another number of devices can go on with them; written beside and renamed."""
+    path = Path(config.checkpoint_dir) / "last.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = {f"{number:03d}": whole(variable) for number, variable in enumerate([*weights, *velocities])}
+    with open(path.with_suffix(".partial"), "wb") as file:
+        np.savez(file, position=np.frombuffer(json.dumps({"epoch": epoch}).encode(), np.uint8), **values)
+        file.flush()
+        os.fsync(file.fileno())
+    path.with_suffix(".partial").replace(path)
+    return path
+
+
+def load_checkpoint(config):
+    """(weights, velocities, epoch to go on with) as NumPy arrays, or None."""
+    path = Path(config.checkpoint_dir) / "last.npz"
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as content:
+        values = [content[name] for name in sorted(set(content.files) - {"position"})]
+        epoch = json.loads(content["position"].tobytes())["epoch"]
+    print(f"going on from {path}: epoch {epoch}", flush=True)
+    return values[: len(values) // 2], values[len(values) // 2 :], epoch
+
+
+if __name__ == "__main__":
+    main()

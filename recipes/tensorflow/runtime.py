@@ -1,0 +1,42 @@
+"""The one place that imports TensorFlow, because some of its switches count only before that; and what this process is."""
+
+import json
+import os
+from types import SimpleNamespace
+
+# Keras 2: with Keras 3, `fit` under MultiWorkerMirroredStrategy cannot convert a PerReplica to a tensor.
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no word about GPUs that are not there
+
+import tensorflow as tf
+
+
+def task():
+    """What TF_CONFIG makes of this process: kind (chief, ps, worker), index, num_workers, num_ps, attempt. Alone: worker 0 of 1."""
+    config = json.loads(os.environ.get("TF_CONFIG", "{}"))
+    mine, cluster = config.get("task", {}), config.get("cluster", {})
+    return SimpleNamespace(
+        kind=mine.get("type", "worker"), index=int(mine.get("index", 0)), num_workers=len(cluster.get("worker", [0])),
+        num_ps=len(cluster.get("ps", [])), attempt=int(os.environ.get("TFRUN_ATTEMPT", "0")),
+    )  # fmt: skip
+
+
+def prepare(config):
+    """Threads, seeds and devices, before TensorFlow does anything. Returns what the devices are, as a text."""
+    # TensorFlow does not heed OMP_NUM_THREADS, which carries the number of threads that this worker may use.
+    tf.config.threading.set_intra_op_parallelism_threads(int(os.environ.get("OMP_NUM_THREADS", "0")))
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    tf.keras.utils.set_random_seed(config.seed)
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if gpus:
+        return f"{len(gpus)} gpu"
+    if config.strategy in ("mirrored", "model_parallel"):
+        # Cuts the CPU into devices: the same code as on a machine with several GPUs, without their speed.
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        part = tf.config.LogicalDeviceConfiguration()
+        tf.config.set_logical_device_configuration(cpu, [part] * config.num_devices)
+        return f"{config.num_devices} logical cpu"
+    return "cpu"

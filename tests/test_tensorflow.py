@@ -1,0 +1,183 @@
+"""What only the TensorFlow recipe can do, run for real through the driver."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from cookbook import ROOT, launch
+from cookbook.eject import compose_recipe
+from tests.helpers import Driver, latest, run_cookbook
+
+FOLDER = ROOT / "recipes/tensorflow"
+SHORT = ["recipe=tensorflow", "recipe.num_epochs=4"]  # as in the contract tests: one undisturbed run serves both
+PS = ["recipe=tensorflow", "recipe.strategy=parameter_server"]
+
+
+def losses(content):
+    return [value for _, value in content["curves"]["train/loss"]]
+
+
+def digests(content):
+    return {worker["digest"] for worker in content["workers"]}
+
+
+def in_epoch(driver, epoch, step=4):
+    return any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (epoch, step) for e in driver.events())
+
+
+def pid_of(driver, role, rank):
+    return next(e["pid"] for e in driver.events() if e["event"] == "start" and (e["role"], e["rank"]) == (role, rank))
+
+
+def test_all_workers_start_anew_from_the_checkpoint(undisturbed, tmp_path):
+    expected, _, _ = undisturbed(*SHORT)
+    driver = Driver(*SHORT, "recipe.max_restarts=1", output_root=tmp_path)
+    driver.wait_until(lambda: in_epoch(driver, 2))
+    os.kill(pid_of(driver, "worker", 1), signal.SIGKILL)
+    status, output = driver.end()
+    assert status == 0, output
+    content, _ = latest(tmp_path, "tensorflow")
+    assert content["restarts"] == 1
+    assert digests(content) == digests(expected)
+    assert content["num_rows"] == expected["num_rows"]
+
+
+def test_ways_to_divide_the_input_and_devices_take_the_same_first_steps(undisturbed, tmp_path):
+    first = losses(undisturbed(*SHORT)[0])[0]
+    for number, words in enumerate(
+        (["recipe.auto_shard=own"], ["recipe.strategy=mirrored"], ["recipe.communication=ring"])
+    ):
+        content, _, _ = run_cookbook(
+            "recipe=tensorflow", "recipe.num_epochs=1", *words, output_root=tmp_path / str(number)
+        )
+        assert losses(content)[0] == pytest.approx(first, rel=1e-4), words
+        assert content["world_size"] == (1 if "recipe.strategy=mirrored" in words else 2)
+
+
+def test_a_lost_worker_of_the_parameter_servers_is_replaced(tmp_path):
+    driver = Driver(*PS, "recipe.max_restarts=1", output_root=tmp_path)
+    driver.wait_until(lambda: in_epoch(driver, 2))
+    lost = pid_of(driver, "worker", 1)
+    os.kill(lost, signal.SIGKILL)
+    status, output = driver.end()
+    assert status == 0, output
+    assert driver.no_process_left()
+    content, folder = latest(tmp_path, "tensorflow")
+    assert content["metrics"]["eval/accuracy"] >= 0.95
+    assert content["num_rows"] == 15 * 1438
+    assert [worker["pid"] for worker in content["lost_workers"]] == [lost]
+    assert sorted(service["role"] for service in content["services"]) == ["chief", "ps"]
+    assert all(worker["samples"] > 0 for worker in content["workers"])
+    assert "it is replaced at the same address" in (folder / "logs/tfrun.log").read_text()
+
+
+def test_a_lost_ps_ends_the_run_and_the_same_command_goes_on(tmp_path):
+    words = [*PS, "recipe.num_epochs=4", "recipe.num_ps=2", "recipe.partitioner=fixed_shards"]
+    driver = Driver(*words, output_root=tmp_path)
+    driver.wait_until(lambda: in_epoch(driver, 2))
+    os.kill(pid_of(driver, "ps", 1), signal.SIGKILL)
+    status, output = driver.end()
+    assert status == 1
+    assert "ps:1" in output
+    assert "the variables that it held are lost" in output
+    assert driver.no_process_left()
+    content, _, output = run_cookbook(*words, output_root=tmp_path)
+    assert "going on with this run" in output
+    assert content["num_rows"] == 4 * 1438
+
+
+def test_one_device_and_two_hold_the_same_model(tmp_path):
+    contents = []
+    for number in (1, 2):
+        words = ["recipe=tensorflow", "recipe.strategy=model_parallel", f"recipe.num_devices={number}"]
+        content, folder, _ = run_cookbook(*words, output_root=tmp_path / str(number))
+        contents.append(content)
+        assert content["metrics"]["eval/accuracy"] >= 0.94
+    assert losses(contents[1]) == pytest.approx(losses(contents[0]), rel=1e-4)
+    parts = json.loads((folder / "tables/layout.json").read_text())["rows"]
+    assert [(row["whole"], row["part"]) for row in parts[:2]] == [("(64, 512)", "(64, 256)")] * 2
+
+
+XLA = """
+import sys; sys.path.insert(0, sys.argv[1])
+import numpy as np
+from runtime import tf
+from model import build, make_optimizer, train_step
+from types import SimpleNamespace
+tf.keras.mixed_precision.set_global_policy(sys.argv[2])
+results = []
+for compiled in (True, False):
+    tf.keras.utils.set_random_seed(0)
+    model = build((8, 8, 1), 10, 16)
+    optimizer = make_optimizer(SimpleNamespace(momentum=0.9), 0.03)
+    optimizer.build(model.trainable_variables)
+    step = tf.function(lambda batch: train_step(model, optimizer, batch), jit_compile=compiled)
+    random = np.random.default_rng(0)
+    batch = {"image": tf.constant(random.random((16, 8, 8, 1), np.float32)), "label": tf.constant(np.arange(16) % 10), "weight": tf.fill([16], 1 / 16)}
+    results.append([float(tf.reduce_mean(step(batch))) for _ in range(3)])
+    if compiled:
+        assert "HloModule" in step.experimental_get_compiler_ir(batch)(stage="hlo")
+print("RESULT", results)
+"""
+
+
+@pytest.mark.parametrize("policy, tolerance", [("float32", 1e-4), ("mixed_bfloat16", 0.05)])
+def test_the_step_of_all_strategies_compiles_for_a_tpu(recipe_python, policy, tolerance):
+    """XLA refuses dynamic shapes and calls of Python: what it compiles on a CPU holds neither."""
+    words = [recipe_python("tensorflow"), "-c", XLA, FOLDER, policy]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    compiled, plain = json.loads(done.stdout.partition("RESULT ")[2])
+    assert compiled == pytest.approx(plain, rel=tolerance)
+    assert compiled[2] < compiled[0]
+
+
+@pytest.fixture(scope="module")
+def check_settings():
+    """The recipe's check, as a function of overrides and the number of workers."""
+    spec = importlib.util.spec_from_file_location("tensorflow_settings", FOLDER / "settings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = compose_recipe("tensorflow")[0]
+    flat = launch.worker_settings(config, "", "")
+    return lambda num_workers=2, **changes: module.check_settings(SimpleNamespace(**(flat | changes)), num_workers)
+
+
+@pytest.mark.parametrize(
+    "num_workers, changes, text",
+    [
+        (2, {"strategy": "mirorred"}, "'mirorred' is unknown; expected one of: multi_worker"),
+        (2, {"communication": "nccl"}, "choose communication=ring or auto"),
+        (3, {}, "64 = 21 x 3 + 1; choose 63 or 66"),
+        (2, {"strategy": "mirrored", "num_devices": 5}, "num_devices, 5"),
+        (2, {"auto_shard": "file"}, "needs input=tfrecord"),
+        (4, {"auto_shard": "file", "input": "tfrecord", "num_files": 6}, "choose 8"),
+        (2, {"strategy": "mirrored", "input": "tfrecord"}, "say input=memory"),
+        (1, {"strategy": "tpu"}, "set tpu_name=local on a TPU VM"),
+        (1, {"strategy": "tpu", "tpu_name": "local"}, "this machine has no TPU"),
+        (1, {"strategy": "tpu", "tpu_name": "mine"}, "needs tpu_zone=ZONE and tpu_project=PROJECT"),
+        (2, {"steps_per_execution": 4}, "is for strategy=tpu"),
+        (1, {"strategy": "model_parallel", "num_devices": 3}, "does not divide"),
+        (2, {"width": 12}, "expected a multiple of 8"),
+        (2, {"num_ps": 0}, "at least 1"),
+        (2, {"learning_rate": 0.0}, "above 0"),
+    ],
+)
+def test_settings_that_make_no_sense(check_settings, monkeypatch, num_workers, changes, text):
+    monkeypatch.setenv("TFRUN_NETWORK", "host")
+    if changes.get("communication") == "nccl" and os.path.exists("/dev/nvidia0"):
+        pytest.skip("this machine has GPUs")
+    with pytest.raises(SystemExit, match=".*") as error:
+        check_settings(num_workers, **changes)
+    assert text in str(error.value)
+
+
+def test_each_program_refuses_the_other_strategies(check_settings, tmp_path):
+    content, _, output = run_cookbook("recipe=tensorflow", "recipe.strategy=tpu", output_root=tmp_path, status=1)
+    assert content is None, "refused before any work"
+    assert "strategy=tpu needs a TPU and none is named" in output
