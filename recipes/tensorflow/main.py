@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from runtime import prepare, task, tf
-from strategies import make_strategy
 
 from data import Batches, ImageData, distributed, write_tfrecords
 from model import Classifier, WarmupThenCosine, build, make_optimizer
 from runrecord import RunRecord, load_config
+from runtime import prepare, task, tf
 from settings import check_settings, num_steps_of
+from strategies import make_strategy
 
 
 def main():

@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from runtime import prepare, task, tf
 
 from data import Batches, ImageData
 from runrecord import RunRecord, load_config
+from runtime import prepare, task, tf
 from settings import check_settings, learning_rate_at, num_steps_of
 
 dtensor = tf.experimental.dtensor

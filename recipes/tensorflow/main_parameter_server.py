@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from runtime import prepare, task, tf
-from strategies import make_partitioner
 
 from data import Batches, ImageData
 from model import build, make_optimizer, train_step
 from runrecord import RunRecord, load_config
+from runtime import prepare, task, tf
 from settings import check_settings, learning_rate_at, num_steps_of
+from strategies import make_partitioner
 
 
 def main():
