@@ -162,9 +162,9 @@ class Story:
             for name in failed:
                 lines = (self.folder / f"logs/{name}.log").read_text(errors="replace").splitlines()
                 # Launchers tag what a worker said; that says more than their own traceback behind it.
-                tail = ([line for line in lines if re.search(r"<stderr>|^\[(default\d+|\w+:\d+)\]", line)] or lines)[
-                    -20:
-                ]
+                tail = (
+                    [line for line in lines if re.search(r"<stderr>|^\[(default\d+|\w+:\d+)\]|^tfrun: ", line)] or lines
+                )[-20:]
                 title = f"--- from {shown_path(self.folder)}/logs/{name}.log"
                 console.print(title, *tail, "---", sep="\n", markup=False)
         else:
