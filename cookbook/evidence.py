@@ -8,6 +8,8 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
+from cookbook.rules import RULES
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -195,119 +197,3 @@ def _metrics(current):
         if not math.isclose(min(by_rank.values()), max(by_rank.values()), rel_tol=1e-6, abs_tol=1e-12):
             problems.append(f"the ranks disagree on {name} at step {step}: {by_rank}; was it reduced over them?")
     return problems[:10]
-
-
-def rows_once_per_epoch(records, verdict, asked):
-    """Each training row was taken exactly once in each epoch, over all workers and all tries of this run."""
-    taken = _rows_in_effect(records)
-    verdict.num_rows = sum(event["count"] for event in taken)
-    return _epochs(taken, asked)
-
-
-def rows_once_per_epoch_on_each_rank(records, verdict, asked):
-    """Model parallelism: every rank computed its part of the model for every row, once in each epoch."""
-    problems = []
-    for rank in range(asked.num_workers):
-        taken = _rows_in_effect([events for events in records if events[0].get("rank") == rank])
-        verdict.num_rows = sum(event["count"] for event in taken)
-        problems += [f"rank {rank}, {problem}" for problem in _epochs(taken, asked)]
-    return problems[:10]
-
-
-def rows_counted_per_epoch(records, verdict, asked):
-    """As many rows as an epoch has were taken in each, over all workers; which ones is left to chance (asynchronous input)."""
-    taken = _rows_in_effect(records)
-    verdict.num_rows = sum(event["count"] for event in taken)
-    return _epochs(taken, asked, each_once=False)
-
-
-def _epochs(taken, asked, each_once=True):
-    """What is wrong with the rows that were taken, epoch by epoch."""
-    per_epoch = {}
-    for event in taken:
-        total = per_epoch.setdefault(event["epoch"], [0, 0, 0])
-        for index, key in enumerate(("count", "sum", "sum_sq")):
-            total[index] += event[key]
-    n, batch = asked.num_rows, asked.global_batch_size
-    steps_per_epoch = -(-n // batch)
-    num_steps = asked.num_epochs * steps_per_epoch
-    if asked.max_steps is not None:
-        num_steps = min(num_steps, asked.max_steps)
-    problems = []
-    for epoch in range(-(-num_steps // steps_per_epoch)):
-        steps = min(steps_per_epoch, num_steps - epoch * steps_per_epoch)
-        wanted = min(n, steps * batch)
-        count, total, total_sq = per_epoch.pop(epoch, [0, 0, 0])
-        if count < wanted:
-            problems.append(f"epoch {epoch + 1}: {wanted - count:,} of {wanted:,} rows were lost")
-        elif count > wanted:
-            problems.append(
-                f"epoch {epoch + 1}: {count - wanted:,} rows were counted twice ({count:,} instead of {wanted:,})"
-            )
-        elif (
-            each_once
-            and wanted == n
-            and ((total - n * (n - 1) // 2) % 2**64 or (total_sq - (n - 1) * n * (2 * n - 1) // 6) % 2**64)
-        ):
-            problems.append(f"epoch {epoch + 1}: {n:,} rows, but not each one once: some were lost and others doubled")
-    problems += [f"rows were trained on in epoch {epoch + 1}, which nobody asked for" for epoch in sorted(per_epoch)]
-    return problems[:10]
-
-
-def _rows_in_effect(records):
-    """The `rows` events that no later generation has made void by going back before them."""
-    rows, restores = [], {}
-    for events in records:
-        generation = 0
-        for event in events:
-            if event["event"] == "rows":
-                rows.append((generation, event))
-            elif event["event"] == "restore":
-                generation = event["generation"]
-                restores[generation] = (event["epoch"], event["step"])
-    for restored, position in restores.items():
-        rows = [
-            (generation, row)
-            for generation, row in rows
-            if generation >= restored or (row["epoch"], row["step"]) < position
-        ]
-    return [row for _, row in rows]
-
-
-def same_parameters(records, verdict, asked):
-    """All data-parallel ranks end with bit-identical parameters."""
-    digests = {worker["digest"] for worker in verdict.workers}
-    if None in digests:
-        return ["a worker reported no digest of its final parameters"]
-    if len(digests) > 1:
-        return [
-            "the ranks ended with different parameters: "
-            + ", ".join(f"rank {w['rank']} {w['digest'][:12]}" for w in verdict.workers)
-        ]
-    return []
-
-
-def parameters_are_divided(records, verdict, asked):
-    """The ranks together hold the whole model, and none of them holds all of it."""
-    finished = {worker["pid"] for worker in verdict.workers}
-    held, total = {}, None
-    for events in records:
-        if events[0].get("pid") in finished:
-            for event in events:
-                if event["event"] == "parameters":
-                    held[events[0]["rank"]], total = event["held"], event["total"]
-    if len(held) < len(verdict.workers):
-        return [f"only ranks {sorted(held)} reported how many parameters they hold"]
-    if sum(held.values()) < total:
-        return [f"the ranks together hold {sum(held.values()):,} of {total:,} parameters: {held}"]
-    if len(held) > 1 and max(held.values()) >= total:
-        return [f"the model is not divided: of {total:,} parameters the ranks hold {held}"]
-    return []
-
-
-RULES = {
-    rule.__name__: rule
-    for rule in (
-        rows_once_per_epoch, rows_once_per_epoch_on_each_rank, rows_counted_per_epoch, same_parameters, parameters_are_divided,
-    )
-}  # fmt: skip

@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import re
+from pathlib import Path
 
 import yaml
 from omegaconf import OmegaConf
@@ -47,7 +48,7 @@ def check_choices(arguments):
 
 def check_kinds(config, choices):
     """Raises UserError when an override is of another kind than the value in the file that defines the setting."""
-    if config["resume"] not in ("auto", "never") and not (CONF.parent / config["resume"] / "run.json").exists():
+    if config["resume"] not in ("auto", "never") and not (Path(config["resume"]) / "run.json").exists():
         raise UserError(f"resume={config['resume']!r}: expected auto or never, or the folder of a run to go on with")
     for key, value in config["scale"].items():
         if value is not None and (type(value) is not int or value < 1):

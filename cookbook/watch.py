@@ -19,7 +19,7 @@ class Watcher:
         self.stall_timeout_seconds = stall_timeout_seconds
         self.seen_pids, self.first_start = set(), None
         self._numbers, self._last_news = {}, time.monotonic()
-        self._who, self._where = {}, {}  # record -> its start; record -> (epoch, step) of its last rows
+        self._who, self._where = {}, {}  # record -> its start; process -> (epoch, step) of its last rows
         # What an earlier try of this run wrote is not news.
         self._offsets = {path: path.stat().st_size for path in self.folder.glob("*.jsonl")}
 
@@ -47,7 +47,9 @@ class Watcher:
             if has_mark(event["pid"], self.mark):
                 self.seen_pids.add(event["pid"])
         elif event["event"] == "rows":
-            self._where[path] = event["epoch"], event["step"]
+            # A coordinator notes rows for the process that took them.
+            taker = event.get("pid") or self._who.get(path, {}).get("pid")
+            self._where[taker] = event["epoch"], event["step"]
         elif event["event"] == "end":
             self._who.pop(path, None)
         elif event["event"] == "metric":
@@ -60,9 +62,9 @@ class Watcher:
     def _stall(self, silence):
         """Who is behind: the others wait for that rank, in an exchange that needs all of them."""
         found = []
-        for path, start in self._who.items():
+        for start in [start for start in self._who.values() if start["role"] == "worker"]:
             with contextlib.suppress(psutil.Error):
-                state, where = psutil.Process(start["pid"]).status(), self._where.get(path)
+                state, where = psutil.Process(start["pid"]).status(), self._where.get(start["pid"])
                 at = "before its first step" if where is None else f"epoch {where[0] + 1}, step {where[1] + 1}"
                 line = f"rank {start['rank']} (pid {start['pid']} on {start['host']}, {state}): {at}"
                 found.append((where or (-1, -1), state != psutil.STATUS_STOPPED, line))

@@ -4,8 +4,7 @@
     python -m tfrun --num-workers 2 --chief --num-ps 1 main.py config.yaml   a chief, ps and workers: ParameterServerStrategy
 
 Each process finds its TF_CONFIG in its environment ("Distributed training with TensorFlow"), with addresses on loopback,
-TFRUN_ATTEMPT (how often all workers have been started anew) and TFRUN_GENERATION (seconds since 1970, the same for all
-processes of a start). Standard library only. A cluster of several machines has a scheduler that does the same.
+and TFRUN_ATTEMPT (how often all workers have been started anew). Standard library only. A cluster of several machines has a scheduler that does the same.
 
 TensorFlow's servers ask nobody who he is, and listen on all interfaces of the machine, whatever TF_CONFIG says. So tfrun
 takes a network of its own that has loopback only (Linux). With --port or TFRUN_NETWORK=host it stays in the machine's.
@@ -119,7 +118,7 @@ def cluster(options, attempt):
     members = {}
     for (kind, _), address in zip(names, addresses, strict=True):
         members.setdefault(kind, []).append(address)
-    shared = {"TFRUN_ATTEMPT": str(attempt), "TFRUN_GENERATION": repr(time.time())}
+    shared = {"TFRUN_ATTEMPT": str(attempt)}
     words = [sys.executable, options.program, *options.arguments]
     tasks = [Task(kind, index, members, words, shared) for kind, index in names]
     for task in tasks:

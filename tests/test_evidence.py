@@ -275,12 +275,6 @@ def test_a_divided_model_that_nobody_counted(tmp_path, monkeypatch):
     ]
 
 
-def test_counted_rows_need_not_be_each_one_once(tmp_path, monkeypatch):
-    write_run(tmp_path, monkeypatch, spoil=lambda event, f: f | {"sum": 0} if event == "rows" else f)
-    assert judge(tmp_path, proof=("rows_counted_per_epoch",)).problems == []
-    assert judge(tmp_path, proof=("rows_counted_per_epoch",), num_rows=NUM_ROWS + 1).problems != []
-
-
 def restarted(folder, monkeypatch):
     """A first attempt that a worker's death ended, and a second one that does all."""
     for pid, rank in ((3000, 0), (3001, 1)):

@@ -47,6 +47,10 @@ def load(model, optimizer, config, rank=0):
 
     Raises SystemExit when the checkpoint is another mode's or another model's.
     """
+    if (other := Path(config.checkpoint_dir) / "last.pt").exists():
+        raise SystemExit(
+            f"checkpoint {other} is of mode=ddp, this run is mode={config.mode}: use another checkpoint_dir"
+        )
     found = sorted(path for path in Path(config.checkpoint_dir).glob("step-*") if not path.suffix)
     if not found:
         return 0

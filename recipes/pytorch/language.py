@@ -130,14 +130,17 @@ def learning_rate_at(step, num_steps, config):
 
 
 def train_language_model(parallel, optimizer, batches, num_steps, start, config, run):
-    """Takes `parallel` from step `start` to `num_steps`. All that is parallel is in that object:
+    """Takes `parallel` from step `start` to `num_steps`; returns bits per byte on the test windows, equal on all processes.
+
+    All that is parallel is in that object:
 
     `ids(order, step)`    the rows of the global batch that this process reads
     `train_step(ids)`     forward, backward, optimizer step; the loss of the whole global batch, equal on all processes
     `evaluate()`          the mean loss on the test windows, equal on all processes
     `save(step)`          a checkpoint to go on from; returns its path
     """
-    shown = epoch_began = time.perf_counter()
+    bits, shown = None, time.perf_counter()
+    epoch_began = shown
     first_step = start
     for step in range(start, num_steps):
         epoch, step_of_epoch = divmod(step, batches.steps_per_epoch)
@@ -153,14 +156,9 @@ def train_language_model(parallel, optimizer, batches, num_steps, start, config,
             run.progress(step + 1, num_steps, f"epoch {epoch + 1}, step {step_of_epoch + 1}")
         end_of_epoch = step + 1 == num_steps or step_of_epoch + 1 == batches.steps_per_epoch
         if end_of_epoch:
-            seconds = time.perf_counter() - epoch_began
-            run.metric(
-                "samples_per_second",
-                (step + 1 - first_step) * config.global_batch_size / seconds,
-                step + 1,
-                epoch,
-                "samples/s",
-            ) if parallel.rank == 0 else None
+            if parallel.rank == 0:  # the ranks stop their clocks at slightly different times
+                speed = (step + 1 - first_step) * config.global_batch_size / (time.perf_counter() - epoch_began)
+                run.metric("samples_per_second", speed, step + 1, epoch, "samples/s")
             bits = parallel.evaluate() / math.log(2)
             run.metric("eval/bits_per_byte", bits, step + 1, epoch, "bit")
             run.progress(step + 1, num_steps, f"epoch {epoch + 1}  {bits:.3f} bits per byte")
@@ -170,6 +168,7 @@ def train_language_model(parallel, optimizer, batches, num_steps, start, config,
                 run.checkpoint(path, *divmod(step + 1, batches.steps_per_epoch))
         if end_of_epoch:
             epoch_began, first_step = time.perf_counter(), step + 1
+    return bits if bits is not None else parallel.evaluate() / math.log(2)  # a resumed run may have nothing left to do
 
 
 def report_baselines(config, run, bits_per_byte):

@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from world import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
 
 from data import Batches, ImageData, loader_of
 from model import torch_network
 from runrecord import RunRecord, load_config
 from settings import check_settings, learning_rate_at, num_steps_of
+from world import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
 
 
 def main():
@@ -34,10 +34,10 @@ def main():
         test_data = ImageData(config.data_dir, "test")
         torch.manual_seed(config.seed)
         network = torch_network(train_data.images.shape[3], train_data.num_classes, config.width).to(device)
-        torch.manual_seed(
-            config.seed + rank
-        )  # Distributed: from here on each worker draws numbers of its own (shifts).
-        model = DistributedDataParallel(  # Distributed: copies rank 0's parameters to all, and hooks the exchange into `backward`.
+        # Distributed: from here on each worker draws numbers of its own (shifts).
+        torch.manual_seed(config.seed + rank)
+        # Distributed: copies rank 0's parameters to all, and hooks the exchange into `backward`.
+        model = DistributedDataParallel(
             torch.compile(network) if config.compile else network,
             bucket_cap_mb=config.bucket_cap_mb,
             gradient_as_bucket_view=True,  # gradients live in the buckets: no copy, half the memory
@@ -99,7 +99,7 @@ def train_epoch(model, network, optimizer, position, train_data, batches, num_st
             shown = time.perf_counter()
             run.progress(first_step + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}")
         every = config.checkpoint_every_steps
-        if every and (first_step + step + 1) % every == 0 and step + 1 < len(range(steps.stop)):
+        if every and (first_step + step + 1) % every == 0 and step + 1 < steps.stop:
             save_checkpoint(network, optimizer, position, config, run)
     return time.perf_counter() - started, num_rows
 

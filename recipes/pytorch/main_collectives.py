@@ -13,10 +13,10 @@ import time
 
 import torch
 import torch.distributed as dist
-from world import facts, joined_world, max_over_ranks
 
 from runrecord import RunRecord, load_config
 from settings import check_settings
+from world import facts, joined_world, max_over_ranks
 
 
 def ring_all_reduce(tensor):

@@ -7,19 +7,17 @@ Expect:  the loss curve of main_single.py, with about half the memory for parame
 Source:  Zhao et al. 2023, "PyTorch FSDP"; PyTorch's documentation of torch.distributed.fsdp.fully_shard.
 """
 
-import math
-
-import checkpoints
 import torch
-from language import TextData, build_model, loss_of, report_baselines, train_language_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from world import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
 
+import checkpoints
 from data import Batches
+from language import TextData, build_model, loss_of, report_baselines, train_language_model
 from runrecord import RunRecord, load_config
 from settings import check_rows, check_settings, num_steps_of
+from world import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
 
 
 class FullySharded:
@@ -37,9 +35,8 @@ class FullySharded:
             "offload_policy": CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy(),
         }
         for name, block in self.model.layers.items():
-            if (
-                config.activation_checkpointing
-            ):  # keeps a block's input only, and computes its inside again when going back
+            if config.activation_checkpointing:
+                # keeps a block's input only, and computes its inside again when going back
                 block = self.model.layers[name] = checkpoint_wrapper(block)
             # Distributed: the unit of gathering. Only one block's whole parameters are in memory at a time.
             fully_shard(block, mesh=mesh, **policies)
@@ -79,7 +76,10 @@ class FullySharded:
         return checkpoints.save(self.model, self.optimizer, step, self.config, self.rank)
 
     def report_memory(self, run):
-        """Bytes of parameters and optimizer state that this process keeps, and the most that it gathers on top."""
+        """What this process keeps of parameters and optimizer state, and that plus the largest unit that it gathers, in MB.
+
+        Counted from the tensors and units, not sampled while training; gradients and activations are left out.
+        """
         local = [parameter.to_local() for parameter in self.model.parameters()]
         state = [
             value for values in self.optimizer.state.values() for value in values.values() if torch.is_tensor(value)
@@ -91,7 +91,7 @@ class FullySharded:
         units.append(sum(p.nbytes for p in self.model.parameters()) - sum(units))
         gathered = max(units) if self.world_size > 1 else 0  # a world of one has nothing to gather
         run.metric("memory/kept_mb", max_over_ranks(kept / 1e6, self.device), 0, unit="MB")
-        run.metric("memory/peak_mb", max_over_ranks((kept + gathered) / 1e6, self.device), 0, unit="MB")
+        run.metric("memory/kept_and_gathered_mb", max_over_ranks((kept + gathered) / 1e6, self.device), 0, unit="MB")
 
 
 def main():
@@ -104,11 +104,10 @@ def main():
         with RunRecord(config.output_dir, rank, world_size, **facts(device)) as run:
             start = checkpoints.load(sharded.model, sharded.optimizer, config, rank)
             run.restore(*divmod(start, batches.steps_per_epoch), generation=shared_now())
-            train_language_model(sharded, sharded.optimizer, batches, num_steps, start, config, run)
+            bits_per_byte = train_language_model(sharded, sharded.optimizer, batches, num_steps, start, config, run)
             sharded.report_memory(run)
-            loss = sharded.evaluate()
             if rank == 0:
-                report_baselines(config, run, loss / math.log(2))
+                report_baselines(config, run, bits_per_byte)
             # Distributed: gathered whole on every process, so that all can be compared.
             run.digest(parameter.full_tensor().cpu().numpy() for parameter in sharded.model.state_dict().values())
 

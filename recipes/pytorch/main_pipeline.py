@@ -7,18 +7,16 @@ Expect:  the loss curve of main_single.py; each process holds its own layers and
 Source:  Huang et al. 2019, "GPipe"; Narayanan et al. 2019, "PipeDream" (1F1B); PyTorch's documentation of torch.distributed.pipelining.
 """
 
-import math
-
-import checkpoints
 import torch
 import torch.distributed as dist
-from language import TextData, build_model, loss_of, report_baselines, train_language_model
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
-from world import facts, joined_world, shared_now
 
+import checkpoints
 from data import Batches
+from language import TextData, build_model, loss_of, report_baselines, train_language_model
 from runrecord import RunRecord, load_config
 from settings import check_rows, check_settings, num_steps_of
+from world import facts, joined_world, shared_now
 
 
 def cut(model, rank, world_size):
@@ -95,10 +93,9 @@ def main():
         with RunRecord(config.output_dir, rank, world_size, **facts(device)) as run:
             start = checkpoints.load(pipeline.model, pipeline.optimizer, config, rank)
             run.restore(*divmod(start, batches.steps_per_epoch), generation=shared_now())
-            train_language_model(pipeline, pipeline.optimizer, batches, num_steps, start, config, run)
+            bits_per_byte = train_language_model(pipeline, pipeline.optimizer, batches, num_steps, start, config, run)
             held = sum(parameter.numel() for parameter in pipeline.model.parameters())
             run.parameters(held=held, total=pipeline.num_parameters)
-            bits_per_byte = pipeline.evaluate() / math.log(2)
             if rank == 0:
                 report_baselines(config, run, bits_per_byte)
             # Distributed: each process digests its own layers; no process has them all.

@@ -4,14 +4,13 @@ Run:     make recipe-pytorch ARGS=recipe.mode=single
 Read:    this one first; in main_fsdp.py, main_tensor_parallel.py and main_pipeline.py only the tagged lines differ.
 """
 
-import math
 import time
 
-import checkpoints
 import torch
-from language import TextData, build_model, loss_of, report_baselines, train_language_model
 
+import checkpoints
 from data import Batches
+from language import TextData, build_model, loss_of, report_baselines, train_language_model
 from runrecord import RunRecord, load_config
 from settings import check_rows, check_settings, num_steps_of
 
@@ -57,8 +56,8 @@ def main():
     with RunRecord(config.output_dir, 0, 1, device=str(single.device), torch=torch.__version__) as run:
         start = checkpoints.load(single.model, single.optimizer, config)
         run.restore(*divmod(start, batches.steps_per_epoch), generation=time.time())
-        train_language_model(single, single.optimizer, batches, num_steps, start, config, run)
-        report_baselines(config, run, single.evaluate() / math.log(2))
+        bits_per_byte = train_language_model(single, single.optimizer, batches, num_steps, start, config, run)
+        report_baselines(config, run, bits_per_byte)
         run.digest(parameter.cpu().numpy() for parameter in single.model.state_dict().values())
 
 

@@ -7,11 +7,7 @@ Expect:  the loss curve of main_single.py; every process sees every row, and hol
 Source:  Shoeybi et al. 2019, "Megatron-LM"; Korthikanti et al. 2022 (sequence parallelism); PyTorch's tensor parallel tutorial.
 """
 
-import math
-
-import checkpoints
 import torch
-from language import TextData, build_model, loss_of, report_baselines, train_language_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
@@ -21,11 +17,13 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
-from world import facts, joined_world, shared_now
 
+import checkpoints
 from data import Batches
+from language import TextData, build_model, loss_of, report_baselines, train_language_model
 from runrecord import RunRecord, load_config
 from settings import check_rows, check_settings, num_steps_of
+from world import facts, joined_world, shared_now
 
 
 def divide(model, mesh):
@@ -98,11 +96,10 @@ def main():
         with RunRecord(config.output_dir, rank, world_size, **facts(device)) as run:
             start = checkpoints.load(divided.model, divided.optimizer, config, rank)
             run.restore(*divmod(start, batches.steps_per_epoch), generation=shared_now())
-            train_language_model(divided, divided.optimizer, batches, num_steps, start, config, run)
+            bits_per_byte = train_language_model(divided, divided.optimizer, batches, num_steps, start, config, run)
             parameters = list(divided.model.state_dict().values())
             held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
             run.parameters(held=held, total=divided.num_parameters)
-            bits_per_byte = divided.evaluate() / math.log(2)
             if rank == 0:
                 report_baselines(config, run, bits_per_byte)
             # Distributed: gathered whole on every process, so that all can be compared.

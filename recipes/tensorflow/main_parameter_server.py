@@ -58,7 +58,7 @@ def coordinate(config, run):
     coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
     with strategy.scope():
         model = build(train_data.images.shape[1:], train_data.num_classes, config.width)
-        # Distributed: the first gradient of a replaced worker, which has to get ready first, can be dozens of steps old.
+        # Distributed: after a worker was replaced the loss has been seen to jump; clipping bounds what one gradient can do.
         optimizer = make_optimizer(config, config.learning_rate, config.clip_norm)
         optimizer.build(model.trainable_variables)
         epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
