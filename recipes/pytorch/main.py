@@ -68,8 +68,9 @@ def train(model, network, optimizer, position, train_data, test_data, config, ru
         done = min(num_steps, (epoch + 1) * batches.steps_per_epoch)
         rows_of_epoch = min((done - epoch * batches.steps_per_epoch) * config.global_batch_size, len(train_data))
         run.metric("train/loss", sum_over_ranks(position["loss_sum"], device) / rows_of_epoch, done, epoch)
-        # Distributed: ranks stop their clocks at slightly different times; the slowest one counts.
-        run.metric("samples_per_second", num_rows / max_over_ranks(seconds, device), done, epoch, unit="samples/s")
+        # Distributed: ranks stop their clocks at slightly different times, and who left early counted fewer rows.
+        speed = max_over_ranks(num_rows, device) / max_over_ranks(seconds, device)
+        run.metric("samples_per_second", speed, done, epoch, unit="samples/s")
         accuracy = evaluate(network, test_data, config)
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")

@@ -34,8 +34,12 @@ def joined_world(config):
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
         yield dist.get_rank(), dist.get_world_size(), device
-        # Distributed: nobody leaves while another still waits for an answer.
-        dist.barrier()
+        # Distributed: nobody leaves while another still waits for an answer. They meet in the store: that is no exchange.
+        store.set(f"done{rank}", "")
+        store.wait([f"done{other}" for other in range(world_size)], timeout)
+        # PyTorch 2.13's Gloo thread needs Python's lock to let go of the last exchange. If the interpreter ends while it waits
+        # for the lock, the process is aborted ("terminate called without an active exception"): leave it the lock for a while.
+        time.sleep(0.2)
     finally:
         dist.destroy_process_group()
 
@@ -66,6 +70,6 @@ def sum_over_ranks(value, device):
 
 
 def max_over_ranks(value, device):
-    most = torch.tensor(value, dtype=torch.float64, device=device)
+    most = torch.tensor(float(value), dtype=torch.float64, device=device)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     return most.item()
