@@ -94,7 +94,7 @@ def parameters_are_divided(records, verdict, asked):
             for event in events:
                 if event["event"] == "parameters":
                     held[events[0]["rank"]], total = event["held"], event["total"]
-    if len(held) < len(verdict.workers):
+    if not held or len(held) < len(verdict.workers):
         return [f"only ranks {sorted(held)} reported how many parameters they hold"]
     if sum(held.values()) < total:
         return [f"the ranks together hold {sum(held.values()):,} of {total:,} parameters: {held}"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cookbook import evidence
+from cookbook.rules import RULES
 from runrecord import RunRecord, read_records
 
 NUM_ROWS, BATCH, NUM_EPOCHS = 50, 8, 3
@@ -70,7 +71,8 @@ def test_a_run_as_it_should_be_counts(tmp_path, monkeypatch):
 
 
 def test_no_record_at_all(tmp_path):
-    assert judge(tmp_path).problems[:2] == ["rank 0 of 2 never started", "rank 1 of 2 never started"]
+    verdict = judge(tmp_path, proof=tuple(RULES))
+    assert verdict.problems == ["rank 0 of 2 never started", "rank 1 of 2 never started"]
 
 
 def test_a_rank_that_did_not_start(tmp_path, monkeypatch):

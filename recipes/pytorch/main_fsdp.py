@@ -7,7 +7,9 @@ Expect:  the loss curve of main_single.py, with about half the memory for parame
 Source:  Zhao et al. 2023, "PyTorch FSDP"; PyTorch's documentation of torch.distributed.fsdp.fully_shard.
 """
 
+import numpy as np
 import torch
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -32,7 +34,8 @@ class FullySharded:
         policies = {
             # Distributed: shards stay in float32; what is gathered, computed and exchanged may be of half the size.
             "mp_policy": MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=precision and torch.float32),
-            "offload_policy": CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy(),
+            # Distributed: shards and optimizer state wait in the host's memory, and go to the GPU block by block.
+            "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.cpu_offload else OffloadPolicy(),
         }
         for name, block in self.model.layers.items():
             if config.activation_checkpointing:
@@ -49,15 +52,19 @@ class FullySharded:
         batch = order[step * self.config.global_batch_size : (step + 1) * self.config.global_batch_size]
         return batch[self.rank :: self.world_size]  # Distributed: data parallel: each process computes its own rows
 
-    def train_step(self, ids):
+    def backward(self, ids):
         inputs, targets = (part.to(self.device) for part in self.train_data.read(ids))
         loss = loss_of(self.model(inputs), targets)
         # Distributed: gathers each block again, then sums its gradients over the processes and leaves each its shard.
         loss.backward()
+        return loss.detach()
+
+    def train_step(self, ids):
+        loss = self.backward(ids)
         self.optimizer.step()
         self.optimizer.zero_grad()
         # Distributed: all shares have the same size (checked), so the mean of the means is the mean.
-        return sum_over_ranks(loss.detach(), self.device) / self.world_size
+        return sum_over_ranks(loss, self.device) / self.world_size
 
     @torch.no_grad()
     def evaluate(self):
@@ -76,22 +83,27 @@ class FullySharded:
         return checkpoints.save(self.model, self.optimizer, step, self.config, self.rank)
 
     def report_memory(self, run):
-        """What this process keeps of parameters and optimizer state, and that plus the largest unit that it gathers, in MB.
+        """What this process holds of the parameters, and the most memory that parameters and optimizer state take, in MB.
 
-        Counted from the tensors and units, not sampled while training; gradients and activations are left out.
+        Seen by PyTorch's own tracker in one more pass, at the borders of each unit: there the gathered parameters come and
+        go. Gradients and activations are other kinds of memory to it, and are left out.
         """
-        local = [parameter.to_local() for parameter in self.model.parameters()]
-        state = [
-            value for values in self.optimizer.state.values() for value in values.values() if torch.is_tensor(value)
-        ]
-        state = [value.to_local() if hasattr(value, "to_local") else value for value in state]
-        run.parameters(held=sum(tensor.numel() for tensor in local), total=self.num_parameters)
-        kept = sum(tensor.nbytes for tensor in local + state)
-        units = [sum(p.nbytes for p in block.parameters()) for block in self.model.layers.values()]
-        units.append(sum(p.nbytes for p in self.model.parameters()) - sum(units))
-        gathered = max(units) if self.world_size > 1 else 0  # a world of one has nothing to gather
-        run.metric("memory/kept_mb", max_over_ranks(kept / 1e6, self.device), 0, unit="MB")
-        run.metric("memory/kept_and_gathered_mb", max_over_ranks((kept + gathered) / 1e6, self.device), 0, unit="MB")
+        tracker = FSDPMemTracker(self.model, self.optimizer)
+        with tracker:
+            self.backward(self.ids(np.arange(len(self.train_data)), 0))
+        self.optimizer.zero_grad()
+        own = ("SHARDED_PARAM", "OPT")
+        gathered = ("UNSHARDED_PARAM", "ALL_GATHER")
+        snapshots = [
+            {kind.name: size for kind, size in memory.items() if kind != "Total"}
+            for module in tracker.memory_tracking.values() for state in module.snapshots.values()
+            for snapshot in state for memory in snapshot.values()
+        ]  # fmt: skip
+        held = sum(parameter.to_local().numel() for parameter in self.model.parameters())
+        run.parameters(held=held, total=self.num_parameters)
+        for name, kinds in (("kept", own), ("peak", own + gathered)):
+            most = max(sum(memory[kind] for kind in kinds) for memory in snapshots)
+            run.metric(f"memory/{name}_mb", max_over_ranks(most / 1e6, self.device), 0, unit="MB")
 
 
 def main():
