@@ -41,7 +41,7 @@ eject: $(BIN)/.stamp ## copy a recipe out so that it runs by itself: RECIPE=horo
 	@$(BIN)/python -m cookbook.eject "$(RECIPE)" "$(TO)" $(ARGS)
 
 bench: $(BIN)/.stamp ## measure a recipe against the bare framework: RECIPE=horovod
-	@$(BIN)/python recipes/$(RECIPE)/benchmark.py
+	@PYTHONPATH=. $(BIN)/python recipes/$(RECIPE)/benchmark.py
 
 test: $(BIN)/.stamp ## the whole suite
 	@$(BIN)/python -m cookbook.environments make

@@ -21,8 +21,15 @@ def rows_once_per_epoch_on_each_rank(records, verdict, asked):
     return problems[:10]
 
 
-def _epochs(taken, asked):
-    """What is wrong with the rows that were taken, epoch by epoch."""
+def enough_rows_per_epoch(records, verdict, asked):
+    """Each epoch took at least as many rows as it has. All that can be said where workers draw from streams of their own."""
+    taken = _rows_in_effect(records)
+    verdict.num_rows = sum(event["count"] for event in taken)
+    return _epochs(taken, asked, exactly=False)
+
+
+def _epochs(taken, asked, exactly=True):
+    """What is wrong with the rows that were taken, epoch by epoch; not `exactly`: more than there are is no mistake."""
     per_epoch = {}
     for event in taken:
         total = per_epoch.setdefault(event["epoch"], [0, 0, 0])
@@ -40,6 +47,8 @@ def _epochs(taken, asked):
         count, total, total_sq = per_epoch.pop(epoch, [0, 0, 0])
         if count < wanted:
             problems.append(f"epoch {epoch + 1}: {wanted - count:,} of {wanted:,} rows were lost")
+        elif not exactly:
+            continue
         elif count > wanted:
             problems.append(
                 f"epoch {epoch + 1}: {count - wanted:,} rows were counted twice ({count:,} instead of {wanted:,})"
@@ -105,5 +114,11 @@ def parameters_are_divided(records, verdict, asked):
 
 RULES = {
     rule.__name__: rule
-    for rule in (rows_once_per_epoch, rows_once_per_epoch_on_each_rank, same_parameters, parameters_are_divided)
+    for rule in (
+        rows_once_per_epoch,
+        rows_once_per_epoch_on_each_rank,
+        enough_rows_per_epoch,
+        same_parameters,
+        parameters_are_divided,
+    )
 }

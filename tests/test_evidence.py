@@ -161,6 +161,24 @@ def test_every_rank_takes_all_rows(tmp_path, monkeypatch):
     assert judge(tmp_path).problems[0] == "epoch 1: 50 rows were counted twice (100 instead of 50)"
 
 
+def test_too_few_rows_where_more_than_enough_would_do(tmp_path, monkeypatch):
+    """Streams that repeat rows are no problem to this rule; an epoch that fell short is."""
+    enough = {"proof": ("enough_rows_per_epoch",)}
+    write_run(
+        tmp_path / "whole", monkeypatch, spoil=lambda event, fields: fields | ({"sum": 0} if event == "rows" else {})
+    )
+    assert judge(tmp_path / "whole", **enough).problems == []
+    assert judge(tmp_path / "whole", **enough, num_epochs=NUM_EPOCHS - 1).problems == [
+        "rows were trained on in epoch 3, which nobody asked for"
+    ]
+
+    def lose(event, fields):
+        return None if event == "rows" and (fields["epoch"], fields["step"], fields["of_rank"]) == (1, 2, 1) else fields
+
+    write_run(tmp_path / "short", monkeypatch, spoil=lose)
+    assert judge(tmp_path / "short", **enough).problems == ["epoch 2: 4 of 50 rows were lost"]
+
+
 def test_the_right_number_of_the_wrong_rows(tmp_path, monkeypatch):
     def spoil(event, fields):
         return (

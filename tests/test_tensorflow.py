@@ -16,6 +16,7 @@ from tests.helpers import Driver, latest, run_cookbook
 FOLDER = ROOT / "recipes/tensorflow"
 SHORT = ["recipe=tensorflow", "recipe.num_epochs=4"]  # as in the contract tests: one undisturbed run serves both
 PS = ["recipe=tensorflow", "recipe.strategy=parameter_server"]
+FIT = ["recipe=tensorflow", "recipe.strategy=parameter_server_fit"]
 
 
 def losses(content):
@@ -74,6 +75,22 @@ def test_a_lost_worker_of_the_parameter_servers_is_replaced(tmp_path):
     assert sorted(service["role"] for service in content["services"]) == ["chief", "ps"]
     assert all(worker["samples"] > 0 for worker in content["workers"])
     assert "it is replaced at the same address" in (folder / "logs/tfrun.log").read_text()
+
+
+def test_keras_fit_gives_the_steps_of_a_lost_worker_to_another(tmp_path):
+    driver = Driver(*FIT, "recipe.max_restarts=1", output_root=tmp_path)
+    driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["epoch"] >= 2 for e in driver.events()))
+    lost = pid_of(driver, "worker", 0)
+    os.kill(lost, signal.SIGKILL)
+    status, output = driver.end()
+    assert status == 0, output
+    assert driver.no_process_left()
+    content, _ = latest(tmp_path, "tensorflow")
+    assert content["metrics"]["eval/accuracy"] >= 0.95
+    assert content["num_rows"] >= 15 * 23 * 64
+    assert [worker["pid"] for worker in content["lost_workers"]] == [lost]
+    assert all(worker["samples"] > 0 for worker in content["workers"])
+    assert len(losses(content)) == 15
 
 
 def test_a_lost_ps_ends_the_run_and_the_same_command_goes_on(tmp_path):

@@ -31,11 +31,12 @@ class FullySharded:
         self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         mesh = init_device_mesh(device.type, (world_size,))
         precision = {"float32": None, "bfloat16": torch.bfloat16}[config.precision]
+        # Distributed: shards and optimizer state wait in the host's memory, and go to the GPU block by block.
+        offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.cpu_offload else OffloadPolicy()
         policies = {
+            "offload_policy": offload,
             # Distributed: shards stay in float32; what is gathered, computed and exchanged may be of half the size.
             "mp_policy": MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=precision and torch.float32),
-            # Distributed: shards and optimizer state wait in the host's memory, and go to the GPU block by block.
-            "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.cpu_offload else OffloadPolicy(),
         }
         for name, block in self.model.layers.items():
             if config.activation_checkpointing:

@@ -9,14 +9,14 @@ Expect:  test accuracy of at least 0.95 on handwritten digits, within a minute o
 Source:  TensorFlow's tutorial "Parameter server training"; Dean et al. 2012, "Large Scale Distributed Deep Networks".
 """
 
-import signal
 import time
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from data import Batches, ImageData
 from model import build, make_optimizer, train_step
+from parameter_servers import clear, evaluate, make_checkpoints, make_log, note, report_epoch, report_steps, serve
 from runrecord import RunRecord, load_config
 from runtime import prepare, task, tf
 from settings import check_settings, learning_rate_at, num_steps_of
@@ -35,22 +35,11 @@ def main():
         serve(me, config, facts)
 
 
-def serve(me, config, facts):
-    """The life of a ps or a worker: a server that computes what the chief asks for, until it is told to end."""
-    # Distributed: SIGTERM is how the launcher ends the services. Blocked before TensorFlow's threads start, which inherit
-    # that, it waits for `sigwait` below instead of cutting this process off.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    with RunRecord(config.output_dir, me.index, me.num_workers, 0, me.kind, me.attempt, **facts):
-        server = tf.distribute.Server(resolver.cluster_spec(), me.kind, me.index, "grpc", start=True)
-        signal.sigwait({signal.SIGTERM})
-        del server
-
-
 def coordinate(config, run):
     """The chief's work: it makes the variables (on the ps), gives out the steps, evaluates and writes checkpoints."""
     train_data = ImageData(config.data_dir, "train", config.max_rows)
     test_data = ImageData(config.data_dir, "test")
+    batches = Batches(len(train_data), config.global_batch_size, config.seed)
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     # Distributed: connects to all workers and ps; a variable is put on a ps, or cut into parts on several of them.
     strategy = tf.distribute.ParameterServerStrategy(resolver, make_partitioner(config))
@@ -61,68 +50,52 @@ def coordinate(config, run):
         # Distributed: after a worker was replaced the loss has been seen to jump; clipping bounds what one gradient can do.
         optimizer = make_optimizer(config, config.learning_rate, config.clip_norm)
         optimizer.build(model.trainable_variables)
-        epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
-    # Distributed: what was done is written down on a ps. Results stay on the worker until they are fetched, so that those
-    # of a worker that dies would be lost, although its gradients have taken effect. Outside the scope: no partitioner cuts it.
-    with tf.device("/job:ps/task:0/device:CPU:0"):
-        log = make_log(-(-len(train_data) // config.global_batch_size), config.global_batch_size)
-    folder = Path(config.checkpoint_dir)
-    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, epoch=epoch)
-    manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=1)
-    if path := manager.restore_or_initialize():
-        print(f"going on from {path}: epoch {int(epoch)}", flush=True)
-    run.restore(int(epoch), 0, generation=time.time())
-    train(strategy, coordinator, model, optimizer, log, epoch, manager, train_data, test_data, config, run)
+    # Distributed: what was done is written down on a ps, where it outlives the worker that did it.
+    log = make_log(batches.steps_per_epoch, config.global_batch_size)
+    checkpoints = make_checkpoints(model, optimizer, config)
+    run.restore(int(checkpoints.epoch), 0, generation=time.time())
+    # Distributed: every worker reads the table itself, once; the chief sends row numbers only, so that it decides who
+    # takes which rows, and those of a worker that died go to another one.
+    table = iter(coordinator.create_per_worker_dataset(lambda: table_of(train_data)))
+    step_on_worker = make_step(strategy, model, optimizer, log)
+    job = SimpleNamespace(coordinator=coordinator, step_on_worker=step_on_worker, table=table, log=log, batches=batches)
+    num_steps = num_steps_of(config, batches)
+    for epoch in range(int(checkpoints.epoch), -(-num_steps // batches.steps_per_epoch)):
+        loss_sum, num_rows, seconds = train_epoch(job, epoch, num_steps, config, run)
+        accuracy = evaluate(model, test_data, config.global_batch_size)
+        done = min(num_steps, (epoch + 1) * batches.steps_per_epoch)
+        report_epoch(run, epoch, done, num_steps, loss_sum / num_rows, num_rows / seconds, accuracy)
+        checkpoints.epoch.assign(epoch + 1)
+        run.checkpoint(checkpoints.save(), epoch + 1, 0)  # Distributed: the chief saves what the ps hold
     run.digest(variable.numpy() for variable in model.variables)
 
 
-def train(strategy, coordinator, model, optimizer, log, epoch, manager, train_data, test_data, config, run):
-    """Trains epoch by epoch; within an epoch nobody waits for anybody."""
-    batches = Batches(len(train_data), config.global_batch_size, config.seed)
-    num_steps = num_steps_of(config, batches)
-    step_on_worker = make_step(strategy, model, optimizer, log)
-    # Distributed: every worker reads the table itself, once; the chief sends row numbers only, so that it decides who
-    # takes which rows, and those of a worker that died go to another one.
-    tables = coordinator.create_per_worker_dataset(lambda: table_of(train_data))
-    table = iter(tables)
-    for number in range(int(epoch), -(-num_steps // batches.steps_per_epoch)):
-        started = time.perf_counter()
-        log["pid"].assign(tf.zeros_like(log["pid"]))
-        last_step = min(batches.steps_per_epoch, num_steps - number * batches.steps_per_epoch)
-        for step in range(last_step):
-            (rows,), weight = batches.shares(batches.order(number), step, 1)
-            # Distributed: while a worker computes, the others have moved the variables on, by num_workers - 1 steps on
-            # average. Zhang et al. 2016, "Staleness-aware Async-SGD": divide the rate by that staleness.
-            rate = learning_rate_at(number + step / batches.steps_per_epoch, config) / task().num_workers
-            arguments = (
-                table,
-                tf.constant(step),
-                tf.constant(rows),
-                tf.constant(weight),
-                tf.constant(rate, tf.float32),
-            )
-            # Distributed: returns at once; a free worker takes the step, in no fixed order.
-            coordinator.schedule(step_on_worker, args=arguments)
-        loss_sum = collect(coordinator, log, number, batches, last_step, num_steps, run)
-        done = number * batches.steps_per_epoch + last_step
-        num_rows = min(last_step * config.global_batch_size, len(train_data))
-        seconds, accuracy = time.perf_counter() - started, evaluate(model, test_data, config.global_batch_size)
-        run.metric("train/loss", loss_sum / num_rows, done, number)
-        run.metric("samples_per_second", num_rows / seconds, done, number, unit="samples/s")
-        run.metric("eval/accuracy", accuracy, done, number)
-        run.progress(done, num_steps, f"epoch {number + 1}  accuracy {accuracy:.4f}")
-        epoch.assign(number + 1)
-        run.checkpoint(manager.save(), number + 1, 0)  # Distributed: the chief saves what the ps hold
-
-
-def make_log(num_steps, batch_size):
-    """Variables with a place for each step of an epoch: the process that took it, the rows it took, the sum of their losses."""
-    shapes = {
-        "pid": ([num_steps], tf.int64),
-        "rows": ([num_steps, batch_size], tf.int64),
-        "loss": ([num_steps], tf.float32),
-    }
-    return {name: tf.Variable(tf.zeros(shape, kind), trainable=False) for name, (shape, kind) in shapes.items()}
+def train_epoch(job, epoch, num_steps, config, run):
+    """Within an epoch nobody waits for anybody. Returns the sum of all rows' losses, the number of rows and the seconds."""
+    started, batches = time.perf_counter(), job.batches
+    last_step = min(batches.steps_per_epoch, num_steps - epoch * batches.steps_per_epoch)
+    clear(job.log)
+    for step in range(last_step):
+        (rows,), weight = batches.shares(batches.order(epoch), step, 1)
+        # Distributed: while a worker computes, the others have moved the variables on, by num_workers - 1 steps on
+        # average. Zhang et al. 2016, "Staleness-aware Async-SGD": divide the rate by that staleness.
+        rate = np.float32(learning_rate_at(epoch + step / batches.steps_per_epoch, config) / task().num_workers)
+        arguments = [tf.constant(value) for value in (step, rows, weight, rate)]
+        # Distributed: returns at once; a free worker takes the step, in no fixed order.
+        job.coordinator.schedule(job.step_on_worker, args=(job.table, *arguments))
+    noted, shown, done = set(), time.perf_counter(), False
+    while not done:
+        done = job.coordinator.done()
+        if done:
+            job.coordinator.join()  # Distributed: raises what went wrong on a worker
+        report_steps(job.log, epoch, noted, run)
+        if time.perf_counter() - shown > 2:
+            shown = time.perf_counter()
+            place = epoch * batches.steps_per_epoch + len(noted)
+            run.progress(place, num_steps, f"epoch {epoch + 1}, {len(noted)} steps")
+        time.sleep(0.05)
+    loss_sum = float(job.log["loss"].numpy()[:last_step].sum())
+    return loss_sum, min(last_step * config.global_batch_size, batches.num_rows), time.perf_counter() - started
 
 
 def make_step(strategy, model, optimizer, log):
@@ -138,47 +111,15 @@ def make_step(strategy, model, optimizer, log):
         optimizer.learning_rate.assign(rate)
         # Distributed: the worker reads the variables from the ps, computes, and sends the ps its gradients.
         losses = strategy.run(train_step, args=(model, optimizer, batch))
-        # Distributed: evidence. The process that computes this opens its own entry in /proc: its number, first word.
-        pid = tf.strings.to_number(tf.strings.split(tf.io.read_file("/proc/self/stat"), " ")[0], tf.int64)
-        log["loss"].scatter_nd_update([[step]], [tf.reduce_sum(tf.where(known, losses, 0.0))])
-        log["rows"].scatter_nd_update([[step]], [rows])
-        log["pid"].scatter_nd_update([[step]], [pid])
+        note(log, step, rows, losses)  # Distributed: on the ps, behind the gradients
 
     return step_on_worker
-
-
-def collect(coordinator, log, epoch, batches, last_step, num_steps, run):
-    """Notes each finished step with the process that took it until all are done; returns the sum of the rows' losses."""
-    noted, shown, done = set(), time.perf_counter(), False
-    while not done:
-        done = coordinator.done()
-        if done:
-            coordinator.join()  # Distributed: raises what went wrong on a worker
-        pids, all_rows = log["pid"].numpy(), log["rows"].numpy()
-        for step in sorted(set(np.flatnonzero(pids).tolist()) - noted):
-            run.rows(epoch, step, all_rows[step][all_rows[step] >= 0], pid=int(pids[step]))
-            noted.add(step)
-        if time.perf_counter() - shown > 2:
-            shown = time.perf_counter()
-            place = epoch * batches.steps_per_epoch + len(noted)
-            run.progress(place, num_steps, f"epoch {epoch + 1}, {len(noted)} steps")
-        time.sleep(0.05)
-    return float(log["loss"].numpy()[:last_step].sum())
 
 
 def table_of(data):
     """All rows as one element, again and again: images float32 (rows, height, width, channels), labels int64 (rows,)."""
     images, labels = data.read(np.arange(len(data)))
     return tf.data.Dataset.from_tensors((images, labels)).repeat()
-
-
-def evaluate(model, data, batch_size):
-    """Accuracy over the whole split, on the chief."""
-    right = 0
-    for start in range(0, len(data), batch_size):
-        images, labels = data.read(np.arange(start, min(start + batch_size, len(data))))
-        right += int((model(images, training=False).numpy().argmax(1) == labels).sum())
-    return right / len(data)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from pathlib import Path
 from runrecord import load_config
 
 CHOICES = {
-    "strategy": ["multi_worker", "parameter_server", "mirrored", "tpu", "model_parallel"],
+    "strategy": ["multi_worker", "parameter_server", "parameter_server_fit", "mirrored", "tpu", "model_parallel"],
     "communication": ["auto", "ring", "nccl"],
     "auto_shard": ["data", "file", "own"],
     "input": ["memory", "tfrecord"],
     "partitioner": ["none", "min_size", "max_size", "fixed_shards"],
 }
-PROGRAMS = {"parameter_server": "main_parameter_server.py", "model_parallel": "main_model_parallel.py"}
+PROGRAMS = {name: f"main_{name}.py" for name in ("parameter_server", "parameter_server_fit", "model_parallel")}
 AT_LEAST_ONE = [
     "num_epochs", "global_batch_size", "base_batch_size", "num_devices", "num_ps", "num_files", "prefetch_batches", "steps_per_execution",
 ]  # fmt: skip
@@ -59,7 +59,7 @@ def check_batch(config, num_workers):
         what, number = "num_devices", config.num_devices
     else:
         what, number = "the number of workers", num_workers
-    if config.strategy in ("multi_worker", "mirrored", "parameter_server") and config.global_batch_size % number:
+    if config.strategy in ("multi_worker", "mirrored") and config.global_batch_size % number:
         batch = config.global_batch_size
         raise SystemExit(
             f"global_batch_size={batch} cannot be divided by {what}, {number}: {batch} = {batch // number} x {number} + "

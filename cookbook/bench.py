@@ -1,0 +1,82 @@
+"""What the recipes' benchmarks share. They run as: make bench RECIPE=pytorch
+
+Every figure is the median of interleaved repetitions within one run of one benchmark. A benchmark is started by the driver's
+Python and starts everything else with the recipe's environment.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from cookbook import ROOT
+
+
+def run_recipe(recipe, num_workers, *words, root):
+    """One run through the driver; returns its run.json."""
+    argv = [sys.executable, "-m", "cookbook", f"recipe={recipe}", f"cluster.num_workers={num_workers}", *words]
+    done = subprocess.run([*argv, f"output_root={root}", "resume=never"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"a run failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return json.loads((Path(root) / recipe / "latest/run.json").read_text())
+
+
+def run_bare(program, launcher, arguments, environment=None):
+    """Runs the text of a program as `launcher FILE arguments`, one thread per process; returns what one of them printed behind RESULT."""
+    binaries = Path(launcher[0]).parent
+    path = {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+        file.write(program)
+        file.flush()
+        done = subprocess.run(
+            [*map(str, launcher), file.name, *map(str, arguments)],
+            env={**os.environ, **path, **(environment or {})}, capture_output=True, text=True,
+        )  # fmt: skip
+    lines = [line.partition("RESULT ")[2] for line in done.stdout.splitlines() if "RESULT " in line]
+    if done.returncode or len(lines) != 1:
+        raise SystemExit(f"a benchmark program failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return json.loads(lines[0])
+
+
+def times_of_steps(content):
+    """The moments at which rank 0 took the rows of each step, in seconds since 1970."""
+    (record,) = Path(content["folder"]).glob("workers/rank0-*.jsonl")
+    events = [json.loads(line) for line in record.read_text().splitlines()]
+    return [event["time"] for event in events if event["event"] == "rows"]
+
+
+def steady(times, batch):
+    """Samples per second between the first sixth of the steps, which warm up, and the last one; `times`: when each began."""
+    first = len(times) // 6
+    return (len(times) - 1 - first) * batch / (times[-1] - times[first])
+
+
+def steady_table(recipe, ours, bare, one, what):
+    """Rows of a README's table, and {bound: whether it held}, from interleaved repetitions in samples per second."""
+    ratios = [a / b for a, b in zip(ours, bare, strict=True)]
+    scaling = [a / b for a, b in zip(ours, one, strict=True)]
+    ratio, factor = statistics.median(ratios), statistics.median(scaling)
+    rows = [
+        f"| recipe, 2 workers ({what}) | {statistics.median(ours):,.0f} samples/s | |",
+        f"| bare {recipe} script, same model and data | {statistics.median(bare):,.0f} samples/s | "
+        f"recipe / bare = {ratio:.3f} ({min(ratios):.3f} to {max(ratios):.3f}) |",
+        f"| recipe, 1 worker | {statistics.median(one):,.0f} samples/s | "
+        f"2 workers / 1 worker = {factor:.2f} ({min(scaling):.2f} to {max(scaling):.2f}) |",
+    ]
+    return rows, {"recipe / bare >= 0.97": ratio >= 0.97, "2 workers / 1 worker >= 1.8": factor >= 1.8}
+
+
+def print_table(recipe, machine, rows, bounds):
+    """Prints the table as it stands in the recipe's README; ends with status 1 when a bound was missed."""
+    print(f"Machine: {machine}. Command: `make bench RECIPE={recipe}`.\n")
+    print("| what | measured | ratio |\n| --- | --- | --- |", *rows, sep="\n")
+    if missed := [name for name, held in bounds.items() if not held]:
+        raise SystemExit(f"missed: {', '.join(missed)}")
+
+
+def say(text):
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)

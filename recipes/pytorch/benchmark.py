@@ -1,0 +1,108 @@
+"""Measures the recipe against a bare torchrun script, and what each mode costs: make bench RECIPE=pytorch
+
+Prints the tables of the recipe's README.
+"""
+
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+from cookbook import ROOT
+from cookbook.bench import print_table, run_bare, run_recipe, say, steady, steady_table, times_of_steps
+
+HERE, BINARIES = Path(__file__).resolve().parent, ROOT / ".venvs/pytorch/bin"
+REPEATS, ROWS, BATCH, STEPS, WIDTH = 5, 16384, 256, 18, 32
+
+BARE = """
+import json, sys, time
+import numpy as np, torch, torch.distributed as dist
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+sys.path.insert(0, sys.argv[1])
+from model import torch_network
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+images = np.load(sys.argv[2] + "/train_images.npy", mmap_mode="r"); labels = np.load(sys.argv[2] + "/train_labels.npy", mmap_mode="r")
+batch, steps = int(sys.argv[3]), int(sys.argv[4])
+model = DistributedDataParallel(torch_network(images.shape[3], 10, int(sys.argv[5])))
+optimizer = torch.optim.SGD(model.parameters(), 0.03, 0.9, nesterov=True)
+order, times = np.random.default_rng(0).permutation(len(labels)), []
+for step in range(steps):
+    ids = order[step * batch : (step + 1) * batch][dist.get_rank() :: dist.get_world_size()]
+    x = torch.from_numpy(images[ids].astype(np.float32) / 255).permute(0, 3, 1, 2)
+    times.append(time.time())
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), torch.from_numpy(np.asarray(labels[ids]))).backward()
+    optimizer.step()
+if dist.get_rank() == 0:
+    print("RESULT", json.dumps(times), flush=True)
+dist.barrier()
+time.sleep(0.2)
+dist.destroy_process_group()
+"""
+MODES = ("single", "fsdp", "tensor_parallel", "pipeline")
+
+
+def ddp(root):
+    words = [
+        "scale=bench", "data=images", f"scale.max_steps={STEPS}", f"recipe.global_batch_size={BATCH}",
+        f"recipe.base_batch_size={BATCH}", f"recipe.width={WIDTH}",
+    ]  # fmt: skip
+    launcher = [BINARIES / "torchrun", "--standalone", "--nproc-per-node", 2]
+    ours, bare, one = [], [], []
+    for number in range(REPEATS):
+        say(f"repetition {number + 1} of {REPEATS}: recipe, bare script, one worker")
+        content = run_recipe("pytorch", 2, *words, root=root)
+        ours.append(steady(times_of_steps(content), BATCH))
+        arguments = [HERE, content["dataset"]["folder"], BATCH, STEPS, WIDTH]
+        bare.append(steady(run_bare(BARE, launcher, arguments, {"GLOO_SOCKET_IFNAME": "lo"}), BATCH))
+        one.append(steady(times_of_steps(run_recipe("pytorch", 1, *words, root=root)), BATCH))
+    what = f"{ROWS:,} images 32x32x3, global batch {BATCH}"
+    return content["machine"], *steady_table("torchrun", ours, bare, one, what)
+
+
+def modes(root):
+    """The language model in each mode: speed and memory, 2 workers (single: 1)."""
+    rows, speeds, memory = [], {mode: [] for mode in MODES}, {}
+    for number in range(3):
+        say(f"language model, repetition {number + 1} of 3")
+        for mode in MODES:
+            content = run_recipe("pytorch", 2, f"recipe.mode={mode}", "scale.max_steps=40", root=root)
+            speeds[mode].append(steady(times_of_steps(content), 16))
+            memory.setdefault(mode, content["metrics"].get("memory/peak_mb"))
+    single = statistics.median(speeds["single"])
+    for mode in MODES:
+        speed = statistics.median(speeds[mode])
+        rows.append(f"| language model, `{mode}` | {speed:.1f} windows/s | {mode} / single = {speed / single:.2f} |")
+    one = run_recipe("pytorch", 1, "recipe.mode=fsdp", "scale.max_steps=2", root=root)["metrics"]["memory/peak_mb"]
+    share = memory["fsdp"] / one
+    rows.append(
+        f"| `fsdp`, peak memory of parameters and optimizer per rank | {memory['fsdp']:.1f} MB | 2 workers / 1 worker "
+        f"({one:.1f} MB) = {share:.2f} |"
+    )
+    return rows, {"fsdp memory, 2 workers / 1 worker <= 0.6": share <= 0.6}
+
+
+def collectives(root):
+    say("collectives")
+    folder = Path(run_recipe("pytorch", 2, "recipe.mode=collectives", root=root)["folder"])
+    table = json.loads((folder / "tables/bus bandwidth in MB per second.json").read_text())["rows"]
+    names = [name for name in table[0] if name != "message_bytes"]
+    print("\n| message | " + " | ".join(names) + " |\n| --- |" + " --- |" * len(names))
+    for row in table:
+        print(f"| {row['message_bytes'] // 1024:,} KiB | " + " | ".join(f"{row[name]:,.0f}" for name in names) + " |")
+
+
+def main():
+    with tempfile.TemporaryDirectory() as root:
+        machine, rows, bounds = ddp(root)
+        more_rows, more_bounds = modes(root)
+        try:
+            print_table("pytorch", machine, rows + more_rows, bounds | more_bounds)
+        finally:
+            collectives(root)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What both programs with parameter servers share: the life of those that serve, and the note of who did what."""
+
+import signal
+from pathlib import Path
+
+import numpy as np
+
+from runrecord import RunRecord
+from runtime import tf
+
+
+def serve(me, config, facts):
+    """The life of a ps or a worker: a server that computes what the chief asks for, until it is told to end."""
+    # Distributed: SIGTERM is how the launcher ends the services. Blocked before TensorFlow's threads start, which inherit
+    # that, it waits for `sigwait` below instead of cutting this process off.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    with RunRecord(config.output_dir, me.index, me.num_workers, 0, me.kind, me.attempt, **facts):
+        server = tf.distribute.Server(resolver.cluster_spec(), me.kind, me.index, "grpc", start=True)
+        signal.sigwait({signal.SIGTERM})
+        del server
+
+
+def make_checkpoints(model, optimizer, config):
+    """A CheckpointManager of the folder, with the variable `epoch` to go on with; what the last checkpoint holds is restored."""
+    epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, epoch=epoch)
+    manager = tf.train.CheckpointManager(checkpoint, str(Path(config.checkpoint_dir)), max_to_keep=1)
+    if path := manager.restore_or_initialize():
+        print(f"going on from {path}: epoch {int(epoch)}", flush=True)
+    manager.epoch = epoch
+    return manager
+
+
+def make_log(num_steps, batch_size):
+    """Variables on the first ps with a place for each step of an epoch: the process that took it, its rows, the sum of their losses.
+
+    Results stay on the worker until they are fetched, so that those of a worker that dies would be lost, although its
+    gradients have taken effect. What is noted on a ps outlives the worker.
+    """
+    shapes = {
+        "pid": ([num_steps], tf.int64),
+        "rows": ([num_steps, batch_size], tf.int64),
+        "loss": ([num_steps], tf.float32),
+        "next": ([], tf.int64),
+    }
+    # Distributed: on one ps, outside the strategy's scope: no partitioner cuts it.
+    with tf.device("/job:ps/task:0/device:CPU:0"):
+        return {name: tf.Variable(tf.zeros(shape, kind), trainable=False) for name, (shape, kind) in shapes.items()}
+
+
+def clear(log):
+    for variable in log.values():
+        variable.assign(tf.zeros_like(variable))
+
+
+def note(log, step, rows, losses):
+    """Part of a worker's step: writes down that this process took these row numbers (-1: no row) at that place."""
+    log["loss"].scatter_nd_update([[step]], [tf.reduce_sum(tf.where(rows >= 0, losses, 0.0))])
+    log["rows"].scatter_nd_update([[step]], [rows])
+    log["pid"].scatter_nd_update([[step]], [own_process()])
+
+
+def next_place(log):
+    """The number of a step among all workers' steps, each given once: the ps counts while it holds the variable's lock."""
+    return tf.raw_ops.ResourceCountUpTo(resource=log["next"].handle, limit=2**62, T=tf.int64)
+
+
+def own_process():
+    # Distributed: evidence. The process that computes this opens its own entry in /proc: its number is the first word.
+    return tf.strings.to_number(tf.strings.split(tf.io.read_file("/proc/self/stat"), " ")[0], tf.int64)
+
+
+def report_steps(log, epoch, noted, run):
+    """Reports the steps that have been noted since the last call; `noted` keeps their places."""
+    pids, all_rows = log["pid"].numpy(), log["rows"].numpy()
+    for step in sorted(set(np.flatnonzero(pids).tolist()) - noted):
+        run.rows(epoch, step, all_rows[step][all_rows[step] >= 0], pid=int(pids[step]))
+        noted.add(step)
+
+
+def report_epoch(run, epoch, done, num_steps, loss, samples_per_second, accuracy):
+    run.metric("train/loss", loss, done, epoch)
+    run.metric("samples_per_second", samples_per_second, done, epoch, unit="samples/s")
+    run.metric("eval/accuracy", accuracy, done, epoch)
+    run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
+
+
+def evaluate(model, data, batch_size):
+    """Accuracy over the whole split, on the chief."""
+    right = 0
+    for start in range(0, len(data), batch_size):
+        images, labels = data.read(np.arange(start, min(start + batch_size, len(data))))
+        right += int((model(images, training=False).numpy().argmax(1) == labels).sum())
+    return right / len(data)
