@@ -70,9 +70,11 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(NUM_BYTES, width)
         self.layers = nn.ModuleDict({str(n): Block(width, num_heads) for n in range(num_layers)})
         self.norm, self.output = nn.RMSNorm(width, eps=1e-5), nn.Linear(width, NUM_BYTES, bias=False)
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=0.02)
+                # Radford et al. 2019 ("GPT-2"): what the layers add to the residual stream shall not grow with their number.
+                adds = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * num_layers) if adds else 0.02)
 
     def forward(self, x):
         x = x if self.embedding is None else self.embedding(x)
