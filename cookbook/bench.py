@@ -4,6 +4,7 @@ Every figure is the median of interleaved repetitions within one run of one benc
 Python and starts everything else with the recipe's environment.
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 from cookbook import ROOT
+from cookbook.launch import ALLOCATOR
 
 
 def run_recipe(recipe, num_workers, *words, root):
@@ -26,15 +28,19 @@ def run_recipe(recipe, num_workers, *words, root):
 
 
 def run_bare(program, launcher, arguments, environment=None):
-    """Runs the text of a program as `launcher FILE arguments`, one thread per process; returns what one of them printed behind RESULT."""
+    """Runs the text of a program as `launcher FILE arguments`; returns what one of its processes printed behind RESULT.
+
+    One thread per process, and the allocator set as for the recipe's workers, unless `environment` says otherwise (None: not set).
+    """
     binaries = Path(launcher[0]).parent
-    path = {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    path = ALLOCATOR | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    wanted = {**os.environ, **path, **(environment or {})}
     with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
         file.write(program)
         file.flush()
         done = subprocess.run(
             [*map(str, launcher), file.name, *map(str, arguments)],
-            env={**os.environ, **path, **(environment or {})}, capture_output=True, text=True,
+            env={name: value for name, value in wanted.items() if value is not None}, capture_output=True, text=True,
         )  # fmt: skip
     lines = [line.partition("RESULT ")[2] for line in done.stdout.splitlines() if "RESULT " in line]
     if done.returncode or len(lines) != 1:
@@ -50,9 +56,9 @@ def times_of_steps(content):
 
 
 def steady(times, batch):
-    """Samples per second between the first sixth of the steps, which warm up, and the last one; `times`: when each began."""
-    first = len(times) // 6
-    return (len(times) - 1 - first) * batch / (times[-1] - times[first])
+    """Samples per second of the median step, the first sixth left out, which warms up; `times`: when each step began."""
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times[len(times) // 6 :])]
+    return batch / statistics.median(gaps)
 
 
 def steady_table(recipe, ours, bare, one, what):

@@ -67,7 +67,7 @@ def loader_of(data, batches, epoch, steps, rank, world_size, num_loader_workers)
     class Rows(torch.utils.data.Dataset):
         def __getitems__(self, ids):
             images, labels = data.read(np.asarray(ids, dtype=np.int64))
-            return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels)
+            return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
 
         def __len__(self):
             return len(data)

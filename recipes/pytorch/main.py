@@ -40,7 +40,6 @@ def main():
         model = DistributedDataParallel(
             torch.compile(network) if config.compile else network,
             bucket_cap_mb=config.bucket_cap_mb,
-            gradient_as_bucket_view=True,  # gradients live in the buckets: no copy, half the memory
         )
         optimizer = torch.optim.SGD(
             network.parameters(), config.learning_rate, config.momentum, nesterov=config.momentum > 0
