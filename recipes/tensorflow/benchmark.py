@@ -17,7 +17,7 @@ BARE = """
 import json, os, sys, time
 os.environ.update(TF_USE_LEGACY_KERAS="1", TF_CPP_MIN_LOG_LEVEL="2")
 import numpy as np, tensorflow as tf
-tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_intra_op_parallelism_threads(1); tf.config.threading.set_inter_op_parallelism_threads(1)
 kinds = tf.distribute.experimental
 strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=kinds.CommunicationOptions(implementation=kinds.CommunicationImplementation.AUTO))
 sys.path.insert(0, sys.argv[1])

@@ -24,7 +24,9 @@ def task():
 def prepare(config):
     """Threads, seeds and devices, before TensorFlow does anything. Returns what the devices are, as a text."""
     # TensorFlow does not heed OMP_NUM_THREADS, which carries the number of threads that this worker may use.
-    tf.config.threading.set_intra_op_parallelism_threads(int(os.environ.get("OMP_NUM_THREADS", "0")))
+    num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
+    tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+    tf.config.threading.set_inter_op_parallelism_threads(num_threads)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf.keras.utils.set_random_seed(config.seed)
