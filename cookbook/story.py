@@ -42,7 +42,7 @@ class Story:
         self.content = {
             "recipe": recipe, "status": "running", "reason": "", "resumable": True, "machine": report.machine(), "identity": runs.identity(recipe, config),
             "started": self.started, "world_size": 0, "worlds": [], "workers": [], "lost_workers": [], "services": [], "restarts": 0, "metrics": {},
-            "curves": {}, "curve_seconds": {}, "num_rows": 0,
+            "curves": {}, "curve_seconds": {}, "num_rows": 0, "each_row_once": any(rule.startswith("rows_once") for rule in driver["proof"]),
             "objective": {**driver["objective"], "value": None},
             "seconds": self.seconds, "overrides": overrides, "command": shlex.join(["python", "-m", "cookbook", *overrides]),
             "choices": choices, "versions": {}, "dataset": None, "workers_command": "", "folder": str(self.folder),

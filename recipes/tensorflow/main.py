@@ -18,13 +18,14 @@ import numpy as np
 from data import Batches, ImageData, distributed, write_tfrecords
 from model import Classifier, WarmupThenCosine, build, make_optimizer
 from runrecord import RunRecord, load_config
-from runtime import prepare, task, tf
+from runtime import claim_checkpoints, prepare, task, tf
 from settings import check_settings, num_steps_of
 from strategies import make_strategy
 
 
 def main():
     config = check_settings(load_config(), task().num_workers, program="main.py")
+    claim_checkpoints(config, "main.py")
     device = prepare(config)
     # Distributed: starts this worker's server and waits for the others, whose addresses TF_CONFIG holds.
     strategy = make_strategy(config)

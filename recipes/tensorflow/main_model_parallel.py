@@ -18,7 +18,7 @@ import numpy as np
 
 from data import Batches, ImageData
 from runrecord import RunRecord, load_config
-from runtime import prepare, task, tf
+from runtime import claim_checkpoints, prepare, task, tf
 from settings import check_settings, learning_rate_at, num_steps_of
 
 dtensor = tf.experimental.dtensor
@@ -26,6 +26,7 @@ dtensor = tf.experimental.dtensor
 
 def main():
     config = check_settings(load_config(), task().num_workers, program="main_model_parallel.py")
+    claim_checkpoints(config, "main_model_parallel.py")
     facts = {"device": prepare(config), "tensorflow": tf.__version__}
     mesh = make_mesh(config)
     train_data = ImageData(config.data_dir, "train", config.max_rows)

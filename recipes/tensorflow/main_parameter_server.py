@@ -18,7 +18,7 @@ from data import Batches, ImageData
 from model import build, make_optimizer, train_step
 from parameter_servers import clear, evaluate, make_checkpoints, make_log, note, report_epoch, report_steps, serve
 from runrecord import RunRecord, load_config
-from runtime import prepare, task, tf
+from runtime import claim_checkpoints, prepare, task, tf
 from settings import check_settings, learning_rate_at, num_steps_of
 from strategies import make_partitioner
 
@@ -26,6 +26,7 @@ from strategies import make_partitioner
 def main():
     me = task()
     config = check_settings(load_config(), me.num_workers, program="main_parameter_server.py")
+    claim_checkpoints(config, "main_parameter_server.py")
     facts = {"device": prepare(config), "tensorflow": tf.__version__}
     # Distributed: one program, three roles; TF_CONFIG tells this process which one it has.
     if me.kind == "chief":

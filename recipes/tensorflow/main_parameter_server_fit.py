@@ -30,7 +30,7 @@ from parameter_servers import (
     serve,
 )  # fmt: skip
 from runrecord import RunRecord, load_config
-from runtime import prepare, task, tf
+from runtime import claim_checkpoints, prepare, task, tf
 from settings import check_settings, num_steps_of
 from strategies import make_partitioner
 
@@ -38,6 +38,7 @@ from strategies import make_partitioner
 def main():
     me = task()
     config = check_settings(load_config(), me.num_workers, program="main_parameter_server_fit.py")
+    claim_checkpoints(config, "main_parameter_server.py")  # `fit` writes the same ones
     facts = {"device": prepare(config), "tensorflow": tf.__version__}
     # Distributed: one program, three roles; TF_CONFIG tells this process which one it has.
     if me.kind == "chief":

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 # Keras 2: with Keras 3, `fit` under MultiWorkerMirroredStrategy cannot convert a PerReplica to a tensor.
@@ -19,6 +20,21 @@ def task():
         kind=mine.get("type", "worker"), index=int(mine.get("index", 0)), num_workers=len(cluster.get("worker", [0])),
         num_ps=len(cluster.get("ps", [])), attempt=int(os.environ.get("TFRUN_ATTEMPT", "0")),
     )  # fmt: skip
+
+
+def claim_checkpoints(config, program):
+    """Notes whose checkpoints the folder holds. Raises SystemExit when they are another program's, which this one cannot read."""
+    note = Path(config.checkpoint_dir) / "program.txt"
+    if note.exists() and (theirs := note.read_text()) != program:
+        raise SystemExit(
+            f"checkpoint_dir={config.checkpoint_dir} has the checkpoints of {theirs}, this is {program} (strategy={config.strategy}): "
+            "use another checkpoint_dir, or the strategy of that run"
+        )
+    # Distributed: all write the same; renamed, so that nobody reads half of it.
+    partial = note.with_suffix(f".{os.getpid()}")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(program)
+    partial.replace(note)
 
 
 def prepare(config):
