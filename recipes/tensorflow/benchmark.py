@@ -3,7 +3,6 @@
 Prints the tables of the recipe's README.
 """
 
-import statistics
 import tempfile
 from pathlib import Path
 
@@ -55,16 +54,6 @@ def main():
             bare.append(steady(run_bare(BARE, launcher, arguments), BATCH))
             one.append(steady(times_of_steps(run_recipe("tensorflow", 1, *words, root=root)), BATCH))
         rows, bounds = steady_table("TensorFlow", ours, bare, one, f"{ROWS:,} images 32x32x3, global batch {BATCH}")
-        speeds = {}
-        for strategy in ("multi_worker", "parameter_server", "parameter_server_fit"):
-            say(f"digits, {strategy}")
-            runs = [run_recipe("tensorflow", 2, f"recipe.strategy={strategy}", root=root)["metrics"] for _ in range(3)]
-            speeds[strategy] = statistics.median(run["samples_per_second"] for run in runs)
-            accuracy = ", ".join(f"{run['eval/accuracy']:.3f}" for run in runs)
-            ratio = speeds[strategy] / speeds["multi_worker"]
-            rows.append(
-                f"| digits, `{strategy}`, accuracy {accuracy} | {speeds[strategy]:,.0f} samples/s | / multi_worker = {ratio:.2f} |"
-            )
     print_table("tensorflow", content["machine"], rows, bounds)
 
 
