@@ -80,7 +80,7 @@ def test_other_ways_through_the_same_steps(tmp_path):
 def test_half_precision_and_compiled_kernels_learn_the_same(undisturbed, tmp_path):
     """One epoch of DDP: bfloat16 has 8 bits of mantissa; a compiled network adds up float32 numbers in another order."""
     plain, _, _ = undisturbed("recipe=pytorch", "recipe.num_epochs=1")
-    for words, tolerance in (("recipe.precision=bfloat16", 0.02), ("recipe.compile=true", 1e-4)):
+    for words, tolerance in (("recipe.precision=bfloat16", 0.02), ("recipe.compile=true", 1e-3)):
         content, _, _ = run_cookbook("recipe=pytorch", "recipe.num_epochs=1", words, output_root=tmp_path / words[7:12])
         assert largest_difference(curve(plain), curve(content)) <= tolerance, words
         assert curve(plain) != curve(content), f"{words} changed nothing"
