@@ -41,7 +41,8 @@ class Verdict:
     curve_seconds: dict = field(
         default_factory=dict
     )  # name -> [seconds since the first worker's start, ...], as in curves
-    num_rows: int = 0  # training rows that took effect, over all epochs
+    num_rows: int = 0  # training rows that took effect, over all epochs; or lines that were read
+    account: dict = field(default_factory=dict)  # read, good, quarantined: where a recipe accounts for its input
 
 
 def judge(records, asked):

@@ -157,4 +157,26 @@ def tf_config(config, recipe_dir, python, run_dir):
     return [Process("tfrun", argv, worker_environment(config, python))]
 
 
-LAUNCHERS = {"horovodrun": horovodrun, "torchrun": torchrun, "tf_config": tf_config}
+def spark_submit(config, recipe_dir, python, run_dir):
+    """Spark's own launcher ("Submitting Applications" in its documentation). Without a master's address the cluster is an
+    embedded one: a master, and workers with an executor each, as processes of their own on this machine."""
+    recipe, cluster = config["recipe"], config["cluster"]
+    memory, threads, master = recipe["memory_mb"], cluster["num_threads_per_worker"], cluster["spark_master"]
+    argv = [str(python.parent / "spark-submit"), "--master"]
+    environment = worker_environment(config, python) | {"PYSPARK_PYTHON": str(python)}
+    own = {"spark.executor.instances": cluster["num_workers"], "spark.executor.cores": threads}
+    own["spark.cores.max"] = cluster["num_workers"] * threads
+    if master:
+        argv += [master, "--executor-memory", f"{memory}m"]
+    else:
+        argv += [f"local-cluster[{cluster['num_workers']},{threads},{memory}]", "--executor-memory", f"{memory}m"]
+        own |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+        scratch = str(run_dir / "scratch")
+        environment |= {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_DIRS": scratch, "SPARK_WORKER_DIR": scratch}
+    for key, value in (recipe["spark_conf"] | own).items():
+        argv += ["--conf", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
+    argv += [str(program_of(recipe_dir, recipe["driver"].get("variant"))), str(run_dir / "config.yaml")]
+    return [Process("spark-submit", argv, environment)]
+
+
+LAUNCHERS = {"spark_submit": spark_submit, "horovodrun": horovodrun, "torchrun": torchrun, "tf_config": tf_config}

@@ -81,6 +81,23 @@ def _rows_in_effect(records):
     return [row for _, row in rows]
 
 
+def every_line_accounted_for(records, verdict, asked):
+    """What was read is what the dataset has (where it knows), and each line of it is good or quarantined."""
+    found = [event for events in records for event in events if event["event"] == "account"]
+    if not found:
+        return ["nobody said what became of the lines"]
+    last = max(found, key=lambda event: event["time"])
+    verdict.num_rows, problems = last["read"], []
+    verdict.account = {key: last[key] for key in ("read", "good", "quarantined")}
+    if last["read"] != last["good"] + last["quarantined"]:
+        problems.append(
+            f"{last['read']:,} lines were read, but {last['good']:,} are good and {last['quarantined']:,} quarantined"
+        )
+    if asked.num_rows and last["read"] != asked.num_rows:
+        problems.append(f"{last['read']:,} lines were read of {asked.num_rows:,}")
+    return problems
+
+
 def same_parameters(records, verdict, asked):
     """All data-parallel ranks end with bit-identical parameters."""
     digests = {worker["digest"] for worker in verdict.workers}
@@ -118,6 +135,7 @@ RULES = {
         rows_once_per_epoch,
         rows_once_per_epoch_on_each_rank,
         enough_rows_per_epoch,
+        every_line_accounted_for,
         same_parameters,
         parameters_are_divided,
     )

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import signal
 import time
 import traceback
@@ -42,7 +43,7 @@ class Story:
         self.content = {
             "recipe": recipe, "status": "running", "reason": "", "resumable": True, "machine": report.machine(), "identity": runs.identity(recipe, config),
             "started": self.started, "world_size": 0, "worlds": [], "workers": [], "lost_workers": [], "services": [], "restarts": 0, "metrics": {},
-            "curves": {}, "curve_seconds": {}, "num_rows": 0, "each_row_once": any(rule.startswith("rows_once") for rule in driver["proof"]),
+            "curves": {}, "curve_seconds": {}, "num_rows": 0, "account": {}, "each_row_once": any(rule.startswith("rows_once") for rule in driver["proof"]),
             "objective": {**driver["objective"], "value": None},
             "seconds": self.seconds, "overrides": overrides, "command": shlex.join(["python", "-m", "cookbook", *overrides]),
             "choices": choices, "versions": {}, "dataset": None, "workers_command": "", "folder": str(self.folder),
@@ -78,6 +79,7 @@ class Story:
             self._fail(f"the driver failed during stage {stage!r}: {type(error).__name__}: {error}")
         finally:
             processes.stop(self.mark, self.config["cluster"]["stop_grace_seconds"])
+            shutil.rmtree(self.folder / "scratch", ignore_errors=True)
         self._close()
         return self.content
 
@@ -131,10 +133,12 @@ class Story:
         from runrecord import read_records
 
         recipe = self.config["recipe"]
-        rows = self.manifest["rows"]["train"]
+        rows, most = self.manifest["rows"], self.config["scale"]["max_rows"]
+        # The cap is for rows to train on; all others are read whole.
+        num_rows = min(rows["train"], most or rows["train"]) if "train" in rows else sum(rows.values())
         verdict = evidence.judge(read_records(self.folder), evidence.Asked(
             num_workers=launch.num_processes(self.config), proof=tuple(recipe["driver"]["proof"]),
-            elastic=recipe.get("elastic", False), max_restarts=recipe.get("max_restarts", 0), num_rows=min(rows, self.config["scale"]["max_rows"] or rows),
+            elastic=recipe.get("elastic", False), max_restarts=recipe.get("max_restarts", 0), num_rows=num_rows,
             global_batch_size=recipe.get("global_batch_size", 1), num_epochs=recipe.get("num_epochs", 0),
             max_steps=self.config["scale"]["max_steps"], resumed=self.run.resumed_from is not None, since=self.launched, seen_pids=frozenset(self.watcher.seen_pids),
         ))  # fmt: skip
@@ -146,7 +150,7 @@ class Story:
             "workers": [{key: worker.get(key) for key in known} for worker in verdict.workers],
             "lost_workers": [{key: worker.get(key) for key in known[:5]} for worker in verdict.lost],
             "services": [{key: service.get(key) for key in ("role", *known[:5])} for service in verdict.services], "restarts": verdict.restarts,
-            "metrics": verdict.metrics, "curves": verdict.curves, "curve_seconds": verdict.curve_seconds, "num_rows": verdict.num_rows,
+            "metrics": verdict.metrics, "curves": verdict.curves, "curve_seconds": verdict.curve_seconds, "num_rows": verdict.num_rows, "account": verdict.account,
             "versions": {key: value for key, value in versions.items() if key not in known},
             "objective": {**objective, "value": verdict.metrics.get(objective["name"])},
         }  # fmt: skip

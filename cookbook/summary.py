@@ -21,6 +21,8 @@ def print_summary(content, page):
         lines.append(("workers", f"{content['world_size']} ({where})"))
     if content["worlds"][1:]:
         lines.append(("worlds", " -> ".join(map(str, content["worlds"]))))
+    if content["account"]:
+        lines.append(("lines", "  ".join(f"{name} {count:,}" for name, count in content["account"].items())))
     if ok:
         lines.append((content["objective"]["name"], f"{content['objective']['value']:.4f}"))
         shown = {name: value for name, value in metrics.items() if name != content["objective"]["name"]}
