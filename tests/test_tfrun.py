@@ -28,6 +28,7 @@ def once():  # True in the first process of this task only
 SERVE = """
 if kind != "chief":
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    once()
     signal.sigwait({signal.SIGTERM})
     print("served", flush=True)
     sys.exit(0)
@@ -50,7 +51,12 @@ def tfrun(folder, program, *options, environment=None):
 
 def test_every_process_gets_its_task_and_the_same_cluster(tmp_path):
     program = 'print("SAYS", json.dumps([config, sys.argv[1:], attempt]))\n'
-    status, output = tfrun(tmp_path, program + SERVE, "--num-workers", "2", "--chief", "--num-ps", "1")
+    # A real chief has work for its services; this one only waits until all of them are there.
+    wait = """
+while len([name for name in os.listdir(os.path.dirname(__file__)) if name.endswith(".seen")]) < 3:
+    time.sleep(0.02)
+"""
+    status, output = tfrun(tmp_path, program + SERVE + wait, "--num-workers", "2", "--chief", "--num-ps", "1")
     assert status == 0, output
     said = {name: json.loads(text) for name, text in re.findall(r"^\[(\S+)\] SAYS (.*)$", output, re.MULTILINE)}
     assert sorted(said) == ["chief:0", "ps:0", "worker:0", "worker:1"]
@@ -91,7 +97,7 @@ print("address", config["cluster"]["worker"][index] if kind == "worker" else "",
 if kind == "worker" and index == 1 and once():
     os.kill(os.getpid(), signal.SIGKILL)
 if kind == "chief":
-    time.sleep(1.5)
+    time.sleep(4)
 """
     options = ["--num-workers", "2", "--chief", "--num-ps", "1", "--max-restarts"]
     status, output = tfrun(tmp_path, program + SERVE, *options, "1")
