@@ -76,7 +76,7 @@ def program_of(recipe_dir, variant):
 
 
 # glibc gives large freed blocks back to the system and asks for them again in the next step: on a CPU a training step then
-# spends a fifth of its time on page faults. These keep them (mallopt(3); PyTorch's performance tuning guide on allocators).
+# spends an eighth to a fifth of its time on page faults. These keep them (mallopt(3); PyTorch's performance tuning guide on allocators).
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 
