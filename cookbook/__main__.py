@@ -79,7 +79,8 @@ def run(composed):
     FINISHED.append((overrides, content))
     if content["reason"].startswith("interrupted"):
         raise Interrupted(content["reason"])
-    return content["objective"]["value"] if content["status"] == "ok" else math.nan
+    value = content["objective"]["value"]
+    return value if content["status"] == "ok" and value is not None else math.nan
 
 
 def _check_recipe_settings(recipe, config):

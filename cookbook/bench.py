@@ -4,6 +4,7 @@ Every figure is the median of interleaved repetitions within one run of one benc
 Python and starts everything else with the recipe's environment.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -13,6 +14,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 from cookbook import ROOT
 from cookbook.launch import ALLOCATOR
@@ -46,6 +49,37 @@ def run_bare(program, launcher, arguments, environment=None):
     if done.returncode or len(lines) != 1:
         raise SystemExit(f"a benchmark program failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     return json.loads(lines[0])
+
+
+def watched(argv, environment=None, cwd=None, only=""):
+    """Runs a command; returns (what it printed, seconds, peak memory in MB).
+
+    The memory is the resident set of all its processes together, the largest sum of many looks; `only`: of those with this word in
+    their command line.
+    """
+    started, peak = time.perf_counter(), 0
+    with tempfile.TemporaryFile("w+") as output:
+        process = psutil.Popen(
+            list(map(str, argv)),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+            cwd=cwd,
+        )
+        while process.poll() is None:
+            total = 0
+            with contextlib.suppress(psutil.Error):
+                for one in [process, *process.children(recursive=True)]:
+                    with contextlib.suppress(psutil.Error):
+                        total += one.memory_info().rss if only in " ".join(one.cmdline()) else 0
+            peak = max(peak, total)
+            time.sleep(0.05)
+        seconds = time.perf_counter() - started
+        output.seek(0)
+        text = output.read()
+    if process.returncode:
+        raise SystemExit(f"a benchmark program failed:\n{text[-4000:]}")
+    return text, seconds, peak / 1e6
 
 
 def times_of_steps(content):

@@ -1,5 +1,6 @@
 """Datasets in the cache: built once by data/<builder>.py, in the recipe's environment, and found again by what made them."""
 
+import glob
 import hashlib
 import json
 import re
@@ -34,9 +35,9 @@ def fingerprint(builder, parameters):
     digest.update(json.dumps(kept, sort_keys=True).encode())
     if parameters.get("path"):
         root = Path(parameters["path"])
-        for path in sorted(root.rglob("*")) if root.is_dir() else []:
+        for path in sorted(root.rglob("*") if root.is_dir() else map(Path, glob.glob(str(root), recursive=True))):
             state = path.lstat()
-            digest.update(f"{path.relative_to(root)} {state.st_size} {state.st_mtime_ns}\n".encode())
+            digest.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]
 
 
@@ -46,7 +47,7 @@ def ensure(data, cache_dir, python, stage, log, mark):
     `data` is the composed config group: `builder` and `parameters`. Raises UserError when it cannot be built or is damaged.
     """
     parameters = dict(data["parameters"])
-    if parameters.get("path"):
+    if parameters.get("path") and "://" not in parameters["path"]:
         parameters["path"] = str(Path(parameters["path"]).expanduser().absolute())
     folder = Path(cache_dir) / f"{data['builder']}-{fingerprint(data['builder'], parameters)}"
     try:

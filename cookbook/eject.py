@@ -65,7 +65,7 @@ def eject(recipe, target, overrides=()):
             recipe=recipe, num_workers=num_workers, python=PYTHON, lock=lock_of(recipe, variant).name,
             command=as_template(process.by_hand).replace("$PATH", "$$PATH"), builder=config["data"]["builder"],
             parameters=" ".join(f"'{key}={value if isinstance(value, str) else json.dumps(value)}'" for key, value in parameters.items()),
-            builds=(source / "build_wheels.py").exists(), scripts=[Path(path).name for path in scripts],
+            builds=(source / "build_wheels.py").exists(), overrides=(source / "overrides.txt").exists(), scripts=[Path(path).name for path in scripts],
         )  # fmt: skip
         (partial / template.removesuffix(".j2")).write_text(text)
     for path, content in scripts.items():

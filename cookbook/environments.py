@@ -48,6 +48,12 @@ def lock_of(recipe, variant=None):
     return own if own.exists() else folder / "requirements.txt"
 
 
+def overrides_of(recipe):
+    """uv's words for a recipe whose packages contradict each other: overrides.txt beside its requirements says who is not heeded."""
+    path = ROOT / "recipes" / recipe / "overrides.txt"
+    return ["--override", str(path)] if path.exists() else []
+
+
 def environment_folder(recipe, variant=None):
     lock = lock_of(recipe, variant)
     return ROOT / ".venvs" / (recipe + lock.stem.removeprefix("requirements"))
@@ -55,7 +61,12 @@ def environment_folder(recipe, variant=None):
 
 def fingerprint(recipe, variant=None):
     """Changes when anything changes that goes into the environment."""
-    sources = [lock_of(recipe, variant), *sorted((ROOT / "runrecord").glob("*.py")), ROOT / "runrecord/pyproject.toml"]
+    sources = [
+        lock_of(recipe, variant),
+        *map(Path, overrides_of(recipe)[1:]),
+        *sorted((ROOT / "runrecord").glob("*.py")),
+        ROOT / "runrecord/pyproject.toml",
+    ]
     build = ROOT / "recipes" / recipe / "build_wheels.py"
     # An environment holds absolute paths: moved with its checkout it must be made again.
     content = [PYTHON.encode(), str(environment_folder(recipe, variant)).encode()]
@@ -92,7 +103,7 @@ def ensure(recipe, cache_dir, stage, mark, variant=None):
 
         step("making the environment", uv(), "venv", "--python", PYTHON, folder)
         install = [uv(), "pip", "install", "--python", python]
-        step("installing the lock", *install, "-r", lock_of(recipe, variant))
+        step("installing the lock", *install, "-r", lock_of(recipe, variant), *overrides_of(recipe))
         step("installing runrecord", *install, "--no-deps", "--refresh-package", "runrecord", ROOT / "runrecord")
         build = ROOT / "recipes" / recipe / "build_wheels.py"
         if build.exists():
@@ -165,7 +176,7 @@ def main(argv):
             renew_lock(ROOT / "pyproject.toml", "--all-extras")
         for source in sources:
             if not wanted or source.parent.name in wanted:
-                renew_lock(source)
+                renew_lock(source, *overrides_of(source.parent.name))
     elif command == "make":
         try:
             make_all(wanted or recipes)

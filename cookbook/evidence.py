@@ -20,6 +20,7 @@ class Asked:
     elastic: bool = False
     max_restarts: int = 0  # how often the launcher may start all workers anew
     num_rows: int = 0
+    num_malformed: int | None = None  # rows that must end in quarantine, where the dataset knows
     global_batch_size: int = 1
     num_epochs: int = 0
     max_steps: int | None = None
@@ -41,7 +42,8 @@ class Verdict:
     curve_seconds: dict = field(
         default_factory=dict
     )  # name -> [seconds since the first worker's start, ...], as in curves
-    num_rows: int = 0  # training rows that took effect, over all epochs
+    num_rows: int = 0  # training rows that took effect, over all epochs; or lines that were read
+    account: dict = field(default_factory=dict)  # read, good, quarantined: where a recipe accounts for its input
 
 
 def judge(records, asked):

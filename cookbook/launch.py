@@ -1,6 +1,7 @@
 """From settings to the processes to start: data in, data out. No I/O, and no framework is imported."""
 
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -44,6 +45,11 @@ def worker_settings(config, data_dir, run_dir):
 def num_processes(config):
     """How many workers are to prove themselves: one where a mode drives several devices from a single process."""
     return config["recipe"]["driver"].get("num_processes") or config["cluster"]["num_workers"]
+
+
+def owns_workers(config):
+    """Whether the run starts its own workers; on a cluster that is there already, this machine's system does not know them."""
+    return config["cluster"].get(config["recipe"]["driver"].get("address", "")) is None
 
 
 def check(config, num_cores):
@@ -157,4 +163,55 @@ def tf_config(config, recipe_dir, python, run_dir):
     return [Process("tfrun", argv, worker_environment(config, python))]
 
 
-LAUNCHERS = {"horovodrun": horovodrun, "torchrun": torchrun, "tf_config": tf_config}
+def spark_submit(config, recipe_dir, python, run_dir):
+    """Spark's own launcher ("Submitting Applications" in its documentation). Without a master's address the cluster is an
+    embedded one: a master, and workers with an executor each, as processes of their own on this machine."""
+    recipe, cluster = config["recipe"], config["cluster"]
+    memory, threads, master = recipe["memory_mb"], cluster["num_threads_per_worker"], cluster["spark_master"]
+    argv = [str(python.parent / "spark-submit"), "--master"]
+    environment = worker_environment(config, python) | {"PYSPARK_PYTHON": str(python)}
+    own = {"spark.executor.instances": cluster["num_workers"], "spark.executor.cores": threads}
+    own["spark.cores.max"] = cluster["num_workers"] * threads
+    if master:
+        argv += [master, "--executor-memory", f"{memory}m"]
+        if not is_here(master):
+            # A standalone cluster's secret is Spark's to find, in _SPARK_AUTH_SECRET; Kubernetes and YARN make their own.
+            own |= {"spark.authenticate": True, "spark.network.crypto.enabled": True}
+    else:
+        argv += [f"local-cluster[{cluster['num_workers']},{threads},{memory}]", "--executor-memory", f"{memory}m"]
+        own |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+        scratch = str(run_dir / "scratch")
+        environment |= {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_DIRS": scratch, "SPARK_WORKER_DIR": scratch}
+    for key, value in (recipe["spark_conf"] | own).items():
+        argv += ["--conf", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
+    argv += [str(program_of(recipe_dir, recipe["driver"].get("variant"))), str(run_dir / "config.yaml")]
+    return [Process("spark-submit", argv, environment)]
+
+
+def dask_client(config, recipe_dir, python, run_dir):
+    """A program that is a client of Dask ("Deploy Dask Clusters" in its documentation): it starts an embedded cluster, or uses the one
+    whose scheduler's address Dask finds in its environment."""
+    recipe, cluster = config["recipe"], config["cluster"]
+    # Left alone, workers put their temporary files into /tmp/dask-scratch-space, which all runs share.
+    environment = worker_environment(config, python) | {
+        "DASK_TEMPORARY_DIRECTORY": str(run_dir / "scratch"),
+        "DASK_LOGGING__DISTRIBUTED": "warning",
+    }
+    if address := cluster["dask_scheduler"]:
+        check_encrypted(address, "tls://", "cluster.dask_scheduler", "Dask's documentation on TLS/SSL has the settings")
+        environment["DASK_SCHEDULER_ADDRESS"] = address
+    argv = [str(python), str(program_of(recipe_dir, recipe["driver"].get("variant"))), str(run_dir / "config.yaml")]
+    return [Process("dask", [*argv, f"num_workers={cluster['num_workers']}"], environment)]
+
+
+def is_here(address):
+    return re.search(r"//(localhost|127\.[0-9.]+|\[::1\])(:|/|$)", address) is not None
+
+
+def check_encrypted(address, wanted, setting, hint):
+    """Raises UserError when an address leaves this machine without what the system has for encryption."""
+    if not address.startswith(wanted) and not is_here(address):
+        raise UserError(f"{setting}={address} leaves this machine unencrypted: expected {wanted}...; {hint}")
+
+
+LAUNCHERS = {launcher.__name__: launcher for launcher in (horovodrun, torchrun, tf_config, spark_submit, dask_client)}

@@ -99,6 +99,15 @@ def tables_of(folder):
     return found
 
 
+def pictures_of(folder):
+    """[(name, image element), ...] of the pictures that the recipe has left."""
+    found = []
+    for path in sorted(Path(folder).glob("pictures/*.svg")):
+        data = base64.b64encode(path.read_bytes()).decode()
+        found.append((path.stem, f'<img src="data:image/svg+xml;base64,{data}" alt="{html.escape(path.stem)}">'))
+    return found
+
+
 def write_run_page(folder):
     """Writes <folder>/report.html from its run.json and settings; returns the path."""
     folder = Path(folder)
@@ -107,7 +116,7 @@ def write_run_page(folder):
     seconds = content["seconds"]
     total = sum(seconds.get(stage, 0) for stage in STAGES) or 1
     page = environment().get_template("run.html").render(
-        run=content, name=folder.name, machine=content["machine"], tables=tables_of(folder),
+        run=content, name=folder.name, machine=content["machine"], tables=tables_of(folder), pictures=pictures_of(folder),
         config=config.read_text() if config.exists() else "",
         stages=[(stage, seconds.get(stage, 0), 100 * seconds.get(stage, 0) / total, colour) for stage, colour in zip(STAGES, COLOURS, strict=False)],
         plots=[plot(name, [(content["recipe"], content["curves"][name])]) for name in curve_names([content]) if len(content["curves"][name]) > 1],

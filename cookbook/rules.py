@@ -81,6 +81,27 @@ def _rows_in_effect(records):
     return [row for _, row in rows]
 
 
+def every_row_accounted_for(records, verdict, asked):
+    """What was read is what the dataset has, and each row of it is good or in quarantine, as many as are known to be malformed."""
+    found = [event for events in records for event in events if event["event"] == "account"]
+    if not found:
+        return ["nobody said what became of the rows"]
+    last = max(found, key=lambda event: event["time"])
+    verdict.account = {key: last[key] for key in ("read", "good", "quarantined")}
+    verdict.num_rows, problems = last["read"], []
+    if last["read"] != last["good"] + last["quarantined"]:
+        problems.append(
+            f"{last['read']:,} rows were read, but {last['good']:,} are good and {last['quarantined']:,} in quarantine"
+        )
+    if asked.num_rows and last["read"] != asked.num_rows:
+        problems.append(f"{last['read']:,} rows were read of {asked.num_rows:,}")
+    if asked.num_malformed is not None and last["quarantined"] != asked.num_malformed:
+        problems.append(
+            f"{last['quarantined']:,} rows are in quarantine, but {asked.num_malformed:,} are known to be malformed"
+        )
+    return problems
+
+
 def same_parameters(records, verdict, asked):
     """All data-parallel ranks end with bit-identical parameters."""
     digests = {worker["digest"] for worker in verdict.workers}
@@ -118,6 +139,7 @@ RULES = {
         rows_once_per_epoch,
         rows_once_per_epoch_on_each_rank,
         enough_rows_per_epoch,
+        every_row_accounted_for,
         same_parameters,
         parameters_are_divided,
     )

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import signal
 import time
 import traceback
@@ -42,7 +43,7 @@ class Story:
         self.content = {
             "recipe": recipe, "status": "running", "reason": "", "resumable": True, "machine": report.machine(), "identity": runs.identity(recipe, config),
             "started": self.started, "world_size": 0, "worlds": [], "workers": [], "lost_workers": [], "services": [], "restarts": 0, "metrics": {},
-            "curves": {}, "curve_seconds": {}, "num_rows": 0, "each_row_once": any(rule.startswith("rows_once") for rule in driver["proof"]),
+            "curves": {}, "curve_seconds": {}, "num_rows": 0, "account": {}, "each_row_once": any(rule.startswith("rows_once") for rule in driver["proof"]),
             "objective": {**driver["objective"], "value": None},
             "seconds": self.seconds, "overrides": overrides, "command": shlex.join(["python", "-m", "cookbook", *overrides]),
             "choices": choices, "versions": {}, "dataset": None, "workers_command": "", "folder": str(self.folder),
@@ -78,6 +79,7 @@ class Story:
             self._fail(f"the driver failed during stage {stage!r}: {type(error).__name__}: {error}")
         finally:
             processes.stop(self.mark, self.config["cluster"]["stop_grace_seconds"])
+            shutil.rmtree(self.folder / "scratch", ignore_errors=True)
         self._close()
         return self.content
 
@@ -131,12 +133,14 @@ class Story:
         from runrecord import read_records
 
         recipe = self.config["recipe"]
-        rows = self.manifest["rows"]["train"]
+        rows, most = self.manifest["rows"], self.config["scale"]["max_rows"]
+        # The cap is for rows to train on; all others are read whole.
+        num_rows = min(rows["train"], most or rows["train"]) if "train" in rows else sum(rows.values())
         verdict = evidence.judge(read_records(self.folder), evidence.Asked(
             num_workers=launch.num_processes(self.config), proof=tuple(recipe["driver"]["proof"]),
-            elastic=recipe.get("elastic", False), max_restarts=recipe.get("max_restarts", 0), num_rows=min(rows, self.config["scale"]["max_rows"] or rows),
+            elastic=recipe.get("elastic", False), max_restarts=recipe.get("max_restarts", 0), num_rows=num_rows, num_malformed=self.manifest.get("malformed"),
             global_batch_size=recipe.get("global_batch_size", 1), num_epochs=recipe.get("num_epochs", 0),
-            max_steps=self.config["scale"]["max_steps"], resumed=self.run.resumed_from is not None, since=self.launched, seen_pids=frozenset(self.watcher.seen_pids),
+            max_steps=self.config["scale"]["max_steps"], resumed=self.run.resumed_from is not None, since=self.launched, seen_pids=frozenset(self.watcher.seen_pids) if launch.owns_workers(self.config) else None,
         ))  # fmt: skip
         versions = verdict.workers[0] if verdict.workers else {}
         known = ("rank", "local_rank", "world_size", "host", "pid", "samples", "digest", "device", "role", "attempt")
@@ -146,14 +150,14 @@ class Story:
             "workers": [{key: worker.get(key) for key in known} for worker in verdict.workers],
             "lost_workers": [{key: worker.get(key) for key in known[:5]} for worker in verdict.lost],
             "services": [{key: service.get(key) for key in ("role", *known[:5])} for service in verdict.services], "restarts": verdict.restarts,
-            "metrics": verdict.metrics, "curves": verdict.curves, "curve_seconds": verdict.curve_seconds, "num_rows": verdict.num_rows,
+            "metrics": verdict.metrics, "curves": verdict.curves, "curve_seconds": verdict.curve_seconds, "num_rows": verdict.num_rows, "account": verdict.account or self.manifest.get("account", {}),
             "versions": {key: value for key, value in versions.items() if key not in known},
             "objective": {**objective, "value": verdict.metrics.get(objective["name"])},
         }  # fmt: skip
         problems = list(verdict.problems)
         failed = {name: status for name, status in self.statuses.items() if status}
         problems += [f"{name} ended with exit status {status}" for name, status in failed.items()]
-        if not problems and self.content["objective"]["value"] is None:
+        if not problems and self.content["objective"]["value"] is None and not objective.get("optional"):
             problems.append(f"no worker reported the run's objective, {objective['name']}")
         if problems:
             # What was judged and found wrong would be found wrong again; a lost worker, chief or ps is worth another try.

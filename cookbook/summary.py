@@ -21,8 +21,11 @@ def print_summary(content, page):
         lines.append(("workers", f"{content['world_size']} ({where})"))
     if content["worlds"][1:]:
         lines.append(("worlds", " -> ".join(map(str, content["worlds"]))))
+    if content["account"]:
+        lines.append(("rows", "  ".join(f"{name} {count:,}" for name, count in content["account"].items())))
     if ok:
-        lines.append((content["objective"]["name"], f"{content['objective']['value']:.4f}"))
+        if content["objective"]["value"] is not None:
+            lines.append((content["objective"]["name"], f"{content['objective']['value']:.4f}"))
         shown = {name: value for name, value in metrics.items() if name != content["objective"]["name"]}
         lines += [(name, f"{value:,.1f}" if value >= 100 else f"{value:.4f}") for name, value in shown.items()]
     lines.append(("seconds", "  ".join(f"{name} {value:.1f}" for name, value in seconds.items())))

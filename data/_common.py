@@ -44,9 +44,9 @@ def run_builder(build, argv=None):
         partial.mkdir(parents=True)
         manifest = build(partial, **settings)
         manifest["files"] = {
-            path.name: {"bytes": path.stat().st_size, "sha256": checksum(path, "sha256")}
-            for path in sorted(partial.iterdir())
-        }
+            str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": checksum(path, "sha256")}
+            for path in sorted(partial.rglob("*")) if path.is_file()
+        }  # fmt: skip
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         partial.rename(out)
     except (OSError, DatasetError) as error:

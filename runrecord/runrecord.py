@@ -12,6 +12,7 @@ Events, each with `event` and `time` (seconds since 1970):
     rows        epoch, step, count, sum, sum_sq: the row numbers that this worker takes through one step (or, with pid,
                 that the worker in that process took, as it told this one)
     work        count: other pieces of work that this worker has done
+    account     read, good, quarantined: what became of all rows of the input
     parameters  held, total: how many of the model's parameters this worker keeps
     metric      name, value, unit, epoch, step
     progress    done, total, text
@@ -70,12 +71,15 @@ class RunRecord:
     A record without an `end`, or one whose `end` has an `error`, is a run that did not happen.
     """
 
-    def __init__(self, output_dir, rank, world_size, local_rank=0, role="worker", attempt=0, **facts):
+    def __init__(
+        self, output_dir, rank, world_size, local_rank=0, role="worker", attempt=0, host=None, pid=None, **facts
+    ):
         """`role`: worker, or what else the process is (chief, ps): only workers have ranks of the world.
         `attempt`: how often the launcher has started all workers anew before this one.
+        `host`, `pid`: of a process that keeps no record itself (a Spark executor), as it told the one that does.
         """
         self._output_dir = Path(output_dir)
-        self._host, pid = socket.gethostname(), os.getpid()
+        self._host, pid = host or socket.gethostname(), pid or os.getpid()
         folder = Path(output_dir) / "workers"
         folder.mkdir(parents=True, exist_ok=True)
         # Rank alone would not do: after an elastic restart another process has the rank of one that died.
@@ -117,6 +121,10 @@ class RunRecord:
         """Counts work that is not rows of a dataset: checks, episodes, trials."""
         self._samples += count
         self._write("work", count=count)
+
+    def account(self, read, good, quarantined):
+        """What became of the rows of the input, all of them, whichever worker took them."""
+        self._write("account", read=read, good=good, quarantined=quarantined)
 
     def parameters(self, held, total):
         """How many parameters this worker keeps in its memory, of the whole model's `total`."""

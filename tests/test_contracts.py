@@ -17,17 +17,14 @@ from runrecord import read_records
 from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook
 
 RECIPES = recipes()
-SHORT = "recipe.num_epochs=4"
-
-
-def proof_of(recipe):
-    return compose_recipe(recipe)[0]["recipe"]["driver"]["proof"]
-
-
-DATA_PARALLEL = [recipe for recipe in RECIPES if "same_parameters" in proof_of(recipe)]
+DRIVER = {recipe: compose_recipe(recipe)[0]["recipe"]["driver"] for recipe in RECIPES}
+# What makes a run of the recipe short.
+SHORT = {recipe: driver.get("short", ["recipe.num_epochs=4"]) for recipe, driver in DRIVER.items()}
+DATA_PARALLEL = [recipe for recipe, driver in DRIVER.items() if "same_parameters" in driver["proof"]]
 
 # Top-level modules whose package has another name.
 PACKAGES = {
+    "dask_ml": "dask-ml",
     "sklearn": "scikit-learn",
     "PIL": "pillow",
     "yaml": "pyyaml",
@@ -104,7 +101,7 @@ def test_the_commands_in_the_readme_exist(recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_proves_that_it_was_distributed(recipe, undisturbed):
-    content, folder, output = undisturbed(f"recipe={recipe}", SHORT)
+    content, folder, output = undisturbed(f"recipe={recipe}", *SHORT[recipe])
     assert content["status"] == "ok"
     assert content["world_size"] == 2
     assert [worker["rank"] for worker in content["workers"]] == [0, 1]
@@ -114,7 +111,7 @@ def test_a_run_proves_that_it_was_distributed(recipe, undisturbed):
     assert content["objective"]["value"] == content["metrics"][content["objective"]["name"]]
     assert content["objective"]["direction"] in ("maximize", "minimize")
     assert content["versions"]
-    assert content["overrides"] == [f"recipe={recipe}", SHORT, f"output_root={folder.parent.parent}"]
+    assert content["overrides"] == [f"recipe={recipe}", *SHORT[recipe], f"output_root={folder.parent.parent}"]
     for text in (
         "result               ok",
         "workers              2",
@@ -130,7 +127,7 @@ def test_a_run_proves_that_it_was_distributed(recipe, undisturbed):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_printed_command_does_the_same_by_hand(recipe, undisturbed, tmp_path):
-    content, folder, _ = undisturbed(f"recipe={recipe}", SHORT)
+    content, folder, _ = undisturbed(f"recipe={recipe}", *SHORT[recipe])
     before = {path: path.read_bytes() for path in folder.glob("workers/*")}
     done = subprocess.run(
         ["bash", "-c", content["workers_command"]], cwd=tmp_path, capture_output=True, text=True, timeout=200, env=CLEAN
@@ -150,7 +147,7 @@ def test_one_worker_and_two_reach_the_same_loss(recipe, undisturbed):
     That is about 1e-7 a step, and an epoch from the start it must still be tiny: a wrong average or a row too many shows at once.
     Training then amplifies it (the loss surface is not convex), so at the end the losses agree to a few hundredths, not bit for bit.
     """
-    two, one = (undisturbed(f"recipe={recipe}", SHORT, *more)[0] for more in ((), ("cluster.num_workers=1",)))
+    two, one = (undisturbed(f"recipe={recipe}", *SHORT[recipe], *more)[0] for more in ((), ("cluster.num_workers=1",)))
     losses = [dict(map(tuple, content["curves"]["train/loss"])) for content in (one, two)]
     first, final = min(losses[0]), max(losses[0])
     assert losses[1][first] == pytest.approx(losses[0][first], rel=1e-4)
@@ -173,7 +170,7 @@ def in_the_middle_of_an_epoch(driver, epoch=1):
 
 @pytest.mark.parametrize("recipe", DATA_PARALLEL)
 def test_a_killed_worker_fails_the_run_and_the_same_command_goes_on(recipe, undisturbed, tmp_path):
-    words = [f"recipe={recipe}", SHORT]
+    words = [f"recipe={recipe}", *SHORT[recipe]]
     expected, _, _ = undisturbed(*words)
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
@@ -195,7 +192,7 @@ def test_a_killed_worker_fails_the_run_and_the_same_command_goes_on(recipe, undi
 @pytest.mark.parametrize("recipe", DATA_PARALLEL)
 def test_killed_after_the_last_checkpoint(recipe, undisturbed, tmp_path):
     """Nothing is left to train then, and the run is whole all the same."""
-    words = [f"recipe={recipe}", SHORT]
+    words = [f"recipe={recipe}", *SHORT[recipe]]
     expected, _, _ = undisturbed(*words)
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["epoch"] == 4 for e in driver.events()))
@@ -209,7 +206,7 @@ def test_killed_after_the_last_checkpoint(recipe, undisturbed, tmp_path):
 
 @pytest.mark.parametrize("recipe", DATA_PARALLEL)
 def test_a_killed_driver_leaves_no_process_and_the_same_command_goes_on(recipe, undisturbed, tmp_path):
-    words = [f"recipe={recipe}", SHORT]
+    words = [f"recipe={recipe}", *SHORT[recipe]]
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
     driver.process.kill()

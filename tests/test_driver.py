@@ -11,7 +11,7 @@ import time
 import pytest
 
 from cookbook import ROOT, report, runs
-from tests.helpers import CLEAN, Driver, latest, run_cookbook
+from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook
 
 SMOKE = ("recipe=horovod", "scale=smoke", "scale.max_steps=8")
 
@@ -64,7 +64,12 @@ def test_help_names_groups_and_commands():
     text = subprocess.run(
         [sys.executable, "-m", "cookbook", "--help"], cwd=ROOT, env=CLEAN, capture_output=True, text=True, check=True
     ).stdout
-    for word in ("recipe: horovod", "scale: bench, default, smoke", "python -m cookbook -m recipe=NAME", "make eject"):
+    for word in (
+        f"recipe: {', '.join(recipes())}",
+        "scale: bench, default, smoke",
+        "python -m cookbook -m recipe=NAME",
+        "make eject",
+    ):
         assert word in text
 
 

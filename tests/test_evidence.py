@@ -339,3 +339,25 @@ def test_rows_that_a_coordinator_reports_are_its_workers_work(tmp_path, monkeypa
 def test_a_chief_that_did_not_finish(tmp_path, monkeypatch):
     write_coordinated(tmp_path, monkeypatch, chief_ends=False)
     assert judge(tmp_path, proof=("rows_once_per_epoch",)).problems == ["chief 0 started but did not finish"]
+
+
+@pytest.mark.parametrize(
+    ("account", "problem"),
+    [
+        ((50, 48, 2), None),
+        (None, "nobody said what became of the rows"),
+        ((50, 47, 2), "50 rows were read, but 47 are good and 2 in quarantine"),
+        ((49, 47, 2), "49 rows were read of 50"),
+        ((50, 49, 1), "1 rows are in quarantine, but 2 are known to be malformed"),
+    ],
+)
+def test_rows_that_nobody_accounts_for(tmp_path, monkeypatch, account, problem):
+    write_run(tmp_path, monkeypatch)
+    with RunRecord(tmp_path, 0, 1, role="driver") as run:
+        if account:
+            run.account(*account)
+    verdict = judge(tmp_path, proof=("every_row_accounted_for",), num_malformed=2)
+    assert verdict.problems == ([problem] if problem else [])
+    if not problem:
+        assert verdict.account == {"read": 50, "good": 48, "quarantined": 2}
+        assert verdict.num_rows == 50

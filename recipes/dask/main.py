@@ -1,0 +1,78 @@
+"""Feature engineering with Dask: raw flights to a feature store, and models that say which flights will be late.
+
+Shows:   a bag of tasks, data frames (shuffle, look-back over partitions, joins), arrays, lazy graphs, dask-ml, scikit-learn over
+         joblib, adaptive and unequal clusters, and what happens when a worker dies.
+Choose:  when pandas and scikit-learn code has outgrown one core or one machine's memory and shall stay what it is.
+Run:     python main.py config.yaml num_workers=2
+Expect:  AUC of at least 0.70 for "more than 15 minutes late", on the last fifth of the year, in under a minute on two cores.
+Source:  Dask's and dask-ml's documentation; each module names the methods it uses.
+"""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+
+import dask
+from distributed import performance_report
+
+from features import features
+from graph import draw_graph
+from ingest import ingest
+from learn import learn
+from runrecord import RunRecord, load_config
+from settings import check_settings
+from store import store
+from workers import Pool, Workers
+
+
+def main():
+    config = check_settings(load_config())
+    with RunRecord(config.output_dir, 0, 1, role="driver", dask=dask.__version__) as run:
+        # Distributed: a cluster of processes, or (chosen by config) threads or processes of this machine, which get the same graphs.
+        workers = Workers(config) if config.scheduler == "distributed" else Pool(config)
+        # Distributed: a page of what each worker of a cluster did when, kept with the run.
+        page = f"{config.output_dir}/dask-performance.html"
+        with performance_report(filename=page) if workers.client else contextlib.nullcontext():
+            work(config, run, workers)
+        workers.close()
+
+
+def work(config, run, workers):
+    """All steps, one after the other; each reads what the one before has written, and a step that was done before is not done again."""
+    steps = {
+        "ingest": lambda done: ingest(config, run),
+        "features": lambda done: features(config, run, done["ingest"]["days"]),
+        "store": lambda done: store(config, run),
+        "learn": lambda done: learn(config, run, workers.client),
+    }
+    done = {}
+    for number, (name, step) in enumerate(steps.items()):
+        if name not in config.steps:
+            continue
+        run.progress(number, len(steps), name)
+        # Distributed: a worker may have died meanwhile; Dask has given its tasks to others, and its nanny has started it again.
+        workers.look()
+        path = Path(config.checkpoint_dir) / f"{name}.json"
+        if not path.exists():
+            started = time.perf_counter()
+            result = step(done) | {"seconds": round(time.perf_counter() - started, 3)}
+            path.parent.mkdir(exist_ok=True)
+            path.with_suffix(".partial").write_text(json.dumps(result) + "\n")
+            path.with_suffix(".partial").replace(path)
+            run.checkpoint(path, 0, number + 1)
+        done[name] = json.loads(path.read_text())
+        for key, value in done[name].items():
+            if isinstance(value, (int, float)):
+                run.metric(f"{name}/{key}", value, number)
+        if name == "ingest":
+            # Distributed: each task has counted its own rows; together they must be all there are.
+            run.account(*(done[name][key] for key in ("read", "good", "quarantined")))
+            # Distributed: and has said in which process it ran.
+            workers.note(done[name]["places"])
+    run.progress(len(steps), len(steps), "done")
+    draw_graph(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The feature store's own description: a schema and statistics beside the Parquet files, from which a reader sees that data has changed."""
+
+import json
+from pathlib import Path
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from features import NUMERIC
+
+STATISTICS = ("count", "missing", "mean", "std", "min", "max")
+
+
+def read_store(config, names=None):
+    """The feature store, or some columns of it, as a Dask frame: a partition for each file.
+
+    Not by `dd.read_parquet`, which joins small files as it sees fit, another way for each choice of columns: arrays made of two such
+    frames would not have the same blocks.
+    """
+    files = sorted(map(str, (Path(config.output_dir) / "features").glob("*.parquet")))
+    return dd.from_map(read_file, files, names=names)
+
+
+def read_file(path, names):
+    return pd.read_parquet(path, columns=names)
+
+
+def store(config, run):
+    """Writes _schema.json and _statistics.json (readers of Parquet folders pass over such names); returns how many files and features there are, and the largest correlation with `late`."""
+    folder = Path(config.output_dir) / "features"
+    files = sorted(folder.glob("*.parquet"))
+    schema = {field.name: str(field.type) for field in pq.read_schema(files[0])}
+    if strange := [file.name for file in files if {f.name: str(f.type) for f in pq.read_schema(file)} != schema]:
+        raise SystemExit(
+            f"the files of the feature store do not have one schema: {', '.join(strange)} differ from {files[0].name}"
+        )
+    table = read_store(config)
+    numbers = [name for name in schema if name in (*NUMERIC, "dep_delay")]
+    part = table[table["part"] == "train"][numbers]
+    # Distributed: one graph for all six, so that each partition is read once.
+    lazy = [part.count(), part.isna().sum(), part.mean(), part.std(), part.min(), part.max()]
+    found = dict(zip(STATISTICS, dask.compute(*lazy), strict=True))
+    statistics = {name: {key: float(found[key][name]) for key in STATISTICS} for name in numbers}
+    correlations = correlate(table, numbers)
+    (folder / "_schema.json").write_text(json.dumps(schema, indent=1) + "\n")
+    (folder / "_statistics.json").write_text(json.dumps(statistics, indent=1) + "\n")
+    rows = [{"feature": name, **statistics[name], "correlation with late": correlations[name]} for name in numbers]
+    run.table("features", rows)
+    best = max(correlations, key=lambda name: abs(correlations[name]))
+    return {
+        "files": len(files),
+        "features": len(numbers),
+        "strongest": best,
+        "strongest_correlation": correlations[best],
+    }
+
+
+def correlate(table, numbers):
+    """{feature: Pearson's correlation with `late`} over the training rows, by Dask's arrays: missing values stand at the mean."""
+    train = table[(table["part"] == "train") & table["late"].notnull()]
+    # Distributed: an array of blocks, one for each partition; `lengths` asks the workers how long each is.
+    values = train[["late", *numbers]].to_dask_array(lengths=True).astype("float64")
+    centred = values - da.nanmean(values, axis=0)
+    centred = da.where(da.isnan(centred), 0.0, centred)
+    # Distributed: each block gives its part of the product, and only the sums of those travel.
+    product, squares = dask.compute(centred.T @ centred[:, 0], (centred**2).sum(axis=0))
+    with np.errstate(invalid="ignore"):
+        found = np.nan_to_num(product / np.sqrt(squares * squares[0]))
+    return {name: float(value) for name, value in zip(numbers, found[1:], strict=True)}

@@ -1,0 +1,182 @@
+"""From Spark's Parquet to TensorFlow with Petastorm: `make_petastorm_dataset` under MultiWorkerMirroredStrategy.
+
+Shows:   a tf.data pipeline that is fed by Petastorm's column reader, a shard for each worker, and a training loop that goes on when
+         one worker has run out of rows. Flights only; main.py has the other readers, and the tensors.
+Choose:  as in main.py, when the model is TensorFlow.
+Run:     python -m tfrun --num-workers 2 main_tensorflow.py config.yaml
+Expect:  AUC of at least 0.65 for "more than 15 minutes late", in a minute on two cores.
+Source:  Petastorm's documentation; TensorFlow's guide "Custom training with tf.distribute.Strategy".
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+# Before TensorFlow is imported: Keras 2 (Keras 3 breaks multi-worker strategies), and no word about GPUs that are not there.
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import petastorm
+import tensorflow as tf
+from petastorm import make_batch_reader
+from petastorm.tf_utils import make_petastorm_dataset
+from sklearn.metrics import roc_auc_score
+
+from readers import check_row_groups, columns_of, reader_settings, whole
+from runrecord import RunRecord, load_config
+from settings import check_settings
+
+
+def main():
+    cluster = json.loads(os.environ.get("TF_CONFIG", '{"cluster": {"worker": [""]}, "task": {"index": 0}}'))
+    # Distributed: TF_CONFIG tells this process who the others are, and which of them it is.
+    rank, world_size = cluster["task"]["index"], len(cluster["cluster"]["worker"])
+    config = check_settings(load_config(), world_size)
+    check_row_groups(config)
+    num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
+    tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+    tf.config.threading.set_inter_op_parallelism_threads(num_threads)
+    tf.keras.utils.set_random_seed(config.seed)
+    manifest = json.loads((Path(config.data_dir) / "manifest.json").read_text())
+    # Distributed: starts this worker's server and waits for the others.
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    facts = {"petastorm": petastorm.__version__, "tensorflow": tf.__version__, "device": "cpu"}
+    attempt = int(os.environ.get("TFRUN_ATTEMPT", 0))
+    with RunRecord(config.output_dir, rank, world_size, attempt=attempt, **facts) as run:
+        with (
+            strategy.scope()
+        ):  # Distributed: variables made here have a copy on every worker, which the strategy keeps equal.
+            model = make_model(manifest, config)
+            optimizer = tf.keras.optimizers.Adam(config.learning_rate)
+            optimizer.build(model.trainable_variables)
+        add_up, train_step = make_steps(strategy, model, optimizer)
+        first, step = load_checkpoint(model, optimizer, config)
+        # Distributed: the largest of the workers' clocks would do; their sum is as large for all, and grows.
+        run.restore(first, 0, generation=float(add_up(tf.constant(time.time(), tf.float64))))
+        for epoch in range(first, config.num_epochs):
+            step = train_epoch(add_up, train_step, manifest, config, epoch, step, rank, world_size, run)
+            auc = evaluate(model, manifest, config)
+            run.metric("eval/auc", auc, step=step, epoch=epoch)
+            run.progress(epoch + 1, config.num_epochs, f"epoch {epoch + 1}  eval/auc {auc:.4f}")
+            if rank == 0:  # Distributed: all workers hold the same values, so one of them writes them.
+                run.checkpoint(save_checkpoint(model, optimizer, epoch + 1, step, config), epoch + 1, 0)
+            if config.max_steps and step >= config.max_steps:
+                break
+        run.digest(variable.numpy() for variable in model.variables)
+
+
+def make_model(manifest, config):
+    """Flights: float32 (n, features) -> logits (n, 1)."""
+    scale = tf.keras.layers.Rescaling(
+        [1 / s for s in manifest["std"]], [-m / s for m, s in zip(manifest["mean"], manifest["std"], strict=True)]
+    )
+    hidden = [tf.keras.layers.Dense(config.width, activation="relu") for _ in range(2)]
+    model = tf.keras.Sequential([scale, *hidden, tf.keras.layers.Dense(1)])
+    model.build((None, len(manifest["features"])))
+    return model
+
+
+def make_steps(strategy, model, optimizer):
+    """(sum of a number over all workers, one optimizer step); both are called by all workers at the same time."""
+
+    @tf.function
+    def add_up(value):
+        # Distributed: each worker brings its own value; all get the sum.
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(tf.identity, [value]), axis=None)
+
+    def replica_step(features, late, total):
+        with tf.GradientTape() as tape:
+            losses = tf.nn.sigmoid_cross_entropy_with_logits(late[:, None], model(features, training=True))
+            loss = tf.reduce_sum(losses) / total
+        # Distributed: `apply_gradients` adds up the gradients of all workers first. Each is its rows' part of the mean over all rows.
+        optimizer.apply_gradients(
+            zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True)
+        )
+        return tf.reduce_sum(losses)
+
+    signature = [tf.TensorSpec([None, model.input_shape[-1]]), tf.TensorSpec([None]), tf.TensorSpec([])]
+    # One program for batches of any size, none included: a new one for each size would be compiled by some workers only.
+    train_step = tf.function(lambda *batch: strategy.run(replica_step, args=batch), input_signature=signature)
+    return add_up, train_step
+
+
+def batches_of_tensors(reader, batch_size, shuffle_rows, seed, names):
+    """A tf.data pipeline of (ids, features, late), from the chunks of a Petastorm reader."""
+    dataset = make_petastorm_dataset(reader).map(
+        lambda chunk: (chunk.id, tf.stack([getattr(chunk, name) for name in names], axis=1), chunk.late)
+    )
+    # Chunks are row groups; they are cut up, mixed, and put together again. Shapes are lost on the way from Python.
+    dataset = dataset.map(
+        lambda ids, x, y: (
+            tf.ensure_shape(ids, [None]),
+            tf.ensure_shape(x, [None, len(names)]),
+            tf.ensure_shape(y, [None]),
+        )
+    )
+    return dataset.unbatch().shuffle(shuffle_rows, seed=seed).batch(batch_size).prefetch(2)
+
+
+def train_epoch(add_up, train_step, manifest, config, epoch, step, rank, world_size, run):
+    seed = config.seed * 1000 + epoch
+    # Distributed: a shard for each worker.
+    settings = reader_settings(config, columns_of(manifest), rank, world_size, seed, config.max_rows)
+    loss_sum, num_rows, first_step = 0.0, 0, step
+    none = (np.empty(0, np.int64), np.empty((0, len(manifest["features"])), np.float32), np.empty(0, np.float32))
+    with whole(make_batch_reader(Path(config.data_dir, "train").absolute().as_uri(), **settings)) as reader:
+        batches = batches_of_tensors(
+            reader, config.global_batch_size // world_size, config.shuffle_rows, seed, manifest["features"]
+        )
+        stream = batches.as_numpy_iterator()
+        while config.max_steps is None or step < config.max_steps:
+            ids, features, late = next(stream, none)
+            # Distributed: row groups do not divide evenly. Who has run out goes on with no rows until nobody has any.
+            total = float(add_up(tf.constant(len(ids), tf.float32)))
+            if not total:
+                break
+            run.rows(epoch, step - first_step, ids)
+            loss_sum += float(train_step(features, late, total))
+            num_rows, step = num_rows + len(ids), step + 1
+            if rank == 0 and step % 50 == 0:
+                run.progress(epoch, config.num_epochs, f"epoch {epoch + 1}  step {step}")
+    sums = [float(add_up(tf.constant(value, tf.float64))) for value in (loss_sum, num_rows)]
+    run.metric("train/loss", sums[0] / sums[1], step=step, epoch=epoch)
+    return step
+
+
+def evaluate(model, manifest, config):
+    """AUC on the test store. It is small: each worker judges all of it, and the evidence sees that they agree."""
+    settings = reader_settings(config, columns_of(manifest), None, None, None) | {"reader_pool_type": "dummy"}
+    scores, truth = [], []
+    with make_batch_reader(Path(config.data_dir, "test").absolute().as_uri(), **settings) as reader:
+        for chunk in reader:
+            features = np.stack([getattr(chunk, name) for name in manifest["features"]], axis=1)
+            scores.append(model(features).numpy()[:, 0])
+            truth.append(chunk.late)
+    return float(roc_auc_score(np.concatenate(truth), np.concatenate(scores)))
+
+
+def save_checkpoint(model, optimizer, epoch, step, config):
+    path = Path(config.checkpoint_dir) / "last.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = [variable.numpy() for variable in (*model.variables, *optimizer.variables)]
+    with open(path.with_suffix(".partial"), "wb") as file:
+        np.savez(file, *values, position=[epoch, step])
+    path.with_suffix(".partial").replace(path)
+    return path
+
+
+def load_checkpoint(model, optimizer, config):
+    """Fills model and optimizer; returns (epoch, step) to go on with, (0, 0) without a checkpoint."""
+    path = Path(config.checkpoint_dir) / "last.npz"
+    if not path.exists():
+        return 0, 0
+    with np.load(path) as content:
+        for number, variable in enumerate((*model.variables, *optimizer.variables)):
+            variable.assign(content[f"arr_{number}"])
+        return tuple(int(value) for value in content["position"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Rows of a Parquet store, shard by shard, through one of four readers behind one interface: chunks of columns.
+
+A shard is every `num_shards`-th row group, whatever the number of workers: each worker reads the shards whose number, divided by the
+number of workers, leaves its rank. So the batches, and with them the result, do not depend on how many workers there are.
+"""
+
+import functools
+import operator
+import os
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset
+import pyarrow.parquet as pq
+from petastorm import TransformSpec, make_batch_reader, make_reader
+from petastorm.predicates import in_lambda
+from petastorm.workers_pool.dummy_pool import DummyPool
+
+# Petastorm 0.13 still uses the part of pyarrow that pyarrow 14 calls old.
+warnings.filterwarnings("ignore", category=FutureWarning, module="petastorm")
+# The processes of a pool are new Pythons. One that does not find the functions it is to call says nothing, and the reader waits for ever.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(
+    os.pathsep
+)
+COLUMN_READERS = ("batch", "arrow", "converter")  # read whole columns, and decode nothing
+
+
+def chunks_of(store, config, manifest, shard, num_shards, epoch, limit=None):
+    """Yields {column: array (n, ...)} of one shard in one epoch; row groups in an order fixed by seed and epoch.
+
+    `limit`: only rows with a smaller id.
+    """
+    names, seed = columns_of(manifest), config.seed * 1000 + epoch
+    if config.reader == "arrow":
+        yield from arrow_chunks(store, names, shard, num_shards, seed, limit)
+        return
+    common = reader_settings(config, names, shard, num_shards, seed, limit)
+    url = Path(store).absolute().as_uri()
+    if config.reader in COLUMN_READERS:
+        with whole(make_batch_reader(url, **common)) as reader:
+            for chunk in reader:
+                yield {name: getattr(chunk, name) for name in names}
+        return
+    with whole(make_reader(url, transform_spec=row_transform(manifest), **common)) as reader:
+        rows = []
+        for row in reader:
+            rows.append(row)
+            if len(rows) == config.rows_per_chunk:
+                yield stack(rows, names)
+                rows = []
+        if rows:
+            yield stack(rows, names)
+
+
+def whole(reader):
+    """The reader, kept from ending too early.
+
+    Petastorm 0.13.1 ends when all row groups that were handed out have come back and, asked next, all have been handed out. The last ones may be
+    handed out between the two questions: a reader then loses them, now and then, without a word. The second question is made to
+    count only when its answer was the same the time before. The pool without threads or processes does not need it.
+    """
+    pool = reader._workers_pool
+    if not isinstance(pool, DummyPool):
+        pool._ventilator = AskedTwice(pool._ventilator)
+    return reader
+
+
+class AskedTwice:
+    """A ventilator (what hands out row groups) that says it has completed only when it had the last time."""
+
+    def __init__(self, ventilator):
+        self._ventilator, self._before = ventilator, False
+
+    def completed(self):
+        before, self._before = self._before, self._ventilator.completed()
+        return before and self._before
+
+    def __getattr__(self, name):
+        return getattr(self._ventilator, name)
+
+
+def reader_settings(config, names, shard, num_shards, seed, limit=None):
+    """What Petastorm's two readers are told alike."""
+    common = {
+        "schema_fields": names, "num_epochs": 1,
+        # `seed` alone orders a shard's row groups; `shuffle_row_groups` would shuffle them again, by the clock when the seed is 0.
+        "seed": seed, "shuffle_row_groups": False,
+        "cur_shard": shard, "shard_count": num_shards,  # Distributed: this shard's row groups only; no other process reads them.
+        "reader_pool_type": config.pool, "workers_count": config.num_loader_workers, "results_queue_size": config.prefetch_chunks,
+        "predicate": None if limit is None else in_lambda(["id"], functools.partial(operator.gt, limit)),
+    }  # fmt: skip
+    if config.cache == "local-disk":
+        folder = Path(config.output_dir) / "scratch/cache" / str(shard)
+        common |= {
+            "cache_type": "local-disk",
+            "cache_location": str(folder),
+            "cache_size_limit": config.cache_mb << 20,
+            "cache_row_size_estimate": 100,
+        }
+    return common
+
+
+def check_row_groups(config):
+    """Raises SystemExit when a store has fewer row groups than there are shards: some shards would be empty."""
+    for part in ("train", "test"):
+        store = f"{config.data_dir}/{part}"
+        number = sum(pq.read_metadata(path).num_row_groups for path in sorted(Path(store).glob("*.parquet")))
+        if number < config.num_shards:
+            raise SystemExit(
+                f"{store} has {number} row groups, too few for num_shards={config.num_shards}: ask for fewer, or write smaller row groups "
+                "(data.parameters.rows_per_group)"
+            )
+
+
+def arrow_chunks(store, names, shard, num_shards, seed, limit):
+    """The modern way: pyarrow's datasets instead of Petastorm. Same shards, same order of row groups."""
+    # Distributed: a fragment is one row group; each process takes its own, by number.
+    fragments = [
+        group for file in pyarrow.dataset.dataset(store, format="parquet", exclude_invalid_files=False, ignore_prefixes=["_", "."]).get_fragments()
+        for group in file.split_by_row_group()
+    ]  # fmt: skip
+    order = list(range(len(fragments)))
+    random.Random(seed).shuffle(order)  # of all of them, as Petastorm does
+    order = [number for number in order if number % num_shards == shard]
+    wanted = None if limit is None else pyarrow.dataset.field("id") < limit
+    for number in order:
+        table = fragments[number].to_table(columns=names, filter=wanted)
+        if table.num_rows:
+            yield {name: table[name].to_numpy() for name in names}
+
+
+def columns_of(manifest):
+    return ["id", "late", *manifest["features"]] if manifest["task"] == "flights" else ["id", "label", "image"]
+
+
+def row_transform(manifest):
+    """What Petastorm's own workers do with a row before they hand it on: of the digits they leave the picture out."""
+    return None if manifest["task"] == "flights" else TransformSpec(without_picture, removed_fields=["picture"])
+
+
+def without_picture(row):
+    return {name: value for name, value in row.items() if name != "picture"}
+
+
+def stack(rows, names):
+    return {name: np.stack([getattr(row, name) for row in rows]) for name in names}
+
+
+def batches_of(chunks, batch_size, pool_rows, random):
+    """Cuts chunks into shuffled batches; the last one may be smaller.
+
+    A pool of `pool_rows` rows is filled, shuffled and emptied: rows of neighbouring row groups are mixed, as far as the pool reaches.
+    The same rows in the same order give the same batches, however they were cut into chunks.
+    """
+    waiting, count = [], 0
+    for chunk in chunks:
+        size = len(chunk["id"])
+        while size:
+            taken = min(size, pool_rows - count)
+            waiting.append({name: values[:taken] for name, values in chunk.items()})
+            chunk = {name: values[taken:] for name, values in chunk.items()}
+            size, count = size - taken, count + taken
+            if count == pool_rows:
+                yield from cut(join(waiting), batch_size, random)
+                waiting, count = [], 0
+    if waiting:
+        yield from cut(join(waiting), batch_size, random)
+
+
+def join(chunks):
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def cut(pool, batch_size, random):
+    order = random.permutation(len(pool["id"]))
+    for start in range(0, len(order), batch_size):
+        yield {name: values[order[start : start + batch_size]] for name, values in pool.items()}

@@ -1,0 +1,41 @@
+"""Which settings make no sense. As a program it checks a config without loading Petastorm: python settings.py CONFIG.yaml NUM_WORKERS"""
+
+import sys
+
+from runrecord import load_config
+
+CHOICES = {
+    "task": ["flights", "digits", "tensorflow"], "reader": ["batch", "row", "converter", "arrow"], "pool": ["thread", "process", "dummy"],
+    "cache": ["none", "local-disk"],
+}  # fmt: skip
+
+
+def check_settings(config, num_workers=None):
+    """Returns the config, or raises SystemExit with the value, what was expected and what to do."""
+    for key, known in CHOICES.items():
+        if getattr(config, key) not in known:
+            raise SystemExit(f"{key}={getattr(config, key)!r} is unknown; expected one of: {', '.join(known)}")
+    for key in ("num_epochs", "num_shards", "shuffle_rows", "rows_per_chunk", "num_loader_workers", "width"):
+        if getattr(config, key) < 1:
+            raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 1")
+    if config.task == "digits" and config.reader != "row":
+        raise SystemExit(f"reader={config.reader} cannot decode the tensors of the digits store: use recipe.reader=row")
+    if config.task == "tensorflow" and config.reader != "batch":
+        raise SystemExit(
+            f"reader={config.reader} with task=tensorflow: only make_batch_reader feeds make_petastorm_dataset here"
+        )
+    if config.global_batch_size % config.num_shards:
+        raise SystemExit(
+            f"global_batch_size={config.global_batch_size} cannot be divided among num_shards={config.num_shards}; choose a multiple"
+        )
+    if num_workers and config.num_shards % num_workers:
+        raise SystemExit(
+            f"num_shards={config.num_shards} cannot be divided among {num_workers} workers: each needs as many shards as the others. "
+            f"Choose recipe.num_shards={-(-config.num_shards // num_workers) * num_workers}"
+        )
+    return config
+
+
+if __name__ == "__main__":
+    *config_words, num_workers = sys.argv[1:]
+    check_settings(load_config(config_words), int(num_workers))

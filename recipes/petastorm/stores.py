@@ -1,0 +1,48 @@
+"""Where the training rows are read from: the store as it is, or what Spark's converter makes of a data frame."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import torch.distributed as dist
+
+
+@contextlib.contextmanager
+def open_store(config, manifest):
+    """The folder of the training rows. With reader=converter it exists for the time of the block only."""
+    folder = f"{config.data_dir}/train"
+    if config.reader != "converter":
+        yield folder
+        return
+    answer, converter, spark = [None], None, None
+    if dist.get_rank() == 0:  # Distributed: one rank runs Spark, the others only need to know where the result is.
+        converter, spark = convert(folder, manifest, config)
+        answer = [unquote(urlparse(converter.cache_dir_url).path)]
+    dist.broadcast_object_list(answer, 0)
+    yield answer[0]
+    # Distributed: nobody may still be reading.
+    dist.barrier()
+    if converter:
+        converter.delete()
+        spark.stop()
+
+
+def convert(folder, manifest, config):
+    """(converter, Spark session) of a data frame of the training rows: `make_spark_converter` writes it once, as Parquet."""
+    from petastorm.spark import SparkDatasetConverter, make_spark_converter
+    from pyspark.sql import SparkSession
+
+    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    cache = Path(config.output_dir).absolute() / "scratch/converter"
+    cache.mkdir(parents=True, exist_ok=True)
+    spark = (
+        SparkSession.builder.master("local[1]").appName("petastorm").config("spark.ui.enabled", False).config("spark.ui.showConsoleProgress", False)
+        .config(SparkDatasetConverter.PARENT_CACHE_DIR_URL_CONF, cache.as_uri()).getOrCreate()
+    )  # fmt: skip
+    frame = spark.read.parquet(folder).select("id", "late", *manifest["features"])
+    # Several files, so that there is a row group for each shard.
+    frame = frame.repartitionByRange(4 * config.num_shards, "id").sortWithinPartitions("id")
+    return make_spark_converter(frame, parquet_row_group_size_bytes=8 << 20), spark

@@ -1,0 +1,168 @@
+"""What only the Petastorm recipe can do, run for real through the driver. (A killed worker: the contract tests.)"""
+
+import json
+import subprocess
+
+import pytest
+
+from cookbook.eject import compose_recipe
+from tests.helpers import ROOT, run_cookbook
+
+SHORT = ["recipe=petastorm", *compose_recipe("petastorm")[0]["recipe"]["driver"]["short"]]
+
+
+def digests(content):
+    return {worker["digest"] for worker in content["workers"]}
+
+
+def test_every_row_reaches_one_worker_although_row_groups_do_not_divide_evenly(undisturbed):
+    content, _, _ = undisturbed(*SHORT)
+    rows = content["dataset"]["rows"]["train"]
+    assert content["num_rows"] == 4 * rows, "evidence has counted each id once in each epoch"
+    # What became of the flights before that: those that never arrived have no label, and are not in the store.
+    account = content["account"]
+    assert account["read"] == 67_356 == account["good"] + account["quarantined"]
+    assert account["good"] == sum(content["dataset"]["rows"].values())
+    first, second = (worker["samples"] for worker in content["workers"])
+    assert first + second == 4 * rows
+    assert abs(first - second) > 4 * 1000, "seven row groups for two workers: one has more"
+    assert content["metrics"]["eval/auc"] >= 0.65
+
+
+@pytest.mark.parametrize(
+    "words", [["recipe.reader=arrow"], ["recipe.reader=row"], ["recipe.pool=dummy", "recipe.cache=local-disk"]], ids=str
+)
+def test_another_reader_trains_the_same_network(undisturbed, tmp_path, words):
+    content, folder, _ = run_cookbook(*SHORT, *words, output_root=tmp_path)
+    assert digests(content) == digests(undisturbed(*SHORT)[0])
+    assert not (folder / "scratch").exists()
+
+
+MANY_TIMES = """
+import json, sys
+from pathlib import Path
+from types import SimpleNamespace
+sys.path.insert(0, sys.argv[1])
+from readers import chunks_of
+manifest = json.loads(Path(sys.argv[2], "manifest.json").read_text())
+lost = 0
+for pool in ("thread", "dummy"):
+    config = SimpleNamespace(seed=0, reader="batch", pool=pool, num_loader_workers=1, prefetch_chunks=4, cache="none", output_dir="")
+    for _ in range(100):
+        lost += sum(len(chunk["id"]) for chunk in chunks_of(sys.argv[2] + "/train", config, manifest, 0, 1, 0)) != manifest["rows"]["train"]
+print(json.dumps(lost))
+"""
+
+
+def test_no_reader_ends_before_its_last_row(undisturbed, recipe_python):
+    """Petastorm's thread pool alone loses row groups in a quarter of such short reads: see `whole` in readers.py."""
+    content, _, _ = undisturbed(*SHORT)
+    words = [
+        recipe_python("petastorm"),
+        "-W",
+        "ignore",
+        "-c",
+        MANY_TIMES,
+        ROOT / "recipes/petastorm",
+        content["dataset"]["folder"],
+    ]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == 0
+
+
+def test_spark_converter(undisturbed, tmp_path):
+    """Spark writes the rows anew, in other row groups: another order, each row once all the same."""
+    content, _, _ = run_cookbook(
+        "recipe=petastorm", "scale.keep_every=5", "recipe.num_epochs=2", "recipe.reader=converter", output_root=tmp_path
+    )
+    assert content["num_rows"] == 2 * content["dataset"]["rows"]["train"]
+    assert content["metrics"]["eval/auc"] >= 0.6
+
+
+def test_a_predicate_leaves_only_the_rows_that_were_asked_for(tmp_path):
+    words = [
+        "recipe=petastorm",
+        "scale.keep_every=5",
+        "scale.max_rows=9000",
+        "recipe.num_epochs=1",
+        "recipe.pool=process",
+    ]
+    content, _, _ = run_cookbook(*words, output_root=tmp_path)
+    assert content["num_rows"] == 9000
+
+
+def test_tensors(tmp_path):
+    content, _, _ = run_cookbook("recipe=petastorm", "recipe.task=digits", output_root=tmp_path)
+    assert content["metrics"]["eval/accuracy"] >= 0.95
+    assert content["num_rows"] == 40 * content["dataset"]["rows"]["train"]
+
+
+def test_both_codecs_give_back_what_was_put_in(recipe_python, undisturbed, tmp_path):
+    folder = tmp_path / "digits_store"
+    python, words = recipe_python("petastorm"), ["test_fraction=0.2", "rows_per_group=300", "seed=0"]
+    subprocess.run([python, ROOT / "data/digits_store.py", folder, *words], check=True, capture_output=True)
+    script = """
+import json, sys
+import numpy as np
+from petastorm import make_reader
+from sklearn.datasets import load_digits
+known = {image.tobytes(): label for image, label in zip((load_digits().images / 16).astype(np.float32), load_digits().target)}
+right = rows = 0
+with make_reader("file://" + sys.argv[1] + "/train", reader_pool_type="dummy") as reader:
+    for row in reader:
+        rows += 1
+        right += known[row.image.tobytes()] == row.label and (row.picture == np.kron(row.image * 255, np.ones((4, 4))).astype(np.uint8)).all()
+print(json.dumps([rows, int(right)]))
+"""
+    done = subprocess.run([python, "-W", "ignore", "-c", script, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows, right = json.loads(done.stdout.splitlines()[-1])
+    assert rows == right == json.loads((folder / "manifest.json").read_text())["rows"]["train"] == 1438
+
+
+def test_tensorflow(tmp_path):
+    content, _, _ = run_cookbook(
+        "recipe=petastorm", "recipe.task=tensorflow", "scale.keep_every=5", "recipe.num_epochs=2", output_root=tmp_path
+    )
+    assert content["num_rows"] == 2 * content["dataset"]["rows"]["train"]
+    assert content["metrics"]["eval/auc"] >= 0.65
+    assert len(digests(content)) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (
+            ["recipe.task=digits", "recipe.reader=batch"],
+            "reader=batch cannot decode the tensors of the digits store: use recipe.reader=row",
+        ),
+        (["recipe.task=tensorflow", "recipe.reader=row"], "only make_batch_reader feeds make_petastorm_dataset here"),
+        (["cluster.num_workers=3"], "num_shards=2 cannot be divided among 3 workers"),
+        (["recipe.global_batch_size=63"], "cannot be divided among num_shards=2"),
+        (["recipe.reader=csv"], "reader='csv' is unknown; expected one of: batch, row, converter, arrow"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path, words, text):
+    _, _, output = run_cookbook("recipe=petastorm", *words, output_root=tmp_path, status=1)
+    assert text in output
+
+
+def test_fewer_row_groups_than_shards(tmp_path):
+    words = ["recipe=petastorm", "scale.keep_every=5", "recipe.num_shards=8"]
+    _, _, output = run_cookbook(*words, output_root=tmp_path, status=1)
+    assert "7 row groups, too few for num_shards=8" in output
+
+
+def test_a_spoilt_row_group_is_noticed_before_anything_is_trained(tmp_path, undisturbed):
+    content, _, _ = undisturbed(*SHORT)
+    store = ROOT / content["dataset"]["folder"]
+    path = store / "train/part-00003.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000] + b"\xff" * 24 + whole[1024:])
+    try:
+        _, folder, output = run_cookbook(*SHORT, output_root=tmp_path, status=1)
+    finally:
+        path.write_bytes(whole)
+    assert "train/part-00003.parquet has other content than when it was built" in output
+    assert not (folder / "workers").exists()
