@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import socket
 import time
 import zipfile
@@ -11,6 +12,7 @@ from pathlib import Path
 import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin
 
+import runrecord
 from runrecord import RunRecord
 
 
@@ -76,11 +78,13 @@ def whereabouts(dask_worker):
 
 
 def modules_in(folder):
-    """A zip file of this recipe's modules, which Python can import from."""
+    """A zip file of what the tasks are made of, which Python can import from. Dask imports each module in it, on the scheduler too."""
     path = Path(folder) / "modules.zip"
+    programs = re.compile(r"main|benchmark|test_")
     with zipfile.ZipFile(path, "w") as archive:
-        for module in Path(__file__).parent.glob("*.py"):
-            archive.write(module, module.name)
+        for module in [Path(runrecord.__file__), *sorted(Path(__file__).parent.glob("*.py"))]:
+            if not programs.match(module.name):
+                archive.write(module, module.name)
     return str(path)
 
 
