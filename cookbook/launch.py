@@ -172,13 +172,16 @@ def spark_submit(config, recipe_dir, python, run_dir):
     environment = worker_environment(config, python) | {"PYSPARK_PYTHON": str(python)}
     own = {"spark.executor.instances": cluster["num_workers"], "spark.executor.cores": threads}
     own["spark.cores.max"] = cluster["num_workers"] * threads
+    own["spark.executor.memory"] = (
+        f"{memory}m"  # not --executor-memory: spark-submit drops that one for an embedded cluster
+    )
     if master:
-        argv += [master, "--executor-memory", f"{memory}m"]
+        argv += [master]
         if not is_here(master):
             # A standalone cluster's secret is Spark's to find, in _SPARK_AUTH_SECRET; Kubernetes and YARN make their own.
             own |= {"spark.authenticate": True, "spark.network.crypto.enabled": True}
     else:
-        argv += [f"local-cluster[{cluster['num_workers']},{threads},{memory}]", "--executor-memory", f"{memory}m"]
+        argv += [f"local-cluster[{cluster['num_workers']},{threads},{memory}]"]
         own |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
         scratch = str(run_dir / "scratch")
         environment |= {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_DIRS": scratch, "SPARK_WORKER_DIR": scratch}

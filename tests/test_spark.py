@@ -11,6 +11,7 @@ import sys
 import time
 from urllib.parse import urlparse
 
+import psutil
 import pytest
 
 from cookbook import ROOT, processes
@@ -59,9 +60,10 @@ def test_every_line_is_good_or_quarantined_where_it_stands(undisturbed, recipe_p
 
 def test_a_killed_executor_changes_no_result(undisturbed, tmp_path):
     expected, _, _ = undisturbed(*SMALL)
-    driver = Driver(*SMALL, output_root=tmp_path)
+    driver = Driver(*SMALL, "recipe.memory_mb=700", output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["step"] == 2 for e in driver.events()))
     lost = driver.pid_of(1)
+    assert "-Xmx700M" in psutil.Process(lost).cmdline(), "the executor has the heap that was asked for"
     os.kill(lost, signal.SIGKILL)
     status, output = driver.end(400)
     assert status == 0, output
