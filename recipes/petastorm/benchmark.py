@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import pyarrow.parquet as pq
 sys.path.insert(0, sys.argv[1])
-from readers import chunks_of, columns_of
+from readers import chunks_of, columns_of, leave
 manifest = json.loads((Path(sys.argv[2]) / "manifest.json").read_text())
 store, names = sys.argv[2] + "/train", columns_of(manifest)
 plain = dict(seed=0, pool="thread", num_loader_workers=1, prefetch_chunks=4, cache="none", rows_per_chunk=1024, output_dir=sys.argv[3], cache_mb=1000)
@@ -52,6 +52,7 @@ for repeat in range(int(sys.argv[4]) + 1):
         if repeat:  # the first one warms up, and fills the cache
             seconds[name].append(time.perf_counter() - started)
 print("RESULT", json.dumps({name: manifest["rows"]["train"] / statistics.median(values) for name, values in seconds.items()}), flush=True)
+leave()
 """
 
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from model import make_network, scores_of, sum_of_losses
-from readers import batches_of, check_row_groups, chunks_of
+from readers import batches_of, check_row_groups, chunks_of, leave
 from runrecord import RunRecord, load_config
 from settings import check_settings
 from stores import open_store
@@ -158,3 +158,4 @@ def load_checkpoint(network, optimizer, config):
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -24,7 +24,7 @@ from petastorm import make_batch_reader
 from petastorm.tf_utils import make_petastorm_dataset
 from sklearn.metrics import roc_auc_score
 
-from readers import check_row_groups, columns_of, reader_settings, whole
+from readers import check_row_groups, columns_of, leave, reader_settings, whole
 from runrecord import RunRecord, load_config
 from settings import check_settings
 
@@ -180,3 +180,4 @@ def load_checkpoint(model, optimizer, config):
 
 if __name__ == "__main__":
     main()
+    leave()
