@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import subprocess
 
 import pytest
 
@@ -133,3 +135,16 @@ def test_settings_that_make_no_sense(tmp_path, words, text):
     _, folder, output = run_cookbook("recipe=horovod", *words, output_root=tmp_path, status=1)
     assert text in output
     assert folder is None, "refused before any work"
+
+
+@pytest.mark.parametrize("variant", [None, "tensorflow"])
+def test_the_compiled_wheel_does_not_need_the_environment_that_it_was_compiled_in(recipe_python, variant):
+    """It is shared by all checkouts: what it is linked with is looked for beside it first, wherever it is installed."""
+    packages = recipe_python("horovod", variant).parent.parent / "lib"
+    libraries = sorted(packages.glob("python3.*/site-packages/horovod/*/*.so"))
+    assert libraries
+    for library in libraries:
+        text = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+        paths = re.search(r"Library runpath: \[(.*)\]", text)[1].split(":")
+        assert paths[0] == "$ORIGIN/../../../..", library
+        assert (library.parent / "../../../..").resolve() == packages.resolve()

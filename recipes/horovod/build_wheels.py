@@ -23,6 +23,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 FRAMEWORKS = {"PYTORCH": ["torch"], "TENSORFLOW": ["tensorflow", "tensorflow-cpu"]}
 
+# The compiler that the build calls. Horovod's sdist sets C++14, torch's headers need C++17: the last flag wins. The paths lead from
+# horovod/<framework>/ to what it is linked with in whichever environment it is installed; left alone, the build notes the place of the
+# one that it was made in, and all others lose MPI and Gloo with that one.
+WRAPPER = """#!/bin/sh
+exec {compiler} '-Wl,-rpath,$ORIGIN/../../../..:$ORIGIN/../../torch/lib:$ORIGIN/../../tensorflow' "$@" -std=gnu++17
+"""
+
 
 def installed_version(names):
     """The version of the first of these packages that is installed, or None."""
@@ -49,7 +56,7 @@ def wheel_folder(cache, requirement, switches):
     """Where the wheel for exactly this environment is kept."""
     versions = [f"{names[0]}-{v}" for names in FRAMEWORKS.values() if (v := installed_version(names))]
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}-{platform.system()}-{platform.machine()}".lower()
-    key = hashlib.sha256(repr(sorted(switches.items())).encode()).hexdigest()[:8]
+    key = hashlib.sha256((WRAPPER + repr(sorted(switches.items()))).encode()).hexdigest()[:8]
     return cache / "-".join([requirement.replace("==", "-"), *versions, tag, key])
 
 
@@ -64,8 +71,8 @@ def build(requirement, folder, switches):
         raise SystemExit(f"Horovod has to be compiled, and this machine lacks: {'; '.join(missing)}")
     with tempfile.TemporaryDirectory(prefix="horovod-build-") as scratch:
         scratch = Path(scratch)
-        wrapper = scratch / "cxx17"  # Horovod's sdist sets C++14, torch's headers need C++17: the last flag wins
-        wrapper.write_text(f'#!/bin/sh\nexec {compiler} "$@" -std=gnu++17\n')
+        wrapper = scratch / "cxx17"
+        wrapper.write_text(WRAPPER.format(compiler=compiler))
         wrapper.chmod(0o755)
         environment = {
             **os.environ, **switches, "CXX": str(wrapper), "MAKEFLAGS": f"-j{os.cpu_count()}",
