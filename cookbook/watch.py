@@ -6,8 +6,10 @@ import time
 import psutil
 
 from cookbook import UserError
-from cookbook.processes import has_mark
+from cookbook.processes import has_mark, marked
 from runrecord import parse_line
+
+LOOK_SECONDS = 0.5  # between two looks at all processes of the machine, until the first worker has spoken
 
 
 class Watcher:
@@ -18,7 +20,7 @@ class Watcher:
         self.folder, self.mark, self.stage, self.num_workers = run_dir / "workers", mark, stage, num_workers
         self.stall_timeout_seconds = stall_timeout_seconds
         self.seen_pids, self.first_start = set(), None
-        self._numbers, self._last_news = {}, time.monotonic()
+        self._numbers, self._last_news, self._looked = {}, time.monotonic(), 0.0
         self._who, self._where = {}, {}  # record -> its start; process -> (epoch, step) of its last rows
         # What an earlier try of this run wrote is not news.
         self._offsets = {path: path.stat().st_size for path in self.folder.glob("*.jsonl")}
@@ -36,9 +38,16 @@ class Watcher:
                     self._take(path, event)
         if not self.first_start:
             self.stage.update(f"starting {self.num_workers} workers")
+            self._look_around()
         silence = time.monotonic() - self._last_news
         if silence > self.stall_timeout_seconds:
             raise UserError(self._stall(silence))
+
+    def _look_around(self):
+        """Sees the run's processes before they say anything: one with little to do may be gone when its first words are read."""
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            self.seen_pids |= {process.pid for process in marked(self.mark)}
+            self._looked = time.monotonic()
 
     def _take(self, path, event):
         if event["event"] == "start":
