@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import yaml
 
 from cookbook import ROOT
 from cookbook.eject import compose_recipe, eject
+from cookbook.environments import uv, uv_environment
 from runrecord import read_records
 from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook
 
@@ -230,9 +232,14 @@ def test_an_ejected_recipe_runs_by_itself(recipe, tmp_path, recipe_python):
     environment = {
         name: value for name, value in CLEAN.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV", "COOKBOOK_CACHE")
     }
-    environment["PATH"] = os.pathsep.join(
-        p for p in environment["PATH"].split(os.pathsep) if not p.startswith(str(ROOT))
-    )
+    folders = [p for p in environment["PATH"].split(os.pathsep) if not p.startswith(str(ROOT))]
+    folders = [p for p in folders if not Path(p, "uv").exists()]
+    if recipe != RECIPES[0]:  # one of them is installed by pip, the others by uv, which is much faster
+        (tmp_path / "bin").mkdir()
+        shutil.copy(uv(), tmp_path / "bin/uv")
+        folders.insert(0, str(tmp_path / "bin"))
+        environment |= uv_environment()
+    environment["PATH"] = os.pathsep.join(folders)
     hidden = hide_repository()
     try:
         done = subprocess.run(
