@@ -20,6 +20,35 @@ import psutil
 from cookbook import ROOT
 from cookbook.launch import ALLOCATOR
 
+# Plain data-parallel training by torchrun. Arguments: folder of model.py, dataset, global batch, steps, width; RESULT: when each step began.
+BARE_DDP = """
+import json, sys, time
+import numpy as np, torch, torch.distributed as dist
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+sys.path.insert(0, sys.argv[1])
+from model import torch_network
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+images = np.load(sys.argv[2] + "/train_images.npy", mmap_mode="r"); labels = np.load(sys.argv[2] + "/train_labels.npy", mmap_mode="r")
+batch, steps = int(sys.argv[3]), int(sys.argv[4])
+model = DistributedDataParallel(torch_network(images.shape[3], 10, int(sys.argv[5])))
+optimizer = torch.optim.SGD(model.parameters(), 0.03, 0.9, nesterov=True)
+order, times = np.random.default_rng(0).permutation(len(labels)), []
+for step in range(steps):
+    ids = order[step * batch : (step + 1) * batch][dist.get_rank() :: dist.get_world_size()]
+    x = torch.from_numpy(images[ids].astype(np.float32) / 255).permute(0, 3, 1, 2)
+    times.append(time.time())
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), torch.from_numpy(np.asarray(labels[ids]))).backward()
+    optimizer.step()
+if dist.get_rank() == 0:
+    print("RESULT", json.dumps(times), flush=True)
+dist.barrier()
+time.sleep(0.2)
+dist.destroy_process_group()
+"""
+
 
 def run_recipe(recipe, num_workers, *words, root):
     """One run through the driver; returns its run.json."""

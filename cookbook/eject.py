@@ -44,9 +44,9 @@ def eject(recipe, target, overrides=()):
     shutil.rmtree(partial, ignore_errors=True)
     ignored = shutil.ignore_patterns("README.md", "benchmark*", "__pycache__")
     shutil.copytree(source, partial, ignore=ignored)
-    for module in (ROOT / "runrecord").glob("*.py"):
-        if module.stem == "runrecord" or module.stem in process.argv:  # tfrun, where it starts the workers
-            shutil.copy(module, partial)
+    own_launcher = {"tfrun", "rayrun"} & set(process.argv)
+    for name in ["runrecord", *own_launcher, *(["loopback"] if own_launcher else [])]:
+        shutil.copy(ROOT / f"runrecord/{name}.py", partial)
     (partial / "dataset").mkdir()
     for file in datasets.builder_files(config["data"]["builder"]) if config["data"]["builder"] else []:
         shutil.copy(file, partial / "dataset")

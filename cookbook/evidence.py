@@ -61,7 +61,7 @@ def judge(records, asked):
         worker = _describe(events)
         worker["samples"] = (worker["samples"] or 0) + told.get(worker["pid"], 0) if ended else worker["samples"]
         (verdict.workers if ended else verdict.lost).append(worker)
-    verdict.workers.sort(key=lambda worker: worker["rank"])
+    verdict.workers.sort(key=lambda worker: (worker.get("phase", 0), worker["rank"]))
     verdict.services = [_describe(events) for events in services]
     verdict.worlds = _worlds(current)
     verdict.curves, verdict.curve_seconds = _curves(records)
@@ -146,29 +146,17 @@ def _errors(current):
 
 
 def _membership(verdict, asked):
-    """As many workers as asked for, each a process of its own, each with work done."""
+    """As many workers as asked for, each a process of its own, each with work done; in each phase, where there are several."""
     problems = []
-    ranks = [worker["rank"] for worker in verdict.workers]
-    started = {worker["rank"] for worker in verdict.workers + verdict.lost}
-    expected = verdict.workers[0]["world_size"] if asked.elastic and verdict.workers else asked.num_workers
-    for rank in range(expected):
-        if ranks.count(rank) == 0:
-            what = "started but did not finish" if rank in started else "never started"
-            problems.append(f"rank {rank} of {expected} {what}")
-        elif ranks.count(rank) > 1:
-            problems.append(f"rank {rank} was taken by {ranks.count(rank)} processes")
-    if extra := sorted(set(ranks) - set(range(expected))):
-        problems.append(f"ranks {extra} worked although only {expected} workers were expected")
-    sizes = {worker["world_size"] for worker in verdict.workers}
-    if sizes and sizes != {expected}:
-        problems.append(f"the workers saw world sizes {sorted(sizes)}, expected {expected}")
+    phases = sorted({worker.get("phase", 0) for worker in verdict.workers + verdict.lost}) or [0]
+    for phase in phases:
+        where = f" in phase {phase}" if len(phases) > 1 else ""
+        workers, lost = ([w for w in some if w.get("phase", 0) == phase] for some in (verdict.workers, verdict.lost))
+        problems += [problem + where for problem in _world(workers, lost, asked)]
     if not asked.elastic and len(verdict.worlds) > 1:
         problems.append(f"world sizes {' -> '.join(map(str, verdict.worlds))} in a run that is not elastic")
     if asked.elastic and asked.num_workers > 1 and max(verdict.worlds, default=0) < 2:
         problems.append(f"never more than one worker at a time, although {asked.num_workers} were asked for")
-    processes = {(worker["host"], worker["pid"]) for worker in verdict.workers}
-    if len(processes) < len(verdict.workers):
-        problems.append(f"{len(verdict.workers)} ranks, but only {len(processes)} processes")
     for worker in verdict.workers:
         # Who joined late, or went on from the very end, has nothing left to do; whether all was done, the other rules tell.
         excused = asked.elastic or (asked.resumed and not any(other["samples"] for other in verdict.workers))
@@ -178,6 +166,29 @@ def _membership(verdict, asked):
             problems.append(
                 f"rank {worker['rank']} claims process {worker['pid']}, which the operating system never showed in this run"
             )
+    return problems
+
+
+def _world(workers, lost, asked):
+    """What is wrong with the ranks of one world."""
+    problems = []
+    ranks = [worker["rank"] for worker in workers]
+    started = {worker["rank"] for worker in workers + lost}
+    expected = workers[0]["world_size"] if asked.elastic and workers else asked.num_workers
+    for rank in range(expected):
+        if ranks.count(rank) == 0:
+            what = "started but did not finish" if rank in started else "never started"
+            problems.append(f"rank {rank} of {expected} {what}")
+        elif ranks.count(rank) > 1:
+            problems.append(f"rank {rank} was taken by {ranks.count(rank)} processes")
+    if extra := sorted(set(ranks) - set(range(expected))):
+        problems.append(f"ranks {extra} worked although only {expected} workers were expected")
+    sizes = {worker["world_size"] for worker in workers}
+    if sizes and sizes != {expected}:
+        problems.append(f"the workers saw world sizes {sorted(sizes)}, expected {expected}")
+    processes = {(worker["host"], worker["pid"]) for worker in workers}
+    if len(processes) < len(workers):
+        problems.append(f"{len(workers)} ranks, but only {len(processes)} processes")
     return problems
 
 

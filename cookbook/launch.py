@@ -207,6 +207,32 @@ def dask_client(config, recipe_dir, python, run_dir):
     return [Process("dask", [*argv, f"num_workers={cluster['num_workers']}"], environment)]
 
 
+def rayrun(config, recipe_dir, python, run_dir):
+    """A program that is a client of Ray ("Ray Jobs", "Starting Ray" in its documentation): on an instance that `rayrun` starts for it, or
+    on the running cluster whose address Ray finds in its environment."""
+    recipe, cluster = config["recipe"], config["cluster"]
+    environment = worker_environment(config, python)
+    program = [str(program_of(recipe_dir, recipe["driver"].get("variant"))), str(run_dir / "config.yaml")]
+    program += [f"num_workers={cluster['num_workers']}"]
+    if address := cluster["ray_address"]:
+        # Who asks a cluster for anything shows its token: RAY_AUTH_TOKEN, or the file that `ray get-auth-token` writes.
+        own = (
+            {"RAY_ADDRESS": address} if is_here(f"//{address}") else {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"}
+        )
+        return [Process("ray", [str(python), *program], environment | own)]
+    num_cpus = cluster["num_workers"] * cluster["num_threads_per_worker"] + recipe["num_data_cpus"]
+    argv = [
+        str(python),
+        "-m",
+        "rayrun",
+        "--num-cpus",
+        str(num_cpus),
+        "--object-store-mb",
+        str(recipe["object_store_mb"]),
+    ]
+    return [Process("rayrun", [*argv, "--temp-dir", str(run_dir / "scratch/ray"), *program], environment)]
+
+
 def is_here(address):
     return re.search(r"//(localhost|127\.[0-9.]+|\[::1\])(:|/|$)", address) is not None
 
@@ -217,4 +243,6 @@ def check_encrypted(address, wanted, setting, hint):
         raise UserError(f"{setting}={address} leaves this machine unencrypted: expected {wanted}...; {hint}")
 
 
-LAUNCHERS = {launcher.__name__: launcher for launcher in (horovodrun, torchrun, tf_config, spark_submit, dask_client)}
+LAUNCHERS = {
+    launcher.__name__: launcher for launcher in (horovodrun, torchrun, tf_config, spark_submit, dask_client, rayrun)
+}

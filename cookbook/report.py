@@ -102,9 +102,12 @@ def tables_of(folder):
 def pictures_of(folder):
     """[(name, image element), ...] of the pictures that the recipe has left."""
     found = []
-    for path in sorted(Path(folder).glob("pictures/*.svg")):
+    kinds = {".svg": "svg+xml", ".png": "png", ".gif": "gif"}
+    for path in sorted(path for path in Path(folder).glob("pictures/*") if path.suffix in kinds):
         data = base64.b64encode(path.read_bytes()).decode()
-        found.append((path.stem, f'<img src="data:image/svg+xml;base64,{data}" alt="{html.escape(path.stem)}">'))
+        found.append(
+            (path.stem, f'<img src="data:image/{kinds[path.suffix]};base64,{data}" alt="{html.escape(path.stem)}">')
+        )
     return found
 
 

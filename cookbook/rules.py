@@ -3,6 +3,8 @@
 Each takes the records, the verdict so far and what was asked, and returns what is wrong, in sentences.
 """
 
+import math
+
 
 def rows_once_per_epoch(records, verdict, asked):
     """Each training row was taken exactly once in each epoch, over all workers and all tries of this run."""
@@ -102,6 +104,27 @@ def every_row_accounted_for(records, verdict, asked):
     return problems
 
 
+def trials_counted_once(records, verdict, asked):
+    """Each trial of a search ended once, and trained its epochs one after the other, none of them twice."""
+    # Who goes on with a run tells of the earlier searches again: the newest program's word counts.
+    told = [events for events in records if any(event["event"] == "trial" for event in events)]
+    if not told:
+        return ["nobody told of any trial"]
+    last = max(told, key=lambda events: events[0]["time"])
+    trials = [event for event in last if event["event"] == "trial"]
+    problems, seen = [], set()
+    for trial in trials:
+        key = trial["phase"], trial["id"]
+        if key in seen:
+            problems.append(f"trial {trial['id']} was counted twice")
+        seen.add(key)
+        if trial["epochs"] != list(range(1, len(trial["epochs"]) + 1)):
+            problems.append(f"trial {trial['id']} did not train its epochs one after the other: {trial['epochs']}")
+        if not math.isfinite(trial["score"]):
+            problems.append(f"trial {trial['id']} ended with the score {trial['score']}")
+    return problems[:10]
+
+
 def same_parameters(records, verdict, asked):
     """All data-parallel ranks end with bit-identical parameters."""
     digests = {worker["digest"] for worker in verdict.workers}
@@ -140,6 +163,7 @@ RULES = {
         rows_once_per_epoch_on_each_rank,
         enough_rows_per_epoch,
         every_row_accounted_for,
+        trials_counted_once,
         same_parameters,
         parameters_are_divided,
     )

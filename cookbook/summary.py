@@ -15,8 +15,11 @@ def print_summary(content, page):
     ok, metrics, seconds = content["status"] == "ok", content["metrics"], content["seconds"]
     lines = [("result", "ok" if ok else f"FAILED: {content['reason']}")]
     if content["workers"]:
+        several = len({worker.get("phase") for worker in content["workers"]}) > 1
         where = ", ".join(
-            f"rank {w['rank']}: {w['host']} pid {w['pid']}, {w['samples'] or 0:,} samples" for w in content["workers"]
+            (f"phase {w['phase']} " if several else "")
+            + f"rank {w['rank']}: {w['host']} pid {w['pid']}, {w['samples'] or 0:,} samples"
+            for w in content["workers"]
         )
         lines.append(("workers", f"{content['world_size']} ({where})"))
     if content["worlds"][1:]:

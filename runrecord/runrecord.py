@@ -5,7 +5,8 @@ a `main.py`. Who reads the records decides from them alone whether the run count
 
 Events, each with `event` and `time` (seconds since 1970):
 
-    start       rank, world_size, local_rank, host, pid, role, attempt, and facts such as device and versions
+    start       rank, world_size, local_rank, host, pid, role, attempt, and facts such as device and versions; phase, where parts of
+                the run (seeds, searchers) have workers of their own
     world       rank, world_size: the membership changed while this process lived (elastic training)
     restore     epoch, step, generation: the run goes on from this position; rows that earlier generations recorded for
                 it and for later ones are void
@@ -13,6 +14,7 @@ Events, each with `event` and `time` (seconds since 1970):
                 that the worker in that process took, as it told this one)
     work        count: other pieces of work that this worker has done
     account     read, good, quarantined: what became of all rows of the input
+    trial       phase, id, epochs, score: a trial of a search has ended; epochs: the list of those that it has trained
     parameters  held, total: how many of the model's parameters this worker keeps
     metric      name, value, unit, epoch, step
     progress    done, total, text
@@ -125,6 +127,10 @@ class RunRecord:
     def account(self, read, good, quarantined):
         """What became of the rows of the input, all of them, whichever worker took them."""
         self._write("account", read=read, good=good, quarantined=quarantined)
+
+    def trial(self, phase, id, epochs, score):
+        """A trial of a search as it has ended: the numbers of its epochs, in order, and its best score."""
+        self._write("trial", phase=phase, id=id, epochs=epochs, score=float(score))
 
     def parameters(self, held, total):
         """How many parameters this worker keeps in its memory, of the whole model's `total`."""

@@ -12,16 +12,16 @@ takes a network of its own that has loopback only (Linux). With --port or TFRUN_
 
 import argparse
 import ctypes
-import fcntl
 import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
+
+from loopback import leave_network
 
 GRACE_SECONDS = 10  # between SIGTERM and SIGKILL
 
@@ -56,29 +56,6 @@ def main(argv=None):
     except Stopped as signal_name:
         say(f"ended by {signal_name}")
         return 128 + signal.Signals[str(signal_name)]
-
-
-def leave_network():
-    """Moves this process, and those it will start, into a network with nothing but loopback; returns why not, or None."""
-    if sys.platform != "linux":
-        return "that takes Linux"
-    new_network, new_user, user, group = 0x40000000, 0x10000000, os.getuid(), os.getgid()  # CLONE_NEWNET, CLONE_NEWUSER
-    try:
-        if ctypes.CDLL(None, use_errno=True).unshare(new_network | (new_user if user else 0)):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        if user:  # who is not root may do so as "root" of a user namespace, and stays who he is for everything else
-            for name, text in (
-                ("setgroups", "deny"),
-                ("uid_map", f"{user} {user} 1"),
-                ("gid_map", f"{group} {group} 1"),
-            ):
-                with open(f"/proc/self/{name}", "w") as file:
-                    file.write(text)
-        with socket.socket() as sock:
-            up = struct.pack("16sh", b"lo", 0x41)  # IFF_UP | IFF_RUNNING
-            fcntl.ioctl(sock, 0x8914, up)  # SIOCSIFFLAGS
-    except OSError as error:
-        return str(error)
 
 
 def parse(argv):

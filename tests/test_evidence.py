@@ -361,3 +361,45 @@ def test_rows_that_nobody_accounts_for(tmp_path, monkeypatch, account, problem):
     if not problem:
         assert verdict.account == {"read": 50, "good": 48, "quarantined": 2}
         assert verdict.num_rows == 50
+
+
+def write_search(folder, trials, workers=((0, 0), (0, 1), (1, 0), (1, 1))):
+    """The record of a program that has searched in two phases, with its worker processes [(phase, rank), ...]."""
+    with RunRecord(folder, 0, 1, role="driver") as run:
+        for phase, name, epochs, score in trials:
+            run.trial(phase, name, epochs, score)
+    for number, (phase, rank) in enumerate(workers):
+        with RunRecord(folder, rank, 2, pid=5000 + number, phase=phase) as run:
+            run.work(3)
+
+
+GOOD_TRIALS = [(0, "a", [1, 2, 3], 0.9), (0, "b", [1, 2, 3], 0.8), (1, "a", [1, 2], 0.7)]
+
+
+def test_a_search_as_it_should_be_counts(tmp_path):
+    write_search(tmp_path, GOOD_TRIALS)
+    verdict = judge(tmp_path, proof=("trials_counted_once",))
+    assert verdict.problems == []
+    assert [(worker["phase"], worker["rank"]) for worker in verdict.workers] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("trials", "problem"),
+    [
+        ([], "nobody told of any trial"),
+        ([*GOOD_TRIALS, (0, "a", [1], 0.5)], "trial a was counted twice"),
+        ([(0, "a", [1, 2, 2], 0.9)], "trial a did not train its epochs one after the other: [1, 2, 2]"),
+        ([(0, "a", [1, 3], 0.9)], "trial a did not train its epochs one after the other: [1, 3]"),
+        ([(0, "a", [1], float("nan"))], "trial a ended with the score nan"),
+    ],
+)
+def test_trials_that_do_not_count(tmp_path, trials, problem):
+    write_search(tmp_path, trials)
+    assert judge(tmp_path, proof=("trials_counted_once",)).problems == [problem]
+
+
+def test_each_phase_has_a_world_of_its_own(tmp_path):
+    write_search(tmp_path, GOOD_TRIALS, workers=((0, 0), (0, 1), (1, 1), (1, 1)))
+    assert judge(tmp_path, proof=("trials_counted_once",)).problems[:2] == [
+        "rank 0 of 2 never started in phase 1", "rank 1 was taken by 2 processes in phase 1",
+    ]  # fmt: skip

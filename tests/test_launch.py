@@ -117,3 +117,20 @@ def test_dask_client():
     )
     with pytest.raises(UserError, match="leaves this machine unencrypted: expected tls://"):
         plan_of("dask", "cluster.dask_scheduler=tcp://head:8786")
+
+
+def test_rayrun():
+    process = plan_of("ray_train", "cluster.num_workers=3", "recipe.num_data_cpus=2")
+    words = " ".join(process.argv)
+    assert process.argv[:5] == ["/env/bin/python", "-m", "rayrun", "--num-cpus", "5"]
+    assert "--temp-dir /run/scratch/ray" in words
+    assert words.endswith("/recipes/ray_train/main.py /run/config.yaml num_workers=3")
+    assert not [name for name in process.environment if "TOKEN" in name], "the command is printed: no secret in it"
+
+
+def test_ray_on_a_cluster_elsewhere_shows_its_token():
+    process = plan_of("ray_tune", "cluster.ray_address=head:6379")
+    assert process.argv[:2] == ["/env/bin/python", str(ROOT / "recipes/ray_tune/main.py")]
+    assert process.environment["RAY_ADDRESS"] == "head:6379"
+    assert process.environment["RAY_AUTH_MODE"] == "token"
+    assert "RAY_AUTH_MODE" not in plan_of("ray_tune", "cluster.ray_address=127.0.0.1:6379").environment

@@ -9,39 +9,12 @@ import tempfile
 from pathlib import Path
 
 from cookbook import ROOT
-from cookbook.bench import print_table, run_bare, run_recipe, say, steady, steady_table, times_of_steps
+from cookbook.bench import BARE_DDP, print_table, run_bare, run_recipe, say, steady, steady_table, times_of_steps
 from cookbook.launch import ALLOCATOR
 
 HERE, BINARIES = Path(__file__).resolve().parent, ROOT / ".venvs/pytorch/bin"
 REPEATS, ROWS, BATCH, STEPS, WIDTH = 5, 16384, 256, 30, 32
 
-BARE = """
-import json, sys, time
-import numpy as np, torch, torch.distributed as dist
-from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
-sys.path.insert(0, sys.argv[1])
-from model import torch_network
-dist.init_process_group("gloo")
-torch.manual_seed(0)
-images = np.load(sys.argv[2] + "/train_images.npy", mmap_mode="r"); labels = np.load(sys.argv[2] + "/train_labels.npy", mmap_mode="r")
-batch, steps = int(sys.argv[3]), int(sys.argv[4])
-model = DistributedDataParallel(torch_network(images.shape[3], 10, int(sys.argv[5])))
-optimizer = torch.optim.SGD(model.parameters(), 0.03, 0.9, nesterov=True)
-order, times = np.random.default_rng(0).permutation(len(labels)), []
-for step in range(steps):
-    ids = order[step * batch : (step + 1) * batch][dist.get_rank() :: dist.get_world_size()]
-    x = torch.from_numpy(images[ids].astype(np.float32) / 255).permute(0, 3, 1, 2)
-    times.append(time.time())
-    optimizer.zero_grad()
-    F.cross_entropy(model(x), torch.from_numpy(np.asarray(labels[ids]))).backward()
-    optimizer.step()
-if dist.get_rank() == 0:
-    print("RESULT", json.dumps(times), flush=True)
-dist.barrier()
-time.sleep(0.2)
-dist.destroy_process_group()
-"""
 MODES = ("single", "fsdp", "tensor_parallel", "pipeline")
 
 
@@ -58,8 +31,8 @@ def ddp(root):
         content = run_recipe("pytorch", 2, *words, root=root)
         ours.append(steady(times_of_steps(content), BATCH))
         arguments = [HERE, content["dataset"]["folder"], BATCH, STEPS, WIDTH]
-        bare.append(steady(run_bare(BARE, launcher, arguments, plain), BATCH))
-        untuned.append(steady(run_bare(BARE, launcher, arguments, plain | dict.fromkeys(ALLOCATOR)), BATCH))
+        bare.append(steady(run_bare(BARE_DDP, launcher, arguments, plain), BATCH))
+        untuned.append(steady(run_bare(BARE_DDP, launcher, arguments, plain | dict.fromkeys(ALLOCATOR)), BATCH))
         one.append(steady(times_of_steps(run_recipe("pytorch", 1, *words, root=root)), BATCH))
     what = f"{ROWS:,} images 32x32x3, global batch {BATCH}"
     rows, bounds = steady_table("torchrun", ours, bare, one, what)

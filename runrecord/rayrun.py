@@ -1,0 +1,156 @@
+"""Runs a program on a Ray instance that lives as long as the program does, on this machine.
+
+    python -m rayrun --num-cpus 4 main.py config.yaml        Ray, then the program with RAY_ADDRESS in its environment
+
+`ray start` is for clusters that stay. This one starts a head node, waits until a worker process answers, runs the program, and takes all of it down
+again, however the program ends. RAYRUN_SECONDS tells the program how long the start took.
+
+Ray's servers listen on the machine's address, so rayrun takes a network of its own that has loopback only (Linux); RAYRUN_NETWORK=host
+keeps it in the machine's. Access takes a token all the same, a new one each time. Ray's files go to --temp-dir, and are gone afterwards.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from loopback import leave_network
+
+GRACE_SECONDS = 5  # between SIGTERM and SIGKILL
+LONGEST_TEMP_DIR = 44  # characters: Ray puts the names of sockets behind it, and those may have 107 in all
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGINT: ends program and Ray; the clean-up is in `main`."""
+
+
+def main(argv=None):
+    """Runs the program to its end; returns its exit status."""
+    options = parse(argv)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    if os.environ.get("RAYRUN_NETWORK") != "host" and (problem := leave_network()):
+        say(f"no network of its own ({problem}): other machines may reach Ray's servers; is there a firewall?")
+    environment = {
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),  # of this instance, and written down nowhere
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }  # fmt: skip
+    os.environ.update(environment)
+    os.environ.pop("RAY_ADDRESS", None)
+    program = None
+    folder = Path(options.temp_dir or tempfile.mkdtemp(prefix="rayrun-")).absolute()
+    with short_name(folder) as short:
+        try:
+            started = time.perf_counter()
+            address = start_ray(options, short)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, stop)  # Ray has taken SIGTERM for itself
+            seconds = time.perf_counter() - started
+            say(
+                f"Ray is up after {seconds:.1f} s: {options.num_cpus} logical CPUs, {options.object_store_mb} MB of object store"
+            )
+            environment = {**os.environ, "RAY_ADDRESS": address, "RAYRUN_SECONDS": f"{seconds:.3f}"}
+            program = subprocess.Popen(
+                [sys.executable, options.program, *options.arguments],
+                env=environment, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent,
+            )  # fmt: skip
+            status = program.wait()
+            if status < 0:
+                say(f"the program died of {signal.Signals(-status).name}")
+            return status if status >= 0 else 128 - status
+        except Stopped as name:
+            say(f"ended by {name}")
+            return 128 + signal.Signals[str(name)]
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+            end(program)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser("rayrun", description="Runs a program on a Ray instance of its own.")
+    parser.add_argument("--num-cpus", type=int, required=True, help="logical CPUs that tasks and actors can ask for")
+    parser.add_argument("--num-gpus", type=int, help="GPUs; without: those that Ray finds")
+    parser.add_argument(
+        "--object-store-mb", type=int, default=300, help="shared memory for objects; beyond it Ray spills to disk"
+    )
+    parser.add_argument("--temp-dir", help="for Ray's files: logs, sockets, spilled objects; removed at the end")
+    parser.add_argument("program")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    options = parser.parse_args(argv)
+    if options.num_cpus < 1:
+        parser.error(f"--num-cpus {options.num_cpus}: expected at least 1")
+    if options.object_store_mb < 80:
+        parser.error(f"--object-store-mb {options.object_store_mb}: Ray wants at least 80")
+    return options
+
+
+def start_ray(options, folder):
+    """Starts the head node as children of this process; returns its address once a task has been answered."""
+    import ray
+
+    ray.init(
+        num_cpus=options.num_cpus, num_gpus=options.num_gpus, object_store_memory=options.object_store_mb << 20,
+        include_dashboard=False, log_to_driver=False, logging_level="warning", _temp_dir=str(folder), _node_ip_address="127.0.0.1",
+    )  # fmt: skip
+    ray.get(ray.remote(num_cpus=1)(lambda: None).remote())
+    return ray.get_runtime_context().gcs_address
+
+
+@contextlib.contextmanager
+def short_name(folder):
+    """A path of the folder that is short enough for the names of sockets in it: its own, or a link to it."""
+    if len(str(folder)) <= LONGEST_TEMP_DIR:
+        yield folder
+        return
+    links = Path(tempfile.gettempdir())
+    for link in links.glob("rayrun-link-*"):
+        if not link.exists():  # left by one that was killed: what it led to is gone
+            link.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    link = links / f"rayrun-link-{secrets.token_hex(4)}"
+    link.symlink_to(folder)
+    try:
+        yield link
+    finally:
+        link.unlink(missing_ok=True)
+
+
+def end(program):
+    """Ends the program, if it still runs, and Ray."""
+    if program and program.poll() is None:
+        program.terminate()
+        try:
+            program.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            program.kill()
+            program.wait()
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
+def stop(number, frame):
+    raise Stopped(signal.Signals(number).name)
+
+
+def die_with_parent():
+    """Asks the kernel to end the program when rayrun is killed and can no longer do it itself (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+
+
+def say(text):
+    print(f"rayrun: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
