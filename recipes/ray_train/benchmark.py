@@ -1,0 +1,87 @@
+"""Measures the recipe against a bare torchrun script on the same model and data, and Ray itself: make bench RECIPE=ray_train
+
+Prints the tables of the recipe's README.
+"""
+
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+from cookbook import ROOT
+from cookbook.bench import BARE_DDP, print_table, run_bare, run_recipe, say, steady, times_of_steps
+
+HERE, BINARIES = Path(__file__).resolve().parent, ROOT / ".venvs/ray_train/bin"
+REPEATS, ROWS, BATCH, STEPS, WIDTH = 3, 16384, 256, 30, 32
+
+
+def training(root):
+    """Rows of the table: steady state and start, each repetition by turns."""
+    words = [
+        "scale=bench", "data=images", f"scale.max_steps={STEPS}", f"recipe.global_batch_size={BATCH}",
+        f"recipe.base_batch_size={BATCH}", f"recipe.width={WIDTH}",
+    ]  # fmt: skip
+    launcher = [BINARIES / "torchrun", "--standalone", "--nproc-per-node", 2]
+    found = {name: [] for name in ("streamed", "kept", "bare", "start", "bare start", "ray")}
+    for number in range(REPEATS):
+        say(f"repetition {number + 1} of {REPEATS}: streamed, kept, bare script")
+        for name, more in (("streamed", []), ("kept", ["recipe.keep_prepared=true"])):
+            content = run_recipe("ray_train", 2, *words, *more, root=root)
+            found[name].append(steady(times_of_steps(content), BATCH))
+        found["ray"].append(content["metrics"]["seconds/ray_start"])
+        found["start"].append(times_of_steps(content)[0] - content["started"])
+        arguments = [HERE, content["dataset"]["folder"], BATCH, STEPS, WIDTH]
+        found["bare"].append(steady(run_bare(BARE_DDP, launcher, arguments, {"GLOO_SOCKET_IFNAME": "lo"}), BATCH))
+        plain = run_recipe("pytorch", 2, *words, root=root)
+        found["bare start"].append(times_of_steps(plain)[0] - plain["started"])
+    middle = {name: statistics.median(values) for name, values in found.items()}
+    rows = [
+        f"| bare torchrun script, {ROWS:,} images 32x32x3, global batch {BATCH} | {middle['bare']:,.0f} samples/s | |"
+    ]
+    ratios = {}
+    for name, text in (
+        ("streamed", "recipe, 2 workers, rows read and prepared beside the training"),
+        ("kept", "rows prepared once"),
+    ):
+        every = [a / b for a, b in zip(found[name], found["bare"], strict=True)]
+        ratios[name] = statistics.median(every)
+        rows.append(
+            f"| {text} | {middle[name]:,.0f} samples/s | recipe / bare = {ratios[name]:.3f} ({min(every):.3f} to {max(every):.3f}) |"
+        )
+    rows.append(
+        f"| from the command to the first step, rows prepared once | {middle['start']:.1f} s, {middle['ray']:.1f} of them Ray's start | "
+        f"`pytorch` recipe: {middle['bare start']:.1f} s |"
+    )
+    return content["machine"], rows, {"recipe / bare >= 0.9": ratios["streamed"] >= 0.9}
+
+
+def core(root):
+    say("tasks, actors, objects")
+    names = (
+        "tasks_per_second",
+        "actor_calls_per_second",
+        *(f"object_store/{name}_gb_per_second" for name in ("put", "get", "memcpy")),
+    )
+    runs = []
+    for _ in range(REPEATS):
+        content = run_recipe("ray_train", 2, "recipe.framework=core", "recipe.num_tasks=3000", root=root)
+        runs.append([content["metrics"][name] for name in names])
+    tasks, calls, put, get, copy = (statistics.median(column) for column in zip(*runs, strict=True))
+    table = {row["what"]: row for row in json.loads((Path(content["folder"]) / "tables/tour.json").read_text())["rows"]}
+    return [
+        f"| tasks that do nothing | {tasks:,.0f} a second | |",
+        f"| calls of one actor | {calls:,.0f} a second | |",
+        f"| `ray.put` of 64 MB | {put:.1f} GB/s | {put / copy:.2f} of a copy within the process ({copy:.1f} GB/s) |",
+        f"| `ray.get` of 64 MB | {get:,.0f} GB/s | nothing is copied |",
+        f"| back pressure by `ray.wait`, 4 tasks under way | {table['back pressure']['measured']} | |",
+    ]
+
+
+def main():
+    with tempfile.TemporaryDirectory() as root:
+        machine, rows, bounds = training(root)
+        print_table("ray_train", machine, rows + core(root), bounds)
+
+
+if __name__ == "__main__":
+    main()

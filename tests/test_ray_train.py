@@ -1,0 +1,141 @@
+"""What only the Ray Train recipe can do, run for real through the driver. (Killed without restarts: the contract tests.)"""
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from cookbook.eject import compose_recipe
+from tests.helpers import ROOT, Driver, latest, run_cookbook
+
+SHORT = ["recipe=ray_train", *compose_recipe("ray_train")[0]["recipe"]["driver"]["short"]]
+
+
+def digests(content):
+    return {worker["digest"] for worker in content["workers"]}
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_where_the_undisturbed_one_ends(undisturbed, tmp_path):
+    expected, _, _ = undisturbed(*SHORT)
+    driver = Driver(*SHORT, "recipe.max_restarts=1", output_root=tmp_path)
+    driver.wait_until(lambda: any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (2, 4) for e in driver.events()))
+    os.kill(driver.pid_of(1), signal.SIGKILL)
+    status, output = driver.end()
+    assert status == 0, output
+    assert driver.no_process_left()
+    content, folder = latest(tmp_path, "ray_train")
+    assert content["restarts"] == 1
+    assert len(content["lost_workers"]) == 2, "Ray Train starts all workers anew"
+    assert digests(content) == digests(expected)
+    assert content["num_rows"] == expected["num_rows"]
+    assert not (folder / "scratch").exists()
+
+
+def test_rows_that_stay_in_the_object_store_train_the_same_network(undisturbed, tmp_path):
+    """Prepared once instead of in each epoch beside the training, and in other blocks: the same batches."""
+    words = ["recipe.keep_prepared=true", "recipe.rows_per_file=100", "recipe.num_epochs=2"]
+    streamed, _, _ = undisturbed(*SHORT, "recipe.num_epochs=2")
+    content, _, _ = run_cookbook(*SHORT, *words, output_root=tmp_path)
+    assert digests(content) == digests(streamed)
+    assert content["num_rows"] == 2 * content["dataset"]["rows"]["train"]
+
+
+def test_accuracy_at_the_default_scale(undisturbed):
+    content, _, _ = undisturbed("recipe=ray_train")
+    assert content["metrics"]["eval/accuracy"] >= 0.97
+
+
+def test_the_core(tmp_path):
+    content, folder, _ = run_cookbook(
+        "recipe=ray_train", "recipe.framework=core", "recipe.num_tasks=300", output_root=tmp_path
+    )
+    rows = {row["what"]: row for row in json.loads((folder / "tables/tour.json").read_text())["rows"]}
+    assert list(rows) == [
+        "tasks",
+        "places",
+        "actor calls",
+        "put of 64 MB",
+        "get of 64 MB",
+        "spilling",
+        "placement group",
+        "back pressure",
+    ]
+    assert rows["actor calls"]["checked"].endswith("it has counted to 300")
+    assert content["metrics"]["tasks_per_second"] > 0
+    assert [worker["samples"] for worker in content["workers"]] == [301, 1]
+    # What is read is a view of the store's memory: nothing is copied, so it cannot be slower than copying.
+    metrics = content["metrics"]
+    assert metrics["object_store/get_gb_per_second"] > metrics["object_store/memcpy_gb_per_second"]
+
+
+HOLD = """
+import os, sys, time
+print("AT", os.environ["RAY_ADDRESS"], os.environ["RAY_AUTH_TOKEN"], flush=True)
+time.sleep(600)
+"""
+OTHER_VERSION = """
+import ray, sys
+sys.path.insert(0, sys.argv[1])
+ray.__version__ = "2.59.0"
+import cluster
+cluster.connect(None)
+"""
+
+
+def test_a_running_cluster(recipe_python, tmp_path, undisturbed):
+    """The recipe on Ray that somebody else has started; and all that may be wrong with one."""
+    python = recipe_python("ray_train")
+    (tmp_path / "hold.py").write_text(HOLD)
+    words = [python, "-m", "rayrun", "--num-cpus", "4", "--temp-dir", tmp_path / "ray", tmp_path / "hold.py"]
+    environment = {**os.environ, "RAYRUN_NETWORK": "host"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment) as ray:
+        try:
+            address, token = next(line for line in ray.stdout if line.startswith("AT ")).split()[1:]
+            mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+            there = [*SHORT, f"cluster.ray_address={address}"]
+            content, _, _ = run_cookbook(*there, output_root=tmp_path / "out", environment=mine)
+            assert digests(content) == digests(undisturbed(*SHORT)[0])
+            words = ["cluster.num_workers=6", "recipe.num_shards=6", "recipe.global_batch_size=66"]
+            _, _, output = run_cookbook(*there, *words, output_root=tmp_path / "many", environment=mine, status=1)
+            assert "6 workers need 6 CPU, and the cluster has 4 free of 4: ask for fewer" in output
+            wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+            _, _, output = run_cookbook(*there, output_root=tmp_path / "wrong", environment=wrong, status=1)
+            assert "does not take this token" in output
+            # What Ray compares is the version that it finds in the module.
+            done = subprocess.run(
+                [python, "-c", OTHER_VERSION, ROOT / "recipes/ray_train"], capture_output=True, text=True,
+                env={**os.environ, **mine, "RAY_ADDRESS": address},
+            )  # fmt: skip
+            assert done.returncode == 1
+            assert f"error: the cluster at {address} has other versions" in f"error: {done.stderr.splitlines()[-1]}"
+            assert "2.59.0" in done.stderr
+        finally:
+            ray.terminate()
+            ray.wait(60)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["cluster.num_workers=3"], "num_shards=2 cannot be divided among 3 workers: set it to 6"),
+        (["recipe.global_batch_size=63"], "global_batch_size=63 cannot be divided among num_shards=2"),
+        (["recipe.width=12"], "width=12: expected a multiple of 8"),
+        (["recipe.framework=jax"], "recipe.framework='jax' is unknown; expected one of: pytorch"),
+        (["recipe.object_store_mb=20"], "object_store_mb=20: Ray wants at least 80"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path, words, text):
+    _, _, output = run_cookbook("recipe=ray_train", *words, output_root=tmp_path, status=1)
+    assert text in output
+
+
+def test_an_address_where_nobody_listens(tmp_path):
+    _, _, output = run_cookbook(*SHORT, "cluster.ray_address=127.0.0.1:1", output_root=tmp_path, status=1)
+    assert "no Ray cluster answers at 127.0.0.1:1" in output
+
+
+def test_gpus_that_are_not_there(tmp_path):
+    _, _, output = run_cookbook(*SHORT, "recipe.use_gpu=true", output_root=tmp_path, status=1)
+    assert "2 workers need 2 GPU, and the cluster has 0 free of 0" in output
