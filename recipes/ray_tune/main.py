@@ -1,0 +1,142 @@
+"""Hyperparameter search with Ray Tune: grid, random, Bayesian, successive halving and population based training, at the same budget.
+
+Shows:   one trainable under five searches, trials in parallel as far as resources go, processes kept from trial to trial, a killed trial
+         that goes on from its checkpoint, a killed experiment that is restored, and what each search found for how many epochs.
+Choose:  when a training is too small to divide and has to be done many times.
+Run:     python -m rayrun --num-cpus 3 main.py config.yaml num_workers=2
+Expect:  validation accuracy of at least 0.95 after 144 epochs in all, by each search; some minutes on two CPU cores.
+Source:  Liaw et al. 2018, "Tune: A Research Platform for Distributed Model Selection and Training"; searches.py names the searches' papers.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import ray
+from ray import tune
+
+from cluster import connect, require_free
+from pictures import draw_comparison, draw_schedule
+from records import Budget, Reporter, Search
+from runrecord import RunRecord, load_config
+from searches import METRIC, search_of
+from settings import check_settings
+from trainable import Classifier, read_rows
+
+
+def main():
+    config = check_settings(load_config())
+    rows = read_rows(config)
+    with RunRecord(config.output_dir, 0, 1, role="driver", ray=ray.__version__) as run:
+        # Tune notes the experiment's state every ten seconds or less often; what comes later is trained again after a kill.
+        os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(config.snapshot_seconds)
+        connect(run)  # Distributed: this program proposes and judges; trials run in processes that Ray starts.
+        need = {"CPU": float(config.cpus_per_trial), **({"GPU": 1.0} if config.use_gpu else {})}
+        require_free(config.num_workers, need)
+        check_same_space(config)
+        phases = [(name, seed) for name in config.searches for seed in range(config.num_seeds)]
+        found = [search(phase, *which, len(phases), config, need, rows, run) for phase, which in enumerate(phases)]
+        compare(config, found, rows, run)
+
+
+def search(phase, name, seed, num_phases, config, need, rows, run):
+    """One search, or what it found when an earlier try has finished it; see `Search.content` for what is returned."""
+    path = Path(config.checkpoint_dir) / f"{name}-{seed}.json"
+    if not path.exists():
+        (path.parent / "experiments").mkdir(parents=True, exist_ok=True)
+        plan = search_of(name, config, config.seed + seed)
+        with Search(name, seed, phase, num_phases, plan["epochs"], config, run) as under_way:
+            tuner_of(under_way, plan, config, need, rows).fit()
+        path.with_suffix(".partial").write_text(json.dumps(under_way.content()) + "\n")
+        path.with_suffix(".partial").replace(path)
+        run.checkpoint(path, phase, phase + 1)
+    content = json.loads(path.read_text())
+    for trial in content["trials"]:
+        run.trial(
+            phase,
+            trial["id"],
+            [result["epoch"] for result in trial["results"]],
+            max(result["accuracy"] for result in trial["results"]),
+        )
+    run.metric(f"{name}/accuracy", content["best"], step=seed)
+    return content
+
+
+def tuner_of(under_way, plan, config, need, rows):
+    """Tune's own object: a new experiment, or one that was cut off."""
+    settings = {key: getattr(config, key) for key in ("width", "batch_size", "cpus_per_trial", "use_gpu")}
+    settings["seed"] = config.seed + under_way.seed
+    # Distributed: the rows go into the object store once; all trials of a node read that one copy.
+    trainable = tune.with_parameters(Classifier, rows=rows, settings=settings)
+    # Distributed: a trial begins when this is free; that, not a number of threads, decides how many run at the same time.
+    trainable = tune.with_resources(trainable, {resource.lower(): amount for resource, amount in need.items()})
+    if tune.Tuner.can_restore(under_way.folder):
+        # Distributed: the experiment's state is on disk: trials that have ended stay as they are, the others go on from their checkpoints.
+        return tune.Tuner.restore(under_way.folder, trainable, resume_unfinished=True, resume_errored=True)
+    folder = Path(under_way.folder)
+    return tune.Tuner(
+        trainable, param_space=plan["space"],
+        tune_config=tune.TuneConfig(
+            **METRIC, num_samples=plan["num_samples"], search_alg=plan["search_alg"], scheduler=plan["scheduler"],
+            # Distributed: at most so many trials at a time. A population is compared as a whole: who has to wait for it is paused, and
+            # counts as one that runs.
+            max_concurrent_trials=None if under_way.name == "pbt" else config.num_workers,
+            reuse_actors=True,  # Distributed: a process that has finished one trial takes the next.
+        ),
+        run_config=tune.RunConfig(
+            name=folder.name, storage_path=str(folder.parent), verbose=0, callbacks=[Reporter()], stop=Budget(),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
+            # Distributed: a trial whose process dies is started again elsewhere, from its last checkpoint.
+            failure_config=tune.FailureConfig(max_failures=config.max_trial_failures),
+        ),
+    )  # fmt: skip
+
+
+def check_same_space(config):
+    """Raises SystemExit when what is to be gone on with has searched another space, or another budget: its trials would not fit."""
+    path = Path(config.checkpoint_dir) / "space.json"
+    names = ["learning_rates", "momenta", "weight_decays", "budget_epochs", "epochs_per_trial", "population", "perturb_every", "width", "batch_size", "validation_share", "seed"]  # fmt: skip
+    mine = {name: getattr(config, name) for name in names}
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        if other := [
+            f"{name} is {theirs[name]} there and {mine[name]} here" for name in names if theirs[name] != mine[name]
+        ]:
+            raise SystemExit(
+                f"{path.parent} holds an experiment of another search space: {'; '.join(other)}; use another checkpoint_dir"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(mine) + "\n")
+
+
+def compare(config, found, rows, run):
+    """A row and a curve for each search; the best settings of all are trained again, and judged on rows that no search has seen."""
+    table = []
+    for content in found:
+        best = best_of(content)
+        table.append({
+            "search": content["search"], "seed": content["seed"], "trials": len(content["trials"]), "epochs": len(content["history"]),
+            "seconds": round(content["seconds"], 1), "validation accuracy": round(best["accuracy"], 4), "test accuracy": round(best["test_accuracy"], 4),
+            **{key: f"{value:.3g}" for key, value in best["settings"].items()},
+        })  # fmt: skip
+    run.table("searches", table)
+    draw_comparison(config, found)
+    for content in found:
+        if content["search"] == "pbt" and content["seed"] == 0:
+            draw_schedule(config, content)
+    winner = max(found, key=lambda content: content["best"])
+    run.metric("best/accuracy", winner["best"], step=0)
+    # On rows that no search has looked at: what the choice among so many trials has made of luck is gone.
+    run.metric("best/test_accuracy", best_of(winner)["test_accuracy"], step=0)
+    run.progress(1, 1, f"best: {winner['search']}, {winner['best']:.4f}")
+
+
+def best_of(content):
+    """The best epoch of the best trial: {accuracy, test_accuracy, settings, ...}."""
+    return max(
+        (epoch for trial in content["trials"] for epoch in trial["results"]), key=lambda epoch: epoch["accuracy"]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Five ways to spend a budget of epochs, each as what Tune calls search algorithm and scheduler.
+
+Sources: Bergstra and Bengio 2012, "Random Search for Hyper-Parameter Optimization"; Bergstra et al. 2011, "Algorithms for Hyper-Parameter
+Optimization" (TPE); Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning" (ASHA); Jaderberg et al. 2017,
+"Population Based Training of Neural Networks".
+"""
+
+import math
+
+import numpy as np
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
+from ray.tune.search.optuna import OptunaSearch
+
+METRIC = {"metric": "accuracy", "mode": "max"}
+
+
+def space_of(config):
+    """Where values are drawn from."""
+    return {
+        "learning_rate": tune.loguniform(*config.learning_rates),
+        "momentum": tune.uniform(*config.momenta),
+        "weight_decay": tune.loguniform(*config.weight_decays),
+    }
+
+
+def search_of(name, config, seed):
+    """{space, num_samples, search_alg, scheduler, epochs: the longest that a trial trains} of a search."""
+    longest, space = config.epochs_per_trial, space_of(config)
+    num_trials = config.budget_epochs // longest
+    plain = {"space": space, "num_samples": num_trials, "search_alg": None, "scheduler": None, "epochs": longest}
+    if name == "grid":
+        side = max(1, math.isqrt(num_trials))
+        low, high = config.learning_rates
+        grid = {
+            "learning_rate": tune.grid_search([float(rate) for rate in np.geomspace(low, high, num_trials // side)]),
+            "momentum": tune.grid_search([float(value) for value in np.linspace(*config.momenta, side)]),
+            "weight_decay": math.sqrt(math.prod(config.weight_decays)),
+        }
+        return plain | {"space": grid, "num_samples": 1}
+    if name == "bayesian":
+        return plain | {"search_alg": OptunaSearch(**METRIC, seed=seed)}
+    if name == "asha":
+        # Distributed: a trial that is among the worse ones at an epoch where trials are compared is stopped, without waiting for the others:
+        # no worker is ever idle. More trials than the budget can finish; the budget ends the search.
+        halving = ASHAScheduler(max_t=longest, grace_period=max(1, longest // 9), reduction_factor=3)
+        return plain | {"num_samples": 3 * num_trials, "scheduler": halving}
+    if name == "pbt":
+        # Distributed: the worst quarter of the population takes over the weights of the best one, and tries other settings from there.
+        exploit = PopulationBasedTraining(
+            time_attr="training_iteration", perturbation_interval=config.perturb_every, hyperparam_mutations=space, synch=True,
+        )  # fmt: skip
+        return plain | {
+            "num_samples": config.population,
+            "scheduler": exploit,
+            "epochs": config.budget_epochs // config.population,
+        }
+    return plain
