@@ -1,0 +1,100 @@
+"""What people would rather look at: learning curves with their spread, and an episode of the final policy."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from ray.rllib.core.columns import Columns
+
+from environments import make_environment
+
+MOST_FRAMES = 150
+
+
+def draw_curves(config, results, baselines):
+    """<output_dir>/pictures/learning curve.svg: mean over the seeds, with its 95 % confidence interval where there are several."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    curves = [[point for point in result["curve"] if point[1] is not None] for result in results]
+    for number, curve in enumerate(curves):
+        axes.plot(
+            *zip(*curve, strict=True),
+            color="#2563a8",
+            alpha=0.35,
+            linewidth=1,
+            label="one seed" if number == 0 else None,
+        )
+    # A seed that has reached its goal stays there: its last value stands for what would have followed.
+    steps = sorted({step for curve in curves for step, _ in curve})
+    values = np.array([np.interp(steps, *zip(*curve, strict=True)) for curve in curves])
+    axes.plot(steps, values.mean(0), color="#2563a8", linewidth=2, label=f"mean of {len(curves)}")
+    if len(curves) > 1:
+        half = T_975[min(len(curves) - 2, len(T_975) - 1)] * values.std(0, ddof=1) / np.sqrt(len(curves))
+        axes.fill_between(
+            steps, values.mean(0) - half, values.mean(0) + half, color="#2563a8", alpha=0.15, label="95 % confidence"
+        )
+    for (name, value), colour in zip(baselines.items(), ("#6b7280", "#d97706"), strict=False):
+        axes.axhline(value, color=colour, linestyle="--", linewidth=1, label=name)
+    axes.set(
+        xlabel="environment steps",
+        ylabel="mean return, last 100 episodes",
+        title=f"{config.algorithm} on {config.environment}",
+    )
+    axes.legend(fontsize=8)
+    folder = Path(config.output_dir) / "pictures"
+    folder.mkdir(exist_ok=True)
+    figure.savefig(folder / "learning curve.svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # Student's t for 1 to 9 degrees of freedom
+
+
+def film(algorithm, config, number):
+    """<output_dir>/pictures/episode.gif: the first seed's final policy, without exploration; not for environments that draw no pictures."""
+    if number > 0:
+        return
+    try:
+        environment = make_environment(config.environment, render_mode="rgb_array")
+        observation, _ = environment.reset(seed=config.seed)
+        frames, total, over = [environment.render()], 0.0, False
+    except Exception as error:  # whatever an environment's own drawing needs and does not find
+        print(f"no picture of an episode: {type(error).__name__}: {error}", flush=True)
+        return
+    module = algorithm.get_module()
+    while not over and len(frames) < 2000:
+        observation, reward, ended, cut, _ = environment.step(best_action(module, observation))
+        total, over = total + float(reward), ended or cut
+        frames.append(environment.render())
+    environment.close()
+    write_gif(
+        frames[:: -(-len(frames) // MOST_FRAMES)],
+        Path(config.output_dir) / "pictures" / f"episode, return {total:.0f}.gif",
+    )
+
+
+def best_action(module, observation):
+    batch = {Columns.OBS: torch.from_numpy(np.asarray(observation, np.float32))[None]}
+    with torch.no_grad():
+        found = module.forward_inference(batch)
+    if Columns.ACTIONS in found:
+        return int(found[Columns.ACTIONS][0])
+    return (
+        module.get_inference_action_dist_cls()
+        .from_logits(found[Columns.ACTION_DIST_INPUTS])
+        .to_deterministic()
+        .sample()[0]
+        .numpy()
+    )
+
+
+def write_gif(frames, path):
+    from PIL import Image
+
+    path.parent.mkdir(exist_ok=True)
+    pictures = [Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE, colors=32) for frame in frames]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=60, loop=0, optimize=True)

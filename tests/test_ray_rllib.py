@@ -1,0 +1,119 @@
+"""What only the RLlib recipe can do, run for real through the driver."""
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from tests.helpers import ROOT, Driver, latest, run_cookbook
+
+SHORT = ["recipe=ray_rllib", "scale=smoke"]
+RULES = """
+import json, statistics, sys
+sys.path.insert(0, sys.argv[1])
+from environments import Scheduling, any_action, returns_of, shortest_job_first
+from gymnasium.utils.env_checker import check_env
+check_env(Scheduling(render_mode="rgb_array"), skip_render_check=False)
+environment = Scheduling()
+environment.reset(seed=3)
+waited, steps = 0, 0
+while True:
+    before = environment.now, environment._in_system()
+    _, reward, ended, cut, _ = environment.step(shortest_job_first(environment))
+    waited -= reward * 10
+    if ended or cut:
+        break
+by_job = sum(until - environment.arrivals[job] for job, _, _, until in environment.started)
+print(json.dumps({
+    "ended": bool(ended), "waited": round(waited), "by_job": int(by_job), "jobs": sorted(int(job) for job, *_ in environment.started),
+    "overlaps": any(a[1] == b[1] and a[2] < b[3] and b[2] < a[3] for a in environment.started for b in environment.started if a is not b),
+    "random": statistics.fmean(returns_of("scheduling", any_action, 50, 0)), "rule": statistics.fmean(returns_of("scheduling", shortest_job_first, 50, 0)),
+}))
+"""
+
+
+def test_the_scheduling_environment_is_what_it_says(recipe_python):
+    """The return is minus the time that all jobs spend in the system, counted job by job; no machine runs two jobs at once."""
+    done = subprocess.run(
+        [recipe_python("ray_rllib"), "-W", "ignore", "-c", RULES, ROOT / "recipes/ray_rllib"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["ended"]
+    assert found["jobs"] == list(range(20))
+    assert not found["overlaps"]
+    assert found["waited"] == found["by_job"] > 0
+    assert found["rule"] > 0.5 * found["random"], "less than half of the time that chance takes (both are negative)"
+
+
+def test_a_policy_learns_to_schedule(tmp_path):
+    words = ["recipe.environment=scheduling", "recipe.target_return=-24.0", "recipe.num_iterations=30"]
+    content, folder, _ = run_cookbook("recipe=ray_rllib", "scale.num_seeds=1", *words, output_root=tmp_path)
+    metrics = content["metrics"]
+    assert metrics["eval/return_mean"] > metrics["baseline/any_action"] * 0.7, (
+        "well above chance (returns are negative)"
+    )
+    rows = json.loads((folder / "tables/returns.json").read_text())["rows"]
+    assert [row["policy"] for row in rows] == ["ppo, seed 0", "any action", "shortest job first"]
+    page = (folder / "report.html").read_text()
+    assert "data:image/gif;base64," in page
+    assert "learning curve" in page
+
+
+def test_a_killed_runner_is_replaced(tmp_path):
+    driver = Driver(*SHORT, output_root=tmp_path)
+    driver.wait_until(lambda: any(e["event"] == "progress" and e["done"] >= 2 for e in driver.events()))
+    lost = driver.pid_of(1)
+    os.kill(lost, signal.SIGKILL)
+    status, output = driver.end()
+    assert status == 0, output
+    assert driver.no_process_left()
+    content, _ = latest(tmp_path, "ray_rllib")
+    assert lost in [worker["pid"] for worker in content["lost_workers"]]
+    assert [worker["rank"] for worker in content["workers"]] == [0, 1]
+    assert content["metrics"]["eval/return_mean"] > 5 * content["metrics"]["baseline/any_action"]
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
+    driver = Driver(*SHORT, output_root=tmp_path)
+    driver.wait_until(lambda: any(e["event"] == "checkpoint" for e in driver.events()))
+    driver.process.kill()
+    driver.end()
+    assert driver.no_process_left()
+    content, _, output = run_cookbook(*SHORT, output_root=tmp_path)
+    assert "its driver was killed" in output
+    curve = content["curves"]["return_mean/seed_0"]
+    steps = [step for step, _ in curve]
+    assert len(curve) == 10
+    assert steps == sorted(set(steps))
+    # It did go on: this try has sampled less than the whole.
+    assert sum(worker["samples"] for worker in content["workers"]) < steps[-1] * 0.7
+
+
+@pytest.mark.parametrize("algorithm", ["appo", "impala", "dqn"])
+def test_another_algorithm(algorithm, tmp_path):
+    words = [f"recipe.algorithm={algorithm}", "recipe.num_iterations=3", "recipe.evaluation_every=3"]
+    content, _, _ = run_cookbook(*SHORT, *words, output_root=tmp_path)
+    assert all(worker["samples"] > 300 for worker in content["workers"])
+    assert content["metrics"]["eval/return_mean"] > 8
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (
+            ["recipe.environment=CartPol-v1"],
+            "environment='CartPol-v1' is unknown to Gymnasium 1.2.2; did you mean CartPole-v1",
+        ),
+        (["recipe.algorithm=sac"], "algorithm='sac' is unknown; expected one of: ppo, appo, impala, dqn"),
+        (["recipe.hidden=[]"], "hidden=[]: expected a list of whole numbers"),
+        (["recipe.num_seeds=0"], "num_seeds=0: expected a whole number of at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path, words, text):
+    _, _, output = run_cookbook(*SHORT, *words, output_root=tmp_path, status=1)
+    assert text in output
