@@ -211,7 +211,8 @@ def rayrun(config, recipe_dir, python, run_dir):
     """A program that is a client of Ray ("Ray Jobs", "Starting Ray" in its documentation): on an instance that `rayrun` starts for it, or
     on the running cluster whose address Ray finds in its environment."""
     recipe, cluster = config["recipe"], config["cluster"]
-    environment = worker_environment(config, python)
+    # Ray Train calls the training in a thread, and glibc gives threads arenas of their own, which ALLOCATOR does not reach.
+    environment = worker_environment(config, python) | {"MALLOC_ARENA_MAX": "1"}
     program = [str(program_of(recipe_dir, recipe["driver"].get("variant"))), str(run_dir / "config.yaml")]
     program += [f"num_workers={cluster['num_workers']}"]
     if address := cluster["ray_address"]:

@@ -69,6 +69,5 @@ def datasets_of(config, manifest, folder):
 
 
 def prepare(batch, max_value):
-    """Images uint8 (n, height, width, channels) to float32 (n, channels, height, width) in [0, 1]."""
-    images = np.ascontiguousarray(np.moveaxis(batch["image"].astype(np.float32) / max_value, 3, 1))
-    return {**batch, "image": images}
+    """Images uint8 (n, height, width, channels) to float32 in [0, 1]."""
+    return {**batch, "image": batch["image"].astype(np.float32) / np.float32(max_value)}
