@@ -51,7 +51,8 @@ def train(config, number, run):
         return state
     started = time.perf_counter()
     algorithm = restored(folder) or make_config(config, config.seed + 1000 * number).build_algo()
-    run.metric("seconds/build", time.perf_counter() - started, step=number, unit="s")
+    if number == 0:
+        run.metric("seconds/build", time.perf_counter() - started, step=0, unit="s")
     runners = Runners(algorithm, config, number)
     total, before = most_iterations(config), number * most_iterations(config)
     try:

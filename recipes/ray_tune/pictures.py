@@ -17,7 +17,7 @@ def draw_comparison(config, found):
     axes[0].set(xlabel="epochs of training, over all trials", ylabel="best validation accuracy so far")
     axes[1].set(xlabel="seconds")
     # What is of interest is at the top.
-    lowest = min(content["history"][len(content["history"]) // 8][2] for content in found)
+    lowest = min(content["history"][len(content["history"]) // 4][2] for content in found)
     axes[0].set_ylim(bottom=max(0.0, lowest - 0.02), top=1.002)
     axes[0].legend(fontsize=8, loc="lower right")
     save(config, figure, "best so far")

@@ -88,7 +88,7 @@ class Search:
                 "pid": place[1],
                 "phase": self.phase,
                 "ray": ray.__version__,
-                "search": self.name,
+                "device": "gpu" if self.config.use_gpu else "cpu",
             }
             self.records[place] = rank, RunRecord(self.config.output_dir, rank, self.config.num_workers, **facts)
         self.records[place][1].work(1)
