@@ -155,7 +155,8 @@ def _membership(verdict, asked):
         problems += [problem + where for problem in _world(workers, lost, asked)]
     if not asked.elastic and len(verdict.worlds) > 1:
         problems.append(f"world sizes {' -> '.join(map(str, verdict.worlds))} in a run that is not elastic")
-    if asked.elastic and asked.num_workers > 1 and max(verdict.worlds, default=0) < 2:
+    # What was left of a run that goes on may have been one worker's work.
+    if asked.elastic and asked.num_workers > 1 and max(verdict.worlds, default=0) < 2 and not asked.resumed:
         problems.append(f"never more than one worker at a time, although {asked.num_workers} were asked for")
     for worker in verdict.workers:
         # Who joined late, or went on from the very end, has nothing left to do; whether all was done, the other rules tell.

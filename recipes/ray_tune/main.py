@@ -21,7 +21,7 @@ from records import Budget, Reporter, Search
 from runrecord import RunRecord, load_config
 from searches import METRIC, search_of
 from settings import check_settings
-from trainable import Classifier, read_rows
+from trainable import Classifier, Meeting, read_rows
 
 
 def main():
@@ -66,11 +66,14 @@ def tuner_of(under_way, plan, config, need, rows):
     """Tune's own object: a new experiment, or one that was cut off."""
     settings = {key: getattr(config, key) for key in ("width", "batch_size", "cpus_per_trial", "use_gpu")}
     settings["seed"] = config.seed + under_way.seed
+    restored = tune.Tuner.can_restore(under_way.folder)
+    # Few trials may be left of an experiment that was cut off.
+    settings["places"] = 1 if restored else min(config.num_workers, plan["num_trials"])
     # Distributed: the rows go into the object store once; all trials of a node read that one copy.
-    trainable = tune.with_parameters(Classifier, rows=rows, settings=settings)
+    trainable = tune.with_parameters(Classifier, rows=rows, settings=settings, meeting=Meeting.remote())
     # Distributed: a trial begins when this is free; that, not a number of threads, decides how many run at the same time.
     trainable = tune.with_resources(trainable, {resource.lower(): amount for resource, amount in need.items()})
-    if tune.Tuner.can_restore(under_way.folder):
+    if restored:
         # Distributed: the experiment's state is on disk: trials that have ended stay as they are, the others go on from their checkpoints.
         return tune.Tuner.restore(under_way.folder, trainable, resume_unfinished=True, resume_errored=True)
     folder = Path(under_way.folder)

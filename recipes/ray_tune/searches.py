@@ -25,10 +25,17 @@ def space_of(config):
 
 
 def search_of(name, config, seed):
-    """{space, num_samples, search_alg, scheduler, epochs: the longest that a trial trains} of a search."""
+    """{space, num_samples, search_alg, scheduler, num_trials, epochs: the longest that a trial trains} of a search."""
     longest, space = config.epochs_per_trial, space_of(config)
     num_trials = config.budget_epochs // longest
-    plain = {"space": space, "num_samples": num_trials, "search_alg": None, "scheduler": None, "epochs": longest}
+    plain = {
+        "space": space,
+        "num_samples": num_trials,
+        "num_trials": num_trials,
+        "search_alg": None,
+        "scheduler": None,
+        "epochs": longest,
+    }
     if name == "grid":
         side = max(1, math.isqrt(num_trials))
         low, high = config.learning_rates

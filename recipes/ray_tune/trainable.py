@@ -1,15 +1,32 @@
 """What is tuned: one trial trains the image classifier, an epoch at a time, and can be stopped, kept, cloned and gone on with."""
 
 import json
+import os
 import time
 from pathlib import Path
 
 import numpy as np
+import ray
 import torch
 from ray import tune
 from torch.nn import functional as F
 
 from model import torch_network
+
+
+MEETING_SECONDS = 60  # that the first process waits for the others
+
+
+@ray.remote(num_cpus=0)
+class Meeting:
+    """Counts the processes that have started."""
+
+    def __init__(self):
+        self.here = set()
+
+    def arrive(self, pid):
+        self.here.add(pid)
+        return len(self.here)
 
 
 class Classifier(tune.Trainable):
@@ -19,8 +36,12 @@ class Classifier(tune.Trainable):
     test_accuracy (for the record: no search looks at it), loss, epoch_seconds.
     """
 
-    def setup(self, config, rows=None, settings=None):
+    def setup(self, config, rows=None, settings=None, meeting=None):
         self.rows, self.settings = rows, settings
+        # Distributed: a process takes seconds to start, and the first one ready would be given all short trials: wait for the others.
+        deadline = time.monotonic() + MEETING_SECONDS
+        while ray.get(meeting.arrive.remote(os.getpid())) < settings["places"] and time.monotonic() < deadline:
+            time.sleep(0.05)
         self.begin()
 
     def begin(self):
