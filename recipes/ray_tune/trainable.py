@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from model import torch_network
 
-
 MEETING_SECONDS = 60  # that the first process waits for the others
 
 
