@@ -35,6 +35,7 @@ class Verdict:
     workers: list[dict] = field(default_factory=list)  # {rank, host, pid, samples, digest, ...}, those that finished
     lost: list[dict] = field(default_factory=list)  # {rank, host, pid}: started, but not there at the end
     services: list[dict] = field(default_factory=list)  # {role, rank, host, pid}: chief, ps
+    done_before: bool = False  # this try found all phases finished, and started no worker
     restarts: int = 0  # how often the launcher started all workers anew
     worlds: list[int] = field(default_factory=list)  # the world sizes that were seen, in order
     metrics: dict = field(default_factory=dict)  # name -> last value; samples_per_second: the median
@@ -52,6 +53,8 @@ def judge(records, asked):
     services = [events for events in begun if events[0].get("role", "worker") != "worker"]
     workers = [events for events in begun if events not in services]
     verdict = Verdict()
+    finished = [events for events in records if events[0].get("role", "worker") == "worker" and _end(events)]
+    verdict.done_before = asked.resumed and not workers and bool(finished) and "phase" in finished[-1][0]
     # A launcher that starts all workers anew replaces those of the attempt before, however they ended.
     verdict.restarts = max((_attempt(events) for events in workers), default=0)
     current = [events for events in workers if _attempt(events) == verdict.restarts or not asked.max_restarts]
@@ -148,6 +151,8 @@ def _errors(current):
 def _membership(verdict, asked):
     """As many workers as asked for, each a process of its own, each with work done; in each phase, where there are several."""
     problems = []
+    if verdict.done_before:
+        return []  # an earlier try had done all pieces of work, and this one only the summing up
     phases = sorted({worker.get("phase", 0) for worker in verdict.workers + verdict.lost}) or [0]
     for phase in phases:
         where = f" in phase {phase}" if len(phases) > 1 else ""

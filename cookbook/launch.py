@@ -221,7 +221,8 @@ def rayrun(config, recipe_dir, python, run_dir):
             {"RAY_ADDRESS": address} if is_here(f"//{address}") else {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"}
         )
         return [Process("ray", [str(python), *program], environment | own)]
-    num_cpus = cluster["num_workers"] * cluster["num_threads_per_worker"] + recipe["num_data_cpus"]
+    each = max(cluster["num_threads_per_worker"], recipe.get("cpus_per_trial", 1))
+    num_cpus = cluster["num_workers"] * each + recipe.get("num_learners", 0) + recipe["num_data_cpus"]
     argv = [
         str(python),
         "-m",

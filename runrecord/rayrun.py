@@ -25,7 +25,7 @@ from pathlib import Path
 from loopback import leave_network
 
 GRACE_SECONDS = 5  # between SIGTERM and SIGKILL
-LONGEST_TEMP_DIR = 44  # characters: Ray puts the names of sockets behind it, and those may have 107 in all
+LONGEST_TEMP_DIR = 43  # characters: Ray puts the names of sockets behind it, and those may have 107 in all
 
 
 class Stopped(BaseException):
@@ -37,7 +37,7 @@ def main(argv=None):
     options = parse(argv)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    if os.environ.get("RAYRUN_NETWORK") != "host" and (problem := leave_network()):
+    if os.environ.get("RAYRUN_NETWORK") != "host" and (problem := leave_network("RAYRUN_NETWORK")):
         say(f"no network of its own ({problem}): other machines may reach Ray's servers; is there a firewall?")
     environment = {
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),  # of this instance, and written down nowhere
@@ -73,7 +73,7 @@ def main(argv=None):
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
             end(program)
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
 
 
 def parse(argv):
@@ -91,6 +91,8 @@ def parse(argv):
         parser.error(f"--num-cpus {options.num_cpus}: expected at least 1")
     if options.object_store_mb < 80:
         parser.error(f"--object-store-mb {options.object_store_mb}: Ray wants at least 80")
+    if options.temp_dir and Path(options.temp_dir).exists() and any(Path(options.temp_dir).iterdir()):
+        parser.error(f"--temp-dir {options.temp_dir} is not an empty folder: what is in it would be removed at the end")
     return options
 
 
@@ -114,8 +116,9 @@ def short_name(folder):
         return
     links = Path(tempfile.gettempdir())
     for link in links.glob("rayrun-link-*"):
-        if not link.exists():  # left by one that was killed: what it led to is gone
-            link.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another user's
+            if not link.exists():  # left by one that was killed: what it led to is gone
+                link.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     link = links / f"rayrun-link-{secrets.token_hex(4)}"
     link.symlink_to(folder)
@@ -136,6 +139,14 @@ def end(program):
             program.wait()
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()
+
+
+def remove(folder, seconds=5):
+    """Removes the folder; Ray's last processes may still be writing into it."""
+    deadline = time.monotonic() + seconds
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
 
 
 def stop(number, frame):

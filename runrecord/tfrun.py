@@ -37,7 +37,11 @@ def main(argv=None):
         say("the TF_CONFIG of the caller's environment is ignored: each process gets its own")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    if options.port is None and os.environ.get("TFRUN_NETWORK") != "host" and (problem := leave_network()):
+    if (
+        options.port is None
+        and os.environ.get("TFRUN_NETWORK") != "host"
+        and (problem := leave_network("TFRUN_NETWORK"))
+    ):
         say(f"no network of its own ({problem}): other machines may reach TensorFlow's servers; is there a firewall?")
     tasks = []
     try:

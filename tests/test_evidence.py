@@ -403,3 +403,12 @@ def test_each_phase_has_a_world_of_its_own(tmp_path):
     assert judge(tmp_path, proof=("trials_counted_once",)).problems[:2] == [
         "rank 0 of 2 never started in phase 1", "rank 1 was taken by 2 processes in phase 1",
     ]  # fmt: skip
+
+
+def test_a_run_that_only_had_to_be_summed_up(tmp_path):
+    """All its searches were finished by an earlier try: nobody started, and nothing is missing."""
+    write_search(tmp_path, GOOD_TRIALS)
+    later = max(events[0]["time"] for events in read_records(tmp_path)) + 1
+    asked = {"proof": (), "since": later}
+    assert judge(tmp_path, resumed=True, **asked).problems == []
+    assert "rank 0 of 2 never started" in judge(tmp_path, **asked).problems

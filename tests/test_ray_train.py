@@ -42,6 +42,13 @@ def test_rows_that_stay_in_the_object_store_train_the_same_network(undisturbed, 
     assert content["num_rows"] == 2 * content["dataset"]["rows"]["train"]
 
 
+def test_a_last_batch_without_rows_for_one_worker(undisturbed):
+    """129 rows in batches of 64: the last batch is one row, and one worker has none of it."""
+    content, _, _ = undisturbed(*SHORT, "recipe.num_epochs=2", "scale.max_rows=129")
+    assert sorted(worker["samples"] for worker in content["workers"]) == [2 * 64, 2 * 65]
+    assert len(digests(content)) == 1
+
+
 def test_accuracy_at_the_default_scale(undisturbed):
     content, _, _ = undisturbed("recipe=ray_train")
     assert content["metrics"]["eval/accuracy"] >= 0.97

@@ -70,6 +70,9 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path):
     assert len(trials) == 3
     assert one_after_the_other(trials)
     assert sum(map(len, trials.values())) == 180
+    # From its checkpoint, not from its beginning: hardly an epoch was trained twice.
+    log = folder / "checkpoints/experiments/random-0.jsonl"
+    assert len(log.read_text().splitlines()) <= 180 + 3
 
 
 def test_a_killed_experiment_is_restored_with_every_trial_counted_once(tmp_path):

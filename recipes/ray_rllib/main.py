@@ -61,9 +61,11 @@ def train(config, number, run):
             take_iteration(algorithm, state, config)
             state["seconds"] += time.perf_counter() - started
             runners.look()  # Distributed: one may have died meanwhile; RLlib has put another in its place.
-            steps, mean = state["curve"][-1]
+            mean = state["curve"][-1][1]
             if mean is not None:
-                run.metric(f"return_mean/seed_{number}", mean, step=steps)
+                run.metric(f"return_mean/seed_{number}", mean, step=state["iterations"])
+            if state["evaluations"] and state["evaluations"][-1][0] == state["iterations"]:
+                run.metric(f"evaluation/seed_{number}", state["evaluations"][-1][1], step=state["iterations"])
             seeds = f"seed {number + 1} of {config.num_seeds}, " if config.num_seeds > 1 else ""
             shown = "no episode has ended" if mean is None else f"mean return {mean:.1f}"
             run.progress(
@@ -74,10 +76,10 @@ def train(config, number, run):
             state["done"] = state["iterations"] >= total or (mean is not None and mean >= config.target_return)
             if state["done"]:
                 finish(algorithm, state, config)
-                film(algorithm, config, number)
             if state["done"] or state["iterations"] % config.checkpoint_every == 0:
                 save(algorithm, state, folder)
                 run.checkpoint(folder, number, state["iterations"])
+        film(algorithm, config, number)
         runners.close()
     finally:
         algorithm.stop()
@@ -97,7 +99,7 @@ def take_iteration(algorithm, state, config):
     state["curve"].append([steps, None if mean is None or np.isnan(mean) else float(mean)])
     judged = result.get("evaluation", {}).get("env_runners", {}).get("episode_return_mean")
     if judged is not None and not np.isnan(judged):
-        state["evaluations"].append([state["curve"][-1][0], float(judged)])
+        state["evaluations"].append([state["iterations"], float(judged)])
 
 
 def finish(algorithm, state, config):

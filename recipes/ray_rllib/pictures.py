@@ -18,8 +18,11 @@ def draw_curves(config, results, baselines):
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
     curves = [[point for point in result["curve"] if point[1] is not None] for result in results]
+    curves = [curve for curve in curves if curve]
+    if not curves:
+        return  # not one episode has ended
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
     for number, curve in enumerate(curves):
         axes.plot(
             *zip(*curve, strict=True),
@@ -62,19 +65,17 @@ def film(algorithm, config, number):
         environment = make_environment(config.environment, render_mode="rgb_array")
         observation, _ = environment.reset(seed=config.seed)
         frames, total, over = [environment.render()], 0.0, False
-    except Exception as error:  # whatever an environment's own drawing needs and does not find
+        module = algorithm.get_module()
+        while not over and len(frames) < 2000:
+            observation, reward, ended, cut, _ = environment.step(best_action(module, observation))
+            total, over = total + float(reward), ended or cut
+            frames.append(environment.render())
+        environment.close()
+        path = Path(config.output_dir) / "pictures" / f"episode, return {total:.0f}.gif"
+        write_gif(frames[:: -(-len(frames) // MOST_FRAMES)], path)
+    except Exception as error:  # whatever an environment's own drawing needs and does not find: the training is worth more than its picture
         print(f"no picture of an episode: {type(error).__name__}: {error}", flush=True)
         return
-    module = algorithm.get_module()
-    while not over and len(frames) < 2000:
-        observation, reward, ended, cut, _ = environment.step(best_action(module, observation))
-        total, over = total + float(reward), ended or cut
-        frames.append(environment.render())
-    environment.close()
-    write_gif(
-        frames[:: -(-len(frames) // MOST_FRAMES)],
-        Path(config.output_dir) / "pictures" / f"episode, return {total:.0f}.gif",
-    )
 
 
 def best_action(module, observation):

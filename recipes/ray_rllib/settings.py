@@ -21,11 +21,13 @@ def check_settings(config):
         raise SystemExit(f"gamma={config.gamma}: expected a number above 0, at most 1")
     if config.num_learners < 0:
         raise SystemExit(f"num_learners={config.num_learners}: expected a whole number of at least 0")
+    if config.object_store_mb < 80:
+        raise SystemExit(f"object_store_mb={config.object_store_mb}: Ray wants at least 80")
     return config
 
 
 def check_environment(config):
-    """Raises SystemExit when nobody knows the environment, with the nearest names, or when it wants more than this recipe has."""
+    """Raises SystemExit when nobody knows the environment, with the nearest names."""
     import difflib
 
     import gymnasium

@@ -25,8 +25,17 @@ def num_rows_of(config, manifest, split):
 
 
 def write_shards(config, manifest):
-    """Writes <output_dir>/parquet/<split>-<shard>/ with every num_shards-th row, unless it is there; columns id, label, image."""
-    folder = Path(config.output_dir) / "parquet"
+    """Writes <split>-<shard>/ with every num_shards-th row into a folder in <output_dir>, unless it is there; columns id, label, image.
+
+    Raises SystemExit when there are fewer rows than shards.
+    """
+    num_rows = num_rows_of(config, manifest, "train")
+    if num_rows < config.num_shards:
+        raise SystemExit(
+            f"{num_rows} rows to train on for num_shards={config.num_shards}: ask for fewer shards, or more rows"
+        )
+    name = f"parquet-{Path(config.data_dir).name}-{num_rows}-{config.num_shards}-{config.rows_per_file}"
+    folder = Path(config.output_dir) / name
     if folder.exists():
         return folder
     partial = folder.with_suffix(".partial")

@@ -4,12 +4,13 @@ Shows:   TorchTrainer with its scaling, failure and checkpoint configuration, in
          training, checkpoints that any later attempt goes on from, and how a run that Ray drives can be repeated bit for bit.
 Choose:  when training is one part of a larger Python program on a cluster: preparation on CPUs, training on GPUs, tuning, serving.
 Run:     python -m rayrun --num-cpus 4 main.py config.yaml num_workers=2
-Expect:  test accuracy of at least 0.97 on handwritten digits, in about a minute on two CPU cores, half of it Ray's start.
+Expect:  test accuracy of at least 0.97 on handwritten digits, in under a minute on two CPU cores; 20 seconds pass before the first step.
 Source:  Moritz et al. 2018, "Ray: A Distributed Framework for Emerging AI Applications"; Ray Train's documentation.
 """
 
 import contextlib
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -42,7 +43,8 @@ def main():
         need = {"CPU": 1.0, **({"GPU": 1.0} if config.use_gpu else {})}
         require_free(config.num_workers, need)
         run.progress(0, 1, "preparing the rows")
-        datasets = datasets_of(config, manifest, write_shards(config, manifest))
+        shards = write_shards(config, manifest)
+        datasets = datasets_of(config, manifest, shards)
         trainer = TorchTrainer(
             train_worker, train_loop_config={"config": vars(config), "manifest": manifest, "began": began},
             # Distributed: so many workers, each with these resources, placed together or not at all.
@@ -62,6 +64,7 @@ def main():
         run.metric("seconds/prepare", time.perf_counter() - clock, step=0, unit="s")
         with told_in_one_line():
             trainer.fit()
+        shutil.rmtree(shards)
 
 
 @contextlib.contextmanager
@@ -129,7 +132,7 @@ def train(model, network, optimizer, epoch, config, manifest, run):
         steps = range(min(steps_per_epoch, num_steps - first))
         started, loss_sum, taken = time.perf_counter(), 0.0, 0
         network.train()
-        for step, batch in zip(steps, joined(shards, config, epoch, device), strict=False):
+        for step, batch in zip(steps, joined(shards, len(steps), config, epoch, device), strict=True):
             run.rows(epoch, step, batch["id"].cpu().numpy())
             size = min(config.global_batch_size, num_rows - step * config.global_batch_size)  # of all workers together
             for group in optimizer.param_groups:
@@ -150,7 +153,7 @@ def train(model, network, optimizer, epoch, config, manifest, run):
         save_checkpoint(network, optimizer, epoch, accuracy, config, run)
 
 
-def joined(shards, config, epoch, device):
+def joined(shards, num_steps, config, epoch, device):
     """Yields this worker's part of each global batch, {id, label, image}: an equal number of rows of each of its shards, shuffled."""
     streams = [
         # Distributed: blocks arrive from Ray Data's tasks, and the next batches are made ready in a thread, while this worker computes.
@@ -159,7 +162,12 @@ def joined(shards, config, epoch, device):
             local_shuffle_buffer_size=config.shuffle_rows, local_shuffle_seed=config.seed * 1000 + epoch,
         )) for shard in shards
     ]  # fmt: skip
-    while parts := [part for stream in streams if (part := next(stream, None)) is not None]:
+    batch = None
+    for _ in range(num_steps):
+        parts = [part for stream in streams if (part := next(stream, None)) is not None]
+        # Distributed: shards may differ by a row, and a last batch may have none for this worker. It takes part all the same, with
+        # nothing to add: the others wait for it in the exchange.
+        parts = parts or [{name: values[:0] for name, values in batch.items()}]
         batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         yield seen_as_channels_first(batch)
 

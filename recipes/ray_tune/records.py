@@ -90,7 +90,10 @@ class Search:
                 "ray": ray.__version__,
                 "device": "gpu" if self.config.use_gpu else "cpu",
             }
-            self.records[place] = rank, RunRecord(self.config.output_dir, rank, self.config.num_workers, **facts)
+            num = len(self.records) + 1
+            self.records[place] = rank, RunRecord(self.config.output_dir, rank, num, **facts)
+            for known, record in self.records.values():
+                record.world(known, num)
         self.records[place][1].work(1)
         self.process_of[trial] = place
         keys = ("learning_rate", "momentum", "weight_decay")

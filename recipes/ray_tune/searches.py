@@ -6,10 +6,12 @@ Optimization" (TPE); Li et al. 2020, "A System for Massively Parallel Hyperparam
 """
 
 import math
+import random
 
 import numpy as np
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
 METRIC = {"metric": "accuracy", "mode": "max"}
@@ -28,11 +30,13 @@ def search_of(name, config, seed):
     """{space, num_samples, search_alg, scheduler, num_trials, epochs: the longest that a trial trains} of a search."""
     longest, space = config.epochs_per_trial, space_of(config)
     num_trials = config.budget_epochs // longest
+    # Draws what the space says, at most so many trials at a time.
+    draws = BasicVariantGenerator(max_concurrent=config.num_workers, random_state=seed)
     plain = {
         "space": space,
         "num_samples": num_trials,
         "num_trials": num_trials,
-        "search_alg": None,
+        "search_alg": draws,
         "scheduler": None,
         "epochs": longest,
     }
@@ -44,9 +48,10 @@ def search_of(name, config, seed):
             "momentum": tune.grid_search([float(value) for value in np.linspace(*config.momenta, side)]),
             "weight_decay": math.sqrt(math.prod(config.weight_decays)),
         }
-        return plain | {"space": grid, "num_samples": 1}
+        return plain | {"space": grid, "num_samples": 1, "num_trials": side * (num_trials // side)}
     if name == "bayesian":
-        return plain | {"search_alg": OptunaSearch(**METRIC, seed=seed)}
+        found = ConcurrencyLimiter(OptunaSearch(**METRIC, seed=seed), config.num_workers)
+        return plain | {"search_alg": found}
     if name == "asha":
         # Distributed: a trial that is among the worse ones at an epoch where trials are compared is stopped, without waiting for the others:
         # no worker is ever idle. More trials than the budget can finish; the budget ends the search.
@@ -54,11 +59,16 @@ def search_of(name, config, seed):
         return plain | {"num_samples": 3 * num_trials, "scheduler": halving}
     if name == "pbt":
         # Distributed: the worst quarter of the population takes over the weights of the best one, and tries other settings from there.
+        random.seed(seed)  # it draws from Python's and NumPy's own generators
+        np.random.seed(seed)
         exploit = PopulationBasedTraining(
             time_attr="training_iteration", perturbation_interval=config.perturb_every, hyperparam_mutations=space, synch=True,
         )  # fmt: skip
         return plain | {
             "num_samples": config.population,
+            "num_trials": config.population,
+            # A population is compared as a whole: who has to wait for it is paused, and counts as one that runs. So no limit but the resources.
+            "search_alg": BasicVariantGenerator(random_state=seed),
             "scheduler": exploit,
             "epochs": config.budget_epochs // config.population,
         }

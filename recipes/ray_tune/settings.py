@@ -40,6 +40,8 @@ def check_settings(config):
         raise SystemExit(f"validation_share={config.validation_share}: expected a share between 0 and 1")
     if config.max_trial_failures < 0:
         raise SystemExit(f"max_trial_failures={config.max_trial_failures}: expected a whole number of at least 0")
+    if config.object_store_mb < 80:
+        raise SystemExit(f"object_store_mb={config.object_store_mb}: Ray wants at least 80")
     return config
 
 
