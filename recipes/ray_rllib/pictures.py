@@ -1,5 +1,6 @@
 """What people would rather look at: learning curves with their spread, and an episode of the final policy."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,7 @@ def film(algorithm, config, number):
     """<output_dir>/pictures/episode.gif: the first seed's final policy, without exploration; not for environments that draw no pictures."""
     if number > 0:
         return
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # Gymnasium draws with pygame, which looks for a sound card too
     try:
         environment = make_environment(config.environment, render_mode="rgb_array")
         observation, _ = environment.reset(seed=config.seed)
