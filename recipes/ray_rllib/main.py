@@ -76,11 +76,11 @@ def train(config, number, run):
             state["done"] = state["iterations"] >= total or (mean is not None and mean >= config.target_return)
             if state["done"]:
                 finish(algorithm, state, config)
+                runners.close()  # before the checkpoint that says done: who goes on from that one starts no runners
             if state["done"] or state["iterations"] % config.checkpoint_every == 0:
                 save(algorithm, state, folder)
                 run.checkpoint(folder, number, state["iterations"])
         film(algorithm, config, number)
-        runners.close()
     finally:
         algorithm.stop()
     run.metric(f"eval/seed_{number}", state["eval"], step=number)
