@@ -93,6 +93,19 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
     assert sum(worker["samples"] for worker in content["workers"]) < row["environment steps"] * 0.7
 
 
+def test_killed_after_the_last_checkpoint(tmp_path):
+    """Nothing is left to train then, no runner starts, and the run is whole all the same."""
+    driver = Driver(*SHORT, output_root=tmp_path)
+    driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["step"] == 10 for e in driver.events()))
+    driver.process.kill()
+    driver.end()
+    assert driver.no_process_left()
+    content, _, output = run_cookbook(*SHORT, output_root=tmp_path)
+    assert "its driver was killed" in output
+    assert content["status"] == "ok"
+    assert content["metrics"]["eval/return_mean"] > 5 * content["metrics"]["baseline/any_action"]
+
+
 @pytest.mark.parametrize("algorithm", ["appo", "impala", "dqn"])
 def test_another_algorithm(algorithm, tmp_path):
     words = [f"recipe.algorithm={algorithm}", "recipe.num_iterations=3", "recipe.evaluation_every=3"]
