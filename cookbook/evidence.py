@@ -64,6 +64,9 @@ def judge(records, asked):
         worker = _describe(events)
         worker["samples"] = (worker["samples"] or 0) + told.get(worker["pid"], 0) if ended else worker["samples"]
         (verdict.workers if ended else verdict.lost).append(worker)
+    if verdict.done_before:
+        last = {(events[0]["phase"], events[0]["rank"]): events for events in finished if "phase" in events[0]}
+        verdict.workers = [_describe(events) | {"earlier": True} for events in last.values()]
     verdict.workers.sort(key=lambda worker: (worker.get("phase", 0), worker["rank"]))
     verdict.services = [_describe(events) for events in services]
     verdict.worlds = _worlds(current)
@@ -151,7 +154,7 @@ def _errors(current):
 def _membership(verdict, asked):
     """As many workers as asked for, each a process of its own, each with work done; in each phase, where there are several."""
     problems = []
-    if verdict.done_before:
+    if verdict.done_before and asked.elastic:
         return []  # an earlier try had done all pieces of work, and this one only the summing up
     phases = sorted({worker.get("phase", 0) for worker in verdict.workers + verdict.lost}) or [0]
     for phase in phases:
@@ -168,7 +171,8 @@ def _membership(verdict, asked):
         excused = asked.elastic or (asked.resumed and not any(other["samples"] for other in verdict.workers))
         if not worker["samples"] and not excused:
             problems.append(f"rank {worker['rank']} did no work (0 samples)")
-        if asked.seen_pids is not None and worker["pid"] not in asked.seen_pids:
+        seen = asked.seen_pids is None or worker["pid"] in asked.seen_pids or "earlier" in worker
+        if not seen:
             problems.append(
                 f"rank {worker['rank']} claims process {worker['pid']}, which the operating system never showed in this run"
             )

@@ -235,6 +235,18 @@ def rayrun(config, recipe_dir, python, run_dir):
     return [Process("rayrun", [*argv, "--temp-dir", str(run_dir / "scratch/ray"), *program], environment)]
 
 
+def kfp_client(config, recipe_dir, python, run_dir):
+    """A program that is a client of Kubeflow Pipelines ("Run a Pipeline", "Execute KFP pipelines locally" in its documentation): the
+    steps are processes of this machine, or pods where the cluster's settings have an address."""
+    cluster = config["cluster"]
+    argv = [
+        str(python),
+        str(program_of(recipe_dir, config["recipe"]["driver"].get("variant"))),
+        str(run_dir / "config.yaml"),
+    ]
+    return [Process("kfp", [*argv, f"num_workers={cluster['num_workers']}"], worker_environment(config, python))]
+
+
 def is_here(address):
     return re.search(r"//(localhost|127\.[0-9.]+|\[::1\])(:|/|$)", address) is not None
 
@@ -246,5 +258,6 @@ def check_encrypted(address, wanted, setting, hint):
 
 
 LAUNCHERS = {
-    launcher.__name__: launcher for launcher in (horovodrun, torchrun, tf_config, spark_submit, dask_client, rayrun)
+    launcher.__name__: launcher
+    for launcher in (horovodrun, torchrun, tf_config, spark_submit, dask_client, rayrun, kfp_client)
 }

@@ -43,7 +43,7 @@ def open_run(root, recipe, run_identity, resume):
     parent = Path(root).absolute() / recipe
     parent.mkdir(parents=True, exist_ok=True)
     if resume not in ("auto", "never"):
-        return _chosen(Path(resume), recipe)
+        return _chosen(Path(resume).resolve(), recipe)
     if resume == "auto" and (run := _interrupted(parent, run_identity)):
         return run
     time, number = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), 1

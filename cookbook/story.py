@@ -155,6 +155,7 @@ class Story:
             "role",
             "attempt",
             "phase",
+            "earlier",
         )
         objective = {**recipe["driver"]["objective"]}
         self.content |= {

@@ -21,7 +21,8 @@ def print_summary(content, page):
             + f"rank {w['rank']}: {w['host']} pid {w['pid']}, {w['samples'] or 0:,} samples"
             for w in content["workers"]
         )
-        lines.append(("workers", f"{content['world_size']} ({where})"))
+        when = ", in an earlier try of this run" if any(w.get("earlier") for w in content["workers"]) else ""
+        lines.append(("workers", f"{content['world_size']} ({where}{when})"))
     if content["worlds"][1:]:
         lines.append(("worlds", " -> ".join(map(str, content["worlds"]))))
     if content["account"]:

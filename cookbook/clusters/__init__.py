@@ -4,7 +4,7 @@ import importlib
 
 from cookbook import UserError
 
-KINDS = ("local",)
+KINDS = ("local", "kubernetes")
 
 
 def of_kind(kind):
