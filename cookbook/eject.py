@@ -44,7 +44,9 @@ def eject(recipe, target, overrides=()):
     shutil.rmtree(partial, ignore_errors=True)
     ignored = shutil.ignore_patterns("README.md", "benchmark*", "__pycache__")
     shutil.copytree(source, partial, ignore=ignored)
-    own_launcher = {"tfrun", "rayrun"} & set(process.argv)
+    sources = "".join(path.read_text() for path in source.glob("*.py") if not path.name.startswith("benchmark"))
+    # Started by the command, or by one of the recipe's programs.
+    own_launcher = {name for name in ("tfrun", "rayrun") if name in process.argv or f'"-m", "{name}"' in sources}
     for name in ["runrecord", *own_launcher, *(["loopback"] if own_launcher else [])]:
         shutil.copy(ROOT / f"runrecord/{name}.py", partial)
     (partial / "dataset").mkdir()

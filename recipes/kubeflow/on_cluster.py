@@ -87,9 +87,8 @@ def about_of(settings):
 
 
 def run_folder():
-    """This pipeline run's folder on the claim; the pipeline's API server gives each run an id, and its pods know it."""
-    run = os.environ.get("KFP_RUN_ID") or os.environ["HOSTNAME"].rsplit("-", 4)[0]
-    folder = Path(os.environ.get("SHARED_DIR", SHARED)) / run
+    """This pipeline run's folder on the claim. Kubeflow gives each run an id, and pipeline.py puts it into its pods' environment."""
+    folder = Path(os.environ.get("SHARED_DIR", SHARED)) / os.environ["RUN_ID"]
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

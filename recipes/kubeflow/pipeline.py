@@ -213,7 +213,9 @@ def settings_of_training(config, on_cluster):
     train = {key: getattr(config, key) for key in own} | {"max_steps": config.max_steps or 0}
     if not on_cluster:
         train |= {"output_dir": config.output_dir, "checkpoint_dir": f"{config.checkpoint_dir}/train"}
-        return json.dumps({"train": train, "num_workers": config.num_workers, "max_restarts": config.max_restarts})
+        return json.dumps(
+            {"train": train} | {key: getattr(config, key) for key in ("num_workers", "max_restarts", "trainer")}
+        )
     keys = (
         "num_workers", "max_restarts", "num_retries", "trainer", "image", "namespace", "claim", "runtime", "cpus_per_worker",
         "memory_mb_per_worker", "model_name", "service_account",
@@ -225,6 +227,7 @@ def as_pod(task, config):
     """A pod's share of the cluster, the claim that pods share files by, and no rights beyond that."""
     task.set_cpu_request("250m").set_cpu_limit(str(config.cpus_per_worker))
     task.set_memory_request("512Mi").set_memory_limit(f"{config.memory_mb_per_worker}Mi")
+    kubernetes.use_field_path_as_env(task, "RUN_ID", "metadata.labels['pipeline/runid']")
     kubernetes.mount_pvc(task, pvc_name=config.claim, mount_path=SHARED)
     kubernetes.set_security_context(task, run_as_user=NON_ROOT, run_as_group=NON_ROOT, run_as_non_root=True)
     task.set_env_variable("HOME", "/tmp")

@@ -136,19 +136,26 @@ def choose(scores, learning_rates):
 
 @recorded
 def train(rows_dir, learning_rate, num_epochs, settings, model_dir):
-    """Starts torchrun with `num_workers` workers on this machine and waits for the model."""
+    """Starts `num_workers` workers on this machine and waits for the model: by torchrun, or by tfrun (trainer=tfjob)."""
     about = json.loads(settings)
     own = {**about["train"], "rows_dir": rows_dir, "learning_rate": learning_rate, "num_epochs": num_epochs}
-    path = prepare_training(own, model_dir)
-    argv = [str(Path(sys.executable).with_name("torchrun")), "--nnodes", "1"]
-    argv += ["--nproc-per-node", str(about["num_workers"]), "--max-restarts", str(about["max_restarts"])]
-    argv += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-conf", "is_host=1"]
-    argv += ["--local-addr", "127.0.0.1", str(HERE / "train.py"), str(path)]
+    path, num_workers, restarts = (
+        prepare_training(own, model_dir),
+        str(about["num_workers"]),
+        str(about["max_restarts"]),
+    )
+    if about["trainer"] == "tfjob":
+        argv = [sys.executable, "-m", "tfrun", "--num-workers", num_workers, "--max-restarts", restarts]
+        argv += [str(HERE / "train_tensorflow.py"), str(path)]
+    else:
+        argv = [str(Path(sys.executable).with_name("torchrun")), "--nnodes", "1", "--nproc-per-node", num_workers]
+        argv += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-conf", "is_host=1"]
+        argv += ["--local-addr", "127.0.0.1", "--max-restarts", restarts, str(HERE / "train.py"), str(path)]
     interface = "lo0" if sys.platform == "darwin" else "lo"
     status = subprocess.run(argv, env={**os.environ, "GLOO_SOCKET_IFNAME": interface}).returncode
     if status:
-        raise SystemExit(f"torchrun ended with exit status {status}; see the workers' words above")
-    return {"num_workers": about["num_workers"], "learning_rate": learning_rate}
+        raise SystemExit(f"the training ended with exit status {status}; the workers' words stand above")
+    return {"num_workers": about["num_workers"], "learning_rate": learning_rate, "trainer": about["trainer"]}
 
 
 def prepare_training(settings, model_dir):
