@@ -34,6 +34,9 @@ PACKAGES = {
     "keras": "tensorflow-cpu",
     "tensorflow": "tensorflow-cpu",
     "tf_keras": "tf-keras",
+    "kubeflow_trainer_api": "kubeflow-trainer-api",
+    "kubeflow_katib_api": "kubeflow-katib-api",
+    "kubeflow": "kubeflow-training",
 }
 
 

@@ -21,8 +21,8 @@ from kubeflow.training import (
 )
 from kubernetes import client
 
-from pipeline import NON_ROOT, SHARED
 from runrecord import load_config
+from settings import NON_ROOT
 from trial import METRIC
 
 RECIPE = "/recipe"  # where the image has this folder
@@ -38,12 +38,12 @@ def train_job(name, config, folder):
     each = trainer.TrainerV1alpha1ContainerPatch.from_dict(
         {
             "name": "node",
-            "volumeMounts": [{"name": "shared", "mountPath": SHARED}, {"name": "tmp", "mountPath": "/tmp"}],
+            "volumeMounts": [{"name": "shared", "mountPath": config.mount_path}, {"name": "tmp", "mountPath": "/tmp"}],
             "securityContext": LOCKED_DOWN,
         }
     )
     pod = {"containers": [each.to_dict()], "volumes": volumes(config), "securityContext": POD_SECURITY}
-    jobs = [{"name": "node", "template": {"spec": {"template": {"spec": pod}}}}]
+    jobs = [{"name": "node", "template": {"spec": {"template": {"metadata": {"labels": labels(config)}, "spec": pod}}}}]
     patch = {
         "manager": "distributed-ml-recipes/kubeflow",
         "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": jobs}}},
@@ -130,7 +130,10 @@ def experiment(name, config, rows_dir, learning_rates, num_epochs):
     job = {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "spec": {"backoffLimit": config.num_retries, "template": {"spec": pod}},
+        "spec": {
+            "backoffLimit": config.num_retries,
+            "template": {"metadata": {"labels": labels(config)}, "spec": pod},
+        },
     }
     made = katib.V1beta1Experiment.from_dict(
         {
@@ -200,7 +203,10 @@ def pod_spec(container, words, config):
                 "env": environment(config),
                 "resources": resources(config),
                 "securityContext": LOCKED_DOWN,
-                "volumeMounts": [{"name": "shared", "mountPath": SHARED}, {"name": "tmp", "mountPath": "/tmp"}],
+                "volumeMounts": [
+                    {"name": "shared", "mountPath": config.mount_path},
+                    {"name": "tmp", "mountPath": "/tmp"},
+                ],
             }
         ],
         "volumes": volumes(config),
@@ -285,12 +291,14 @@ JOBS = {"trainjob": train_job, "pytorchjob": pytorch_job, "tfjob": tf_job}
 
 def all_objects(config):
     """name -> object, everything that this config could make."""
-    folder = f"{SHARED}/RUN"
+    folder = f"{config.mount_path}/RUN"
     made = {kind: job(config.model_name, config, folder) for kind, job in JOBS.items()}
     made["experiment"] = experiment(
         config.model_name, config, f"{folder}/rows", config.learning_rates, config.trial_epochs
     )
-    made["inference-service"] = inference_service(config.model_name, config, f"{SHARED}/registry/{config.model_name}/1")
+    made["inference-service"] = inference_service(
+        config.model_name, config, f"{config.mount_path}/registry/{config.model_name}/1"
+    )
     return made | standing(config)
 
 

@@ -15,7 +15,6 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from manifests import JOBS, experiment, inference_service
-from pipeline import SHARED
 from steps import WORKER, prepare_training, recorded
 from trial import METRIC
 
@@ -41,7 +40,8 @@ BAD = {"TrainJob": "Failed", "PyTorchJob": "Failed", "TFJob": "Failed", "Experim
 @recorded
 def train(rows_dir, learning_rate, num_epochs, settings, model_dir):
     """Makes the job, waits for its end, and takes the model from the claim; returns the number of workers and their job."""
-    about, folder = about_of(settings), run_folder()
+    about = about_of(settings)
+    folder = run_folder(about)
     shutil.copytree(rows_dir, folder / "rows", dirs_exist_ok=True)
     own = {**json.loads(settings)["train"], "learning_rate": learning_rate, "num_epochs": num_epochs}
     own |= {"rows_dir": f"{folder}/rows", "output_dir": str(folder), "checkpoint_dir": f"{folder}/checkpoints"}
@@ -60,7 +60,8 @@ def train(rows_dir, learning_rate, num_epochs, settings, model_dir):
 @recorded
 def tune(rows_dir, learning_rates, num_epochs, settings):
     """Makes the experiment, waits for its end, and returns the best trial's learning rate and score."""
-    folder, about = run_folder(), about_of(settings)
+    about = about_of(settings)
+    folder = run_folder(about)
     shutil.copytree(rows_dir, folder / "rows", dirs_exist_ok=True)
     name = f"{about.model_name}-{folder.name[-12:]}"
     made = create(experiment(name, about, f"{folder}/rows", learning_rates, num_epochs), about.namespace)
@@ -86,9 +87,9 @@ def about_of(settings):
     return SimpleNamespace(**about.pop("train"), **about)
 
 
-def run_folder():
+def run_folder(about):
     """This pipeline run's folder on the claim. Kubeflow gives each run an id, and pipeline.py puts it into its pods' environment."""
-    folder = Path(os.environ.get("SHARED_DIR", SHARED)) / os.environ["RUN_ID"]
+    folder = Path(about.mount_path) / os.environ["RUN_ID"]
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

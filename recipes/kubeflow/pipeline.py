@@ -9,8 +9,7 @@ import json
 
 from kfp import dsl, kubernetes
 
-SHARED = "/shared"  # where the pods see the claim that they share
-NON_ROOT = 1000
+from settings import NON_ROOT
 
 
 def ingest(data_dir: str, max_rows: int, rows: dsl.Output[dsl.Dataset]):
@@ -124,7 +123,7 @@ def pipeline_of(config):
     """The pipeline for this config, as kfp's decorator makes it: for this machine, or for a cluster where config.kubeflow_host is set."""
     on_cluster = bool(config.kubeflow_host)
     component = functools.partial(dsl.component, base_image=config.image, install_kfp_package=False)
-    folder = SHARED if on_cluster else config.output_dir
+    folder = config.mount_path if on_cluster else config.output_dir
     settings = settings_of_training(config, on_cluster)
     server_file = f"{folder}/server.json"
 
@@ -218,7 +217,7 @@ def settings_of_training(config, on_cluster):
         )
     keys = (
         "num_workers", "max_restarts", "num_retries", "trainer", "image", "namespace", "claim", "runtime", "cpus_per_worker",
-        "memory_mb_per_worker", "model_name", "service_account",
+        "memory_mb_per_worker", "model_name", "service_account", "mount_path",
     )  # fmt: skip
     return json.dumps({"train": train} | {key: getattr(config, key) for key in keys})
 
@@ -228,6 +227,6 @@ def as_pod(task, config):
     task.set_cpu_request("250m").set_cpu_limit(str(config.cpus_per_worker))
     task.set_memory_request("512Mi").set_memory_limit(f"{config.memory_mb_per_worker}Mi")
     kubernetes.use_field_path_as_env(task, "RUN_ID", "metadata.labels['pipeline/runid']")
-    kubernetes.mount_pvc(task, pvc_name=config.claim, mount_path=SHARED)
+    kubernetes.mount_pvc(task, pvc_name=config.claim, mount_path=config.mount_path)
     kubernetes.set_security_context(task, run_as_user=NON_ROOT, run_as_group=NON_ROOT, run_as_non_root=True)
     task.set_env_variable("HOME", "/tmp")

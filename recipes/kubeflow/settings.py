@@ -5,6 +5,7 @@ import sys
 
 from runrecord import load_config
 
+NON_ROOT = 1000  # the user of every container
 TRAINERS = ["trainjob", "pytorchjob", "tfjob"]
 AT_LEAST_ONE = ["num_workers", "num_epochs", "trial_epochs", "global_batch_size"]
 NOT_NEGATIVE = ["num_retries", "max_restarts", "num_failures", "serve_port"]

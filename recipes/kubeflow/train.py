@@ -58,7 +58,8 @@ def meet(config, device):
     """Joins the process group. Raises RuntimeError when not all workers are there within five minutes."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     # After a restart PyTorch 2.13's env:// finds the dead workers' addresses in torchrun's store: a prefix keeps the attempts apart.
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun does
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=hosts)
     store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     if device.type == "cuda":
         torch.cuda.set_device(device)
