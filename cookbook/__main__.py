@@ -12,7 +12,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cookbook import ROOT, UserError, clusters, doctor, launch, runs, settings, summary
+from cookbook import ROOT, UserError, clusters, doctor, inventory, launch, runs, settings, summary
 from cookbook.console import console
 from cookbook.story import Interrupted, Story, interrupt
 
@@ -53,6 +53,7 @@ def run(composed):
         except OmegaConfBaseException as error:
             raise UserError(f"the settings cannot be resolved: {error}") from None
         settings.check_kinds(config, choices)
+        config["cluster"] = inventory.with_hosts(config["cluster"])
         warning = launch.check(config, os.cpu_count())
         cluster = clusters.of_kind(config["cluster"]["kind"])
         doctor.require(config["recipe"]["driver"]["tools"], recipe)

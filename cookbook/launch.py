@@ -19,13 +19,17 @@ class Process:
     environment: dict[str, str] = field(default_factory=dict)
     host: str = "localhost"
     files: dict[str, str] = field(default_factory=dict)  # path -> content; a script when it begins with #!
+    secrets: dict[str, str] = field(default_factory=dict)  # more environment, which is shown and written nowhere
+    service: bool = False  # serves the others, and is ended when they have ended
+    ready: str = ""  # a pattern in what it writes: until then the next process is not started
 
     @property
     def by_hand(self):
         """What a user would type to start the same."""
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items() if name != "PATH"]
         folders = self.environment["PATH"].split(os.pathsep)[0]
-        return " ".join([f"PATH={shlex.quote(folders)}:$PATH", *variables, shlex.join(self.argv)])
+        where = [] if self.host == "localhost" else [f"# on {self.host}:\n"]
+        return " ".join([*where, f"PATH={shlex.quote(folders)}:$PATH", *variables, shlex.join(self.argv)])
 
 
 def worker_settings(config, data_dir, run_dir):
@@ -48,7 +52,9 @@ def num_processes(config):
 
 
 def owns_workers(config):
-    """Whether the run starts its own workers; on a cluster that is there already, this machine's system does not know them."""
+    """Whether the run starts its own workers here; of those of other machines this machine's system does not know."""
+    if config["cluster"]["kind"] == "hosts":
+        return False
     return config["cluster"].get(config["recipe"]["driver"].get("address", "")) is None
 
 
@@ -72,7 +78,14 @@ def plan(config, recipe_dir, python, run_dir):
     name = config["recipe"]["driver"]["launcher"]
     if name not in LAUNCHERS:
         raise UserError(f"launcher {name!r} is unknown; there are: {', '.join(sorted(LAUNCHERS))}")
-    return LAUNCHERS[name](config, Path(recipe_dir), Path(python), Path(run_dir))
+    launchers = LAUNCHERS
+    if config["cluster"]["kind"] == "hosts":
+        from cookbook.launch_hosts import LAUNCHERS as launchers
+    if name not in launchers:
+        raise UserError(
+            f"{name} does not start workers on several hosts; those that do: {', '.join(sorted(launchers))}"
+        )
+    return launchers[name](config, Path(recipe_dir), Path(python), Path(run_dir))
 
 
 def program_of(recipe_dir, variant):

@@ -110,7 +110,13 @@ class Story:
     def _run(self, shown, cluster):
         worker_settings = launch.worker_settings(self.config, self.data_dir, self.folder)
         (self.folder / "config.yaml").write_text(settings.commented_yaml(worker_settings, self.choices))
-        plan = launch.plan(self.config, ROOT / "recipes" / self.recipe, self.python, self.folder)
+        config = self.config
+        if hasattr(cluster, "prepare"):  # a place that has to be looked at first
+            found = cluster.prepare(
+                config["cluster"], self.recipe, self.python, self.data_dir, self.folder, self.mark, shown
+            )
+            config = {**config, "cluster": found}
+        plan = launch.plan(config, ROOT / "recipes" / self.recipe, self.python, self.folder)
         # By hand they get folders of their own: the run folder is this run's evidence, and its checkpoint is used up.
         own = f" output_dir={self.folder}/by-hand checkpoint_dir={self.folder}/by-hand/checkpoints"
         self.content["workers_command"] = "\n".join(process.by_hand + own for process in plan)
@@ -124,7 +130,7 @@ class Story:
             watcher()
 
         try:
-            self.statuses = cluster.run(plan, self.config["cluster"], self.folder, self.mark, watch)
+            self.statuses = cluster.run(plan, config["cluster"], self.folder, self.mark, watch)
         finally:
             self.seconds["launch"] = round((watcher.first_start or time.time()) - self.launched, 3)
         shown.done("workers ended")

@@ -134,3 +134,9 @@ def test_ray_on_a_cluster_elsewhere_shows_its_token():
     assert process.environment["RAY_ADDRESS"] == "head:6379"
     assert process.environment["RAY_AUTH_MODE"] == "token"
     assert "RAY_AUTH_MODE" not in plan_of("ray_tune", "cluster.ray_address=127.0.0.1:6379").environment
+
+
+def test_kfp_client():
+    process = plan_of("kubeflow", "cluster.num_workers=3")
+    program = str(ROOT / "recipes/kubeflow/main.py")
+    assert process.argv == ["/env/bin/python", program, "/run/config.yaml", "num_workers=3"]

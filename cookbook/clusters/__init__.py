@@ -4,7 +4,7 @@ import importlib
 
 from cookbook import UserError
 
-KINDS = ("local", "kubernetes")
+KINDS = ("local", "hosts", "kubernetes")
 
 
 def of_kind(kind):

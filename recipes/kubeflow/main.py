@@ -125,6 +125,7 @@ class watched:
 
 def steps_of(output_dir, since):
     """The records that steps left since then, in the order of their ends."""
+    # Distributed: a step says in a file of its own what it did; none of them talks to this program.
     records = [json.loads(path.read_text()) for path in Path(output_dir).glob("steps/*.json")]
     return sorted((record for record in records if record["began"] >= since), key=lambda record: record["ended"])
 

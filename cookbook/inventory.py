@@ -1,0 +1,105 @@
+"""The list of hosts that a run may use, from a YAML file: what `infra/` writes after an apply, or what a person writes.
+
+hosts:
+  - {name: head, address: 10.0.0.4, slots: 2}          # the first one is the head: launchers and services run there
+  - {name: worker1, address: 10.0.0.5, slots: 2, gpus: 2}
+ssh: {user: ubuntu, port: 22, key: ~/.ssh/id_ed25519, known_hosts: ~/.ssh/known_hosts}
+shared: false                                          # true: all hosts see this machine's files under the same paths
+"""
+
+import ipaddress
+import re
+from pathlib import Path
+
+import yaml
+
+from cookbook import UserError
+
+HOST_KEYS = {"name": str, "address": str, "slots": int, "gpus": int}
+SSH_KEYS = {"user": str, "port": int, "key": str, "known_hosts": str}
+
+
+def load(path):
+    """Returns {hosts: [{name, address, slots, gpus}, ...], ssh: {...}, shared} of an inventory file, or of the folder that has one.
+
+    Raises UserError, with what was found and what was expected, for a file that does not say which hosts there are.
+    """
+    file = Path(path).expanduser()
+    file = file / "inventory.yaml" if file.is_dir() else file
+    try:
+        content = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise UserError(
+            f"cluster.inventory={path}: {error.strerror}: {file}; expected a list of hosts, as conf/cluster/hosts.yaml describes it, or a "
+            "folder of infra/ after `make infra-up`"
+        ) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("hosts"), list) or not content["hosts"]:
+        raise UserError(f"{file}: expected `hosts:`, a list of at least one host with name, address and slots")
+    _check(content, {"hosts": list, "ssh": dict, "shared": bool}, str(file))
+    hosts = [_host(entry, file) for entry in content["hosts"]]
+    for key in ("name", "address"):
+        values = [host[key] for host in hosts]
+        if twice := sorted({value for value in values if values.count(value) > 1}):
+            raise UserError(
+                f"{file}: the {key} {twice[0]} stands there twice; each host once, with as many slots as it has"
+            )
+    ssh = content.get("ssh") or {}
+    _check(ssh, SSH_KEYS, f"{file}, ssh")
+    return {
+        "hosts": hosts,
+        "ssh": {
+            key: str(Path(value).expanduser()) if key in ("key", "known_hosts") else value for key, value in ssh.items()
+        },
+        "shared": content.get("shared", False),
+    }
+
+
+def _host(entry, file):
+    if not isinstance(entry, dict):
+        raise UserError(f"{file}: {entry!r} is no host; expected name, address and slots")
+    _check(entry, HOST_KEYS, f"{file}, host {entry.get('name', '?')}")
+    for key in ("name", "address"):
+        if not entry.get(key):
+            raise UserError(f"{file}: a host without {key}: {entry}")
+        # Both become words of commands: nothing that ssh would take for an option, or a shell for more.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]*", entry[key]):
+            raise UserError(f"{file}: {key}={entry[key]!r}: expected letters, digits, dots and dashes")
+    if re.fullmatch(r"[0-9.]+", entry["address"]):
+        try:
+            ipaddress.ip_address(entry["address"])
+        except ValueError:
+            raise UserError(f"{file}: address {entry['address']} of {entry['name']} is no IP address") from None
+    host = {"slots": 1, "gpus": 0, **entry}
+    if host["slots"] < 1:
+        raise UserError(f"{file}: {host['name']} has slots={host['slots']}: expected at least 1 worker")
+    return host
+
+
+def _check(content, kinds, where):
+    for key, value in content.items():
+        if key not in kinds:
+            raise UserError(f"{where}: {key!r} is unknown; there are: {', '.join(kinds)}")
+        if value is not None and (not isinstance(value, kinds[key]) or (kinds[key] is int and isinstance(value, bool))):
+            raise UserError(f"{where}: {key}={value!r}: expected {kinds[key].__name__}")
+
+
+def with_hosts(cluster):
+    """A cluster's settings with the hosts of its inventory; `num_workers: null` becomes the number of all slots."""
+    if cluster["kind"] != "hosts":
+        return cluster
+    found = load(cluster["inventory"])
+    slots = sum(host["slots"] for host in found["hosts"])
+    num_workers = cluster["num_workers"] or slots
+    if num_workers > slots:
+        raise UserError(
+            f"cluster.num_workers={num_workers} is more than the {slots} slots of {cluster['inventory']}; fewer, or more slots there"
+        )
+    # The first slots are taken, host by host; a host that gets no worker is left alone.
+    left, hosts = num_workers, []
+    for host in found["hosts"]:
+        taken = min(host["slots"], left)
+        left -= taken
+        hosts += [{**host, "slots": taken}] if taken else []
+    return {**cluster, **found, "hosts": hosts, "num_workers": num_workers}

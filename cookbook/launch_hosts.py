@@ -1,0 +1,294 @@
+"""From settings to the processes to start on several hosts: what launch.py is for one machine. Pure as that one.
+
+A cluster's `hosts` are dictionaries with name, address, slots (workers of this run) and interface; the first one is the head.
+"""
+
+import secrets
+
+from cookbook import UserError
+from cookbook.launch import Process, program_of, worker_environment
+
+
+def _parts(config, recipe_dir, run_dir):
+    """(recipe, cluster, hosts, head, [program, its settings])."""
+    recipe, cluster = config["recipe"], config["cluster"]
+    program = [str(program_of(recipe_dir, recipe["driver"].get("variant"))), str(run_dir / "config.yaml")]
+    return recipe, cluster, cluster["hosts"], cluster["hosts"][0], program
+
+
+def _same(hosts, key, what):
+    values = {host[key] for host in hosts}
+    if len(values) > 1:
+        raise UserError(
+            f"{what}, but the hosts have {', '.join(host[key] + ' (' + host['name'] + ')' for host in hosts)}"
+        )
+    return values.pop()
+
+
+def torchrun(config, recipe_dir, python, run_dir):
+    """One torchrun on each host, meeting at the head ("torchrun (Elastic Launch)", multi-node)."""
+    recipe, cluster, hosts, head, program = _parts(config, recipe_dir, run_dir)
+    started = []
+    for host in hosts:
+        is_head = host is head
+        argv = [str(python.parent / "torchrun"), "--nnodes", str(len(hosts)), "--nproc-per-node", str(host["slots"])]
+        argv += [
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            f"{head['address']}:{cluster['port']}",
+            "--rdzv-id",
+            run_dir.name,
+        ]
+        # Without these two, hosts that do not know each other's names wait for ever.
+        argv += [
+            "--rdzv-conf",
+            f"is_host={int(is_head)},join_timeout={cluster['start_timeout_seconds']}",
+            "--local-addr",
+            host["address"],
+        ]
+        argv += [
+            "--max-restarts",
+            str(recipe["max_restarts"]),
+            "--tee",
+            "3",
+            "--log-dir",
+            str(run_dir / "logs/torchrun"),
+            *program,
+        ]
+        environment = worker_environment(config, python) | {
+            "GLOO_SOCKET_IFNAME": host["interface"],
+            "NCCL_SOCKET_IFNAME": host["interface"],
+        }
+        started.append(Process(f"torchrun-{host['name']}", argv, environment, host=host["address"]))
+    return started
+
+
+def horovodrun(config, recipe_dir, python, run_dir):
+    """horovodrun on the head, which starts the workers of all hosts by ssh ("Run Horovod" in its documentation)."""
+    recipe, cluster, hosts, head, program = _parts(config, recipe_dir, run_dir)
+    interface = _same(hosts, "interface", "horovodrun wants the network interface to have the same name everywhere")
+    slots = [f"{host['address']}:{host['slots']}" for host in hosts]
+    argv = [
+        str(python.parent / "horovodrun"),
+        "-np",
+        str(cluster["num_workers"]),
+        "--start-timeout",
+        str(cluster["start_timeout_seconds"]),
+    ]
+    for key in ("fusion_threshold_mb", "cycle_time_ms"):
+        if recipe[key] is not None:
+            argv += [f"--{key.replace('_', '-')}", str(recipe[key])]
+    if cluster["ssh"].get("port"):
+        argv += ["--ssh-port", str(cluster["ssh"]["port"])]
+    files = {}
+    if recipe["elastic"]:
+        script = str(run_dir / "discover_hosts.sh")
+        files[script] = "#!/bin/sh\n" + "".join(f"echo {slot}\n" for slot in slots)
+        argv += ["--min-np", "1", "--max-np", str(cluster["num_workers"]), "--host-discovery-script", script]
+        argv += ["--blacklist-cooldown-range", "2", "10"]
+    else:
+        argv += ["-H", ",".join(slots)]
+    if recipe["controller"] == "mpi":
+        raise UserError("recipe.controller=mpi runs on one machine here; on hosts: recipe.controller=gloo")
+    argv += ["--gloo", "--network-interfaces", interface, str(python), *program]
+    environment = worker_environment(config, python) | {"GLOO_SOCKET_IFNAME": interface}
+    return [Process("horovodrun", argv, environment, host=head["address"], files=files)]
+
+
+def tf_config(config, recipe_dir, python, run_dir):
+    """Each worker with its TF_CONFIG, by ssh ("Distributed training with TensorFlow": every process is told of all)."""
+    import json
+
+    recipe, cluster, hosts, _, program = _parts(config, recipe_dir, run_dir)
+    if recipe["driver"].get("chief"):
+        raise UserError(
+            f"recipe.strategy={recipe['strategy']} runs on one machine here; on hosts: recipe.strategy=multi_worker"
+        )
+    places = [(host, cluster["port"] + slot) for host in hosts for slot in range(host["slots"])]
+    workers = [f"{host['address']}:{port}" for host, port in places]
+    started = []
+    for index, (host, _) in enumerate(places):
+        task = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
+        environment = worker_environment(config, python) | {"TF_CONFIG": task, "TFRUN_ATTEMPT": "0"}
+        started.append(Process(f"worker-{index}", [str(python), *program], environment, host=host["address"]))
+    return started
+
+
+def spark_submit(config, recipe_dir, python, run_dir):
+    """A standalone cluster on the hosts ("Spark Standalone Mode": classes Master and Worker), and spark-submit on the head."""
+    recipe, cluster, hosts, head, program = _parts(config, recipe_dir, run_dir)
+    threads, memory = cluster["num_threads_per_worker"], recipe["memory_mb"]
+    secret = {"_SPARK_AUTH_SECRET": secrets.token_hex(16)}
+    master = f"spark://{head['address']}:{cluster['port']}"
+    locked = {"spark.authenticate": "true", "spark.network.crypto.enabled": "true"}
+    options = " ".join(f"-D{key}={value}" for key, value in locked.items())
+
+    def of(name, host, argv, **more):
+        environment = worker_environment(config, python) | {
+            "PYSPARK_PYTHON": str(python), "SPARK_LOCAL_IP": host["address"], "SPARK_DAEMON_JAVA_OPTS": options,
+            "SPARK_LOCAL_DIRS": str(run_dir / "scratch"), "SPARK_WORKER_DIR": str(run_dir / "scratch"),
+        }  # fmt: skip
+        return Process(name, argv, environment, host=host["address"], secrets=secret, **more)
+
+    run_class = [str(python.parent / "spark-class")]
+    started = [of("spark-master", head, [*run_class, "org.apache.spark.deploy.master.Master", "--host", head["address"], "--port", str(cluster["port"]), "--webui-port", "0"], service=True, ready="I have been elected leader")]  # fmt: skip
+    for host in hosts:
+        argv = [*run_class, "org.apache.spark.deploy.worker.Worker", "--host", host["address"], "--webui-port", "0"]
+        argv += ["--cores", str(host["slots"] * threads), "--memory", f"{host['slots'] * memory}m", master]
+        started.append(
+            of(f"spark-worker-{host['name']}", host, argv, service=True, ready="Successfully registered with master")
+        )
+    own = {
+        "spark.executor.instances": cluster["num_workers"], "spark.executor.cores": threads, "spark.executor.memory": f"{memory}m",
+        "spark.cores.max": cluster["num_workers"] * threads, "spark.driver.host": head["address"], "spark.driver.bindAddress": head["address"],
+    }  # fmt: skip
+    argv = [str(python.parent / "spark-submit"), "--master", master]
+    for key, value in (recipe["spark_conf"] | own | locked).items():
+        argv += ["--conf", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
+    return [*started, of("spark-submit", head, [*argv, *program])]
+
+
+def dask_client(config, recipe_dir, python, run_dir):
+    """A scheduler on the head, a worker for each slot, and the client on the head ("Deploy Dask Clusters: Command Line"), over TLS."""
+    _, cluster, hosts, head, program = _parts(config, recipe_dir, run_dir)
+    files = certificate(run_dir, [host["address"] for host in hosts])
+    paths = dict(
+        zip(
+            ("CA_FILE", "KEY", "CERT"),
+            [str(run_dir / f"scratch/secrets/{name}") for name in ("cert.pem", "key.pem", "cert.pem")],
+            strict=True,
+        )
+    )
+    tls = {f"DASK_DISTRIBUTED__COMM__TLS__{role}": path for role, path in paths.items() if role == "CA_FILE"}
+    for part in ("SCHEDULER", "WORKER", "CLIENT"):
+        tls |= {
+            f"DASK_DISTRIBUTED__COMM__TLS__{part}__{role}": path for role, path in paths.items() if role != "CA_FILE"
+        }
+    environment = worker_environment(config, python) | tls | {
+        "DASK_TEMPORARY_DIRECTORY": str(run_dir / "scratch"), "DASK_LOGGING__DISTRIBUTED": "info", "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true",
+    }  # fmt: skip
+    address = f"tls://{head['address']}:{cluster['port']}"
+    dask = [str(python), "-m", "distributed.cli"]
+    scheduler = [str(python), "-m", "distributed.cli.dask_scheduler", "--host", address, "--no-dashboard"]
+    started = [
+        Process(
+            "dask-scheduler",
+            scheduler,
+            environment,
+            host=head["address"],
+            files=files,
+            service=True,
+            ready="Scheduler at:",
+        )
+    ]
+    for host in hosts:
+        for slot in range(host["slots"]):
+            argv = [
+                *dask[:2],
+                "distributed.cli.dask_worker",
+                address,
+                "--host",
+                f"tls://{host['address']}",
+                "--no-dashboard",
+                "--no-nanny",
+            ]
+            argv += ["--nthreads", str(cluster["num_threads_per_worker"]), "--name", f"{host['name']}-{slot}"]
+            started.append(
+                Process(
+                    f"dask-worker-{host['name']}-{slot}",
+                    argv,
+                    environment,
+                    host=host["address"],
+                    service=True,
+                    ready="Registered to:",
+                )
+            )
+    client = environment | {"DASK_SCHEDULER_ADDRESS": address, "DASK_LOGGING__DISTRIBUTED": "warning"}
+    return [
+        *started,
+        Process("dask", [str(python), *program, f"num_workers={cluster['num_workers']}"], client, host=head["address"]),
+    ]
+
+
+def certificate(run_dir, addresses):
+    """{path: content} of a key and a certificate for this run alone, that all its processes share."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name = (
+        ec.generate_private_key(ec.SECP256R1()),
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, run_dir.name)]),
+    )
+    now = datetime.datetime.now(datetime.UTC)
+    names = x509.SubjectAlternativeName(
+        [x509.IPAddress(ipaddress.ip_address(a)) if a[0].isdigit() else x509.DNSName(a) for a in addresses]
+    )
+    made = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(days=30))
+        .add_extension(names, critical=False).add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
+    return {
+        str(run_dir / "scratch/secrets/key.pem"): private,
+        str(run_dir / "scratch/secrets/cert.pem"): made.public_bytes(pem).decode(),
+    }
+
+
+def rayrun(config, recipe_dir, python, run_dir):
+    """A Ray cluster on the hosts ("Launching an On-Premise Cluster": ray start), with a token of its own, and the program on the head."""
+    recipe, cluster, hosts, head, program = _parts(config, recipe_dir, run_dir)
+    each = max(cluster["num_threads_per_worker"], recipe.get("cpus_per_trial", 1))
+    environment = worker_environment(config, python) | {
+        "MALLOC_ARENA_MAX": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    secret = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    address, started = f"{head['address']}:{cluster['port']}", []
+    for host in hosts:
+        is_head = host is head
+        num_cpus = host["slots"] * each + (recipe["num_data_cpus"] + recipe.get("num_learners", 0) if is_head else 0)
+        argv = [
+            str(python.parent / "ray"),
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            "--node-ip-address",
+            host["address"],
+        ]
+        argv += ["--num-cpus", str(num_cpus), "--object-store-memory", str(recipe["object_store_mb"] << 20)]
+        argv += (
+            ["--head", "--port", str(cluster["port"]), "--include-dashboard", "false"]
+            if is_head
+            else ["--address", address]
+        )
+        # Ray's sockets want a short path: 107 bytes at most.
+        argv += ["--temp-dir", f"/tmp/ray-{run_dir.name}-{host['name']}"[:60]] if is_head else []
+        started.append(
+            Process(
+                f"ray-{host['name']}",
+                argv,
+                environment,
+                host=host["address"],
+                secrets=secret,
+                service=True,
+                ready="Ray runtime started",
+            )
+        )
+    argv = [str(python), *program, f"num_workers={cluster['num_workers']}"]
+    return [
+        *started,
+        Process("ray", argv, environment | {"RAY_ADDRESS": address}, host=head["address"], secrets=secret),
+    ]
+
+
+LAUNCHERS = {
+    launcher.__name__: launcher for launcher in (horovodrun, torchrun, tf_config, spark_submit, dask_client, rayrun)
+}
