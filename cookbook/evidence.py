@@ -16,6 +16,7 @@ class Asked:
     """What the settings ask of a run. `num_rows` is the training split's, after the cap of the scale."""
 
     num_workers: int
+    num_hosts: int = 1
     proof: tuple[str, ...] = ()  # rules beyond the common ones, by name: see RULES
     elastic: bool = False
     max_restarts: int = 0  # how often the launcher may start all workers anew
@@ -161,6 +162,9 @@ def _membership(verdict, asked):
         where = f" in phase {phase}" if len(phases) > 1 else ""
         workers, lost = ([w for w in some if w.get("phase", 0) == phase] for some in (verdict.workers, verdict.lost))
         problems += [problem + where for problem in _world(workers, lost, asked)]
+    hosts = {worker["host"] for worker in verdict.workers}
+    if hosts and len(hosts) < asked.num_hosts and not asked.elastic:
+        problems.append(f"only {', '.join(sorted(hosts))} worked, although {asked.num_hosts} hosts were asked for")
     if not asked.elastic and len(verdict.worlds) > 1:
         problems.append(f"world sizes {' -> '.join(map(str, verdict.worlds))} in a run that is not elastic")
     # What was left of a run that goes on may have been one worker's work.

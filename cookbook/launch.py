@@ -21,6 +21,7 @@ class Process:
     files: dict[str, str] = field(default_factory=dict)  # path -> content; a script when it begins with #!
     secrets: dict[str, str] = field(default_factory=dict)  # more environment, which is shown and written nowhere
     service: bool = False  # serves the others, and is ended when they have ended
+    leaves: tuple[str, ...] = ()  # folders of its own on its host, to be removed at the end
     ready: str = ""  # a pattern in what it writes: until then the next process is not started
 
     @property
@@ -28,8 +29,8 @@ class Process:
         """What a user would type to start the same."""
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items() if name != "PATH"]
         folders = self.environment["PATH"].split(os.pathsep)[0]
-        where = [] if self.host == "localhost" else [f"# on {self.host}:\n"]
-        return " ".join([*where, f"PATH={shlex.quote(folders)}:$PATH", *variables, shlex.join(self.argv)])
+        where = "" if self.host == "localhost" else f"# on {self.host}:\n"
+        return where + " ".join([f"PATH={shlex.quote(folders)}:$PATH", *variables, shlex.join(self.argv)])
 
 
 def worker_settings(config, data_dir, run_dir):
@@ -191,7 +192,7 @@ def spark_submit(config, recipe_dir, python, run_dir):
     if master:
         argv += [master]
         if not is_here(master):
-            # A standalone cluster's secret is Spark's to find, in _SPARK_AUTH_SECRET; Kubernetes and YARN make their own.
+            # A standalone cluster's secret is Spark's to find, in spark-defaults.conf; Kubernetes and YARN make their own.
             own |= {"spark.authenticate": True, "spark.network.crypto.enabled": True}
     else:
         argv += [f"local-cluster[{cluster['num_workers']},{threads},{memory}]"]

@@ -119,7 +119,9 @@ def spark_submit(config, recipe_dir, python, run_dir):
     """A standalone cluster on the hosts ("Spark Standalone Mode": classes Master and Worker), and spark-submit on the head."""
     recipe, cluster, hosts, head, program = _parts(config, recipe_dir, run_dir)
     threads, memory = cluster["num_threads_per_worker"], recipe["memory_mb"]
+    # The cluster's processes take the secret from their environment, spark-submit from a file of properties.
     secret = {"_SPARK_AUTH_SECRET": secrets.token_hex(16)}
+    properties = str(run_dir / "scratch/secrets/spark.conf")
     master = f"spark://{head['address']}:{cluster['port']}"
     locked = {"spark.authenticate": "true", "spark.network.crypto.enabled": "true"}
     options = " ".join(f"-D{key}={value}" for key, value in locked.items())
@@ -143,10 +145,11 @@ def spark_submit(config, recipe_dir, python, run_dir):
         "spark.executor.instances": cluster["num_workers"], "spark.executor.cores": threads, "spark.executor.memory": f"{memory}m",
         "spark.cores.max": cluster["num_workers"] * threads, "spark.driver.host": head["address"], "spark.driver.bindAddress": head["address"],
     }  # fmt: skip
-    argv = [str(python.parent / "spark-submit"), "--master", master]
+    argv = [str(python.parent / "spark-submit"), "--master", master, "--properties-file", properties]
     for key, value in (recipe["spark_conf"] | own | locked).items():
         argv += ["--conf", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
-    return [*started, of("spark-submit", head, [*argv, *program])]
+    files = {properties: f"spark.authenticate.secret {secret['_SPARK_AUTH_SECRET']}\n"}
+    return [*started, of("spark-submit", head, [*argv, *program], files=files)]
 
 
 def dask_client(config, recipe_dir, python, run_dir):
@@ -269,19 +272,15 @@ def rayrun(config, recipe_dir, python, run_dir):
             if is_head
             else ["--address", address]
         )
-        # Ray's sockets want a short path: 107 bytes at most.
-        argv += ["--temp-dir", f"/tmp/ray-{run_dir.name}-{host['name']}"[:60]] if is_head else []
+        # Ray's sockets want a short path, 107 bytes at most: the run folder's is too long.
+        temp = f"/tmp/ray-{run_dir.name}"
+        argv += ["--temp-dir", temp] if is_head else []
         started.append(
             Process(
-                f"ray-{host['name']}",
-                argv,
-                environment,
-                host=host["address"],
-                secrets=secret,
-                service=True,
-                ready="Ray runtime started",
+                f"ray-{host['name']}", argv, environment, host=host["address"], secrets=secret, service=True,
+                ready="Ray runtime started", leaves=(temp,),
             )
-        )
+        )  # fmt: skip
     argv = [str(python), *program, f"num_workers={cluster['num_workers']}"]
     return [
         *started,

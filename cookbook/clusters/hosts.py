@@ -248,7 +248,8 @@ def run(processes, cluster, run_dir, mark, watch):
                 for name, status in statuses.items()
                 if name in services and set(started) - services - set(statuses)
             }
-            lost = stop(ssh, cluster, run_dir, mark, started)
+            leaves = [f"{run_dir}/scratch", *(path for process in processes for path in process.leaves)]
+            lost = stop(ssh, cluster, run_dir, mark, started, leaves)
             watch()
     if lost:
         statuses |= {f"the clean-up of {name}": why for name, why in lost.items()}
@@ -290,16 +291,14 @@ def wait_until_ready(process, child, log, seconds, watch):
         time.sleep(local.POLL_SECONDS)
 
 
-def stop(ssh, cluster, run_dir, mark, started):
+def stop(ssh, cluster, run_dir, mark, started, leaves):
     """Ends all on all hosts, and brings the last records home. Returns {host: why} of those that could not be reached."""
     lost = {}
 
     def end(host):
         try:
             ssh.ask(host, None, "sweep", mark, cluster["stop_grace_seconds"])
-            subprocess.run(
-                ssh.words(host, "rm", "-rf", f"{run_dir}/scratch"), env={**os.environ, **ssh.environment}, timeout=60
-            )
+            subprocess.run(ssh.words(host, "rm", "-rf", *leaves), env={**os.environ, **ssh.environment}, timeout=60)
             if not cluster["shared"]:
                 pull(ssh, host, run_dir)
         except (UserError, subprocess.TimeoutExpired) as error:

@@ -83,6 +83,7 @@ class Hosts:
         (self.folder / "known_hosts").write_text("".join(f"{name} {host_key}\n" for name in names))
         lines = "".join(f"{address} host{number}\n" for number, address in enumerate(addresses, 1))
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost\n{lines}")
+        (self.folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
         for number, address in enumerate(addresses, 1):
             self.start_sshd(number, address, port)
         for address in addresses:
@@ -130,12 +131,16 @@ class Hosts:
         if self.namespaces:
             Path("/run/sshd").mkdir(exist_ok=True)
             script = [f"hostname host{number}", f"mount --bind {self.folder}/hosts /etc/hosts"]
-            for path in self.private:
+            # No name server is reachable from there; with this address each question is refused at once, instead of after seconds.
+            script.append(f"mount --bind {self.folder}/resolv.conf /etc/resolv.conf")
+            for word in self.private:
+                path, _, size = word.partition("=")
                 own = self.folder / f"host{number}{path}"
                 own.mkdir(parents=True, exist_ok=True)
                 Path(path).mkdir(parents=True, exist_ok=True)
-                # Outside the folder that hides it, or the host could not read its own key.
-                script.append(f"mount --bind '{own}' '{path}'")
+                script.append(
+                    f"mount -t tmpfs -o size={size} none '{path}'" if size else f"mount --bind '{own}' '{path}'"
+                )
             script.append(f"exec {' '.join(map(str, start))}")
             # sysfs shows the network of who mounted it; ip netns exec sees to that.
             start = [
@@ -241,8 +246,8 @@ def main():
         "--private",
         action="append",
         default=[],
-        metavar="PATH",
-        help="a folder of which each host sees one of its own (root only)",
+        metavar="PATH[=SIZE]",
+        help="a folder of which each host sees one of its own, of limited size if given, like 64m (root only)",
     )
     words = parser.parse_args()
     if not 1 <= words.num_hosts <= 50:

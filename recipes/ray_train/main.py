@@ -48,7 +48,8 @@ def main():
         trainer = TorchTrainer(
             train_worker, train_loop_config={"config": vars(config), "manifest": manifest, "began": began},
             # Distributed: so many workers, each with these resources, placed together or not at all.
-            scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=need),
+            # Distributed: SPREAD: on as many nodes as there are; left alone, Ray packs workers together.
+            scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=need, placement_strategy="SPREAD"),
             run_config=RunConfig(
                 # The same name and path again: Ray Train goes on from the last checkpoint that it finds there.
                 name="train", storage_path=config.checkpoint_dir, checkpoint_config=CheckpointConfig(num_to_keep=2),

@@ -1,0 +1,339 @@
+"""Several hosts: network namespaces of this machine, each with an address, a name and an sshd of its own; recipes run across them."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from cookbook import UserError, inventory
+from cookbook.clusters import hosts as clusters_hosts
+from tests.helpers import ROOT, Driver, latest, run_cookbook
+from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch
+
+SCRIPT = ROOT / "infra/local/hosts.py"
+spec = importlib.util.spec_from_file_location("infra_local_hosts", SCRIPT)
+local_hosts = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(local_hosts)
+
+MISSING = [
+    what
+    for what, there in (
+        ("root", os.geteuid() == 0),
+        ("ip (iproute2)", shutil.which("ip")),
+        ("sshd (openssh-server)", local_hosts.SSHD),
+        ("rsync", shutil.which("rsync")),
+    )
+    if not there
+]
+needs_hosts = pytest.mark.skipif(bool(MISSING), reason=f"hosts of network namespaces need {', '.join(MISSING)}")
+SYSTEMS = ["horovod", "pytorch", "tensorflow", "spark", "dask", "ray_train"]
+
+
+class Place:
+    """Hosts in a folder of a test's own."""
+
+    def __init__(self, folder, **options):
+        self.folder, self.options = Path(folder), options
+        self.hosts = local_hosts.Hosts(folder, **options)
+        self.hosts.up()
+
+    @property
+    def words(self):
+        return ["cluster=hosts", f"cluster.inventory={self.folder}"]
+
+    def pids(self, number):
+        return [int(pid) for pid in local_hosts.sh("ip", "netns", "pids", self.hosts.namespace(number)).split()]
+
+    def ssh_alone(self):
+        """Nothing runs on the hosts but what `up` has started."""
+        for _ in range(50):
+            found = [local_hosts.words_of(pid).replace("\0", " ") for number in (1, 2) for pid in self.pids(number)]
+            strange = [words for words in found if "sshd" not in words]
+            if not strange and len(found) == 2:
+                return True
+            time.sleep(0.2)
+        raise AssertionError(f"left on the hosts: {found}")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    place = Place(tmp_path_factory.mktemp("two") / "hosts")
+    yield place
+    place.hosts.down()
+
+
+@needs_hosts
+@pytest.mark.parametrize("recipe", SYSTEMS)
+def test_two_hosts_come_to_the_same_result_as_one(two, undisturbed, recipe, tmp_path):
+    words = [f"recipe={recipe}", *SHORT[recipe]]
+    here = undisturbed(*words)[0]
+    content, _, output = run_cookbook(*words, *two.words, output_root=tmp_path)
+    assert content["status"] == "ok", output
+    assert {worker["host"] for worker in content["workers"]} == {"host1", "host2"}
+    assert sorted(worker["rank"] for worker in content["workers"]) == [0, 1]
+    assert content["num_rows"] == here["num_rows"]
+    if recipe in DATA_PARALLEL:
+        losses = [dict(map(tuple, one["curves"]["train/loss"])) for one in (here, content)]
+        assert losses[1][min(losses[0])] == pytest.approx(losses[0][min(losses[0])], rel=1e-4)
+    else:
+        name = content["objective"]["name"]
+        assert content["metrics"][name] == pytest.approx(here["metrics"][name], abs=0.02)
+    assert two.ssh_alone()
+    assert list(Path("/tmp").glob(f"ray-{Path(content['folder']).name}*")) == []
+
+
+@needs_hosts
+def test_hosts_that_share_no_files(tmp_path, undisturbed):
+    """Checkout, environment and dataset are brought there; records and checkpoints are brought back while it runs."""
+    words = ["recipe=pytorch", *SHORT["pytorch"]]
+    expected = undisturbed(*words)[0]
+    output_root, cache = tmp_path / "out", Path(expected["dataset"]["folder"]).parent
+    output_root.mkdir()
+    place = Place(tmp_path / "hosts", private=[str(ROOT), str(cache), str(output_root)])
+    try:
+        driver = Driver(*words, *place.words, output_root=output_root)
+        driver.wait_until(lambda: any(event["event"] == "rows" for event in driver.events()))
+        assert driver.process.poll() is None, "the records come while the workers work"
+        status, output = driver.end()
+        assert status == 0, output
+        content, folder = latest(output_root, "pytorch")
+        assert {worker["host"] for worker in content["workers"]} == {"host1", "host2"}
+        assert digests(content) == digests(expected)
+        assert (folder / "checkpoints/last.pt").exists()
+        own = place.folder / f"host2{ROOT}/recipes/pytorch/main.py"
+        assert own.read_bytes() == (ROOT / "recipes/pytorch/main.py").read_bytes(), "a copy of the host's own"
+        assert not (place.folder / f"host1{folder}/scratch").exists()
+    finally:
+        place.hosts.down()
+
+
+@needs_hosts
+@pytest.mark.parametrize("fault", ["link", "host"])
+def test_a_host_is_lost_in_the_middle_and_the_same_command_goes_on(tmp_path, undisturbed, fault):
+    words = ["recipe=pytorch", *SHORT["pytorch"]]
+    place = Place(tmp_path / "hosts")
+    words += [*place.words, "cluster.silence_seconds=5"]
+    try:
+        driver = Driver(*words, output_root=tmp_path / "out")
+        driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
+        if fault == "link":
+            local_hosts.sh("ip", "link", "set", f"{place.hosts.bridge}-2", "down")
+        else:
+            for pid in place.pids(2):
+                os.kill(pid, signal.SIGKILL)
+        status, output = driver.end()
+        assert status == 1, output
+        content, folder = latest(tmp_path / "out", "pytorch")
+        assert content["status"] == "failed"
+        assert "host2" in content["reason"] or "started but did not finish" in content["reason"]
+        if fault == "link":
+            # Nobody could tell it; it has noticed the silence itself.
+            for _ in range(100):
+                left = [local_hosts.words_of(pid) for pid in place.pids(2)]
+                if not any("recipes/pytorch" in words for words in left):
+                    break
+                time.sleep(0.2)
+            assert not any("recipes/pytorch" in words for words in left), left
+            local_hosts.sh("ip", "link", "set", f"{place.hosts.bridge}-2", "up")
+        else:
+            place.hosts.up()
+        content, again, _ = run_cookbook(*words, output_root=tmp_path / "out")
+        assert again == folder
+        assert digests(content) == digests(undisturbed("recipe=pytorch", *SHORT["pytorch"])[0])
+    finally:
+        place.hosts.down()
+
+
+@needs_hosts
+def test_elastic_training_survives_a_lost_host(tmp_path):
+    place = Place(tmp_path / "hosts")
+    try:
+        words = ["recipe=horovod", "recipe.elastic=true", "recipe.num_epochs=8", *place.words]
+        driver = Driver(*words, output_root=tmp_path / "out")
+        driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
+        (worker,) = {
+            event["pid"] for event in driver.events() if event["event"] == "start" and event["host"] == "host2"
+        }
+        for pid in {worker, *place.pids(2)}:
+            os.kill(pid, signal.SIGKILL)
+        _, output = driver.end()
+        content, _ = latest(tmp_path / "out", "horovod")
+        assert content["worlds"][:2] == [2, 1], output
+        assert [worker["host"] for worker in content["workers"]] == ["host1"]
+        assert content["num_rows"] == 8 * 1438
+        assert content["metrics"]["eval/accuracy"] >= 0.9
+    finally:
+        place.hosts.down()
+
+
+@needs_hosts
+def test_ctrl_c_leaves_nothing_on_any_host(two, tmp_path):
+    driver = Driver("recipe=pytorch", *two.words, output_root=tmp_path)
+    driver.wait_until(lambda: any(event["event"] == "rows" for event in driver.events()))
+    driver.interrupt()
+    assert driver.end()[0] == 130
+    assert latest(tmp_path, "pytorch")[0]["reason"].startswith("interrupted by SIGINT")
+    assert two.ssh_alone()
+
+
+def changed(two, tmp_path, old, new, name="inventory.yaml"):
+    text = (two.folder / "inventory.yaml").read_text()
+    assert re.search(old, text)
+    (tmp_path / name).write_text(re.sub(old, new, text))
+    return f"cluster.inventory={tmp_path / name}"
+
+
+def fails(tmp_path, *words):
+    content, _, output = run_cookbook("recipe=pytorch", "cluster=hosts", *words, output_root=tmp_path / "out", status=1)
+    assert content["status"] == "failed", output
+    return content["reason"]
+
+
+@needs_hosts
+def test_a_host_that_is_not_there(two, tmp_path):
+    word = changed(two, tmp_path, r"(10\.77\.\d+)\.2", r"\1.99")
+    reason = fails(tmp_path, word, "cluster.connect_timeout_seconds=3")
+    assert re.match(r"host host2 \(10\.77\.\d+\.99\): ", reason)
+    assert "is it up" in reason
+
+
+@needs_hosts
+def test_a_wrong_key(two, tmp_path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "other"], check=True)
+    reason = fails(tmp_path, changed(two, tmp_path, r"key: \S+/key,", f"key: {tmp_path}/other,"))
+    assert "the key is not one that it takes: is ssh.key the right one, and ssh.user?" in reason
+
+
+@needs_hosts
+def test_a_host_with_another_host_key(two, tmp_path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "other"], check=True)
+    other = (tmp_path / "other.pub").read_text().split()[1]
+    known = (two.folder / "known_hosts").read_text()
+    (tmp_path / "known").write_text(re.sub(r"(ssh-ed25519) \S+", rf"\1 {other}", known))
+    assert "it shows another host key than known_hosts has" in fails(
+        tmp_path, changed(two, tmp_path, r"known_hosts: \S+}", f"known_hosts: {tmp_path}/known}}")
+    )
+
+
+@needs_hosts
+def test_a_host_with_another_version_of_the_recipe(tmp_path):
+    place = Place(tmp_path / "hosts", private=[str(ROOT / "recipes")])
+    try:
+        # What host1 and host2 see of the recipes is empty: another version than here.
+        reason = fails(tmp_path, changed(place, tmp_path, "shared: false", "shared: true"))
+        assert "has another version of recipes/pytorch or runrecord than this machine" in reason
+    finally:
+        place.hosts.down()
+
+
+@needs_hosts
+def test_a_host_whose_disk_is_full(tmp_path):
+    (tmp_path / "out").mkdir()
+    place = Place(tmp_path / "hosts", private=[f"{tmp_path}/out=64m"])
+    try:
+        reason = fails(tmp_path, f"cluster.inventory={place.folder}")
+        assert re.search(
+            r"host host\d \(10\.77\.\d+\.\d\) has 6\d MiB free where the run writes, expected at least 500", reason
+        )
+    finally:
+        place.hosts.down()
+
+
+@needs_hosts
+def test_down_leaves_nothing_and_up_twice_is_once(tmp_path, capsys):
+    before = local_hosts.sh("ip", "-br", "link"), local_hosts.sh("ip", "netns", "list")
+    place = Place(tmp_path / "hosts", num_hosts=3, slots=2)
+    first = place.pids(3)
+    assert inventory.load(place.folder)["hosts"][2]["name"] == "host3"
+    capsys.readouterr()
+    place.hosts.up()
+    assert capsys.readouterr().out.endswith("3 hosts are up\n")
+    assert place.pids(3) == first
+    (place.folder / "inventory.yaml").unlink()  # as if it had been interrupted just before
+    assert place.hosts.status() == 1
+    place.hosts.down()
+    assert (local_hosts.sh("ip", "-br", "link"), local_hosts.sh("ip", "netns", "list")) == before
+    assert list(place.folder.iterdir()) == []
+    assert not any(Path(f"/proc/{pid}").exists() for pid in first)
+
+
+def test_without_root_hosts_are_processes_on_loopback(tmp_path):
+    if local_hosts.SSHD is None:
+        pytest.skip("sshd is missing: apt-get install openssh-server")
+    hosts = local_hosts.Hosts(tmp_path / "hosts", as_root=False)
+    hosts.up()
+    try:
+        found = inventory.load(tmp_path / "hosts")
+        assert [host["address"] for host in found["hosts"]] == ["127.0.0.1", "127.0.0.2"]
+        with clusters_hosts.Ssh({**found, "inventory": "", "connect_timeout_seconds": 5}, "mark") as ssh:
+            about = ssh.ask(found["hosts"][1], {"address": "127.0.0.2", "paths": ["/tmp"], "files": []}, "look")
+        assert about["python"][:2] >= [3, 11]
+    finally:
+        hosts.down()
+    assert list((tmp_path / "hosts").iterdir()) == []
+
+
+GOOD = {"hosts": [{"name": "a", "address": "10.0.0.1"}, {"name": "b", "address": "10.0.0.2", "slots": 3}]}
+
+
+def load(tmp_path, content):
+    (tmp_path / "inventory.yaml").write_text(json.dumps(content))
+    return inventory.load(tmp_path)
+
+
+def test_an_inventory(tmp_path):
+    found = load(tmp_path, GOOD)
+    assert [host["slots"] for host in found["hosts"]] == [1, 3]
+    assert found["shared"] is False
+    cluster = {"kind": "hosts", "inventory": str(tmp_path), "num_workers": None}
+    assert inventory.with_hosts(cluster)["num_workers"] == 4
+    taken = inventory.with_hosts({**cluster, "num_workers": 3})["hosts"]
+    assert [(host["name"], host["slots"]) for host in taken] == [("a", 1), ("b", 2)]
+    with pytest.raises(UserError, match="num_workers=5 is more than the 4 slots"):
+        inventory.with_hosts({**cluster, "num_workers": 5})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hosts": []}, "expected `hosts:`, a list of at least one host"),
+        (
+            {"hosts": [GOOD["hosts"][0], {"name": "c", "address": "10.0.0.1"}]},
+            "the address 10.0.0.1 stands there twice",
+        ),
+        ({"hosts": [{"name": "a", "address": "10.0.0.999"}]}, "address 10.0.0.999 of a is no IP address"),
+        ({"hosts": [{"name": "a", "address": "-oProxyCommand=x"}]}, "expected letters, digits, dots and dashes"),
+        ({"hosts": [{"name": "a", "address": "10.0.0.1", "slots": 0}]}, "slots=0: expected at least 1 worker"),
+        (
+            {"hosts": [{"name": "a", "address": "10.0.0.1", "slot": 2}]},
+            "'slot' is unknown; there are: name, address, slots, gpus",
+        ),
+        ({"ssh": {"port": "22"}}, "port='22': expected int"),
+        ({"hosts": [{"address": "10.0.0.1"}]}, "a host without name"),
+    ],
+)
+def test_inventories_that_make_no_sense(tmp_path, change, message):
+    with pytest.raises(UserError) as error:
+        load(tmp_path, GOOD | change)
+    assert message in str(error.value)
+
+
+def test_no_inventory(tmp_path):
+    _, _, output = run_cookbook(
+        "recipe=pytorch", "cluster=hosts", f"cluster.inventory={tmp_path}/none", output_root=tmp_path, status=1
+    )
+    assert "No such file or directory" in output
+    assert "conf/cluster/hosts.yaml" in output
+
+
+def test_a_host_without_python_is_named_as_such():
+    ssh = clusters_hosts.Ssh({"ssh": {}}, "mark")
+    assert ssh._why("bash: line 1: python3: command not found", {}).startswith("there is no python3 on it")
+    shutil.rmtree(ssh.folder)
