@@ -43,6 +43,9 @@ eject: $(BIN)/.stamp ## copy a recipe out so that it runs by itself: RECIPE=horo
 bench: $(BIN)/.stamp ## measure a recipe against the bare framework: RECIPE=horovod
 	@PYTHONPATH=. $(BIN)/python recipes/$(RECIPE)/benchmark.py
 
+infra-%: $(BIN)/.stamp ## machines: infra-plan, -up, -status, -down: TARGET=local|aws ARGS="infra.variables.num_hosts=3"
+	@$(BIN)/python -m cookbook.infra $* "$(TARGET)" $(ARGS)
+
 test: $(BIN)/.stamp ## the whole suite
 	@$(BIN)/python -m cookbook.environments make
 	@$(BIN)/python -m pytest $(ARGS)

@@ -82,6 +82,8 @@ def test_two_hosts_come_to_the_same_result_as_one(two, undisturbed, recipe, tmp_
     if recipe in DATA_PARALLEL:
         losses = [dict(map(tuple, one["curves"]["train/loss"])) for one in (here, content)]
         assert losses[1][min(losses[0])] == pytest.approx(losses[0][min(losses[0])], rel=1e-4)
+    elif content["account"]:
+        assert content["account"] == here["account"], "lines read, good and quarantined"
     else:
         name = content["objective"]["name"]
         assert content["metrics"][name] == pytest.approx(here["metrics"][name], abs=0.02)

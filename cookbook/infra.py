@@ -1,0 +1,326 @@
+"""Machines by terraform, through python-terraform, with a guard in front of the bill.
+
+Run: make infra-plan|infra-up|infra-status|infra-down TARGET=aws ARGS="infra.variables.ttl_hours=8 infra.max_cost_usd=30"
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from python_terraform import IsFlagged, Terraform
+
+from cookbook import ROOT, UserError, doctor, settings
+
+COMMANDS = ("plan", "up", "status", "down")
+HOURS_PER_MONTH = 730
+
+
+class Target:
+    """One target of infra/ and its state: `folder` holds plan, state, lock and inventory."""
+
+    def __init__(self, name, overrides=(), source=None):
+        self.name, self.source = name, Path(source or ROOT / "infra" / name)
+        self.settings = compose_settings(name, overrides)
+        self.folder = Path(self.settings["folder"] or ROOT / "infra" / name).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.variables = {key: value for key, value in self.settings["variables"].items() if value is not None}
+        if name == "local":
+            self.variables["folder"] = str(self.folder / "hosts")
+        self.plan_file = self.folder / "plan.tfplan"
+
+    def terraform(self):
+        """python-terraform's object, at work in the target's folder; its files beside the state."""
+        # A folder of its own beside others' of the same target: providers and the backend's note.
+        os.environ["TF_DATA_DIR"] = str(self.folder / ".terraform")
+        os.environ["TF_IN_AUTOMATION"] = "1"
+        return Terraform(working_dir=str(self.source))
+
+    def call(self, command, *words, failure, stream=False, **options):
+        """One terraform command; returns what it printed. Raises UserError with terraform's own words, without secrets."""
+        status, output, error = self.terraform().cmd(
+            command, *words, capture_output=not stream, no_color=IsFlagged, **options
+        )
+        if status not in (0, None):
+            text = " ".join(re.sub(r"[╷│╵]", " ", readable(error or output or "")).split())
+            raise UserError(f"{failure}: {advice(text)}{text[-1500:]}")
+        return output or ""
+
+    def init(self):
+        """Fetches providers, and says where the state is: a file with a lock beside it, or a place in S3 with one."""
+        override = self.source / "backend_override.tf"
+        if self.settings["state"]:
+            bucket, _, path = self.settings["state"].removeprefix("s3://").partition("/")
+            override.write_text('terraform {\n  backend "s3" {}\n}\n')
+            key = f"{path.strip('/')}/{self.name}.tfstate".lstrip("/")
+            backend = {
+                "bucket": bucket,
+                "key": key,
+                "region": self.variables.get("region", "us-east-1"),
+                "use_lockfile": "true",
+                "encrypt": "true",
+            }
+        else:
+            override.unlink(missing_ok=True)
+            backend = {"path": str(self.folder / "terraform.tfstate")}
+        words = [f"-backend-config={key}={value}" for key, value in backend.items()]
+        self.call("init", "-input=false", *words, failure="terraform cannot be set up here")
+
+    def variables_file(self):
+        """The variables as JSON, in a file that only this user reads."""
+        path = self.folder / "variables.tfvars.json"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(self.variables, indent=1) + "\n")
+        return {"var_file": str(path)}
+
+    def plan(self):
+        """Plans; returns (what would change, its price until it expires). Raises UserError when the guard says no."""
+        self.init()
+        lock = {"lock_timeout": "5s"}
+        self.call(
+            "plan",
+            "-input=false",
+            out=str(self.plan_file),
+            failure="terraform cannot plan this",
+            **lock,
+            **self.variables_file(),
+        )
+        self.plan_file.chmod(0o600)
+        content = json.loads(self.call("show", "-json", str(self.plan_file), failure="the plan cannot be read"))
+        changes = [
+            change
+            for change in content.get("resource_changes", [])
+            if change["change"]["actions"] != ["no-op"] and change["mode"] == "managed"
+        ]
+        return changes, self.guard(content)
+
+    def guard(self, content):
+        """The plan's price until everything expires. Raises UserError above infra.max_cost_usd, without a TTL, or for an unknown price."""
+        planned = [
+            change
+            for change in content.get("resource_changes", [])
+            if change["mode"] == "managed" and change["change"]["after"] is not None
+        ]
+        if not any(change["type"] != "terraform_data" for change in planned):
+            return Price([], 0)
+        hours = self.variables.get("ttl_hours")
+        if not hours or hours <= 0:
+            raise UserError(
+                f"infra.variables.ttl_hours={hours}: expected after how many hours everything is to be terminated; without it nothing is made"
+            )
+        table = yaml.safe_load((self.source / "prices.yaml").read_text())
+        price = Price(lines_of(planned, self.variables, table), hours)
+        if price.total > self.settings["max_cost_usd"]:
+            raise UserError(
+                f"{price.total:.2f} USD until everything expires ({hours:g} h, prices of {table['date']}) is more than infra.max_cost_usd="
+                f"{self.settings['max_cost_usd']:g}: nothing was made. Fewer or smaller machines, fewer hours, or a higher limit"
+            )
+        return price
+
+    def up(self):
+        changes, price = self.plan()
+        print(price.text() if price.lines else "costs nothing")
+        if not changes:
+            print("nothing to change: everything is as it was asked for")
+        else:
+            self.call(
+                "apply", "-input=false", str(self.plan_file), stream=True, failure="terraform could not make everything; `make infra-down` removes what is there",
+            )  # fmt: skip
+        self.write_inventory()
+
+    def outputs(self):
+        text = self.call("output", "-json", failure="the outputs cannot be read")
+        return {name: entry["value"] for name, entry in json.loads(text or "{}").items()}
+
+    def write_inventory(self):
+        found, path = self.outputs(), self.folder / "inventory.yaml"
+        if "inventory" in found:
+            text = Path(found["inventory"]).read_text()
+        else:
+            text = yaml.safe_dump({"hosts": found["hosts"], "ssh": found["ssh"], "shared": False}, sort_keys=False)
+        path.with_suffix(".partial").write_text(text)
+        path.with_suffix(".partial").replace(path)
+        shown = path.parent.relative_to(ROOT) if path.is_relative_to(ROOT) else path.parent
+        print(f'make recipe-pytorch ARGS="cluster=hosts cluster.inventory={shown}" runs on it')
+        if expires := found.get("expires"):
+            print(f"everything is terminated at {expires}; make infra-down TARGET={self.name} does it before")
+
+    def status(self):
+        self.init()
+        text = self.call("show", "-json", failure="the state cannot be read")
+        resources = list(resources_of(json.loads(text or "{}").get("values", {}).get("root_module", {})))
+        for resource in resources:
+            print(resource["address"])
+        print(f"{len(resources)} resources" if resources else "nothing is there")
+        return len(resources)
+
+    def down(self):
+        """Destroys what the state knows, then looks for what still carries the tag. Raises UserError when something is left."""
+        self.init()
+        # force=None: python-terraform would send -force, which terraform no longer knows.
+        self.call(
+            "destroy", "-input=false", stream=True, force=None, auto_approve=True, failure="terraform could not remove everything; run it again",
+            **self.variables_file(),
+        )  # fmt: skip
+        (self.folder / "inventory.yaml").unlink(missing_ok=True)
+        self.plan_file.unlink(missing_ok=True)
+        (self.folder / "variables.tfvars.json").unlink(missing_ok=True)
+        if left := self.left_over():
+            raise UserError(
+                f"still there, with the tag distributed-ml={self.variables['name']}: {', '.join(left)}; remove it by hand, it may cost money"
+            )
+        print("nothing is left")
+
+    def left_over(self):
+        """ARNs of what still carries this set's tag, whatever the state says."""
+        if self.name != "aws":
+            return []
+        import boto3
+
+        client = boto3.client("resourcegroupstaggingapi", region_name=self.variables["region"])
+        pages = client.get_paginator("get_resources").paginate(
+            TagFilters=[{"Key": "distributed-ml", "Values": [self.variables["name"]]}]
+        )
+        found = [entry["ResourceARN"] for page in pages for entry in page["ResourceTagMappingList"]]
+        # Terminated machines stay in the list for about an hour.
+        ids = [arn.rpartition("/")[2] for arn in found if ":instance/" in arn]
+        gone = set()
+        if ids:
+            reply = boto3.client("ec2", region_name=self.variables["region"]).describe_instances(InstanceIds=ids)
+            gone = {
+                i["InstanceId"]
+                for r in reply["Reservations"]
+                for i in r["Instances"]
+                if i["State"]["Name"] in ("terminated", "shutting-down")
+            }
+        return [arn for arn in found if arn.rpartition("/")[2] not in gone]
+
+
+class Price:
+    """What a plan costs: lines of (what, how many, USD an hour), for so many hours."""
+
+    def __init__(self, lines, hours):
+        self.lines, self.hours = lines, hours
+
+    @property
+    def total(self):
+        return sum(count * each for _, count, each in self.lines) * self.hours
+
+    def text(self):
+        lines = [f"{what:<28} {count:>3} x {each:>9.4f} USD/h" for what, count, each in self.lines]
+        return "\n".join([*lines, f"{'until everything expires':<28} {self.hours:g} h: {self.total:.2f} USD"])
+
+
+def lines_of(planned, variables, table):
+    """Lines of a price: [(what, how many, USD an hour), ...]. Raises UserError for what the table does not know."""
+    region = variables.get("region")
+    if region not in table["regions"]:
+        raise UserError(f"the price table has no prices for region {region}; it has: {', '.join(table['regions'])}")
+    counts, each = {}, {}
+    for change in planned:
+        kind, after = change["type"], change["change"]["after"]
+        if kind in table["free"] or (kind == "aws_vpc_endpoint" and after.get("vpc_endpoint_type") == "Gateway"):
+            continue
+        if kind == "aws_instance":
+            what = after["instance_type"]
+            price = table["instances"].get(what)
+            counts["disks (GB)"] = counts.get("disks (GB)", 0) + variables.get("volume_gb", 200)
+            each["disks (GB)"] = table["volume_gb_month"] / HOURS_PER_MONTH
+        else:
+            what = "aws_vpc_endpoint_interface" if kind == "aws_vpc_endpoint" else kind
+            price = table["per_hour"].get(what)
+        if price is None:
+            raise UserError(
+                f"the price of {what} is unknown: put it into the target's prices.yaml, with its date, before anything is made"
+            )
+        counts[what], each[what] = counts.get(what, 0) + 1, price
+    return [(what, counts[what], each[what]) for what in counts]
+
+
+def resources_of(module):
+    yield from module.get("resources", [])
+    for child in module.get("child_modules", []):
+        yield from resources_of(child)
+
+
+def compose_settings(name, overrides):
+    """The settings of conf/infra/<name>.yaml with overrides, as plain data; UserError for a name or a kind that does not fit."""
+    names = sorted(path.stem for path in (settings.CONF / "infra").glob("*.yaml"))
+    if name not in names:
+        raise UserError(f"TARGET={name} does not exist. There are: {', '.join(names)}")
+    try:
+        with initialize_config_dir(str(settings.CONF), version_base="1.3"):
+            config = OmegaConf.to_container(compose("infra", overrides=[f"infra={name}", *overrides]), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(str(error).splitlines()[0]) from None
+    return config["infra"]
+
+
+def advice(text):
+    """What to do about an error of a provider's, before its own words."""
+    for sign, what in (
+        (
+            "Backend configuration changed",
+            "infra.state is another one than before: bring the state there first (terraform init -migrate-state). ",
+        ),
+        ("Error acquiring the state lock", "another apply is under way: wait for its end. "),
+        ("ExpiredToken", "the credentials have expired: log in again. "),
+        ("No valid credential sources", "no credentials: AWS_PROFILE, or `aws configure`. "),
+        ("VcpuLimitExceeded", "the account's quota of machines of this kind is used up: ask for more, or take fewer. "),
+        ("InsufficientInstanceCapacity", "the region has no such machine free now: another type, zone or time. "),
+        ("state snapshot was created by Terraform", "the state is a newer terraform's: install that version. "),
+    ):
+        if sign in text:
+            return what
+    return ""
+
+
+def readable(text):
+    """Without what looks like a secret."""
+    return re.sub(r"(AKIA|ASIA)[A-Z0-9]{12,}|(?i:(secret|token|password)[a-z_]*\s*[=:]\s*)\S+", "***", text)
+
+
+def check_terraform():
+    (tool,) = (tool for tool in doctor.TOOLS if tool.name == "terraform")
+    found = doctor.examine(tool)
+    if found.problem:
+        raise UserError(f"terraform: {found.problem}; {found.remedy}")
+
+
+def main(argv):
+    command, target, *overrides = argv or ["", ""]
+    if command not in COMMANDS or not target:
+        raise SystemExit(
+            f'usage: make infra-{"|infra-".join(COMMANDS)} TARGET=local|aws [ARGS="infra.variables.num_hosts=3"]'
+        )
+    try:
+        check_terraform()
+        chosen = Target(target, overrides)
+        lock = FileLock(chosen.folder / ".infra.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"another make infra-... is at work on {chosen.folder}: wait for its end") from None
+        with lock:
+            if command == "plan":
+                changes, price = chosen.plan()
+                print(
+                    "\n".join(f"{'/'.join(change['change']['actions']):<16} {change['address']}" for change in changes)
+                    or "nothing to change"
+                )
+                print(price.text() if price.lines else "costs nothing")
+            else:
+                getattr(chosen, command)()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

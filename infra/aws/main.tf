@@ -1,0 +1,156 @@
+locals {
+  tags    = { "distributed-ml" = var.name }
+  expires = timeadd(terraform_data.created.output, "${var.ttl_hours}h")
+  gpus = {
+    "g4dn.xlarge" = 1, "g4dn.12xlarge" = 4, "g5.xlarge" = 1, "g5.2xlarge" = 1, "g5.12xlarge" = 4, "g5.48xlarge" = 8,
+    "g6.xlarge"   = 1, "g6.12xlarge" = 4, "p3.2xlarge" = 1, "p3.8xlarge" = 4, "p4d.24xlarge" = 8, "p5.48xlarge" = 8,
+  }
+  gpus_per_worker = lookup(local.gpus, var.worker_type, 0)
+  ami_id          = var.ami_id != null ? var.ami_id : data.aws_ssm_parameter.ami[0].value
+}
+
+# The moment of the first apply: later plans must not move it.
+resource "terraform_data" "created" {
+  input = timestamp()
+  lifecycle {
+    ignore_changes = [input]
+  }
+}
+
+data "aws_ssm_parameter" "ami" {
+  count = var.ami_id == null ? 1 : 0
+  name  = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
+}
+
+resource "aws_key_pair" "hosts" {
+  count      = var.public_key == null ? 0 : 1
+  key_name   = var.name
+  public_key = var.public_key
+}
+
+resource "aws_placement_group" "workers" {
+  count    = var.placement_group ? 1 : 0
+  name     = var.name
+  strategy = "cluster"
+}
+
+resource "aws_launch_template" "host" {
+  for_each               = { head = var.head_type, worker = var.worker_type }
+  name                   = "${var.name}-${each.key}"
+  image_id               = local.ami_id
+  instance_type          = each.value
+  key_name               = var.public_key == null ? null : aws_key_pair.hosts[0].key_name
+  update_default_version = true
+  # Ends itself, too, should the schedule fail.
+  instance_initiated_shutdown_behavior = "terminate"
+  user_data = base64encode(templatefile("${path.module}/bootstrap.sh.tftpl", {
+    ttl_minutes = ceil(var.ttl_hours * 60), repository = var.repository == null ? "" : var.repository, gpus = each.key == "worker" ? local.gpus_per_worker : 0
+  }))
+
+  iam_instance_profile {
+    arn = aws_iam_instance_profile.host.arn
+  }
+
+  metadata_options {
+    http_endpoint               = "enabled"
+    http_tokens                 = "required"
+    http_put_response_hop_limit = 1
+  }
+
+  block_device_mappings {
+    device_name = "/dev/sda1"
+    ebs {
+      volume_size           = var.volume_gb
+      volume_type           = "gp3"
+      encrypted             = true
+      delete_on_termination = true
+    }
+  }
+
+  network_interfaces {
+    device_index                = 0
+    subnet_id                   = aws_subnet.private.id
+    security_groups             = [aws_security_group.hosts.id]
+    associate_public_ip_address = false
+    interface_type              = var.efa && each.key == "worker" ? "efa" : null
+    delete_on_termination       = true
+  }
+
+  dynamic "instance_market_options" {
+    for_each = each.key == "worker" && var.market != "on-demand" ? [var.market] : []
+    content {
+      market_type = instance_market_options.value
+    }
+  }
+
+  dynamic "capacity_reservation_specification" {
+    for_each = each.key == "worker" && var.market == "capacity-block" ? [var.capacity_reservation_id] : []
+    content {
+      capacity_reservation_target {
+        capacity_reservation_id = capacity_reservation_specification.value
+      }
+    }
+  }
+
+  dynamic "placement" {
+    for_each = each.key == "worker" && var.placement_group ? [aws_placement_group.workers[0].name] : []
+    content {
+      group_name = placement.value
+    }
+  }
+}
+
+resource "aws_instance" "head" {
+  instance_type = var.head_type
+  tags          = { Name = "${var.name}-head", expires = local.expires }
+  launch_template {
+    id      = aws_launch_template.host["head"].id
+    version = aws_launch_template.host["head"].latest_version
+  }
+  lifecycle {
+    ignore_changes = [tags["expires"]]
+  }
+}
+
+resource "aws_instance" "worker" {
+  count         = var.num_workers
+  instance_type = var.worker_type
+  tags          = { Name = "${var.name}-worker${count.index + 1}", expires = local.expires }
+  launch_template {
+    id      = aws_launch_template.host["worker"].id
+    version = aws_launch_template.host["worker"].latest_version
+  }
+  lifecycle {
+    ignore_changes = [tags["expires"]]
+    precondition {
+      condition     = var.market != "capacity-block" || var.capacity_reservation_id != null
+      error_message = "market = capacity-block needs capacity_reservation_id, the block that was bought."
+    }
+  }
+}
+
+resource "aws_instance" "bastion" {
+  count                       = var.access == "bastion" ? 1 : 0
+  ami                         = local.ami_id
+  instance_type               = "t3.micro"
+  subnet_id                   = aws_subnet.public.id
+  vpc_security_group_ids      = [aws_security_group.bastion[0].id]
+  associate_public_ip_address = true
+  key_name                    = var.public_key == null ? null : aws_key_pair.hosts[0].key_name
+  iam_instance_profile        = aws_iam_instance_profile.host.name
+  tags                        = { Name = "${var.name}-bastion", expires = local.expires }
+  metadata_options {
+    http_endpoint = "enabled"
+    http_tokens   = "required"
+  }
+  root_block_device {
+    encrypted = true
+  }
+  lifecycle {
+    ignore_changes = [tags["expires"]]
+    precondition {
+      condition     = length(var.bastion_cidrs) > 0 && var.public_key != null
+      error_message = "access = bastion needs bastion_cidrs (where you come from) and public_key."
+    }
+  }
+}

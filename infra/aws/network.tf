@@ -1,0 +1,178 @@
+resource "aws_vpc" "main" {
+  cidr_block           = var.vpc_cidr
+  enable_dns_support   = true
+  enable_dns_hostnames = true
+  tags                 = { Name = var.name }
+}
+
+data "aws_availability_zones" "here" {
+  state = "available"
+}
+
+resource "aws_subnet" "private" {
+  vpc_id                  = aws_vpc.main.id
+  cidr_block              = cidrsubnet(var.vpc_cidr, 4, 0)
+  availability_zone       = data.aws_availability_zones.here.names[0]
+  map_public_ip_on_launch = false
+  tags                    = { Name = "${var.name}-private" }
+}
+
+# The NAT gateway's and the bastion's; no worker is in it.
+resource "aws_subnet" "public" {
+  vpc_id                  = aws_vpc.main.id
+  cidr_block              = cidrsubnet(var.vpc_cidr, 8, 255)
+  availability_zone       = data.aws_availability_zones.here.names[0]
+  map_public_ip_on_launch = false
+  tags                    = { Name = "${var.name}-public" }
+}
+
+resource "aws_internet_gateway" "main" {
+  vpc_id = aws_vpc.main.id
+}
+
+resource "aws_route_table" "public" {
+  vpc_id = aws_vpc.main.id
+}
+
+resource "aws_route" "out" {
+  route_table_id         = aws_route_table.public.id
+  destination_cidr_block = "0.0.0.0/0"
+  gateway_id             = aws_internet_gateway.main.id
+}
+
+resource "aws_route_table_association" "public" {
+  subnet_id      = aws_subnet.public.id
+  route_table_id = aws_route_table.public.id
+}
+
+resource "aws_eip" "nat" {
+  count = var.nat ? 1 : 0
+}
+
+resource "aws_nat_gateway" "main" {
+  count         = var.nat ? 1 : 0
+  allocation_id = aws_eip.nat[0].id
+  subnet_id     = aws_subnet.public.id
+  depends_on    = [aws_internet_gateway.main]
+}
+
+resource "aws_route_table" "private" {
+  vpc_id = aws_vpc.main.id
+}
+
+resource "aws_route" "nat" {
+  count                  = var.nat ? 1 : 0
+  route_table_id         = aws_route_table.private.id
+  destination_cidr_block = "0.0.0.0/0"
+  nat_gateway_id         = aws_nat_gateway.main[0].id
+}
+
+resource "aws_route_table_association" "private" {
+  subnet_id      = aws_subnet.private.id
+  route_table_id = aws_route_table.private.id
+}
+
+# Data and checkpoints do not go through the NAT gateway.
+resource "aws_vpc_endpoint" "s3" {
+  vpc_id            = aws_vpc.main.id
+  service_name      = "com.amazonaws.${var.region}.s3"
+  vpc_endpoint_type = "Gateway"
+  route_table_ids   = [aws_route_table.private.id]
+}
+
+resource "aws_vpc_endpoint" "ssm" {
+  for_each            = var.access == "ssm" ? toset(["ssm", "ssmmessages", "ec2messages"]) : []
+  vpc_id              = aws_vpc.main.id
+  service_name        = "com.amazonaws.${var.region}.${each.key}"
+  vpc_endpoint_type   = "Interface"
+  subnet_ids          = [aws_subnet.private.id]
+  security_group_ids  = [aws_security_group.endpoints[0].id]
+  private_dns_enabled = true
+}
+
+# Takes every right from the group that AWS makes by itself.
+resource "aws_default_security_group" "closed" {
+  vpc_id = aws_vpc.main.id
+}
+
+resource "aws_security_group" "hosts" {
+  name        = "${var.name}-hosts"
+  description = "Head and workers: everything among themselves, ssh from the bastion"
+  vpc_id      = aws_vpc.main.id
+}
+
+resource "aws_security_group_rule" "among_hosts" {
+  description       = "Workers meet on ports of their choice, and EFA needs all of them"
+  type              = "ingress"
+  security_group_id = aws_security_group.hosts.id
+  protocol          = "-1"
+  from_port         = 0
+  to_port           = 0
+  self              = true
+}
+
+resource "aws_security_group_rule" "to_hosts" {
+  description       = "EFA wants the way out to the group itself to be named"
+  type              = "egress"
+  security_group_id = aws_security_group.hosts.id
+  protocol          = "-1"
+  from_port         = 0
+  to_port           = 0
+  self              = true
+}
+
+resource "aws_security_group_rule" "out" {
+  description       = "Package registries, AWS's own services: HTTPS only"
+  type              = "egress"
+  security_group_id = aws_security_group.hosts.id
+  protocol          = "tcp"
+  from_port         = 443
+  to_port           = 443
+  cidr_blocks       = ["0.0.0.0/0"]
+}
+
+resource "aws_security_group_rule" "ssh_from_bastion" {
+  count                    = var.access == "bastion" ? 1 : 0
+  description              = "ssh from the bastion"
+  type                     = "ingress"
+  security_group_id        = aws_security_group.hosts.id
+  protocol                 = "tcp"
+  from_port                = 22
+  to_port                  = 22
+  source_security_group_id = aws_security_group.bastion[0].id
+}
+
+resource "aws_security_group" "bastion" {
+  count       = var.access == "bastion" ? 1 : 0
+  name        = "${var.name}-bastion"
+  description = "ssh from the given addresses, and on to the hosts"
+  vpc_id      = aws_vpc.main.id
+  ingress {
+    description = "ssh from where you are"
+    protocol    = "tcp"
+    from_port   = 22
+    to_port     = 22
+    cidr_blocks = var.bastion_cidrs
+  }
+  egress {
+    description = "ssh to the hosts"
+    protocol    = "tcp"
+    from_port   = 22
+    to_port     = 22
+    cidr_blocks = [var.vpc_cidr]
+  }
+}
+
+resource "aws_security_group" "endpoints" {
+  count       = var.access == "ssm" ? 1 : 0
+  name        = "${var.name}-endpoints"
+  description = "HTTPS from the network to Session Manager"
+  vpc_id      = aws_vpc.main.id
+  ingress {
+    description = "HTTPS from the hosts"
+    protocol    = "tcp"
+    from_port   = 443
+    to_port     = 443
+    cidr_blocks = [var.vpc_cidr]
+  }
+}

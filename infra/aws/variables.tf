@@ -1,0 +1,151 @@
+variable "name" {
+  description = "Name of this set of machines, and value of the tag that everything of it carries."
+  type        = string
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9-]{1,30}[a-z0-9]$", var.name))
+    error_message = "name must be 3 to 32 small letters, digits and dashes, beginning with a letter."
+  }
+}
+
+variable "region" {
+  description = "AWS region."
+  type        = string
+  default     = "us-east-1"
+}
+
+variable "ttl_hours" {
+  description = "After so many hours every machine is terminated, whatever it does."
+  type        = number
+  validation {
+    condition     = var.ttl_hours > 0 && var.ttl_hours <= 168
+    error_message = "ttl_hours must be more than 0 and at most 168 (a week)."
+  }
+}
+
+variable "num_workers" {
+  description = "GPU machines beside the head."
+  type        = number
+  default     = 2
+  validation {
+    condition     = var.num_workers >= 1 && var.num_workers <= 64 && floor(var.num_workers) == var.num_workers
+    error_message = "num_workers must be a whole number from 1 to 64."
+  }
+}
+
+variable "head_type" {
+  description = "Instance type of the head, where the driver runs."
+  type        = string
+  default     = "m5.xlarge"
+}
+
+variable "worker_type" {
+  description = "Instance type of the workers."
+  type        = string
+  default     = "g5.xlarge"
+}
+
+variable "market" {
+  description = "How the workers are bought: on-demand, spot, or capacity-block (needs capacity_reservation_id)."
+  type        = string
+  default     = "on-demand"
+  validation {
+    condition     = contains(["on-demand", "spot", "capacity-block"], var.market)
+    error_message = "market must be on-demand, spot or capacity-block."
+  }
+}
+
+variable "capacity_reservation_id" {
+  description = "The capacity block to use, cr-...; null: none."
+  type        = string
+  default     = null
+}
+
+variable "placement_group" {
+  description = "Puts the workers close together (cluster placement group)."
+  type        = bool
+  default     = true
+}
+
+variable "efa" {
+  description = "Elastic Fabric Adapter on the workers; the instance type must have it (p4d, p5, g6e.8xlarge and larger)."
+  type        = bool
+  default     = false
+}
+
+variable "ami_id" {
+  description = "Image of all machines; null: AWS's newest base image for GPUs (Ubuntu 22.04, NVIDIA driver)."
+  type        = string
+  default     = null
+}
+
+variable "vpc_cidr" {
+  description = "Addresses of the network."
+  type        = string
+  default     = "10.20.0.0/16"
+  validation {
+    condition     = can(cidrsubnet(var.vpc_cidr, 8, 0)) && can(regex("^(10\\.|172\\.(1[6-9]|2[0-9]|3[01])\\.|192\\.168\\.)", var.vpc_cidr))
+    error_message = "vpc_cidr must be a private range with room for 256 subnets, such as 10.20.0.0/16."
+  }
+}
+
+variable "access" {
+  description = "How one gets in: ssm (Session Manager, no open port) or bastion (a small machine, ssh from bastion_cidrs)."
+  type        = string
+  default     = "ssm"
+  validation {
+    condition     = contains(["ssm", "bastion"], var.access)
+    error_message = "access must be ssm or bastion."
+  }
+}
+
+variable "bastion_cidrs" {
+  description = "Where ssh to the bastion may come from."
+  type        = list(string)
+  default     = []
+  validation {
+    condition     = alltrue([for cidr in var.bastion_cidrs : can(cidrnetmask(cidr)) && try(tonumber(split("/", cidr)[1]), 0) >= 16])
+    error_message = "bastion_cidrs must be IPv4 ranges of at most /16; 0.0.0.0/0 would let everybody in."
+  }
+}
+
+variable "public_key" {
+  description = "OpenSSH public key for the bastion and between the hosts."
+  type        = string
+  default     = null
+}
+
+variable "nat" {
+  description = "A NAT gateway, by which the machines reach package registries. It costs by the hour."
+  type        = bool
+  default     = true
+}
+
+variable "volume_gb" {
+  description = "Disk of each machine, in GB."
+  type        = number
+  default     = 200
+}
+
+variable "slots_per_worker" {
+  description = "Workers of a training on each machine; null: one for each of its GPUs."
+  type        = number
+  default     = null
+}
+
+variable "repository" {
+  description = "Git address that the machines clone; null: the driver's files are brought by rsync."
+  type        = string
+  default     = null
+}
+
+variable "alarm_email" {
+  description = "Who is told when budget_usd is nearly spent; null: no alarm."
+  type        = string
+  default     = null
+}
+
+variable "budget_usd" {
+  description = "Monthly budget of the alarm."
+  type        = number
+  default     = 100
+}
