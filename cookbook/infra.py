@@ -3,6 +3,7 @@
 Run: make infra-plan|infra-up|infra-status|infra-down TARGET=aws ARGS="infra.variables.ttl_hours=8 infra.max_cost_usd=30"
 """
 
+import datetime
 import json
 import os
 import re
@@ -34,7 +35,16 @@ class Target:
         self.variables = {key: value for key, value in self.settings["variables"].items() if value is not None}
         if name == "local":
             self.variables["folder"] = str(self.folder / "hosts")
+        else:
+            self.variables["created"] = self.created()
         self.plan_file = self.folder / "plan.tfplan"
+
+    def created(self):
+        """When this set was first asked for: from then its time to live counts, however often it is changed."""
+        path = self.folder / "created.txt"
+        if not path.exists():
+            path.write_text(datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+        return path.read_text()
 
     def terraform(self):
         """python-terraform's object, at work in the target's folder; its files beside the state."""
@@ -171,7 +181,8 @@ class Target:
         )  # fmt: skip
         (self.folder / "inventory.yaml").unlink(missing_ok=True)
         self.plan_file.unlink(missing_ok=True)
-        (self.folder / "variables.tfvars.json").unlink(missing_ok=True)
+        for name in ("variables.tfvars.json", "created.txt"):
+            (self.folder / name).unlink(missing_ok=True)
         if left := self.left_over():
             raise UserError(
                 f"still there, with the tag distributed-ml={self.variables['name']}: {', '.join(left)}; remove it by hand, it may cost money"
@@ -189,16 +200,20 @@ class Target:
             TagFilters=[{"Key": "distributed-ml", "Values": [self.variables["name"]]}]
         )
         found = [entry["ResourceARN"] for page in pages for entry in page["ResourceTagMappingList"]]
-        # Terminated machines stay in the list for about an hour.
-        ids = [arn.rpartition("/")[2] for arn in found if ":instance/" in arn]
-        gone = set()
-        if ids:
-            reply = boto3.client("ec2", region_name=self.variables["region"]).describe_instances(InstanceIds=ids)
-            gone = {
-                i["InstanceId"]
-                for r in reply["Reservations"]
-                for i in r["Instances"]
-                if i["State"]["Name"] in ("terminated", "shutting-down")
+        # Machines and gateways stay in the list for about an hour after their end.
+        ec2, gone = boto3.client("ec2", region_name=self.variables["region"]), set()
+        if ids := [arn.rpartition("/")[2] for arn in found if ":instance/" in arn]:
+            reply = ec2.describe_instances(InstanceIds=ids)
+            machines = [machine for reservation in reply["Reservations"] for machine in reservation["Instances"]]
+            gone |= {
+                machine["InstanceId"]
+                for machine in machines
+                if machine["State"]["Name"] in ("terminated", "shutting-down")
+            }
+        if ids := [arn.rpartition("/")[2] for arn in found if ":natgateway/" in arn]:
+            gateways = ec2.describe_nat_gateways(NatGatewayIds=ids)["NatGateways"]
+            gone |= set(ids) - {
+                gateway["NatGatewayId"] for gateway in gateways if gateway["State"] not in ("deleted", "deleting")
             }
         return [arn for arn in found if arn.rpartition("/")[2] not in gone]
 
@@ -259,7 +274,8 @@ def compose_settings(name, overrides):
         with initialize_config_dir(str(settings.CONF), version_base="1.3"):
             config = OmegaConf.to_container(compose("infra", overrides=[f"infra={name}", *overrides]), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(str(error).splitlines()[0]) from None
+        known = yaml.safe_load((settings.CONF / f"infra/{name}.yaml").read_text())
+        raise UserError(f"{str(error).splitlines()[0]} There are: {', '.join(known['variables'])}") from None
     return config["infra"]
 
 
@@ -284,7 +300,7 @@ def advice(text):
 
 def readable(text):
     """Without what looks like a secret."""
-    return re.sub(r"(AKIA|ASIA)[A-Z0-9]{12,}|(?i:(secret|token|password)[a-z_]*\s*[=:]\s*)\S+", "***", text)
+    return re.sub(r"(AKIA|ASIA)[A-Z0-9]{12,}|(?i:(secret|token|password)[a-z_]*\s*[=:]\s*)[^\s,]+", "***", text)
 
 
 def check_terraform():

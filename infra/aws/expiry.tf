@@ -32,6 +32,7 @@ locals {
 }
 
 resource "aws_scheduler_schedule" "expiry" {
+  # checkov:skip=CKV_AWS_297:what it holds are ids of machines, no secrets
   name                         = "${var.name}-expiry"
   schedule_expression          = "at(${formatdate("YYYY-MM-DD'T'hh:mm:ss", local.expires)})"
   schedule_expression_timezone = "UTC"

@@ -1,20 +1,12 @@
 locals {
   tags    = { "distributed-ml" = var.name }
-  expires = timeadd(terraform_data.created.output, "${var.ttl_hours}h")
+  expires = timeadd(var.created, "${var.ttl_hours}h")
   gpus = {
     "g4dn.xlarge" = 1, "g4dn.12xlarge" = 4, "g5.xlarge" = 1, "g5.2xlarge" = 1, "g5.12xlarge" = 4, "g5.48xlarge" = 8,
     "g6.xlarge"   = 1, "g6.12xlarge" = 4, "p3.2xlarge" = 1, "p3.8xlarge" = 4, "p4d.24xlarge" = 8, "p5.48xlarge" = 8,
   }
   gpus_per_worker = lookup(local.gpus, var.worker_type, 0)
   ami_id          = var.ami_id != null ? var.ami_id : data.aws_ssm_parameter.ami[0].value
-}
-
-# The moment of the first apply: later plans must not move it.
-resource "terraform_data" "created" {
-  input = timestamp()
-  lifecycle {
-    ignore_changes = [input]
-  }
 }
 
 data "aws_ssm_parameter" "ami" {
@@ -101,19 +93,44 @@ resource "aws_launch_template" "host" {
 }
 
 resource "aws_instance" "head" {
+  # checkov:skip=CKV_AWS_126:detailed monitoring costs by the metric; a training says itself how fast it is
+  ami                  = local.ami_id
+  iam_instance_profile = aws_iam_instance_profile.host.name
+  ebs_optimized        = true
+  # As in the launch template; said here, too, so that it holds whatever becomes of that.
+  metadata_options {
+    http_endpoint = "enabled"
+    http_tokens   = "required"
+  }
+  root_block_device {
+    encrypted   = true
+    volume_type = "gp3"
+    volume_size = var.volume_gb
+  }
   instance_type = var.head_type
   tags          = { Name = "${var.name}-head", expires = local.expires }
   launch_template {
     id      = aws_launch_template.host["head"].id
     version = aws_launch_template.host["head"].latest_version
   }
-  lifecycle {
-    ignore_changes = [tags["expires"]]
-  }
 }
 
 resource "aws_instance" "worker" {
-  count         = var.num_workers
+  # checkov:skip=CKV_AWS_126:detailed monitoring costs by the metric; a training says itself how fast it is
+  count                = var.num_workers
+  ami                  = local.ami_id
+  iam_instance_profile = aws_iam_instance_profile.host.name
+  ebs_optimized        = true
+  # As in the launch template; said here, too, so that it holds whatever becomes of that.
+  metadata_options {
+    http_endpoint = "enabled"
+    http_tokens   = "required"
+  }
+  root_block_device {
+    encrypted   = true
+    volume_type = "gp3"
+    volume_size = var.volume_gb
+  }
   instance_type = var.worker_type
   tags          = { Name = "${var.name}-worker${count.index + 1}", expires = local.expires }
   launch_template {
@@ -121,7 +138,6 @@ resource "aws_instance" "worker" {
     version = aws_launch_template.host["worker"].latest_version
   }
   lifecycle {
-    ignore_changes = [tags["expires"]]
     precondition {
       condition     = var.market != "capacity-block" || var.capacity_reservation_id != null
       error_message = "market = capacity-block needs capacity_reservation_id, the block that was bought."
@@ -130,12 +146,15 @@ resource "aws_instance" "worker" {
 }
 
 resource "aws_instance" "bastion" {
+  # checkov:skip=CKV_AWS_126:detailed monitoring costs by the metric; nothing happens here but ssh
+  # checkov:skip=CKV_AWS_88:a bastion is what has a public address; only bastion_cidrs reach its one port
   count                       = var.access == "bastion" ? 1 : 0
   ami                         = local.ami_id
   instance_type               = "t3.micro"
   subnet_id                   = aws_subnet.public.id
   vpc_security_group_ids      = [aws_security_group.bastion[0].id]
   associate_public_ip_address = true
+  ebs_optimized               = true
   key_name                    = var.public_key == null ? null : aws_key_pair.hosts[0].key_name
   iam_instance_profile        = aws_iam_instance_profile.host.name
   tags                        = { Name = "${var.name}-bastion", expires = local.expires }
@@ -147,7 +166,6 @@ resource "aws_instance" "bastion" {
     encrypted = true
   }
   lifecycle {
-    ignore_changes = [tags["expires"]]
     precondition {
       condition     = length(var.bastion_cidrs) > 0 && var.public_key != null
       error_message = "access = bastion needs bastion_cidrs (where you come from) and public_key."

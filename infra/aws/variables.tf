@@ -22,6 +22,15 @@ variable "ttl_hours" {
   }
 }
 
+variable "created" {
+  description = "When the machines were first asked for, RFC 3339: their time counts from then. The driver remembers it."
+  type        = string
+  validation {
+    condition     = can(timeadd(var.created, "1h"))
+    error_message = "created must be a time such as 2026-01-31T12:00:00Z."
+  }
+}
+
 variable "num_workers" {
   description = "GPU machines beside the head."
   type        = number

@@ -1,0 +1,477 @@
+"""infra/: hosts of this machine for real, AWS against moto on loopback with an old provider and against today's schema, the guard, a linter."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cookbook import ROOT, UserError, infra
+from cookbook.environments import uv, uv_environment
+from tests.helpers import CLEAN, run_cookbook
+from tests.test_hosts import MISSING, local_hosts
+
+if not shutil.which("terraform"):
+    pytest.skip("terraform is missing: infra/ cannot be tested (install it, see make doctor)", allow_module_level=True)
+
+AWS = ROOT / "infra/aws"
+TOOLS = ROOT / "tests/infra/requirements.txt"
+
+
+@pytest.fixture(scope="session")
+def tools():
+    """The Python of an environment with moto, an old AWS provider, today's schemas and checkov."""
+    folder, stamp = ROOT / ".venvs/infra-tests", ROOT / ".venvs/infra-tests/.stamp"
+    wanted = hashlib.sha256(TOOLS.read_bytes()).hexdigest()
+    if not stamp.exists() or stamp.read_text() != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        environment = {**CLEAN, **uv_environment()}
+        subprocess.run([uv(), "venv", "-q", "--python", "3.11", folder], check=True, env=environment)
+        subprocess.run(
+            [uv(), "pip", "install", "-q", "--python", folder / "bin/python", "-r", TOOLS], check=True, env=environment
+        )
+        stamp.write_text(wanted)
+    return folder / "bin/python"
+
+
+# ---- this machine
+
+
+def make(*words, status=0):
+    done = subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == (2 if status else 0), done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"hosts of network namespaces need {', '.join(MISSING)}")
+def test_up_a_recipe_on_it_and_down(tmp_path):
+    """The whole circle, as a user types it; and nothing of it is left."""
+    before = [
+        local_hosts.sh("ip", "-br", "link"),
+        local_hosts.sh("ip", "netns", "list"),
+        Path("/proc/mounts").read_text(),
+    ]
+    words = ["TARGET=local", f"ARGS=infra.folder={tmp_path}/machines"]
+    output = make("infra-up", *words)
+    assert "1 added" in output
+    assert f'make recipe-pytorch ARGS="cluster=hosts cluster.inventory={tmp_path}/machines" runs on it' in output
+    assert "nothing to change" in make("infra-up", *words), "a second time there is nothing to do"
+    assert "1 resources" in make("infra-status", *words)
+    recipe = ["recipe=pytorch", "cluster=hosts", f"cluster.inventory={tmp_path}/machines", "recipe.num_epochs=2"]
+    content, _, _ = run_cookbook(*recipe, output_root=tmp_path / "out")
+    assert {worker["host"] for worker in content["workers"]} == {"host1", "host2"}
+    assert "nothing is left" in make("infra-down", *words)
+    assert [
+        local_hosts.sh("ip", "-br", "link"),
+        local_hosts.sh("ip", "netns", "list"),
+        Path("/proc/mounts").read_text(),
+    ] == before
+    assert list((tmp_path / "machines/hosts").iterdir()) == []
+    assert not (tmp_path / "machines/inventory.yaml").exists()
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"hosts of network namespaces need {', '.join(MISSING)}")
+def test_an_apply_that_was_killed_can_be_cleaned_up(tmp_path):
+    words = [
+        sys.executable,
+        "-m",
+        "cookbook.infra",
+        "up",
+        "local",
+        f"infra.folder={tmp_path}",
+        "infra.variables.num_hosts=40",
+    ]
+    up = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "hosts/key").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(up.pid, 9)
+    up.wait()
+    (tmp_path / ".terraform.tfstate.lock.info").unlink(missing_ok=True)
+    target = infra.Target("local", [f"infra.folder={tmp_path}"])
+    hosts = local_hosts.Hosts(tmp_path / "hosts", num_hosts=40)
+    subprocess.run([sys.executable, ROOT / "infra/local/hosts.py", "down", tmp_path / "hosts"], check=True)
+    target.down()
+    assert hosts.bridge not in local_hosts.sh("ip", "-br", "link")
+    assert hosts.id not in local_hosts.sh("ip", "netns", "list")
+
+
+def test_two_at_once(tmp_path):
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".infra.lock"):
+        output = make("infra-up", "TARGET=local", f"ARGS=infra.folder={tmp_path}", status=2)
+    assert f"another make infra-... is at work on {tmp_path}: wait for its end" in output
+
+
+def test_terraform_test(tmp_path):
+    folder = shutil.copytree(
+        ROOT / "infra/local", tmp_path / "local", ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*", "hosts")
+    )
+    for words in (["init", "-input=false"], ["test", "-no-color"]):
+        done = subprocess.run(["terraform", *words], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed, 0 failed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["up", "nowhere"], "TARGET=nowhere does not exist. There are: aws, local"),
+        (["up", "local", "infra.variables.num_hosts=0"], "num_hosts must be a whole number from 1 to 50"),
+        (["up", "local", "infra.variables.hosts=3"], "Could not override 'infra.variables.hosts'. There are: num_hosts, slots"),
+    ],
+)
+def test_words_that_make_no_sense(tmp_path, words, message):
+    words += [f"infra.folder={tmp_path}"] if words[1] == "local" else []
+    done = subprocess.run([sys.executable, "-m", "cookbook.infra", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert message in done.stderr
+
+
+def test_no_terraform(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "cookbook.infra", "up", "local"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**CLEAN, "PATH": str(tmp_path)},
+    )
+    assert "terraform: missing; apt-get install terraform" in done.stderr
+
+
+def test_terraform_is_formatted():
+    done = subprocess.run(["terraform", "fmt", "-check", "-recursive", ROOT / "infra"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+# ---- AWS
+
+
+@pytest.fixture(scope="module")
+def moto(tools, tmp_path_factory):
+    """An AWS on loopback: (its address, the environment that terraform and boto3 want)."""
+    folder = tmp_path_factory.mktemp("moto")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    environment = {"MOTO_IAM_LOAD_MANAGED_POLICIES": "true", "PATH": os.environ["PATH"]}
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(
+            [tools.with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)],
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
+    mirror = folder / "mirror/registry.terraform.io/hashicorp/aws"
+    mirror.mkdir(parents=True)
+    (zipped,) = tools.parents[1].glob(
+        "lib/python3*/site-packages/cloudrail/terraform_plugins/terraform-provider-aws_3.39.0_linux_amd64.zip"
+    )
+    assert zipfile.is_zipfile(zipped)
+    shutil.copy(zipped, mirror)
+    (folder / "rc").write_text(
+        f'provider_installation {{\n  filesystem_mirror {{\n    path = "{folder}/mirror"\n  }}\n}}\n'
+    )
+    own = {
+        "TF_CLI_CONFIG_FILE": str(folder / "rc"),
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ENDPOINT_URL": url,
+    }
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield url, own
+    process.kill()
+    process.wait()
+
+
+def for_old_provider(folder, url):
+    """A copy of infra/aws for provider 3.39, the newest that can be had here, without what came later."""
+    later = {"storage_settings.tf": "resources of version 4", "expiry.tf": "resources of version 4"}
+    shutil.copytree(AWS, folder, ignore=shutil.ignore_patterns(".*", "*.tfstate*", *later))
+    main, network = folder / "main.tf", folder / "network.tf"
+    text = re.sub(r"  launch_template \{.*?\n  \}\n", "", main.read_text(), flags=re.DOTALL)  # of aws_instance: 3.41
+    text = re.sub(r"    interface_type .*\n", "", text)  # of network_interfaces: 3.70
+    # moto hands the template's own tags back as those that it gives to machines.
+    text, count = re.subn(
+        r'(resource "aws_launch_template" "host" \{)',
+        r"\1\n  lifecycle {\n    ignore_changes = [tag_specifications]\n  }",
+        text,
+    )
+    assert count == 1
+    main.write_text(text)
+    # moto forgets an address's default tags.
+    network.write_text(network.read_text().replace('  domain = "vpc"\n', "  vpc = true\n  lifecycle {\n    ignore_changes = all\n  }\n"))
+    services = "".join(f'    {name} = "{url}"\n' for name in ("ec2", "iam", "s3", "sts", "ssm", "budgets"))
+    (folder / "test_override.tf").write_text(f"""
+terraform {{
+  required_providers {{
+    aws = {{
+      source  = "hashicorp/aws"
+      version = "3.39.0"
+    }}
+  }}
+}}
+provider "aws" {{
+  skip_credentials_validation = true
+  skip_metadata_api_check     = true
+  s3_force_path_style         = true
+  endpoints {{
+{services}  }}
+}}
+""")
+    return folder
+
+
+WORDS = ["infra.variables.ttl_hours=4", "infra.variables.ami_id=ami-12c6146b", "infra.variables.placement_group=false"]
+
+
+def test_aws_apply_an_empty_second_plan_and_destroy(moto, tmp_path, monkeypatch, capfd):
+    url, environment = moto
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    import boto3
+
+    ec2, s3 = (boto3.client(name, region_name="us-east-1") for name in ("ec2", "s3"))
+    target = infra.Target(
+        "aws", [*WORDS, f"infra.folder={tmp_path}/state"], source=for_old_provider(tmp_path / "aws", url)
+    )
+    changes, price = target.plan()
+    assert len(changes) == 34
+    assert price.total == pytest.approx(4 * (0.192 + 2 * 1.006 + 0.045 + 0.005 + 3 * 0.01 + 600 * 0.08 / 730), rel=1e-9)
+    target.up()
+    machines = [
+        machine for reservation in ec2.describe_instances()["Reservations"] for machine in reservation["Instances"]
+    ]
+    assert sorted(machine["InstanceType"] for machine in machines) == ["g5.xlarge", "g5.xlarge", "m5.xlarge"]
+    for machine in machines:
+        tags = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
+        assert tags["distributed-ml"] == "distributed-ml"
+        assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", tags["expires"])
+    for template in ec2.describe_launch_templates()["LaunchTemplates"]:
+        (version,) = ec2.describe_launch_template_versions(LaunchTemplateId=template["LaunchTemplateId"])[
+            "LaunchTemplateVersions"
+        ]
+        assert version["LaunchTemplateData"]["MetadataOptions"]["HttpTokens"] == "required"
+        assert version["LaunchTemplateData"]["BlockDeviceMappings"][0]["Ebs"]["Encrypted"] is True
+    (bucket,) = (found["Name"] for found in s3.list_buckets()["Buckets"])
+    assert set(s3.get_public_access_block(Bucket=bucket)["PublicAccessBlockConfiguration"].values()) == {True}
+    inbound = [
+        spread for group in ec2.describe_security_groups()["SecurityGroups"] if group["GroupName"].startswith("distributed-ml")
+        for rule in group["IpPermissions"] for spread in rule["IpRanges"]
+    ]  # fmt: skip
+    assert [spread["CidrIp"] for spread in inbound] == ["10.20.0.0/16"], "nobody comes in from outside"
+    inventory = yaml.safe_load((tmp_path / "state/inventory.yaml").read_text())
+    assert [(host["name"], host["slots"], host["gpus"]) for host in inventory["hosts"]] == [
+        ("worker1", 1, 1),
+        ("worker2", 1, 1),
+    ]
+    changes, _ = target.plan()
+    assert [change["address"] for change in changes] == []
+    target.down()
+    assert target.left_over() == []
+    left = [machine for reservation in ec2.describe_instances()["Reservations"] for machine in reservation["Instances"]]
+    assert {machine["State"]["Name"] for machine in left} == {"terminated"}
+    assert s3.list_buckets()["Buckets"] == []
+    assert [vpc for vpc in ec2.describe_vpcs()["Vpcs"] if not vpc["IsDefault"]] == []
+    # What the state does not know, the scan finds by its tag.
+    stray = ec2.create_volume(AvailabilityZone="us-east-1a", Size=1, TagSpecifications=[{"ResourceType": "volume", "Tags": [{"Key": "distributed-ml", "Value": "distributed-ml"}]}])  # fmt: skip
+    with pytest.raises(
+        UserError, match=f"still there, with the tag distributed-ml=distributed-ml: .*{stray['VolumeId']}"
+    ):
+        target.down()
+    ec2.delete_volume(VolumeId=stray["VolumeId"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["infra.max_cost_usd=5"], r"9\.40 USD until everything expires \(4 h, prices of 2025-07-01\) is more than infra.max_cost_usd=5: nothing was made"),
+        (["infra.variables.worker_type=x9.huge"], "the price of x9.huge is unknown"),
+        (["infra.variables.region=mars-east-1"], "no prices for region mars-east-1"),
+    ],
+)  # fmt: skip
+def test_the_guard(moto, tmp_path, monkeypatch, words, message):
+    url, environment = moto
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if "region" in words[0]:  # terraform itself would ask that region first
+        table = yaml.safe_load((AWS / "prices.yaml").read_text())
+        with pytest.raises(UserError, match=message):
+            infra.lines_of([{"type": "aws_vpc", "change": {"after": {}}}], {"region": "mars-east-1"}, table)
+        return
+    target = infra.Target(
+        "aws", [*WORDS, *words, f"infra.folder={tmp_path}/state"], source=for_old_provider(tmp_path / "aws", url)
+    )
+    with pytest.raises(UserError, match=message):
+        target.up()
+    assert not (tmp_path / "state/terraform.tfstate").exists(), "refused before anything was made"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("infra.variables.ttl_hours=0", "ttl_hours must be more than 0"),
+        ("infra.variables.vpc_cidr=10.20.0.0/40", "vpc_cidr must be a private range"),
+        ("infra.variables.vpc_cidr=8.8.0.0/16", "vpc_cidr must be a private range"),
+        ("infra.variables.bastion_cidrs=[0.0.0.0/0]", "0.0.0.0/0 would let everybody in"),
+        ("infra.variables.num_workers=0", "num_workers must be a whole number from 1 to 64"),
+        ("infra.variables.market=cheap", "market must be on-demand, spot or capacity-block"),
+        ("infra.variables.name=X", "name must be 3 to 32 small letters"),
+        ("infra.variables.market=capacity-block", "needs capacity_reservation_id"),
+        ("infra.variables.access=bastion", "needs bastion_cidrs"),
+    ],
+)
+def test_variables_that_make_no_sense(moto, tmp_path, monkeypatch, word, message):
+    url, environment = moto
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    target = infra.Target(
+        "aws", [*WORDS, word, f"infra.folder={tmp_path}/state"], source=for_old_provider(tmp_path / "aws", url)
+    )
+    with pytest.raises(UserError) as error:
+        target.plan()
+    assert message in str(error.value)
+
+
+def test_without_a_time_to_live_nothing_is_made(moto, tmp_path, monkeypatch):
+    url, environment = moto
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    target = infra.Target(
+        "aws", [*WORDS[1:], f"infra.folder={tmp_path}/state"], source=for_old_provider(tmp_path / "aws", url)
+    )
+    with pytest.raises(UserError, match="ttl_hours"):
+        target.plan()
+    plan = {
+        "resource_changes": [
+            {"mode": "managed", "type": "aws_instance", "change": {"after": {"instance_type": "g5.xlarge"}}}
+        ]
+    }
+    with pytest.raises(UserError, match="expected after how many hours everything is to be terminated"):
+        target.guard(plan)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "Error: ExpiredToken: The security token included in the request is expired",
+            "the credentials have expired: log in again",
+        ),
+        (
+            "Error: VcpuLimitExceeded: You have requested more vCPU capacity",
+            "the account's quota of machines of this kind is used up",
+        ),
+        (
+            "Error: state snapshot was created by Terraform v1.99.0, which is newer than current",
+            "the state is a newer terraform's",
+        ),
+        ("Error: Error acquiring the state lock", "another apply is under way"),
+    ],
+)
+def test_a_providers_error_with_what_to_do(text, message):
+    assert infra.advice(text).startswith(message)
+
+
+def test_no_secret_is_printed():
+    shown = infra.readable("signature of AKIAABCDEFGHIJKLMNOP failed, secret_key = abc/def+123, region us-east-1")
+    assert shown == "signature of *** failed, ***, region us-east-1"
+
+
+def test_what_is_written_exists_in_todays_provider(tools):
+    """Every resource, argument and block of infra/aws against the schema of AWS's provider 6."""
+    code = """
+import glob, importlib, inspect, re, sys
+import hcl2
+META = {"count", "for_each", "depends_on", "lifecycle", "provider", "provisioner", "connection"}
+def clean(name): return name.strip('"')
+def camel(name): return "".join(part.capitalize() for part in name.split("_"))
+def arguments(cls): return set(inspect.signature(cls.__init__).parameters) - {"self", "scope", "id_"}
+seen, problems = 0, []
+def check(module, prefix, cls, body, where):
+    global seen
+    known = arguments(cls)
+    for key, value in body.items():
+        key = clean(key).replace("self", "self_attribute") if clean(key) == "self" else clean(key)
+        if key.startswith("__") or key in META: continue
+        if key == "dynamic":
+            for block in value:
+                for name, content in block.items():
+                    check_block(module, prefix, known, clean(name), [content["content"][0] if isinstance(content["content"], list) else content["content"]], where)
+            continue
+        blocks = value if isinstance(value, list) and value and isinstance(value[0], dict) else None
+        if blocks: check_block(module, prefix, known, key, blocks, where)
+        else:
+            seen += 1
+            if key not in known: problems.append(f"{where}: {key}")
+def check_block(module, prefix, known, key, blocks, where):
+    global seen
+    seen += 1
+    if key not in known:
+        problems.append(f"{where}: block {key}"); return
+    cls = getattr(module, prefix + camel(key), None)
+    if cls is not None:
+        for block in blocks: check(module, prefix + camel(key), cls, block, f"{where}.{key}")
+for path in sorted(glob.glob(sys.argv[1] + "/*.tf")):
+    parsed = hcl2.load(open(path))
+    for kind in ("resource", "data"):
+        for entry in parsed.get(kind, []):
+            for resource, named in entry.items():
+                resource = clean(resource)
+                if not resource.startswith("aws_"): continue
+                name = resource.removeprefix("aws_")
+                module_name = ("data_aws_" if kind == "data" else "") + name
+                try: module = importlib.import_module("cdktf_cdktf_provider_aws." + module_name)
+                except ModuleNotFoundError: problems.append(f"{kind} {resource} does not exist"); continue
+                wanted = camel(module_name).lower()
+                prefix = next(n for n in dir(module) if n.lower() in (wanted, wanted + "a"))
+                for label, body in named.items(): check(module, prefix, getattr(module, prefix), body, f"{resource}.{clean(label)}")
+print(seen); print(problems)
+"""
+    environment = {
+        **CLEAN,
+        "JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION": "1",
+        "JSII_SILENCE_WARNING_UNTESTED_NODE_VERSION": "1",
+    }
+    if not shutil.which("node"):
+        pytest.skip("node is missing: the schema's package needs it (apt-get install nodejs)")
+    done = subprocess.run([tools, "-c", code, AWS], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen, problems = done.stdout.strip().splitlines()[-2:]
+    assert int(seen) > 150
+    assert problems == "[]"
+
+
+def test_checkov(tools):
+    done = subprocess.run(
+        [tools.with_name("checkov"), "-d", ROOT / "infra", "--framework", "terraform", "-o", "json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    found = json.loads(done.stdout)
+    assert found["summary"]["failed"] == 0, [
+        check["check_id"] + " " + check["resource"] for check in found["results"]["failed_checks"]
+    ]
+    assert found["summary"]["passed"] > 100
+    skipped = {
+        check["check_id"]: check["check_result"]["suppress_comment"] for check in found["results"]["skipped_checks"]
+    }
+    assert len(skipped) == 9
+    assert all(len(reason) > 20 for reason in skipped.values())
