@@ -1,5 +1,6 @@
 """From settings to the processes to start: data in, data out. No I/O, and no framework is imported."""
 
+import importlib
 import os
 import re
 import shlex
@@ -52,9 +53,14 @@ def num_processes(config):
     return config["recipe"]["driver"].get("num_processes") or config["cluster"]["num_workers"]
 
 
+def num_hosts(config):
+    """On how many hosts the workers are to prove themselves."""
+    return len(config["cluster"].get("hosts", ())) or config["cluster"].get("num_nodes", 1)
+
+
 def owns_workers(config):
     """Whether the run starts its own workers here; of those of other machines this machine's system does not know."""
-    if config["cluster"]["kind"] == "hosts":
+    if config["cluster"]["kind"] in ("hosts", "slurm"):
         return False
     return config["cluster"].get(config["recipe"]["driver"].get("address", "")) is None
 
@@ -79,12 +85,12 @@ def plan(config, recipe_dir, python, run_dir):
     name = config["recipe"]["driver"]["launcher"]
     if name not in LAUNCHERS:
         raise UserError(f"launcher {name!r} is unknown; there are: {', '.join(sorted(LAUNCHERS))}")
-    launchers = LAUNCHERS
-    if config["cluster"]["kind"] == "hosts":
-        from cookbook.launch_hosts import LAUNCHERS as launchers
+    launchers, kind = LAUNCHERS, config["cluster"]["kind"]
+    if kind in ("hosts", "slurm"):
+        launchers = importlib.import_module(f"cookbook.launch_{kind}").LAUNCHERS
     if name not in launchers:
         raise UserError(
-            f"{name} does not start workers on several hosts; those that do: {', '.join(sorted(launchers))}"
+            f"cluster={kind}: {name} does not start workers there; those that do: {', '.join(sorted(launchers))}"
         )
     return launchers[name](config, Path(recipe_dir), Path(python), Path(run_dir))
 

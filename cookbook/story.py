@@ -143,7 +143,7 @@ class Story:
         # The cap is for rows to train on; all others are read whole.
         num_rows = min(rows["train"], most or rows["train"]) if "train" in rows else sum(rows.values())
         verdict = evidence.judge(read_records(self.folder), evidence.Asked(
-            num_workers=launch.num_processes(self.config), num_hosts=len(self.config["cluster"].get("hosts", [None])), proof=tuple(recipe["driver"]["proof"]),
+            num_workers=launch.num_processes(self.config), num_hosts=launch.num_hosts(self.config), proof=tuple(recipe["driver"]["proof"]),
             elastic=recipe["driver"].get("elastic", recipe.get("elastic", False)), max_restarts=recipe.get("max_restarts", 0), num_rows=num_rows, num_malformed=self.manifest.get("malformed"),
             global_batch_size=recipe.get("global_batch_size", 1), num_epochs=recipe.get("num_epochs", 0),
             max_steps=self.config["scale"]["max_steps"], resumed=self.run.resumed_from is not None, since=self.launched, seen_pids=frozenset(self.watcher.seen_pids) if launch.owns_workers(self.config) else None,

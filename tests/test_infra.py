@@ -128,7 +128,10 @@ def test_terraform_test(tmp_path):
     [
         (["up", "nowhere"], "TARGET=nowhere does not exist. There are: aws, local"),
         (["up", "local", "infra.variables.num_hosts=0"], "num_hosts must be a whole number from 1 to 50"),
-        (["up", "local", "infra.variables.hosts=3"], "Could not override 'infra.variables.hosts'. There are: num_hosts, slots"),
+        (
+            ["up", "local", "infra.variables.hosts=3"],
+            "Could not override 'infra.variables.hosts'. There are: num_hosts, slots",
+        ),
     ],
 )
 def test_words_that_make_no_sense(tmp_path, words, message):
@@ -216,7 +219,11 @@ def for_old_provider(folder, url):
     assert count == 1
     main.write_text(text)
     # moto forgets an address's default tags.
-    network.write_text(network.read_text().replace('  domain = "vpc"\n', "  vpc = true\n  lifecycle {\n    ignore_changes = all\n  }\n"))
+    network.write_text(
+        network.read_text().replace(
+            '  domain = "vpc"\n', "  vpc = true\n  lifecycle {\n    ignore_changes = all\n  }\n"
+        )
+    )
     services = "".join(f'    {name} = "{url}"\n' for name in ("ec2", "iam", "s3", "sts", "ssm", "budgets"))
     (folder / "test_override.tf").write_text(f"""
 terraform {{

@@ -4,7 +4,7 @@ import importlib
 
 from cookbook import UserError
 
-KINDS = ("local", "hosts", "kubernetes")
+KINDS = ("local", "hosts", "slurm", "kubernetes")
 
 
 def of_kind(kind):

@@ -7,6 +7,7 @@ look    reads {address, paths, files} and says what this host is like
 """
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -44,11 +45,16 @@ def same_network(name):
 
 
 def sweep(mark, grace):
-    """SIGTERM for all, and SIGKILL for those that are still there after `grace` seconds."""
+    """Ends every process of a run on this host."""
+    end(lambda: family(mark), grace)
+
+
+def end(alive, grace):
+    """SIGTERM for all that `alive()` names, and SIGKILL for those that are still there after `grace` seconds."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.time() + grace
         while True:
-            left = family(mark)
+            left = alive()
             for pid in left:
                 with contextlib.suppress(OSError):
                     os.kill(pid, number)
@@ -57,7 +63,26 @@ def sweep(mark, grace):
             time.sleep(0.1)
 
 
+def descendants():
+    """Ids of the living processes that this one has started, or that those have; orphans among them, too: see `start`."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
+                state, parent = file.read().rpartition(")")[2].split()[:2]
+                if state != "Z":
+                    parents[int(name)] = int(parent)
+    found, generation = [], [os.getpid()]
+    while generation:
+        generation = [pid for pid, parent in parents.items() if parent in generation]
+        found += generation
+    return found
+
+
 def start():
+    # Processes that lose their parent become this one's children. Some (Ray's) wipe their environment, and with it the run's mark.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
     spec = json.loads(sys.stdin.readline())
     environment = dict(os.environ)
     environment.update(spec["environment"])
@@ -79,10 +104,11 @@ def start():
     threading.Thread(target=listen, daemon=True).start()
     while child.poll() is None:
         if time.time() - heard[0] > spec["silence"]:
-            sweep(spec["mark"], spec["grace"])
+            end(lambda: sorted(set(family(spec["mark"]) + descendants())), spec["grace"])
             os._exit(1)
         time.sleep(0.1)
     status = child.returncode
+    end(descendants, spec["grace"])
     os._exit(status if status >= 0 else 128 - status)
 
 

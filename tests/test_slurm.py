@@ -1,0 +1,223 @@
+"""cluster=slurm with the real Slurm: a controller on this machine, a slurmd on each of two hosts made of network namespaces."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from cookbook import ROOT, UserError, launch
+from cookbook.eject import compose_recipe
+from tests.helpers import Driver, latest, run_cookbook
+from tests.test_contracts import SHORT, digests, in_the_middle_of_an_epoch
+from tests.test_hosts import MISSING, Place, local_hosts
+
+GOLDEN = ROOT / "tests/golden/slurm"
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+NEEDED = MISSING + [name for name in PROGRAMS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
+needs_slurm = pytest.mark.skipif(
+    bool(NEEDED), reason=f"a Slurm of the test's own needs {', '.join(NEEDED)} (apt-get install slurm-wlm munge)"
+)
+
+
+class Slurm:
+    """munged and slurmctld here, slurmd on host1 and host2."""
+
+    def __init__(self, folder):
+        self.folder, self.processes = Path(folder), []
+
+    def begin(self):
+        self.place = Place(self.folder / "hosts")
+        subnet = (self.place.folder / "hosts").read_text().split("10.77.")[1].split(".")[0]
+        for name in ("state", "spool"):
+            (self.folder / name).mkdir()
+        (self.folder / "munge.key").write_bytes(os.urandom(128))
+        (self.folder / "munge.key").chmod(0o600)
+        sock = self.folder / "munge.sock"
+        self.start(
+            ["munged", "--foreground", "--force", f"--socket={sock}", f"--key-file={self.folder}/munge.key", f"--pid-file={self.folder}/munge.pid",
+             f"--log-file={self.folder}/munge.log", f"--seed-file={self.folder}/munge.seed"],
+        )  # fmt: skip
+        ports = [free_port() for _ in range(2)]
+        (self.folder / "slurm.conf").write_text(
+            f"ClusterName=test\nSlurmctldHost={socket.gethostname()}(10.77.{subnet}.254)\nSlurmctldPort={ports[0]}\nSlurmdPort={ports[1]}\n"
+            f"SlurmUser=root\nSlurmdUser=root\nAuthType=auth/munge\nAuthInfo=socket={sock}\nCredType=cred/munge\nCryptoType=crypto/munge\n"
+            f"ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nMpiDefault=none\nReturnToService=2\nJobRequeue=1\nSchedulerParameters=requeue_delay=1\n"
+            f"StateSaveLocation={self.folder}/state\nSlurmdSpoolDir={self.folder}/spool/%n\nSlurmctldPidFile={self.folder}/ctld.pid\n"
+            f"SlurmdPidFile={self.folder}/%n.pid\nSlurmctldLogFile={self.folder}/ctld.log\nSlurmdLogFile={self.folder}/%n.log\n"
+            "SelectType=select/cons_tres\nSelectTypeParameters=CR_Core\nKillWait=5\n"
+            f"NodeName=host1 NodeAddr=10.77.{subnet}.1 CPUs=2\nNodeName=host2 NodeAddr=10.77.{subnet}.2 CPUs=2\n"
+            "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n".replace(
+                "CryptoType=crypto/munge\n", ""
+            )
+        )
+        self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        wait_for(sock.exists)
+        self.start(["slurmctld", "-D"])
+        for number in (1, 2):
+            # Not `ip netns exec`: that mounts a fresh /sys, and slurmd wants to find its cgroups there.
+            network = f"--net=/run/netns/{self.place.hosts.namespace(number)}"
+            enter = ["nsenter", network, "unshare", "--uts", "--mount", "sh", "-ec"]
+            (self.folder / f"spool/host{number}").mkdir()
+            own = f"hostname host{number}; mount --bind {self.place.folder}/hosts /etc/hosts; mount --bind {self.place.folder}/resolv.conf /etc/resolv.conf; exec slurmd -D -N host{number}"
+            self.start([*enter, own])
+        wait_for(lambda: self.ask("sinfo", "-h", "-o", "%D %t").split() == ["2", "idle"])
+
+    def start(self, argv):
+        environment = {**os.environ, **getattr(self, "environment", {}), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+        with open(self.folder / f"{argv[0]}.out", "a") as log:
+            self.processes.append(
+                subprocess.Popen(argv, env=environment, stdout=log, stderr=log, start_new_session=True)
+            )
+
+    def ask(self, *words):
+        return subprocess.run(words, env={**os.environ, **self.environment}, capture_output=True, text=True).stdout
+
+    def stop(self):
+        for process in reversed(self.processes):
+            process.terminate()
+        self.place.hosts.down()
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    made = Slurm(tmp_path_factory.mktemp("slurm"))
+    try:
+        made.begin()
+        yield made
+    finally:
+        made.stop()
+
+
+@needs_slurm
+def test_pytorch_on_two_nodes(slurm, undisturbed, tmp_path):
+    words = ["recipe=pytorch", *SHORT["pytorch"]]
+    content, _, output = run_cookbook(*words, "cluster=slurm", output_root=tmp_path, environment=slurm.environment)
+    assert content["status"] == "ok", output
+    assert {worker["host"] for worker in content["workers"]} == {"host1", "host2"}
+    assert digests(content) == digests(undisturbed(*words)[0])
+    assert slurm.ask("squeue", "-h") == ""
+
+
+@needs_slurm
+def test_horovod_with_two_workers(slurm, undisturbed, tmp_path):
+    words = ["recipe=horovod", *SHORT["horovod"]]
+    content, _, output = run_cookbook(
+        *words, "cluster=slurm", "cluster.num_nodes=1", output_root=tmp_path, environment=slurm.environment
+    )
+    assert content["status"] == "ok", output
+    assert [worker["rank"] for worker in content["workers"]] == [0, 1]
+    assert {worker["host"] for worker in content["workers"]} < {"host1", "host2"}
+    assert digests(content) == digests(undisturbed(*words)[0])
+
+
+@needs_slurm
+def test_a_job_that_is_requeued_goes_on_from_its_checkpoint(slurm, undisturbed, tmp_path):
+    words = ["recipe=pytorch", *SHORT["pytorch"]]
+    driver = Driver(*words, "cluster=slurm", output_root=tmp_path, environment=slurm.environment)
+    driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
+    (number,) = slurm.ask("squeue", "-h", "-o", "%i").split()
+    slurm.ask("scontrol", "requeue", number)
+    # Slurm lets a job rest for two minutes then.
+    wait_for(lambda: slurm.ask("squeue", "-h", "-o", "%T").strip() == "PENDING")
+    slurm.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
+    status, output = driver.end()
+    assert status == 0, output
+    content, folder = latest(tmp_path, "pytorch")
+    assert digests(content) == digests(undisturbed(*words)[0])
+    assert len(content["lost_workers"]) == 2, "those of before the requeue"
+    assert "going on from" in (folder / "logs/job.log").read_text()
+
+
+@needs_slurm
+def test_ctrl_c_cancels_the_job_and_a_cancelled_job_fails_the_run(slurm, tmp_path):
+    driver = Driver("recipe=pytorch", "cluster=slurm", output_root=tmp_path, environment=slurm.environment)
+    driver.wait_until(lambda: any(event["event"] == "rows" for event in driver.events()))
+    driver.interrupt()
+    assert driver.end()[0] == 130
+    wait_for(lambda: slurm.ask("squeue", "-h") == "")
+    driver = Driver(
+        "recipe=pytorch", "cluster=slurm", "resume=never", output_root=tmp_path / "other", environment=slurm.environment
+    )
+    driver.wait_until(lambda: any(event["event"] == "rows" for event in driver.events()))
+    slurm.ask("scancel", *slurm.ask("squeue", "-h", "-o", "%i").split())
+    status, output = driver.end()
+    assert status == 1
+    assert "started but did not finish" in latest(tmp_path / "other", "pytorch")[0]["reason"]
+    assert "CANCELLED" in output
+
+
+@needs_slurm
+def test_the_processes_are_gone_after_a_job(slurm):
+    for number in (1, 2):
+        wait_for(
+            lambda number=number: not any("recipes/" in local_hosts.words_of(pid) for pid in slurm.place.pids(number))
+        )
+
+
+def test_no_slurm_is_said(tmp_path):
+    folders = [folder for folder in os.environ["PATH"].split(":") if not (Path(folder) / "sbatch").exists()]
+    shutil.copytree("/usr/bin", tmp_path / "bin", symlinks=True, ignore=lambda _, names: [name for name in names if name in ("sbatch", "squeue", "scancel", "scontrol")]) if "/usr/bin" not in folders else None  # fmt: skip
+    environment = {"PATH": ":".join([*folders, str(tmp_path / "bin")])}
+    content, _, _ = run_cookbook(
+        "recipe=pytorch", "cluster=slurm", output_root=tmp_path / "out", status=1, environment=environment
+    )
+    assert (
+        "sbatch, squeue, scancel, scontrol is missing: run the driver on a node from which jobs are submitted"
+        in content["reason"]
+    )
+
+
+@pytest.mark.parametrize("recipe", ["pytorch", "horovod"])
+def test_the_script_is_the_one_that_was_reviewed(recipe, monkeypatch):
+    """To take over a change that is meant: UPDATE_GOLDEN=1 make test ARGS="tests/test_slurm.py -k reviewed", and read the diff."""
+    words = [
+        "cluster=slurm",
+        "cluster.num_workers=8",
+        "cluster.gpus_per_worker=1",
+        "cluster.partition=gpu",
+        "cluster.sbatch_options=['--qos=high']",
+    ]
+    config, _ = compose_recipe(recipe, words)
+    run_dir = Path("/shared/outputs") / recipe / "2026-01-31_12-00-00"
+    (process,) = launch.plan(config, Path("/shared/recipes") / recipe, Path("/shared/.venvs/x/bin/python"), run_dir)
+    (text,) = process.files.values()
+    assert process.argv == ["sbatch", "--parsable", str(run_dir / "job.sh")]
+    path = GOLDEN / f"{recipe}.sh"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text()
+    subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_what_cannot_be_a_job():
+    with pytest.raises(UserError, match="cannot be divided among cluster.num_nodes=2"):
+        plan_of("pytorch", "cluster.num_workers=3")
+    with pytest.raises(
+        UserError, match="cluster=slurm: spark_submit does not start workers there; those that do: horovodrun, torchrun"
+    ):
+        plan_of("spark")
+
+
+def plan_of(recipe, *words):
+    config, _ = compose_recipe(recipe, ["cluster=slurm", *words])
+    return launch.plan(config, ROOT / "recipes" / recipe, Path("/env/bin/python"), Path("/run/x/y"))
