@@ -43,6 +43,9 @@ eject: $(BIN)/.stamp ## copy a recipe out so that it runs by itself: RECIPE=horo
 bench: $(BIN)/.stamp ## measure a recipe against the bare framework: RECIPE=horovod
 	@PYTHONPATH=. $(BIN)/python recipes/$(RECIPE)/benchmark.py
 
+bench-hosts: $(BIN)/.stamp ## all-reduce over limited links against a model (as root, Linux)
+	@PYTHONPATH=. $(BIN)/python infra/local/benchmark.py
+
 infra-%: $(BIN)/.stamp ## machines: infra-plan, -up, -status, -down: TARGET=local|aws ARGS="infra.variables.num_hosts=3"
 	@$(BIN)/python -m cookbook.infra $* "$(TARGET)" $(ARGS)
 
@@ -60,4 +63,4 @@ clean: ## remove environments, runs and caches of this checkout
 	@rm -rf .venv .venvs outputs .setup.lock .pytest_cache .ruff_cache runrecord/build runrecord/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup doctor report compare eject bench test lint lock clean
+.PHONY: help setup doctor report compare eject bench bench-hosts test lint lock clean

@@ -412,3 +412,25 @@ def test_a_run_that_only_had_to_be_summed_up(tmp_path):
     asked = {"proof": (), "since": later}
     assert judge(tmp_path, resumed=True, **asked).problems == []
     assert "rank 0 of 2 never started" in judge(tmp_path, **asked).problems
+
+
+def test_a_resumed_run_shows_the_workers_of_the_try_that_trained(tmp_path):
+    """A pipeline whose training came from its cache: the proof is the earlier try's, and it must be whole."""
+    write_search(tmp_path, GOOD_TRIALS, workers=((0, 0), (0, 1)))
+    later = max(events[0]["time"] for events in read_records(tmp_path)) + 1
+    verdict = judge(tmp_path, proof=(), since=later, resumed=True, seen_pids=frozenset())
+    assert verdict.problems == []
+    assert [(worker["rank"], worker["earlier"]) for worker in verdict.workers] == [(0, True), (1, True)]
+
+
+def test_a_resumed_run_whose_earlier_try_was_not_whole(tmp_path):
+    write_search(tmp_path, GOOD_TRIALS, workers=((0, 0),))
+    later = max(events[0]["time"] for events in read_records(tmp_path)) + 1
+    assert "rank 1 of 2 never started" in judge(tmp_path, proof=(), since=later, resumed=True).problems
+
+
+def test_workers_of_one_host_where_two_were_asked_for(tmp_path):
+    for rank in range(2):
+        with RunRecord(tmp_path, rank, 2, host="host1", pid=100 + rank) as run:
+            run.work(1)
+    assert "only host1 worked, although 2 hosts were asked for" in judge(tmp_path, proof=(), num_hosts=2).problems
