@@ -8,19 +8,22 @@ import signal
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 
 from cookbook import ROOT
-from cookbook.eject import compose_recipe, eject
+from cookbook.eject import compose_recipe
 from cookbook.environments import uv, uv_environment
 from runrecord import read_records
 from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook
 
 RECIPES = recipes()
-DRIVER = {recipe: compose_recipe(recipe)[0]["recipe"]["driver"] for recipe in RECIPES}
+COMPOSED = {recipe: compose_recipe(recipe)[0] for recipe in RECIPES}
+DRIVER = {recipe: config["recipe"]["driver"] for recipe, config in COMPOSED.items()}
+CACHE_DIR = {recipe: config["cache_dir"] for recipe, config in COMPOSED.items()}
 # What makes a run of the recipe short.
 SHORT = {recipe: driver.get("short", ["recipe.num_epochs=4"]) for recipe, driver in DRIVER.items()}
 DATA_PARALLEL = [recipe for recipe, driver in DRIVER.items() if "same_parameters" in driver["proof"]]
@@ -223,15 +226,50 @@ def test_a_killed_driver_leaves_no_process_and_the_same_command_goes_on(recipe, 
     assert digests(content) == digests(undisturbed(*words)[0])
 
 
+@pytest.fixture(scope="module")
+def ejected(tmp_path_factory, recipe_python):
+    """Returns the outcome of a recipe's ejected copy. Two of them at a time are set up and tested, from the first call on: it is mostly waiting."""
+    pool, futures = ThreadPoolExecutor(2), {}
+
+    def outcome(recipe, wanted):
+        if not futures:
+            for name in wanted:
+                recipe_python(
+                    name
+                )  # its compiled wheels are then in the cache, which stands for the one of a second set-up
+            futures.update(
+                {name: pool.submit(run_ejected, name, tmp_path_factory.mktemp(f"ejected-{name}")) for name in wanted}
+            )
+        return futures[recipe].result()
+
+    yield outcome
+    pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_an_ejected_recipe_runs_by_itself(recipe, tmp_path, recipe_python):
+def test_an_ejected_recipe_runs_by_itself(recipe, request, ejected):
     """In an empty folder, with the repository out of reach, and its own test passes."""
-    recipe_python(recipe)  # its compiled wheels are then in the cache, which stands for the one of a second set-up
-    wheels = f"{compose_recipe(recipe)[0]['cache_dir']}/wheels"
-    folder = eject(recipe, tmp_path / "mine")
-    texts = {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
+    chosen = [
+        item.callspec.params["recipe"]
+        for item in request.session.items
+        if item.originalname == request.node.originalname
+    ]
+    done, texts = ejected(recipe, chosen)
     assert [path.name for path, text in texts.items() if "cookbook" in text.lower()] == []
     assert [path.name for path, text in texts.items() if str(ROOT) in text] == []
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    assert re.search(r"\d+ passed", done.stdout)
+
+
+def run_ejected(recipe, tmp_path):
+    """(the finished `make setup test` of an ejected copy, its files' texts before)."""
+    wheels = f"{CACHE_DIR[recipe]}/wheels"
+    done = subprocess.run(
+        [sys.executable, "-m", "cookbook.eject", recipe, tmp_path / "mine"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "mine"
+    texts = {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
     environment = {
         name: value for name, value in CLEAN.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV", "COOKBOOK_CACHE")
     }
@@ -243,20 +281,12 @@ def test_an_ejected_recipe_runs_by_itself(recipe, tmp_path, recipe_python):
         folders.insert(0, str(tmp_path / "bin"))
         environment |= uv_environment()
     environment["PATH"] = os.pathsep.join(folders)
-    hidden = hide_repository()
+    words = [*hide_repository(), "make", "setup", "test", f"WHEELS={wheels}"]
     try:
-        done = subprocess.run(
-            [*hidden, "make", "setup", "test", f"WHEELS={wheels}"],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
+        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
     finally:
         shutil.rmtree(folder / ".venv", ignore_errors=True)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
-    assert re.search(r"\d+ passed", done.stdout)
+    return done, texts
 
 
 def hide_repository():

@@ -246,13 +246,12 @@ steps.smoke_test(found["url"], "digits", {str(rows)!r}, {str(tmp_path / "other.n
     assert not Path(f"/proc/{pid}").exists(), "the server ends with the process that it was started for"
 
 
-@pytest.mark.parametrize("trainer", ["trainjob", "pytorchjob", "tfjob"])
-def test_on_a_cluster(recipe_python, whole, tmp_path, trainer):
+def test_on_a_cluster(recipe_python, whole, tmp_path):
     """The pipeline is compiled for a cluster and handed over; there its steps make the objects, and the objects do what they say."""
     data_dir = whole[0]["dataset"]["folder"]
     with FakeCluster(recipe_python("kubeflow"), RECIPE, tmp_path / "cluster") as cluster:
         words = [
-            "cluster=kubernetes", f"cluster.kubeflow_host={cluster.url}", f"recipe.trainer={trainer}", "recipe.image=me/kubeflow-python:1",
+            "cluster=kubernetes", f"cluster.kubeflow_host={cluster.url}", "recipe.image=me/kubeflow-python:1",
             f"recipe.mount_path={tmp_path}/claim", f"recipe.cluster_data_dir={data_dir}", "recipe.poll_seconds=0.5",
         ]  # fmt: skip
         content, folder, output = run_cookbook(
@@ -262,8 +261,7 @@ def test_on_a_cluster(recipe_python, whole, tmp_path, trainer):
     assert content["metrics"]["served/accuracy"] == content["metrics"]["eval/accuracy"] >= 0.8
     assert [(worker["rank"], worker["samples"]) for worker in content["workers"]] == [(0, 2876), (1, 2876)]
     assert len({worker["digest"] for worker in content["workers"]}) == 1
-    kinds = {plural for plural, _ in cluster.objects}
-    assert kinds == {f"{trainer}s", "experiments", "inferenceservices"}
+    assert {plural for plural, _ in cluster.objects} == {"trainjobs", "experiments", "inferenceservices"}
     (submitted,) = (
         body
         for method, path, body in cluster.requests
@@ -273,6 +271,27 @@ def test_on_a_cluster(recipe_python, whole, tmp_path, trainer):
     assert submitted["runtime_config"]["parameters"]["min_accuracy"] == 0.8
     assert "deploy-on-cluster" in (folder / "pictures/pipeline.svg").read_text()
     assert sorted(path.stem for path in folder.glob("manifests/*.yaml")) == sorted(path.stem for path in GOLDEN.glob("*.yaml") if path.stem != "pipeline")  # fmt: skip
+
+
+@pytest.mark.parametrize("trainer", ["pytorchjob", "tfjob"])
+def test_the_other_jobs_train_too(recipe_python, rows, tmp_path, trainer):
+    config = flat_config(
+        mount_path=str(tmp_path), kubeflow_host="http://localhost:1", image="me/python:1", trainer=trainer
+    )
+    with FakeCluster(recipe_python("kubeflow"), RECIPE, tmp_path / "cluster") as cluster:
+        code = f"""
+import types, on_cluster, pipeline
+config = types.SimpleNamespace(**{config!r})
+on_cluster.train({str(rows)!r}, 0.1, 2, pipeline.settings_of_training(config, True), {str(tmp_path / "model")!r})
+"""
+        done = call(recipe_python("kubeflow"), code, RUN_ID="run-1", **cluster.environment)
+    assert done.returncode == 0, done.stderr
+    assert {plural for plural, _ in cluster.objects} == {f"{trainer}s"}
+    told = [json.loads(line.split(" ", 2)[2]) for line in done.stdout.splitlines() if line.startswith("WORKER-RECORD ")]
+    ends = [event for event in told if event["event"] == "end"]
+    assert [event["samples"] for event in ends] == [2 * 719, 2 * 719]
+    assert len({event["digest"] for event in ends}) == 1
+    assert (tmp_path / "model/model.pt").stat().st_size > 50_000
 
 
 def test_what_the_cluster_refuses_is_passed_on(recipe_python, rows, tmp_path):

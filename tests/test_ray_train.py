@@ -33,6 +33,23 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_where_the_undisturbed_one_
     assert not (folder / "scratch").exists()
 
 
+def test_tensorflow_trains_too_and_goes_on_after_a_killed_worker(tmp_path):
+    words = [*SHORT, "recipe.framework=tensorflow", "recipe.max_restarts=1"]
+    driver = Driver(*words, output_root=tmp_path)
+    driver.wait_until(lambda: any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (2, 4) for e in driver.events()))
+    os.kill(driver.pid_of(1), signal.SIGKILL)
+    status, output = driver.end()
+    assert status == 0, output
+    assert driver.no_process_left()
+    content, _ = latest(tmp_path, "ray_train")
+    assert content["restarts"] == 1
+    assert content["versions"]["tensorflow"].startswith("2.")
+    assert [worker["samples"] for worker in content["workers"]] == [2 * 719, 2 * 719], "the last two of four epochs"
+    assert content["num_rows"] == 4 * 1438
+    assert len(digests(content)) == 1
+    assert content["metrics"]["eval/accuracy"] >= 0.85
+
+
 def test_rows_that_stay_in_the_object_store_train_the_same_network(undisturbed, tmp_path):
     """Prepared once instead of in each epoch beside the training, and in other blocks: the same batches."""
     words = ["recipe.keep_prepared=true", "recipe.rows_per_file=100", "recipe.num_epochs=2"]

@@ -1,0 +1,220 @@
+"""Ray Train with TensorFlow: TensorflowTrainer gives each worker its TF_CONFIG, MultiWorkerMirroredStrategy does the rest.
+
+Shows:   the same input, scaling, failures and checkpoints as main.py, with another framework inside the workers.
+Choose:  when the model is TensorFlow's and the rest of the program is Ray's. Else `tensorflow` or main.py.
+Run:     python -m rayrun --num-cpus 4 main_tensorflow.py config.yaml num_workers=2
+Expect:  test accuracy of at least 0.97 on handwritten digits, about a minute on two CPU cores.
+Source:  Ray Train's documentation, "Get Started with Distributed Training using TensorFlow/Keras"; TensorFlow's multi-worker guide.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import ray
+import ray.train
+from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.tensorflow import TensorflowTrainer
+
+from cluster import connect, require_free
+from data import datasets_of, num_rows_of, read_manifest, write_shards
+from runrecord import RunRecord, load_config, read_records
+from settings import check_settings, learning_rate_at, num_steps_of
+
+NUM_GROUPS = 8
+
+
+def main():
+    config = check_settings(load_config())
+    manifest = read_manifest(config)
+    with RunRecord(config.output_dir, 0, 1, role="driver", ray=ray.__version__) as run:
+        began, clock = time.time(), time.perf_counter()
+        os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(config.poll_seconds)
+        if "RAYRUN_SECONDS" in os.environ:
+            os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody takes this instance's machine away
+        connect(run)
+        need = {"CPU": 1.0, **({"GPU": 1.0} if config.use_gpu else {})}
+        require_free(config.num_workers, need)
+        run.progress(0, 1, "preparing the rows")
+        shards = write_shards(config, manifest)
+        trainer = TensorflowTrainer(
+            train_worker, train_loop_config={"config": vars(config), "manifest": manifest, "began": began},
+            # Distributed: so many workers, on as many nodes as there are. Ray tells each the addresses of all, in TF_CONFIG.
+            scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=need, placement_strategy="SPREAD"),
+            run_config=RunConfig(
+                name="train", storage_path=config.checkpoint_dir, checkpoint_config=CheckpointConfig(num_to_keep=2),
+                # Distributed: when a worker dies, all are started anew, so many times, from the last checkpoint.
+                failure_config=FailureConfig(max_failures=config.max_restarts),
+            ),
+            datasets=datasets_of(config, manifest, shards), dataset_config=DataConfig(datasets_to_split=[]),
+        )  # fmt: skip
+        run.metric("seconds/prepare", time.perf_counter() - clock, step=0, unit="s")
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise SystemExit(f"Ray Train gave up: {str(error).strip().splitlines()[-1]}") from None
+        shutil.rmtree(shards)
+
+
+def train_worker(settings):
+    """Runs in each worker process that Ray Train has started."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    import tensorflow as tf
+    import tf_keras as keras  # Keras 2, by its own name (Ray has loaded tf.keras before): Keras 3 cannot train under this strategy
+
+    config, manifest = SimpleNamespace(**settings["config"]), settings["manifest"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(config.seed)
+    kinds = tf.distribute.experimental.CommunicationImplementation
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=kinds.NCCL if config.use_gpu else kinds.RING
+    )
+    # Distributed: starts this worker's server, and waits for the others.
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    with (
+        strategy.scope()
+    ):  # Distributed: variables made here are mirrored; every worker begins with the first one's values.
+        model = build(keras, manifest["schema"]["images"]["shape"][1:], len(manifest["classes"]), config.width)
+        optimizer = keras.optimizers.SGD(0.0, config.momentum, nesterov=config.momentum > 0)
+        epoch = tf.Variable(0, dtype=tf.int64)
+    keeper = tf.train.Checkpoint(model=model, optimizer=optimizer, epoch=epoch)
+    if checkpoint := ray.train.get_checkpoint():
+        # Distributed: each worker reads what the first one has written, wherever it runs.
+        with checkpoint.as_directory() as folder:
+            keeper.restore(tf.train.latest_checkpoint(folder)).assert_existing_objects_matched()
+    exchange = sum_of(tf, strategy)
+    earlier = [
+        events for events in read_records(config.output_dir) if events[0]["rank"] == 0 and events[0]["role"] == "worker"
+    ]
+    # Distributed: the ranks must agree, and only one of them can count.
+    attempt = int(exchange(sum(events[0]["time"] >= settings["began"] for events in earlier) if rank == 0 else 0))
+    generation = exchange(time.time() if rank == 0 else 0.0)
+    facts = {
+        "ray": ray.__version__,
+        "tensorflow": tf.__version__,
+        "device": "gpu" if config.use_gpu else "cpu",
+        "node": context.get_node_rank(),
+    }
+    with RunRecord(config.output_dir, rank, world_size, context.get_local_rank(), attempt=attempt, **facts) as run:
+        run.restore(int(epoch.numpy()), 0, generation=generation)
+        train(tf, strategy, model, optimizer, epoch, keeper, exchange, config, manifest, run)
+        run.digest(variable.numpy() for variable in model.variables)
+        exchange(0.0)  # Distributed: nobody leaves while another still waits for an answer.
+
+
+def train(tf, strategy, model, optimizer, epoch, keeper, exchange, config, manifest, run):
+    num_rows = num_rows_of(config, manifest, "train")
+    steps_per_epoch, num_steps = num_steps_of(config, num_rows)
+    context = ray.train.get_context()
+    # Distributed: a shard belongs to exactly one worker; with one worker, all of them do.
+    mine = range(context.get_world_rank(), config.num_shards, context.get_world_size())
+    shards = [ray.train.get_dataset_shard(f"train-{shard}") for shard in mine]
+    tests = [
+        batch for shard in mine for batch in ray.train.get_dataset_shard(f"test-{shard}").iter_batches(batch_size=256)
+    ]
+
+    @tf.function(reduce_retracing=True)
+    def step(images, labels, size):
+        def on_replica(images, labels):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(
+                    tf.nn.sparse_softmax_cross_entropy_with_logits(labels, model(images, training=True))
+                )
+                scaled = loss / size
+            # Distributed: `minimize` adds up the gradients of all workers; each row weighs 1 / rows of the whole batch.
+            optimizer.minimize(scaled, model.trainable_variables, tape=tape)
+            return loss
+
+        return strategy.run(on_replica, (images, labels))
+
+    while (first := int(epoch.numpy()) * steps_per_epoch) < num_steps:
+        number, started, loss_sum, taken = int(epoch.numpy()), time.perf_counter(), 0.0, 0
+        steps = range(min(steps_per_epoch, num_steps - first))
+        for index, batch in zip(steps, joined(shards, len(steps), config, number), strict=True):
+            run.rows(number, index, batch["id"])
+            size = min(config.global_batch_size, num_rows - index * config.global_batch_size)  # of all workers together
+            optimizer.learning_rate = learning_rate_at(number + index / steps_per_epoch, config)
+            loss_sum += float(step(batch["image"], batch["label"], float(size)))
+            taken += size
+        done = first + len(steps)
+        run.metric("train/loss", exchange(loss_sum) / taken, done, number)
+        if context.get_world_rank() == 0:
+            run.metric("samples_per_second", taken / (time.perf_counter() - started), done, number, unit="samples/s")
+        right = sum(int((model(batch["image"]).numpy().argmax(1) == batch["label"]).sum()) for batch in tests)
+        accuracy = exchange(right) / manifest["rows"]["test"]
+        run.metric("eval/accuracy", accuracy, done, number)
+        run.progress(done, num_steps, f"epoch {number + 1}  accuracy {accuracy:.4f}")
+        epoch.assign_add(1)
+        save(keeper, number + 1, accuracy, config, run)
+
+
+def joined(shards, num_steps, config, epoch):
+    """Yields this worker's part of each global batch, {id, label, image}: an equal number of rows of each of its shards, shuffled."""
+    streams = [
+        # Distributed: blocks arrive from Ray Data's tasks while this worker computes.
+        iter(shard.iter_batches(
+            batch_size=config.global_batch_size // config.num_shards, prefetch_batches=config.prefetch_batches,
+            local_shuffle_buffer_size=config.shuffle_rows, local_shuffle_seed=config.seed * 1000 + epoch,
+        )) for shard in shards
+    ]  # fmt: skip
+    batch = None
+    for _ in range(num_steps):
+        parts = [part for stream in streams if (part := next(stream, None)) is not None]
+        # Without rows for a last batch it takes part all the same: the others wait for it in the exchange.
+        parts = parts or [{name: values[:0] for name, values in batch.items()}]
+        batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        yield batch
+
+
+def save(keeper, number, accuracy, config, run):
+    """Hands a checkpoint to Ray Train, which copies it to `storage_path` and only then counts it as one."""
+    metrics = {"epoch": number, "accuracy": accuracy}
+    with tempfile.TemporaryDirectory() as folder:
+        # Distributed: reading mirrored variables can take all workers, so all write; the first one's files are handed on.
+        keeper.save(str(Path(folder) / "epoch"))
+        first = ray.train.get_context().get_world_rank() == 0
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder) if first else None)
+    if first:
+        run.checkpoint(config.checkpoint_dir, number, 0)
+
+
+def sum_of(tf, strategy):
+    """A function: each worker's number -> the sum of all, the same everywhere."""
+
+    @tf.function
+    def total(value):
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(tf.identity, [value]), axis=None)
+
+    return lambda value: float(total(tf.constant(value, tf.float64)))
+
+
+def build(keras, image_shape, num_classes, width):
+    """model.py's network in Keras: images float32 (batch, height, width, channels) to logits (batch, num_classes)."""
+    layers = keras.layers
+
+    def convolution(x, features, strides=1):
+        # One pixel on each side, as PyTorch pads.
+        x = layers.Conv2D(features, 3, strides, use_bias=False)(layers.ZeroPadding2D(1)(x))
+        return layers.GroupNormalization(NUM_GROUPS, epsilon=1e-5)(x)
+
+    def residual(x, features):
+        inner = convolution(layers.ReLU()(convolution(x, features)), features)
+        return layers.ReLU()(layers.Add()([x, inner]))
+
+    inputs = keras.Input(image_shape)
+    x = residual(layers.ReLU()(convolution(inputs, width)), width)
+    x = residual(layers.ReLU()(convolution(x, 2 * width, strides=2)), 2 * width)
+    return keras.Model(inputs, layers.Dense(num_classes)(layers.GlobalAveragePooling2D()(x)))
+
+
+if __name__ == "__main__":
+    main()
