@@ -187,6 +187,10 @@ class Target:
             raise UserError(
                 f"still there, with the tag distributed-ml={self.variables['name']}: {', '.join(left)}; remove it by hand, it may cost money"
             )
+        if self.name == "gcp":
+            print(
+                f"what the state did not know: gcloud compute instances list --filter labels.distributed-ml={self.variables['name']}"
+            )
         print("nothing is left")
 
     def left_over(self):
@@ -243,11 +247,12 @@ def lines_of(planned, variables, table):
         kind, after = change["type"], change["change"]["after"]
         if kind in table["free"] or (kind == "aws_vpc_endpoint" and after.get("vpc_endpoint_type") == "Gateway"):
             continue
-        if kind == "aws_instance":
-            what = after["instance_type"]
+        if kind in table["machines"]:
+            what = after[table["machines"][kind]]
             price = table["instances"].get(what)
-            counts["disks (GB)"] = counts.get("disks (GB)", 0) + variables.get("volume_gb", 200)
-            each["disks (GB)"] = table["volume_gb_month"] / HOURS_PER_MONTH
+            if kind in table["with_disk"]:
+                counts["disks (GB)"] = counts.get("disks (GB)", 0) + variables.get("volume_gb", 200)
+                each["disks (GB)"] = table["volume_gb_month"] / HOURS_PER_MONTH
         else:
             what = "aws_vpc_endpoint_interface" if kind == "aws_vpc_endpoint" else kind
             price = table["per_hour"].get(what)
@@ -314,7 +319,7 @@ def main(argv):
     command, target, *overrides = argv or ["", ""]
     if command not in COMMANDS or not target:
         raise SystemExit(
-            f'usage: make infra-{"|infra-".join(COMMANDS)} TARGET=local|aws [ARGS="infra.variables.num_hosts=3"]'
+            f'usage: make infra-{"|infra-".join(COMMANDS)} TARGET=local|aws|gcp [ARGS="infra.variables.num_hosts=3"]'
         )
     try:
         check_terraform()

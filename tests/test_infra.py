@@ -126,7 +126,7 @@ def test_terraform_test(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["up", "nowhere"], "TARGET=nowhere does not exist. There are: aws, local"),
+        (["up", "nowhere"], "TARGET=nowhere does not exist. There are: aws, gcp, local"),
         (["up", "local", "infra.variables.num_hosts=0"], "num_hosts must be a whole number from 1 to 50"),
         (
             ["up", "local", "infra.variables.hosts=3"],
@@ -401,8 +401,9 @@ def test_no_secret_is_printed():
     assert shown == "signature of *** failed, ***, region us-east-1"
 
 
-def test_what_is_written_exists_in_todays_provider(tools):
-    """Every resource, argument and block of infra/aws against the schema of AWS's provider 6."""
+@pytest.mark.parametrize(("target", "provider", "least"), [("aws", "aws", 150), ("gcp", "google", 80)])
+def test_what_is_written_exists_in_todays_provider(tools, target, provider, least):
+    """Every resource, argument and block against the schema of the provider (AWS 6, Google 7)."""
     code = """
 import glob, importlib, inspect, re, sys
 import hcl2
@@ -410,7 +411,7 @@ META = {"count", "for_each", "depends_on", "lifecycle", "provider", "provisioner
 def clean(name): return name.strip('"')
 def camel(name): return "".join(part.capitalize() for part in name.split("_"))
 def arguments(cls): return set(inspect.signature(cls.__init__).parameters) - {"self", "scope", "id_"}
-seen, problems = 0, []
+seen, problems, provider = 0, [], sys.argv[2]
 def check(module, prefix, cls, body, where):
     global seen
     known = arguments(cls)
@@ -441,10 +442,11 @@ for path in sorted(glob.glob(sys.argv[1] + "/*.tf")):
         for entry in parsed.get(kind, []):
             for resource, named in entry.items():
                 resource = clean(resource)
-                if not resource.startswith("aws_"): continue
-                name = resource.removeprefix("aws_")
-                module_name = ("data_aws_" if kind == "data" else "") + name
-                try: module = importlib.import_module("cdktf_cdktf_provider_aws." + module_name)
+                if not resource.startswith(provider + "_"): continue
+                if any("google-beta" in str(body.get("provider")) for body in named.values()): continue  # another provider's
+                name = resource.removeprefix(provider + "_")
+                module_name = (f"data_{provider}_" if kind == "data" else "") + name
+                try: module = importlib.import_module(f"cdktf_cdktf_provider_{provider}.{module_name}")
                 except ModuleNotFoundError: problems.append(f"{kind} {resource} does not exist"); continue
                 wanted = camel(module_name).lower()
                 prefix = next(n for n in dir(module) if n.lower() in (wanted, wanted + "a"))
@@ -458,11 +460,55 @@ print(seen); print(problems)
     }
     if not shutil.which("node"):
         pytest.skip("node is missing: the schema's package needs it (apt-get install nodejs)")
-    done = subprocess.run([tools, "-c", code, AWS], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        [tools, "-c", code, ROOT / f"infra/{target}", provider],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     seen, problems = done.stdout.strip().splitlines()[-2:]
-    assert int(seen) > 150
+    assert int(seen) > least
     assert problems == "[]"
+
+
+TARGETS = sorted(path.parent.name for path in ROOT.glob("infra/*/main.tf"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_referred_to_is_there(target):
+    """Variables, locals, resources and data that an expression names; for targets whose provider cannot be had here."""
+    text = "".join(path.read_text() for path in sorted((ROOT / f"infra/{target}").glob("*.tf")))
+    text = re.sub(r"^\s*#.*$", "", text, flags=re.MULTILINE)
+    defined = set(re.findall(r'^variable "(\w+)"', text, re.MULTILINE))
+    assert set(re.findall(r"\bvar\.(\w+)", text)) == defined, "each variable is there, and used"
+    inside = "".join(re.findall(r"^locals \{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    assert set(re.findall(r"\blocal\.(\w+)", text)) <= set(re.findall(r"^  (\w+)\s*=", inside, re.MULTILINE))
+    resources = {".".join(pair) for pair in re.findall(r'^resource "(\w+)" "(\w+)"', text, re.MULTILINE)}
+    data = {".".join(pair) for pair in re.findall(r'^data "(\w+)" "(\w+)"', text, re.MULTILINE)}
+    named = set(re.findall(r"(?<![\w.\"/-])((?:aws|google|terraform)_\w+\.\w+)\b", text))
+    assert named <= resources, named - resources
+    assert set(re.findall(r"\bdata\.(\w+\.\w+)", text)) <= data
+    settings = set(yaml.safe_load((ROOT / f"conf/infra/{target}.yaml").read_text())["variables"])
+    assert settings | {"created", "folder"} >= defined >= settings, "conf/infra and the variables are the same"
+
+
+def test_every_target_has_its_files():
+    assert TARGETS == sorted(path.stem for path in ROOT.glob("conf/infra/*.yaml")) == ["aws", "gcp", "local"]
+    for target in TARGETS:
+        assert (ROOT / f"infra/{target}/README.md").is_file()
+
+
+def test_the_price_of_a_tpu():
+    table = yaml.safe_load((ROOT / "infra/gcp/prices.yaml").read_text())
+    planned = [
+        {"type": "google_tpu_v2_vm", "change": {"after": {"accelerator_type": "v5litepod-1"}}},
+        {"type": "google_compute_instance", "change": {"after": {"machine_type": "n2-standard-4"}}},
+        {"type": "google_storage_bucket", "change": {"after": {}}},
+    ]
+    lines = infra.lines_of(planned, {"region": "us-central1", "volume_gb": 100}, table)
+    assert infra.Price(lines, 10).total == pytest.approx(10 * (1.20 + 0.1943 + 100 * 0.10 / 730))
 
 
 def test_checkov(tools):
@@ -480,5 +526,5 @@ def test_checkov(tools):
     skipped = {
         check["check_id"]: check["check_result"]["suppress_comment"] for check in found["results"]["skipped_checks"]
     }
-    assert len(skipped) == 9
+    assert len(skipped) == 14
     assert all(len(reason) > 20 for reason in skipped.values())

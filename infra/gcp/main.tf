@@ -1,0 +1,192 @@
+locals {
+  labels  = { "distributed-ml" = var.name }
+  expires = timeadd(var.created, "${var.ttl_hours}h")
+  gpus = {
+    "g2-standard-4" = 1, "g2-standard-12" = 1, "g2-standard-24" = 2, "g2-standard-48" = 4,
+    "a2-highgpu-1g" = 1, "a2-highgpu-2g" = 2, "a2-highgpu-4g" = 4, "a2-highgpu-8g" = 8,
+  }
+  gpus_per_worker = lookup(local.gpus, var.worker_type, 0)
+  machines        = merge({ head = var.head_type }, { for number in range(var.num_workers) : "worker${number + 1}" => var.worker_type })
+}
+
+resource "google_compute_network" "main" {
+  name                    = var.name
+  auto_create_subnetworks = false
+}
+
+resource "google_compute_subnetwork" "main" {
+  # checkov:skip=CKV_GCP_26:a network of some hours, where one group's machines talk to each other; flow logs would cost more than they tell
+  # checkov:skip=CKV_GCP_76:no address of version 6 is given out
+  name                     = var.name
+  network                  = google_compute_network.main.id
+  region                   = var.region
+  ip_cidr_range            = var.subnet_cidr
+  private_ip_google_access = true
+}
+
+resource "google_compute_firewall" "among_hosts" {
+  name          = "${var.name}-among-hosts"
+  network       = google_compute_network.main.id
+  source_ranges = [var.subnet_cidr]
+  allow {
+    protocol = "tcp"
+  }
+  allow {
+    protocol = "icmp"
+  }
+}
+
+resource "google_compute_firewall" "ssh" {
+  name          = "${var.name}-ssh"
+  network       = google_compute_network.main.id
+  source_ranges = var.ssh_cidrs
+  allow {
+    protocol = "tcp"
+    ports    = ["22"]
+  }
+}
+
+# Package registries are reached by it; no machine has a public address.
+resource "google_compute_router" "main" {
+  name    = var.name
+  network = google_compute_network.main.id
+  region  = var.region
+}
+
+resource "google_compute_router_nat" "main" {
+  name                               = var.name
+  router                             = google_compute_router.main.name
+  region                             = var.region
+  nat_ip_allocate_option             = "AUTO_ONLY"
+  source_subnetwork_ip_ranges_to_nat = "ALL_SUBNETWORKS_ALL_IP_RANGES"
+}
+
+resource "google_service_account" "host" {
+  account_id   = "${var.name}-host"
+  display_name = "Machines of ${var.name}: their own bucket, nothing else"
+}
+
+resource "google_storage_bucket" "data" {
+  # checkov:skip=CKV_GCP_62:the bucket lives as long as the machines, and only their account reads it
+  name                        = "${var.name}-${var.project}"
+  location                    = var.region
+  force_destroy               = true # it goes with the machines; what is to be kept is copied elsewhere before
+  uniform_bucket_level_access = true
+  public_access_prevention    = "enforced"
+  versioning {
+    enabled = true
+  }
+  lifecycle_rule {
+    condition {
+      num_newer_versions = 3
+    }
+    action {
+      type = "Delete"
+    }
+  }
+}
+
+resource "google_storage_bucket_iam_member" "host" {
+  bucket = google_storage_bucket.data.name
+  role   = "roles/storage.objectUser"
+  member = "serviceAccount:${google_service_account.host.email}"
+}
+
+resource "google_compute_instance" "host" {
+  # checkov:skip=CKV_GCP_38:disks are encrypted by Google's keys; a key of one's own would outlive the machines
+  for_each     = local.machines
+  name         = "${var.name}-${each.key}"
+  machine_type = each.value
+  zone         = var.zone
+  labels       = { expires = lower(formatdate("YYYY-MM-DD't'hh-mm-ss", local.expires)) }
+
+  boot_disk {
+    initialize_params {
+      image = var.image
+      size  = var.volume_gb
+      type  = "pd-balanced"
+    }
+  }
+
+  network_interface {
+    subnetwork = google_compute_subnetwork.main.id
+  }
+
+  # Deletes itself when its time is over: Compute Engine's own clock.
+  scheduling {
+    provisioning_model          = var.spot && each.key != "head" ? "SPOT" : "STANDARD"
+    preemptible                 = var.spot && each.key != "head"
+    automatic_restart           = false
+    on_host_maintenance         = "TERMINATE"
+    instance_termination_action = "DELETE"
+    max_run_duration {
+      seconds = var.ttl_hours * 3600
+    }
+  }
+
+  service_account {
+    email  = google_service_account.host.email
+    scopes = ["https://www.googleapis.com/auth/devstorage.read_write", "https://www.googleapis.com/auth/logging.write"]
+  }
+
+  shielded_instance_config {
+    enable_secure_boot          = true
+    enable_vtpm                 = true
+    enable_integrity_monitoring = true
+  }
+
+  metadata = {
+    enable-oslogin         = "TRUE"
+    block-project-ssh-keys = "TRUE"
+    startup-script         = file("${path.module}/bootstrap.sh")
+  }
+}
+
+# For the tensorflow recipe (recipe.strategy=tpu): it is run on this machine itself.
+resource "google_tpu_v2_vm" "main" {
+  provider         = google-beta
+  count            = var.tpu_type == null ? 0 : 1
+  name             = "${var.name}-tpu"
+  zone             = var.zone
+  accelerator_type = var.tpu_type
+  runtime_version  = var.tpu_version
+  network_config {
+    network             = google_compute_network.main.id
+    subnetwork          = google_compute_subnetwork.main.id
+    enable_external_ips = false
+  }
+  service_account {
+    email = google_service_account.host.email
+    scope = ["https://www.googleapis.com/auth/devstorage.read_write"]
+  }
+  # A TPU has no clock of that kind: it switches itself off, and the schedule below deletes it.
+  metadata = { startup-script = "#!/bin/bash\nshutdown -P +${ceil(var.ttl_hours * 60)}\n" }
+}
+
+resource "google_service_account" "expiry" {
+  count        = var.tpu_type == null ? 0 : 1
+  account_id   = "${var.name}-expiry"
+  display_name = "Deletes the TPU of ${var.name} when its time is over"
+}
+
+resource "google_project_iam_member" "expiry" {
+  # checkov:skip=CKV_GCP_49:a TPU has no policy of its own; the role is the smallest that may delete one
+  count   = var.tpu_type == null ? 0 : 1
+  project = var.project
+  role    = "roles/tpu.admin"
+  member  = "serviceAccount:${google_service_account.expiry[0].email}"
+}
+
+resource "google_cloud_scheduler_job" "expiry" {
+  count    = var.tpu_type == null ? 0 : 1
+  name     = "${var.name}-expiry"
+  region   = var.region
+  schedule = formatdate("m h D M '*'", local.expires)
+  http_target {
+    http_method = "DELETE"
+    uri         = "https://tpu.googleapis.com/v2/projects/${var.project}/locations/${var.zone}/nodes/${google_tpu_v2_vm.main[0].name}"
+    oauth_token {
+      service_account_email = google_service_account.expiry[0].email
+    }
+  }
+}

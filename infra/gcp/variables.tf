@@ -1,0 +1,121 @@
+variable "name" {
+  description = "Name of this set of machines, and value of the label that everything of it carries."
+  type        = string
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9-]{1,28}[a-z0-9]$", var.name))
+    error_message = "name must be 3 to 30 small letters, digits and dashes, beginning with a letter."
+  }
+}
+
+variable "project" {
+  description = "Google Cloud project."
+  type        = string
+}
+
+variable "region" {
+  description = "Region of network and bucket."
+  type        = string
+  default     = "us-central1"
+}
+
+variable "zone" {
+  description = "Zone of the machines; it must have the GPUs or the TPU."
+  type        = string
+  default     = "us-central1-a"
+}
+
+variable "created" {
+  description = "When the machines were first asked for, RFC 3339: their time counts from then. The driver remembers it."
+  type        = string
+  validation {
+    condition     = can(timeadd(var.created, "1h"))
+    error_message = "created must be a time such as 2026-01-31T12:00:00Z."
+  }
+}
+
+variable "ttl_hours" {
+  description = "After so many hours every machine is deleted, whatever it does."
+  type        = number
+  validation {
+    condition     = var.ttl_hours > 0 && var.ttl_hours <= 168
+    error_message = "ttl_hours must be more than 0 and at most 168 (a week)."
+  }
+}
+
+variable "num_workers" {
+  description = "GPU machines beside the head; 0: none, for a TPU alone."
+  type        = number
+  default     = 2
+  validation {
+    condition     = var.num_workers >= 0 && var.num_workers <= 64 && floor(var.num_workers) == var.num_workers
+    error_message = "num_workers must be a whole number from 0 to 64."
+  }
+}
+
+variable "head_type" {
+  description = "Machine type of the head, where the driver runs."
+  type        = string
+  default     = "n2-standard-4"
+}
+
+variable "worker_type" {
+  description = "Machine type of the workers; g2 and a2 bring their GPUs with them."
+  type        = string
+  default     = "g2-standard-4"
+}
+
+variable "spot" {
+  description = "Workers at the spot price, which can be taken away at any moment."
+  type        = bool
+  default     = false
+}
+
+variable "tpu_type" {
+  description = "Accelerator type of a TPU VM for the tensorflow recipe, such as v5litepod-1; null: none."
+  type        = string
+  default     = null
+}
+
+variable "tpu_version" {
+  description = "Software of the TPU VM."
+  type        = string
+  default     = "v2-alpha-tpuv5-lite"
+}
+
+variable "ssh_cidrs" {
+  description = "Where ssh to the machines may come from; by default Identity-Aware Proxy only (gcloud compute ssh --tunnel-through-iap)."
+  type        = list(string)
+  default     = ["35.235.240.0/20"]
+  validation {
+    condition     = alltrue([for cidr in var.ssh_cidrs : can(cidrnetmask(cidr)) && try(tonumber(split("/", cidr)[1]), 0) >= 16])
+    error_message = "ssh_cidrs must be IPv4 ranges of at most /16; 0.0.0.0/0 would let everybody in."
+  }
+}
+
+variable "subnet_cidr" {
+  description = "Addresses of the machines."
+  type        = string
+  default     = "10.30.0.0/20"
+  validation {
+    condition     = can(cidrnetmask(var.subnet_cidr)) && can(regex("^(10\\.|172\\.(1[6-9]|2[0-9]|3[01])\\.|192\\.168\\.)", var.subnet_cidr))
+    error_message = "subnet_cidr must be a private range such as 10.30.0.0/20."
+  }
+}
+
+variable "image" {
+  description = "Image of the machines."
+  type        = string
+  default     = "projects/ubuntu-os-accelerator-images/global/images/family/ubuntu-accelerator-2204-amd64-with-nvidia-570"
+}
+
+variable "volume_gb" {
+  description = "Disk of each machine, in GB."
+  type        = number
+  default     = 200
+}
+
+variable "slots_per_worker" {
+  description = "Workers of a training on each machine; null: one for each of its GPUs."
+  type        = number
+  default     = null
+}
