@@ -40,11 +40,9 @@ class Target:
         self.plan_file = self.folder / "plan.tfplan"
 
     def created(self):
-        """When this set was first asked for: from then its time to live counts, however often it is changed."""
+        """When this set was first made: from then its time to live counts, however often it is changed."""
         path = self.folder / "created.txt"
-        if not path.exists():
-            path.write_text(datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
-        return path.read_text()
+        return path.read_text() if path.exists() else datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def terraform(self):
         """python-terraform's object, at work in the target's folder; its files beside the state."""
@@ -125,6 +123,11 @@ class Target:
             raise UserError(
                 f"infra.variables.ttl_hours={hours}: expected after how many hours everything is to be terminated; without it nothing is made"
             )
+        ends = datetime.datetime.fromisoformat(self.variables["created"]) + datetime.timedelta(hours=hours)
+        if ends <= datetime.datetime.now(datetime.UTC):
+            raise UserError(
+                f"the time of these machines was over at {ends:%Y-%m-%d %H:%M} UTC: `make infra-down` first, or a longer infra.variables.ttl_hours"
+            )
         table = yaml.safe_load((self.source / "prices.yaml").read_text())
         price = Price(lines_of(planned, self.variables, table), hours)
         if price.total > self.settings["max_cost_usd"]:
@@ -137,6 +140,10 @@ class Target:
     def up(self):
         changes, price = self.plan()
         print(price.text() if price.lines else "costs nothing")
+        if self.name != "local":
+            (self.folder / "created.txt").write_text(self.variables["created"])
+        # What `down` needs to know, whatever is said then: name, region, and what has no default.
+        (self.folder / "applied.json").write_text(json.dumps(self.variables))
         if not changes:
             print("nothing to change: everything is as it was asked for")
         else:
@@ -158,7 +165,11 @@ class Target:
         path.with_suffix(".partial").write_text(text)
         path.with_suffix(".partial").replace(path)
         shown = path.parent.relative_to(ROOT) if path.is_relative_to(ROOT) else path.parent
-        print(f'make recipe-pytorch ARGS="cluster=hosts cluster.inventory={shown}" runs on it')
+        words = f'make recipe-pytorch ARGS="cluster=hosts cluster.inventory={shown}"'
+        if self.name == "local":
+            print(f"{words} runs on it")
+        else:
+            print(f"on the head, with {path} and your key (`ssh.key` in it) brought there: {words}")
         if expires := found.get("expires"):
             print(f"everything is terminated at {expires}; make infra-down TARGET={self.name} does it before")
 
@@ -173,6 +184,11 @@ class Target:
 
     def down(self):
         """Destroys what the state knows, then looks for what still carries the tag. Raises UserError when something is left."""
+        applied = self.folder / "applied.json"
+        if applied.exists():
+            self.variables = json.loads(applied.read_text())
+        elif self.name != "local":
+            self.variables.setdefault("ttl_hours", 1)  # terraform wants a value, also to remove what there is
         self.init()
         # force=None: python-terraform would send -force, which terraform no longer knows.
         self.call(
@@ -181,12 +197,12 @@ class Target:
         )  # fmt: skip
         (self.folder / "inventory.yaml").unlink(missing_ok=True)
         self.plan_file.unlink(missing_ok=True)
-        for name in ("variables.tfvars.json", "created.txt"):
-            (self.folder / name).unlink(missing_ok=True)
         if left := self.left_over():
             raise UserError(
                 f"still there, with the tag distributed-ml={self.variables['name']}: {', '.join(left)}; remove it by hand, it may cost money"
             )
+        for name in ("variables.tfvars.json", "created.txt", "applied.json"):
+            (self.folder / name).unlink(missing_ok=True)
         if self.name == "gcp":
             print(
                 f"what the state did not know: gcloud compute instances list --filter labels.distributed-ml={self.variables['name']}"

@@ -55,7 +55,11 @@ def num_processes(config):
 
 def num_hosts(config):
     """On how many hosts the workers are to prove themselves."""
-    return len(config["cluster"].get("hosts", ())) or config["cluster"].get("num_nodes", 1)
+    # Loopback addresses are one machine, whatever they are called.
+    addresses = {
+        "127" if host["address"].startswith("127.") else host["address"] for host in config["cluster"].get("hosts", ())
+    }
+    return len(addresses) or config["cluster"].get("num_nodes", 1)
 
 
 def owns_workers(config):

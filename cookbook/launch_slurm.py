@@ -62,7 +62,12 @@ def torchrun(config, recipe_dir, python, run_dir):
         shlex.quote(str(program_of(recipe_dir, recipe["driver"].get("variant")))), shlex.quote(str(run_dir / "config.yaml")),
     ]  # fmt: skip
     node = f"{WHO_AM_I}\n{' '.join(words)}"
-    return submission(config, run_dir, python, f"export head\nsrun --kill-on-bad-exit=1 bash -c {shlex.quote(node)}")
+    return submission(
+        config,
+        run_dir,
+        python,
+        f"export head\nsrun --cpus-per-task=$SLURM_CPUS_PER_TASK --kill-on-bad-exit=1 bash -c {shlex.quote(node)}",
+    )
 
 
 def horovodrun(config, recipe_dir, python, run_dir):

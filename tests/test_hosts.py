@@ -277,8 +277,16 @@ def test_without_root_hosts_are_processes_on_loopback(tmp_path):
         found = inventory.load(tmp_path / "hosts")
         assert [host["address"] for host in found["hosts"]] == ["127.0.0.1", "127.0.0.2"]
         with clusters_hosts.Ssh({**found, "inventory": "", "connect_timeout_seconds": 5}, "mark") as ssh:
-            about = ssh.ask(found["hosts"][1], {"address": "127.0.0.2", "paths": ["/tmp"], "files": []}, "look")
-        assert about["python"][:2] >= [3, 11]
+            about = ssh.ask(
+                found["hosts"][1],
+                {"address": "127.0.0.2", "paths": ["/tmp"], "files": [], "interpreter": "/none"},
+                "look",
+            )
+        assert about["interface"] == "lo"
+        assert about["interpreter"] is False
+        words = ["cluster=hosts", f"cluster.inventory={tmp_path}/hosts", "recipe.num_epochs=2"]
+        content, _, _ = run_cookbook("recipe=pytorch", *words, output_root=tmp_path / "out")
+        assert [worker["rank"] for worker in content["workers"]] == [0, 1]
     finally:
         hosts.down()
     assert list((tmp_path / "hosts").iterdir()) == []

@@ -29,6 +29,14 @@ class Ssh:
         self.folder = Path(tempfile.mkdtemp(prefix="cookbook-ssh-"))
 
     def __enter__(self):
+        try:
+            self._start_agent()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start_agent(self):
         if key := self.cluster["ssh"].get("key"):
             if not Path(key).is_file():
                 raise UserError(f"{self.cluster['inventory']}: ssh.key={key} is not there")
@@ -40,8 +48,8 @@ class Ssh:
                 time.sleep(0.02)
             added = subprocess.run(["ssh-add", "-q", key], env={**os.environ, "SSH_AUTH_SOCK": str(socket)}, capture_output=True, text=True, stdin=subprocess.DEVNULL)  # fmt: skip
             if added.returncode:
-                raise UserError(f"ssh.key={key} cannot be used: {added.stderr.strip().splitlines()[0]}")
-        return self
+                why = added.stderr.strip() or "ssh-add said nothing; does it have a passphrase?"
+                raise UserError(f"ssh.key={key} cannot be used: {why.splitlines()[0]}")
 
     def __exit__(self, *error):
         if self.agent:
@@ -55,7 +63,15 @@ class Ssh:
 
     def words(self, host, *command):
         """The ssh command that runs `command` on a host."""
-        return ["ssh", *self.options(), "-A", "--", self.target(host), shlex.join(map(str, command))]
+        # Only an agent of this run's own is shown to hosts, never the user's with all of his keys.
+        return [
+            "ssh",
+            *self.options(),
+            "-A" if self.agent else "-a",
+            "--",
+            self.target(host),
+            shlex.join(map(str, command)),
+        ]
 
     def target(self, host):
         user = self.cluster["ssh"].get("user")
@@ -120,14 +136,17 @@ def prepare(cluster, recipe, python, data_dir, run_dir, mark, stage):
 
         def look(host):
             spec = {"address": host["address"], "paths": [str(run_dir)], "files": [str(path) for path in sources]}
+            spec["interpreter"] = str(python.resolve())
             return ssh.ask(host, spec, "look")
 
         stage.update(f"looking at {len(cluster['hosts'])} hosts")
         found = _on_each(cluster["hosts"], look)
         for host, about in zip(cluster["hosts"], found, strict=True):
             who = f"host {host['name']} ({host['address']})"
-            if about["python"][:2] < [3, 11] and not cluster["shared"]:
-                raise UserError(f"{who} has Python {'.'.join(map(str, about['python']))}: expected 3.11, as here")
+            if not about["interpreter"]:
+                raise UserError(
+                    f"{who} has no {python.resolve()}: the environment that is brought there needs the same Python at the same path as here"
+                )
             if not about["interface"]:
                 raise UserError(
                     f"{who}: no network interface of it has that address; expected the one that the hosts reach each other by"
@@ -165,7 +184,7 @@ def push(ssh, host, folders):
     """Copies folders to the same paths on a host, without what the run itself writes there."""
     rsync(
         ssh, host, f"host {host['name']} ({host['address']}): its files could not be brought up to date",
-        "--relative", "--delete", "--exclude=/**/.driver.lock", "--exclude=__pycache__", *folders, f"{ssh.target(host)}:/",
+        "--relative", "--no-implied-dirs", "--delete", "--exclude=/**/.driver.lock", "--exclude=__pycache__", *folders, f"{ssh.target(host)}:/",
     )  # fmt: skip
 
 
@@ -208,9 +227,13 @@ def run(processes, cluster, run_dir, mark, watch):
     before fails the run. Nothing of the run is left on any host that can be reached."""
     logs, started, statuses = Path(run_dir) / "logs", {}, {}
     logs.mkdir(exist_ok=True)
-    hosts = {host["address"]: host for host in cluster["hosts"]}
-    with Ssh(cluster, mark) as ssh:
-        pulled = time.monotonic()
+    hosts, services = (
+        {host["address"]: host for host in cluster["hosts"]},
+        {process.name for process in processes if process.service},
+    )
+    # Records are brought back beside the loop: it must not fall silent towards the hosts.
+    with Ssh(cluster, mark) as ssh, concurrent.futures.ThreadPoolExecutor(1) as puller:
+        pulled, pulling = time.monotonic(), None
         try:
             for process in processes:
                 for path, content in process.files.items():
@@ -223,24 +246,19 @@ def run(processes, cluster, run_dir, mark, watch):
                 with open(logs / f"{process.name}.log", "a") as log:
                     started[process.name] = begin(ssh, hosts[process.host], process, cluster, mark, log)
                 if process.ready:
-                    wait_until_ready(
-                        process,
-                        started[process.name],
-                        logs / f"{process.name}.log",
-                        cluster["start_timeout_seconds"],
-                        watch,
-                    )
-            services = {process.name for process in processes if process.service}
+                    log = logs / f"{process.name}.log"
+                    wait_until_ready(process, started, log, cluster["start_timeout_seconds"], watch)
             while True:
                 statuses = {name: child.returncode for name, child in started.items() if child.poll() is not None}
                 if any(statuses.values()) or statuses.keys() & services or statuses.keys() >= started.keys() - services:
                     break
                 watch()
                 _say_hello(started)
-                if not cluster["shared"] and time.monotonic() - pulled > cluster["pull_seconds"]:
-                    with contextlib.suppress(UserError):  # a host that is gone for good ends the run in another way
-                        _on_each(cluster["hosts"], lambda host: pull(ssh, host, run_dir))
-                    pulled = time.monotonic()
+                if pulling and pulling.done():
+                    # What it raised is left alone: a host that is gone for good ends the run in another way.
+                    pulling, pulled = None, time.monotonic()
+                if not cluster["shared"] and not pulling and time.monotonic() - pulled > cluster["pull_seconds"]:
+                    pulling = puller.submit(_on_each, cluster["hosts"], lambda host: pull(ssh, host, run_dir))
                 time.sleep(local.POLL_SECONDS)
         finally:
             ended_early = {
@@ -248,6 +266,8 @@ def run(processes, cluster, run_dir, mark, watch):
                 for name, status in statuses.items()
                 if name in services and set(started) - services - set(statuses)
             }
+            if pulling:
+                concurrent.futures.wait([pulling])
             leaves = [f"{run_dir}/scratch", *(path for process in processes for path in process.leaves)]
             lost = stop(ssh, cluster, run_dir, mark, started, leaves)
             watch()
@@ -279,15 +299,15 @@ def _say_hello(started):
             child.stdin.flush()
 
 
-def wait_until_ready(process, child, log, seconds, watch):
+def wait_until_ready(process, started, log, seconds, watch):
     """Waits until a service has written the words that `process.ready` looks for."""
-    deadline = time.monotonic() + seconds
+    deadline, child = time.monotonic() + seconds, started[process.name]
     while not re.search(process.ready, log.read_text(errors="replace")):
         if child.poll() is not None or time.monotonic() > deadline:
             last = log.read_text(errors="replace").strip().splitlines()[-5:]
             raise UserError(f"{process.name} on {process.host} is not ready after {seconds} s: " + " / ".join(last))
         watch()
-        _say_hello({process.name: child})
+        _say_hello(started)
         time.sleep(local.POLL_SECONDS)
 
 

@@ -121,6 +121,8 @@ def look():
                 interface = line.split()[1]
     except (OSError, subprocess.CalledProcessError):
         pass
+    if spec["address"].startswith("127."):
+        interface = interface or "lo"  # all of these are loopback's, though only the first is listed
     sha = hashlib.sha256()
     for path in spec["files"]:
         try:
@@ -134,12 +136,8 @@ def look():
         while not os.path.exists(there):
             there = os.path.dirname(there)
         free[path] = shutil.disk_usage(there).free
-    python = sys.version_info[:3]
-    print(
-        json.dumps(
-            {"interface": interface, "files": sha.hexdigest(), "free": free, "python": python, "host": os.uname()[1]}
-        )
-    )
+    found = {"interface": interface, "files": sha.hexdigest(), "free": free, "host": os.uname()[1]}
+    print(json.dumps({**found, "interpreter": os.access(spec["interpreter"], os.X_OK)}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from cookbook.launch_slurm import job_name
 
 TOOLS = ("sbatch", "squeue", "scancel", "scontrol")
 UNDER_WAY = (
+    "UNKNOWN",
     "PENDING",
     "CONFIGURING",
     "RUNNING",
@@ -85,5 +86,12 @@ def follow(number, watch):
 
 def about(number):
     """What Slurm knows of a job; of one that it has forgotten it says that it is gone."""
-    done = subprocess.run(["scontrol", "--oneliner", "show", "job", number], capture_output=True, text=True, timeout=60)
+    try:
+        done = subprocess.run(
+            ["scontrol", "--oneliner", "show", "job", number], capture_output=True, text=True, timeout=60
+        )
+    except subprocess.TimeoutExpired:
+        return {"JobState": "UNKNOWN"}
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return {"JobState": "UNKNOWN"}  # the controller is silent for a moment: the job goes on without it
     return {"JobState": "GONE"} | dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)

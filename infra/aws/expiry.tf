@@ -31,9 +31,11 @@ locals {
   machines = concat([aws_instance.head], aws_instance.worker, aws_instance.bastion)
 }
 
+# One for each machine: a call that names one that is already gone ends none.
 resource "aws_scheduler_schedule" "expiry" {
   # checkov:skip=CKV_AWS_297:what it holds are ids of machines, no secrets
-  name                         = "${var.name}-expiry"
+  count                        = length(local.machines)
+  name                         = "${var.name}-expiry-${count.index}"
   schedule_expression          = "at(${formatdate("YYYY-MM-DD'T'hh:mm:ss", local.expires)})"
   schedule_expression_timezone = "UTC"
   flexible_time_window {
@@ -42,6 +44,6 @@ resource "aws_scheduler_schedule" "expiry" {
   target {
     arn      = "arn:aws:scheduler:::aws-sdk:ec2:terminateInstances"
     role_arn = aws_iam_role.expiry.arn
-    input    = jsonencode({ InstanceIds = [for instance in local.machines : instance.id] })
+    input    = jsonencode({ InstanceIds = [local.machines[count.index].id] })
   }
 }

@@ -139,6 +139,10 @@ resource "aws_instance" "worker" {
   }
   lifecycle {
     precondition {
+      condition     = var.nat || var.ami_id != null
+      error_message = "nat = false: the machines cannot install anything; then ami_id must be an image that has all of it."
+    }
+    precondition {
       condition     = var.market != "capacity-block" || var.capacity_reservation_id != null
       error_message = "market = capacity-block needs capacity_reservation_id, the block that was bought."
     }
@@ -155,9 +159,12 @@ resource "aws_instance" "bastion" {
   vpc_security_group_ids      = [aws_security_group.bastion[0].id]
   associate_public_ip_address = true
   ebs_optimized               = true
-  key_name                    = var.public_key == null ? null : aws_key_pair.hosts[0].key_name
-  iam_instance_profile        = aws_iam_instance_profile.host.name
-  tags                        = { Name = "${var.name}-bastion", expires = local.expires }
+  # Ends itself, too, should the schedule fail.
+  instance_initiated_shutdown_behavior = "terminate"
+  user_data                            = "#!/bin/bash\nshutdown -P +${ceil(var.ttl_hours * 60)}\n"
+  key_name                             = var.public_key == null ? null : aws_key_pair.hosts[0].key_name
+  iam_instance_profile                 = aws_iam_instance_profile.host.name
+  tags                                 = { Name = "${var.name}-bastion", expires = local.expires }
   metadata_options {
     http_endpoint = "enabled"
     http_tokens   = "required"

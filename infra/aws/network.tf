@@ -135,6 +135,16 @@ resource "aws_security_group_rule" "out" {
   cidr_blocks       = ["0.0.0.0/0"]
 }
 
+resource "aws_security_group_rule" "apt" {
+  description       = "Mirrors of Ubuntu, whose packages are signed, speak HTTP"
+  type              = "egress"
+  security_group_id = aws_security_group.hosts.id
+  protocol          = "tcp"
+  from_port         = 80
+  to_port           = 80
+  cidr_blocks       = ["0.0.0.0/0"]
+}
+
 resource "aws_security_group_rule" "ssh_from_bastion" {
   count                    = var.access == "bastion" ? 1 : 0
   description              = "ssh from the bastion"

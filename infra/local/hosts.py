@@ -172,7 +172,10 @@ class Hosts:
         return all(answers(address, port) for address in found)
 
     def down(self):
-        """Leaves no process, namespace, bridge or file, however much of them there was."""
+        """Leaves no process, namespace, bridge or file, however much of them there was. Touches no folder of anybody else's."""
+        state = self.folder / "state.json"
+        if self.folder.exists() and any(self.folder.iterdir()) and not state.exists():
+            raise SystemExit(f"error: {self.folder} has other files, and no state.json of ours: choose an empty folder")
         for name in sh("ip", "netns", "list", check=False).split() if self.namespaces else []:
             if name.startswith(f"cb-{self.id}-"):
                 end([int(pid) for pid in sh("ip", "netns", "pids", name, check=False).split()])
@@ -184,7 +187,9 @@ class Hosts:
             if str(self.folder) in words_of(pid):
                 end([pid])
         for path in self.folder.glob("*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path != state:  # the last one, so that what was interrupted can be done again
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        state.unlink(missing_ok=True)
 
     def status(self):
         up = self.is_up()

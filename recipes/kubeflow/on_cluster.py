@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
 
 from manifests import JOBS, experiment, inference_service
 from steps import WORKER, prepare_training, recorded
@@ -122,7 +123,13 @@ def wait_for(made, namespace, timeout_seconds=24 * 3600):
     group, version, plural = KINDS[kind]
     deadline, shown = time.monotonic() + timeout_seconds, None
     while time.monotonic() < deadline:
-        found = api().get_namespaced_custom_object(group, version, namespace, plural, name)
+        try:
+            found = api().get_namespaced_custom_object(group, version, namespace, plural, name)
+        except (ApiException, HTTPError) as error:
+            if getattr(error, "status", None) and error.status < 500:
+                raise SystemExit(f"{kind} {name} cannot be looked at: {reason_of(error)}") from None
+            time.sleep(POLL_SECONDS)  # a server that is away for a moment
+            continue
         conditions = {entry["type"]: entry for entry in found.get("status", {}).get("conditions", [])}
         true = {name for name, entry in conditions.items() if entry["status"] == "True"}
         if true != shown:
@@ -130,7 +137,9 @@ def wait_for(made, namespace, timeout_seconds=24 * 3600):
             shown = true
         if BAD.get(kind) in true:
             raise SystemExit(f"{kind} {name} failed: {conditions[BAD[kind]].get('message', 'no reason was given')}")
-        if GOOD[kind] in true:
+        # A service that was changed is Ready as it was before, until its controller has looked.
+        current = found.get("status", {}).get("observedGeneration", 0) >= found["metadata"].get("generation", 0)
+        if GOOD[kind] in true and (kind != "InferenceService" or current):
             return found
         time.sleep(POLL_SECONDS)
     raise SystemExit(f"{kind} {name} was not {GOOD[kind]} within {timeout_seconds:g} s")

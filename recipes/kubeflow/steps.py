@@ -5,6 +5,7 @@ log, marked with STEP, and the client reads them there.
 """
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -212,15 +214,21 @@ def register(model_dir, accuracy, registry_dir, name):
     """Copies the model into the registry as its next version; returns the version and where it is."""
     parent = Path(registry_dir) / name
     parent.mkdir(parents=True, exist_ok=True)
-    partial = parent / f".partial-{os.getpid()}"
-    shutil.copytree(model_dir, partial)
-    card = json.loads((partial / "card.json").read_text())
-    (partial / "card.json").write_text(json.dumps({**card, "accuracy": accuracy}, indent=1) + "\n")
-    while True:
-        version = 1 + max((int(path.name) for path in parent.iterdir() if path.name.isdigit()), default=0)
-        with contextlib.suppress(OSError):  # a folder of this name, made by another pipeline in between
-            partial.rename(parent / str(version))
-            return {"version": version, "folder": str(parent / str(version))}
+    partial = parent / f".partial-{uuid.uuid4().hex}"  # pods have the same process ids
+    try:
+        shutil.copytree(model_dir, partial)
+        card = json.loads((partial / "card.json").read_text())
+        (partial / "card.json").write_text(json.dumps({**card, "accuracy": accuracy}, indent=1) + "\n")
+        while True:
+            version = 1 + max((int(path.name) for path in parent.iterdir() if path.name.isdigit()), default=0)
+            try:
+                partial.rename(parent / str(version))
+                return {"version": version, "folder": str(parent / str(version))}
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # made by another pipeline in between
+                    raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @recorded

@@ -1,5 +1,6 @@
 """Sends the pipeline to a cluster's Kubeflow, follows it, and brings home what its steps and workers wrote down."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -48,21 +49,41 @@ def submit(package, arguments, settings, run):
         experiment_name=settings.model_name, namespace=settings.namespace, service_account=settings.service_account,
     )  # fmt: skip
     print(f"run {made.run_id}: {settings.kubeflow_host.rstrip('/')}/#/runs/details/{made.run_id}", flush=True)
-    state, seen = None, {}
-    while state not in ENDED:
-        time.sleep(settings.poll_seconds)
-        now = pipelines.get_run(made.run_id)
-        bring_home(core, settings, made.run_id, seen)
-        if now.state != state:
-            state = now.state
-            print(f"run {made.run_id}: {state}", flush=True)
-        steps = {record["step"] for record in seen.values()}
-        run.progress(
-            len(steps), len(steps) + (state not in ENDED), f"{state}: {', '.join(sorted(steps)) or 'no step has ended'}"
-        )
+    seen = {}
+    try:
+        state = follow(pipelines, core, made.run_id, settings, run, seen)
+    except BaseException:
+        # Who gives up here (Ctrl-C, a connection that is gone) leaves nothing running there, if it can still be said.
+        with contextlib.suppress(Exception):
+            pipelines.terminate_run(made.run_id)
+            print(f"run {made.run_id} was told to end", flush=True)
+        raise
     if state != "SUCCEEDED":
         errors = [record["error"] for record in seen.values() if "error" in record]
         raise SystemExit(f"the run ended as {state}: {'; '.join(errors) or 'see its page'}")
+
+
+def follow(pipelines, core, run_id, settings, run, seen):
+    """The state in which the run ends; `seen` is filled with the records of its steps. A server that is away for a minute is waited for."""
+    state, silent = None, 0
+    while state not in ENDED:
+        time.sleep(settings.poll_seconds)
+        try:
+            now = pipelines.get_run(run_id)
+            bring_home(core, settings, run_id, seen)
+            silent = 0
+        except Exception as error:  # kfp's, urllib3's and the Kubernetes client's own
+            silent += 1
+            if silent * settings.poll_seconds > 60:
+                raise SystemExit(f"the cluster does not answer any more: {str(error).splitlines()[0]}") from None
+            continue
+        if now.state != state:
+            state = now.state
+            print(f"run {run_id}: {state}", flush=True)
+        steps = {record["step"] for record in seen.values()}
+        text = f"{state}: {', '.join(sorted(steps)) or 'no step has ended'}"
+        run.progress(len(steps), len(steps) + (state not in ENDED), text)
+    return state
 
 
 def bring_home(core, settings, run_id, seen):
