@@ -259,7 +259,7 @@ def test_aws_apply_an_empty_second_plan_and_destroy(moto, tmp_path, monkeypatch,
         "aws", [*WORDS, f"infra.folder={tmp_path}/state"], source=for_old_provider(tmp_path / "aws", url)
     )
     changes, price = target.plan()
-    assert len(changes) == 34
+    assert len(changes) == 35
     assert price.total == pytest.approx(4 * (0.192 + 2 * 1.006 + 0.045 + 0.005 + 3 * 0.01 + 600 * 0.08 / 730), rel=1e-9)
     target.up()
     machines = [
