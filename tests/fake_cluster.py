@@ -49,7 +49,7 @@ class FakeCluster:
                 self.end_headers()
                 self.wfile.write(raw)
 
-            do_GET = do_POST = do_PATCH = answer
+            do_GET = do_POST = do_PATCH = do_DELETE = answer
 
             def log_message(self, *words):
                 return
@@ -108,6 +108,9 @@ class FakeCluster:
             return 201, body
         if key not in self.objects:
             return 404, {"message": f"{plural} {key[1]} not found"}
+        if method == "DELETE":
+            del self.objects[key]
+            return 200, {"kind": "Status", "status": "Success"}
         if method == "PATCH":
             self.objects[key].update(body)
         return 200, self.objects[key]
@@ -143,7 +146,8 @@ class FakeCluster:
         made = self.objects[plural, name]
         with open(self.folder / f"{plural}.log", "w") as log:
             good, status = getattr(self, f"operate_{plural}")(made["spec"], log)
-        made["status"] = {**status, "conditions": [{"type": good, "status": "True"}] if good else []}
+        if (plural, name) in self.objects:
+            made["status"] = {**status, "conditions": [{"type": good, "status": "True"}] if good else []}
 
     def operate_trainjobs(self, spec, log):
         trainer = spec["trainer"]

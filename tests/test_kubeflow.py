@@ -313,6 +313,31 @@ on_cluster.train({str(rows)!r}, 0.1, 1, pipeline.settings_of_training(config, Tr
     assert "TrainJob digits-run-1 was refused: trainjobs.trainer.kubeflow.org is forbidden" in done.stderr
 
 
+def test_a_step_that_is_ended_takes_its_job_along(recipe_python, rows, tmp_path):
+    """As Kubeflow ends a step's pod, when somebody terminates the run."""
+    config = flat_config(mount_path=str(tmp_path), kubeflow_host="http://localhost:1", image="me/python:1")
+    with FakeCluster(recipe_python("kubeflow"), RECIPE, tmp_path / "cluster") as cluster:
+        code = f"""
+import types, on_cluster, pipeline
+config = types.SimpleNamespace(**{config!r})
+on_cluster.train({str(rows)!r}, 0.1, 50, pipeline.settings_of_training(config, True), {str(tmp_path / "model")!r})
+"""
+        environment = {**CLEAN, "PYTHONPATH": str(RECIPE), "RUN_ID": "run-1", **cluster.environment}
+        step = subprocess.Popen(
+            [recipe_python("kubeflow"), "-c", code], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 60
+        while (
+            not any(method == "GET" and "trainjobs" in path for method, path, _ in cluster.requests)
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.1)
+        step.terminate()
+        _, output = step.communicate(timeout=60)
+        assert "the step was told to end" in output
+        assert cluster.objects == {}
+
+
 def test_a_job_that_fails_is_told(recipe_python, rows, tmp_path):
     config = flat_config(mount_path=str(tmp_path), kubeflow_host="http://localhost:1", image="me/python:1", width=9)
     with FakeCluster(recipe_python("kubeflow"), RECIPE, tmp_path / "cluster") as cluster:

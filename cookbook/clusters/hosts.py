@@ -164,15 +164,8 @@ def prepare(cluster, recipe, python, data_dir, run_dir, mark, stage):
         if not cluster["shared"]:
             stage.update(f"bringing {len(wanted)} folders to {len(cluster['hosts'])} hosts")
             _on_each(cluster["hosts"], lambda host: push(ssh, host, wanted))
-    for interfaces in [{about["interface"] for about in found}]:
-        if len(interfaces) > 1:
-            stage.line(f"the hosts' network interfaces have several names: {', '.join(sorted(interfaces))}")
-    return {
-        **cluster,
-        "hosts": [
-            {**host, "interface": about["interface"]} for host, about in zip(cluster["hosts"], found, strict=True)
-        ],
-    }
+    hosts = zip(cluster["hosts"], found, strict=True)
+    return {**cluster, "hosts": [{**host, "interface": about["interface"]} for host, about in hosts]}
 
 
 def _on_each(hosts, work):

@@ -4,9 +4,12 @@ They run in a pod whose service account may make these objects (manifests.py, `s
 pods share; what the training's workers wrote down goes to the step's log, where the client reads it.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import signal
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +52,8 @@ def train(rows_dir, learning_rate, num_epochs, settings, model_dir):
     shutil.copy(prepare_training(own, folder / "model"), folder / "train.yaml")
     name = f"{about.model_name}-{folder.name[-12:]}"
     try:
-        made = wait_for(create(JOBS[about.trainer](name, about, str(folder)), about.namespace), about.namespace)
+        with given_up_with_this_step(JOBS[about.trainer](name, about, str(folder)), about.namespace) as job:
+            made = wait_for(job, about.namespace)
     finally:
         for path in sorted(folder.glob("workers/*.jsonl")):
             for line in path.read_text().splitlines():
@@ -65,8 +69,9 @@ def tune(rows_dir, learning_rates, num_epochs, settings):
     folder = run_folder(about)
     shutil.copytree(rows_dir, folder / "rows", dirs_exist_ok=True)
     name = f"{about.model_name}-{folder.name[-12:]}"
-    made = create(experiment(name, about, f"{folder}/rows", learning_rates, num_epochs), about.namespace)
-    best = wait_for(made, about.namespace)["status"]["currentOptimalTrial"]
+    wanted = experiment(name, about, f"{folder}/rows", learning_rates, num_epochs)
+    with given_up_with_this_step(wanted, about.namespace) as made:
+        best = wait_for(made, about.namespace)["status"]["currentOptimalTrial"]
     (rate,) = (entry["value"] for entry in best["parameterAssignments"] if entry["name"] == "learning_rate")
     (score,) = (entry["max"] for entry in best["observation"]["metrics"] if entry["name"] == METRIC)
     return {"learning_rate": float(rate), "score": float(score)}
@@ -103,6 +108,26 @@ def api():
     return client.CustomObjectsApi()
 
 
+class Failed(SystemExit):
+    """The object itself says that it has failed: it is left to be looked at."""
+
+
+@contextlib.contextmanager
+def given_up_with_this_step(wanted, namespace):
+    """Makes the object; when this step is ended (a pipeline that is terminated), the object goes too: its workers would go on."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("the step was told to end"))
+    made = create(wanted, namespace)
+    try:
+        yield made
+    except Failed:
+        raise
+    except BaseException:
+        group, version, plural = KINDS[made["kind"]]
+        with contextlib.suppress(ApiException, HTTPError):
+            api().delete_namespaced_custom_object(group, version, namespace, plural, made["metadata"]["name"])
+        raise
+
+
 def create(made, namespace, change=False):
     """Makes the object; one of that name is changed (`change`) or taken up, as a step that is tried again finds its own."""
     group, version, plural = KINDS[made["kind"]]
@@ -136,7 +161,7 @@ def wait_for(made, namespace, timeout_seconds=24 * 3600):
             print(f"{kind} {name}: {', '.join(sorted(true)) or 'made'}", flush=True)
             shown = true
         if BAD.get(kind) in true:
-            raise SystemExit(f"{kind} {name} failed: {conditions[BAD[kind]].get('message', 'no reason was given')}")
+            raise Failed(f"{kind} {name} failed: {conditions[BAD[kind]].get('message', 'no reason was given')}")
         # A service that was changed is Ready as it was before, until its controller has looked.
         current = found.get("status", {}).get("observedGeneration", 0) >= found["metadata"].get("generation", 0)
         if GOOD[kind] in true and (kind != "InferenceService" or current):
