@@ -29,7 +29,10 @@ def test_every_combination_composes(choice):
     with initialize_config_dir(str(settings.CONF), version_base="1.3"):
         composed = compose("config", overrides=words, return_hydra_config=True)
     assert composed.recipe.driver.launcher in launch.LAUNCHERS
-    assert composed.cluster.num_workers >= 2, "distributed by default"
+    if composed.cluster.kind == "hosts":
+        assert composed.cluster.num_workers is None, "as many as the inventory has slots"
+    else:
+        assert composed.cluster.num_workers >= 2, "distributed by default"
     assert composed.hydra.runtime.choices.tracking == choice[3]
 
 
