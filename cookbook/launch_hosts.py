@@ -156,23 +156,15 @@ def dask_client(config, recipe_dir, python, run_dir):
     """A scheduler on the head, a worker for each slot, and the client on the head ("Deploy Dask Clusters: Command Line"), over TLS."""
     _, cluster, hosts, head, program = _parts(config, recipe_dir, run_dir)
     files = certificate(run_dir, [host["address"] for host in hosts])
-    paths = dict(
-        zip(
-            ("CA_FILE", "KEY", "CERT"),
-            [str(run_dir / f"scratch/secrets/{name}") for name in ("cert.pem", "key.pem", "cert.pem")],
-            strict=True,
-        )
-    )
-    tls = {f"DASK_DISTRIBUTED__COMM__TLS__{role}": path for role, path in paths.items() if role == "CA_FILE"}
+    key, cert = (str(run_dir / f"scratch/secrets/{name}.pem") for name in ("key", "cert"))
+    prefix = "DASK_DISTRIBUTED__COMM__TLS"
+    tls = {f"{prefix}__CA_FILE": cert}
     for part in ("SCHEDULER", "WORKER", "CLIENT"):
-        tls |= {
-            f"DASK_DISTRIBUTED__COMM__TLS__{part}__{role}": path for role, path in paths.items() if role != "CA_FILE"
-        }
+        tls |= {f"{prefix}__{part}__KEY": key, f"{prefix}__{part}__CERT": cert}
     environment = worker_environment(config, python) | tls | {
         "DASK_TEMPORARY_DIRECTORY": str(run_dir / "scratch"), "DASK_LOGGING__DISTRIBUTED": "info", "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true",
     }  # fmt: skip
     address = f"tls://{head['address']}:{cluster['port']}"
-    dask = [str(python), "-m", "distributed.cli"]
     scheduler = [str(python), "-m", "distributed.cli.dask_scheduler", "--host", address, "--no-dashboard"]
     started = [
         Process(
@@ -188,7 +180,8 @@ def dask_client(config, recipe_dir, python, run_dir):
     for host in hosts:
         for slot in range(host["slots"]):
             argv = [
-                *dask[:2],
+                str(python),
+                "-m",
                 "distributed.cli.dask_worker",
                 address,
                 "--host",

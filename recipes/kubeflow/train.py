@@ -23,7 +23,7 @@ def main():
     config = load_config()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if config.use_gpu else torch.device("cpu")
     # Distributed: torchrun started world_size copies of this program and told each its rank; they meet here.
-    meet(config, device)
+    store = meet(config, device)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     data = ImageData(config.rows_dir, "train")
     torch.manual_seed(config.seed)
@@ -51,11 +51,11 @@ def main():
         run.digest(tensor.detach().cpu().numpy() for tensor in network.state_dict().values())
         if rank == 0:
             save_whole(network.state_dict(), Path(config.model_path))
-        leave(rank, world_size)
+        leave(store, rank, world_size)
 
 
 def meet(config, device):
-    """Joins the process group. Raises RuntimeError when not all workers are there within five minutes."""
+    """Joins the process group; returns the store that its members share. Raises RuntimeError when not all workers are there within five minutes."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     # After a restart PyTorch 2.13's env:// finds the dead workers' addresses in torchrun's store: a prefix keeps the attempts apart.
     hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun does
@@ -64,13 +64,13 @@ def meet(config, device):
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world_size)
-    meet.store = store
+    return store
 
 
-def leave(rank, world_size):
+def leave(store, rank, world_size):
     """Nobody goes while another still waits for an answer; see recipes/pytorch on why there is a short sleep."""
-    meet.store.set(f"done{rank}", "")
-    meet.store.wait([f"done{other}" for other in range(world_size)])
+    store.set(f"done{rank}", "")
+    store.wait([f"done{other}" for other in range(world_size)])
     time.sleep(0.2)
     dist.destroy_process_group()
 
