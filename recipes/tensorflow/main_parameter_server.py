@@ -103,6 +103,10 @@ def make_step(strategy, model, optimizer, log):
     """A function for the workers: their table, step, row numbers, each row's weight, the learning rate."""
 
     @tf.function
+    def take(batch):
+        return train_step(model, optimizer, batch)
+
+    @tf.function
     def step_on_worker(table, step, rows, weight, rate):
         images, labels = next(table)
         known = rows >= 0
@@ -111,8 +115,10 @@ def make_step(strategy, model, optimizer, log):
         batch["weight"] = tf.where(known, weight, 0.0)
         optimizer.learning_rate.assign(rate)
         # Distributed: the worker reads the variables from the ps, computes, and sends the ps its gradients.
-        losses = strategy.run(train_step, args=(model, optimizer, batch))
-        note(log, step, rows, losses)  # Distributed: on the ps, behind the gradients
+        losses = strategy.run(take, args=(batch,))
+        # Distributed: on the ps, and only when the gradients have been applied there.
+        with tf.control_dependencies([losses]):
+            note(log, step, rows, losses)
 
     return step_on_worker
 

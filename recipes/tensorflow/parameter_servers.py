@@ -33,14 +33,14 @@ def make_checkpoints(model, optimizer, config):
 
 
 def make_log(num_steps, batch_size):
-    """Variables on the first ps with a place for each step of an epoch: the process that took it, its rows, the sum of their losses.
+    """Variables on the first ps with a place for each step of an epoch: who took it (process, then its rows), and the sum of their losses.
 
+    Process and rows share one variable, so that they are written at once: a worker can die between any two operations.
     Results stay on the worker until they are fetched, so that those of a worker that dies would be lost, although its
     gradients have taken effect. What is noted on a ps outlives the worker.
     """
     shapes = {
-        "pid": ([num_steps], tf.int64),
-        "rows": ([num_steps, batch_size], tf.int64),
+        "taken": ([num_steps, 1 + batch_size], tf.int64),
         "loss": ([num_steps], tf.float32),
         "next": ([], tf.int64),
     }
@@ -56,9 +56,10 @@ def clear(log):
 
 def note(log, step, rows, losses):
     """Part of a worker's step: writes down that this process took these row numbers (-1: no row) at that place."""
-    log["loss"].scatter_nd_update([[step]], [tf.reduce_sum(tf.where(rows >= 0, losses, 0.0))])
-    log["rows"].scatter_nd_update([[step]], [rows])
-    log["pid"].scatter_nd_update([[step]], [own_process()])
+    loss = log["loss"].scatter_nd_update([[step]], [tf.reduce_sum(tf.where(rows >= 0, losses, 0.0))])
+    # Distributed: operations on different variables run in any order. What counts as done is written last.
+    with tf.control_dependencies([loss]):
+        log["taken"].scatter_nd_update([[step]], [tf.concat([[own_process()], rows], 0)])
 
 
 def next_place(log):
@@ -73,9 +74,10 @@ def own_process():
 
 def report_steps(log, epoch, noted, run):
     """Reports the steps that have been noted since the last call; `noted` keeps their places."""
-    pids, all_rows = log["pid"].numpy(), log["rows"].numpy()
-    for step in sorted(set(np.flatnonzero(pids).tolist()) - noted):
-        run.rows(epoch, step, all_rows[step][all_rows[step] >= 0], pid=int(pids[step]))
+    taken = log["taken"].numpy()
+    for step in sorted(set(np.flatnonzero(taken[:, 0]).tolist()) - noted):
+        pid, rows = taken[step, 0], taken[step, 1:]
+        run.rows(epoch, step, rows[rows >= 0], pid=int(pid))
         noted.add(step)
 
 
