@@ -24,14 +24,16 @@ class Process:
     service: bool = False  # serves the others, and is ended when they have ended
     leaves: tuple[str, ...] = ()  # folders of its own on its host, to be removed at the end
     ready: str = ""  # a pattern in what it writes: until then the next process is not started
+    takes_settings: bool = True  # key=value words may follow
 
     @property
     def by_hand(self):
         """What a user would type to start the same."""
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items() if name != "PATH"]
-        folders = self.environment["PATH"].split(os.pathsep)[0]
+        if folders := self.environment.get("PATH", "").split(os.pathsep)[0]:
+            variables.insert(0, f"PATH={shlex.quote(folders)}:$PATH")
         where = "" if self.host == "localhost" else f"# on {self.host}:\n"
-        return where + " ".join([f"PATH={shlex.quote(folders)}:$PATH", *variables, shlex.join(self.argv)])
+        return where + " ".join([*variables, shlex.join(self.argv)])
 
 
 def worker_settings(config, data_dir, run_dir):
@@ -55,6 +57,8 @@ def num_processes(config):
 
 def num_hosts(config):
     """On how many hosts the workers are to prove themselves."""
+    if config["cluster"]["kind"] == "kubernetes" and config["recipe"]["driver"]["launcher"] != "kfp_client":
+        return config["cluster"]["num_workers"]  # a pod for each
     # Loopback addresses are one machine, whatever they are called.
     addresses = {
         "127" if host["address"].startswith("127.") else host["address"] for host in config["cluster"].get("hosts", ())
@@ -64,7 +68,7 @@ def num_hosts(config):
 
 def owns_workers(config):
     """Whether the run starts its own workers here; of those of other machines this machine's system does not know."""
-    if config["cluster"]["kind"] in ("hosts", "slurm"):
+    if config["cluster"]["kind"] != "local":
         return False
     return config["cluster"].get(config["recipe"]["driver"].get("address", "")) is None
 
@@ -90,7 +94,7 @@ def plan(config, recipe_dir, python, run_dir):
     if name not in LAUNCHERS:
         raise UserError(f"launcher {name!r} is unknown; there are: {', '.join(sorted(LAUNCHERS))}")
     launchers, kind = LAUNCHERS, config["cluster"]["kind"]
-    if kind in ("hosts", "slurm"):
+    if kind != "local":
         launchers = importlib.import_module(f"cookbook.launch_{kind}").LAUNCHERS
     if name not in launchers:
         raise UserError(

@@ -27,6 +27,7 @@ Beside the events, `table` leaves a table, and a plot of it if asked for, for th
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import socket
@@ -85,8 +86,7 @@ class RunRecord:
         folder = Path(output_dir) / "workers"
         folder.mkdir(parents=True, exist_ok=True)
         # Rank alone would not do: after an elastic restart another process has the rank of one that died.
-        name = f"{'rank' if role == 'worker' else role}{rank}-{self._host}-{pid}.jsonl"
-        self._file = open(folder / name, "a", buffering=1)  # noqa: SIM115
+        self._file = _new_file(folder, f"{'rank' if role == 'worker' else role}{rank}-{self._host}-{pid}")
         self._samples, self._digest = 0, None
         place = {"rank": rank, "world_size": world_size, "local_rank": local_rank, "host": self._host, "pid": pid}
         self._write("start", **place, role=role, attempt=attempt, **facts)
@@ -171,6 +171,15 @@ class RunRecord:
         failed = {"error": f"{kind.__name__}: {error}"} if kind else {}
         self._write("end", samples=self._samples, digest=self._digest, **failed)
         self._file.close()
+
+
+def _new_file(folder, name):
+    """A file that nobody has written to: in containers a process often has the number of one that was there before it."""
+    for number in itertools.count(1):
+        try:
+            return open(folder / f"{name}{f'-{number}' if number > 1 else ''}.jsonl", "x", buffering=1)
+        except FileExistsError:
+            continue
 
 
 def parse_line(line):

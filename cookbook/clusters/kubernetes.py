@@ -1,17 +1,304 @@
-"""A client on this machine, whose workers are pods. The recipe's own program talks to the cluster; here only what all of them need."""
+"""Pods of a Kubernetes cluster: the run's objects are made there, its pods' logs followed, and all of it removed at the end."""
 
-from cookbook import UserError
+import base64
+import contextlib
+import json
+import re
+import threading
+import time
+from pathlib import Path
+
+import yaml
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
+
+from cookbook import ROOT, UserError
 from cookbook.clusters import local
+from cookbook.environments import lock_of
+from cookbook.launch_kubernetes import RUN_LABEL, run_name
+from runrecord import parse_line
 
-CLIENTS = ("kfp",)  # launchers whose program hands its work to a cluster
+POLL_SECONDS = 2.0
+GONE_SECONDS = 120  # for what was deleted to be gone
+MARK = "podrun: "  # see runrecord/podrun.py
+HOPELESS = ("InvalidImageName", "ErrImageNeverPull", "ImagePullBackOff", "CreateContainerConfigError", "CreateContainerError")
+
+# Kind -> plural, and how its status says that it has ended: {state: whether all went well}, from the states that `states_of` finds.
+KINDS = {
+    "ConfigMap": ("configmaps", None),
+    "Secret": ("secrets", None),
+    "TrainingRuntime": ("trainingruntimes", None),
+    "Job": ("jobs", {"Complete": True, "Failed": False}),
+    "TrainJob": ("trainjobs", {"Complete": True, "Failed": False}),
+    "RayJob": ("rayjobs", {"Complete": True, "Failed": False}),
+    "DaskJob": ("daskjobs", {"Successful": True, "Failed": False}),
+    "SparkApplication": ("sparkapplications", {"COMPLETED": True, "FAILED": False, "SUBMISSION_FAILED": False}),
+}
+
+
+def prepare(cluster, recipe, python, data_dir, run_dir, mark, stage):
+    """The cluster's settings with what launch_kubernetes needs to know. Raises UserError when the cluster, or what the run
+    needs there, is missing; removes what an earlier try of this run has left."""
+    lock = lock_of(recipe).read_text()
+    found = {
+        **cluster, "config_yaml": (Path(run_dir) / "config.yaml").read_text(), "dataset": Path(data_dir).name,
+        "versions": {name: version for name, version in re.findall(r"^(\S+)==(\S+)$", lock, re.MULTILINE)},
+    }  # fmt: skip
+    if (ROOT / f"recipes/{recipe}/submit.py").exists():
+        return found  # its own program talks to the cluster
+    if not cluster["image"]:
+        raise UserError(
+            "cluster.image is not set: build the recipe's image and push it where the cluster finds it (images/README.md has the commands), "
+            "then say cluster.image=REGISTRY/NAME:TAG"
+        )
+    stage.update("looking at the cluster")
+    api = Api(cluster)
+    name = run_name(Path(run_dir))
+    try:
+        api.ask("GET", f"/api/v1/namespaces/{cluster['namespace']}/persistentvolumeclaims/{cluster['claim']}")
+    except ApiException as error:
+        raise UserError(
+            f"claim {cluster['claim']!r} in namespace {cluster['namespace']!r} cannot be used: {reason_of(error)}. It is made by infra/kubernetes "
+            "(`make infra-up`), or by hand: a PersistentVolumeClaim with ReadWriteMany"
+        ) from None
+    for plural_path in {path for _, path in api.kinds()}:
+        with contextlib.suppress(ApiException):  # an operator that is not installed has left nothing
+            for item in api.ask("GET", plural_path, label=f"{RUN_LABEL}={name}").get("items", []):
+                api.delete(f"{plural_path}/{item['metadata']['name']}")
+    return found
+
+
+class Api:
+    """The calls of Kubernetes' API that a run needs, by path: each kind is asked for alike."""
+
+    def __init__(self, cluster):
+        """Raises UserError when the kubeconfig has no such cluster, or it does not answer."""
+        try:
+            self.client = config.new_client_from_config(context=cluster["context"])
+            self.namespace = cluster["namespace"]
+            client.VersionApi(self.client).get_code(_request_timeout=10)
+        except config.ConfigException as error:
+            raise UserError(f"cluster=kubernetes: no usable kubeconfig: {error}") from None
+        except (HTTPError, ApiException) as error:
+            why = reason_of(error) if isinstance(error, ApiException) else type(error).__name__
+            raise UserError(
+                f"cluster=kubernetes: {self.client.configuration.host} does not answer: {why}. Does `kubectl get nodes` work?"
+            ) from None
+
+    def ask(self, method, path, body=None, label=None):
+        """The answer as plain data. Raises ApiException for a refusal, HTTPError where there is no answer."""
+        request = self.client.param_serialize(
+            method, path, query_params=[("labelSelector", label)] if label else [], body=body, auth_settings=["BearerToken"],
+            header_params={"Accept": "application/json", "Content-Type": "application/json"},
+        )  # fmt: skip
+        answer = self.client.call_api(*request, _request_timeout=60)
+        text = answer.read().decode()
+        if answer.status >= 400:
+            raise ApiException(status=answer.status, reason=answer.reason, body=text)
+        return json.loads(text)
+
+    def path(self, made):
+        version = made["apiVersion"]
+        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        return f"{root}/namespaces/{self.namespace}/{KINDS[made['kind']][0]}"
+
+    def kinds(self):
+        """(kind, path of its list) of everything that a run may have made."""
+        versions = {
+            "ConfigMap": "v1", "Secret": "v1", "Job": "batch/v1", "TrainJob": "trainer.kubeflow.org/v1alpha1",
+            "TrainingRuntime": "trainer.kubeflow.org/v1alpha1", "RayJob": "ray.io/v1", "DaskJob": "kubernetes.dask.org/v1",
+            "SparkApplication": "sparkoperator.k8s.io/v1beta2",
+        }  # fmt: skip
+        return [(kind, self.path({"apiVersion": version, "kind": kind})) for kind, version in versions.items()]
+
+    def create(self, made):
+        kind, name = made["kind"], made["metadata"]["name"]
+        try:
+            return self.ask("POST", self.path(made), made)
+        except ApiException as error:
+            hint = f"; is {kind}'s operator installed? (infra/kubernetes installs all of them)" if error.status == 404 else ""
+            raise UserError(f"{kind} {name} was refused: {reason_of(error)}{hint}") from None
+
+    def delete(self, path):
+        """Deletes an object with all that belongs to it, and waits until it is gone."""
+        with contextlib.suppress(ApiException):
+            self.ask("DELETE", path, {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground"})
+            deadline = time.monotonic() + GONE_SECONDS
+            while time.monotonic() < deadline:
+                self.ask("GET", path)  # 404 ends this
+                time.sleep(min(0.5, POLL_SECONDS))
+
+    def pods(self, name):
+        return self.ask("GET", f"/api/v1/namespaces/{self.namespace}/pods", label=f"{RUN_LABEL}={name}")["items"]
+
+    def follow(self, pod, container):
+        """The lines of a pod's log while they come; ends when the container has ended, raises HTTPError when the connection breaks."""
+        answer = client.CoreV1Api(self.client).read_namespaced_pod_log(
+            pod, self.namespace, container=container, follow=True, _preload_content=False, _request_timeout=(10, 300)
+        )
+        rest = b""
+        for chunk in answer.stream(decode_content=False):
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from (line.decode(errors="replace") for line in lines)
+        if rest:
+            yield rest.decode(errors="replace")
 
 
 def run(processes, cluster, run_dir, mark, watch):
-    """See `local.run`. Raises UserError for a recipe whose launcher would start its workers on this machine all the same."""
-    for process in processes:
-        if process.name not in CLIENTS:
-            raise UserError(
-                f"cluster=kubernetes: {process.name} starts its workers on this machine; expected a recipe whose launcher is one of: "
-                f"{', '.join(CLIENTS)}. Choose cluster=local, or give the address of a running cluster (spark_master, dask_scheduler, ray_address)"
-            )
-    return local.run(processes, cluster, run_dir, mark, watch)
+    """See `local.run`: makes the objects, follows the pods' logs until the last object has ended, and deletes all of them."""
+    if processes[0].name != "kubernetes":  # its own program talks to the cluster
+        return local.run(processes, cluster, run_dir, mark, watch)
+    (process,) = processes
+    ((path, text),) = process.files.items()
+    Path(path).write_text(text)
+    objects = list(yaml.safe_load_all(text))
+    name, labels = objects[0]["metadata"]["name"], objects[0]["metadata"]["labels"]
+    if process.secrets:
+        data = {key: base64.b64encode(value.encode()).decode() for key, value in process.secrets.items()}
+        metadata = {"name": name, "namespace": cluster["namespace"], "labels": labels}
+        objects.insert(0, {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata, "data": data})
+    api, made = Api(cluster), []
+    logs = Logs(api, name, Path(run_dir))
+    try:
+        for wanted in objects:
+            made.append(wanted)
+            api.create(wanted)
+            if KINDS[wanted["kind"]][1]:
+                state, good = follow(api, wanted, logs, watch)
+                if not good:
+                    break
+    finally:
+        # The newest first; nothing is left on the cluster, however this ends.
+        for wanted in reversed(made):
+            api.delete(f"{api.path(wanted)}/{wanted['metadata']['name']}")
+        logs.close()
+    watch()
+    log = Path(run_dir) / "logs/kubernetes.log"
+    log.write_text("\n".join([*logs.last_lines(), f"{wanted['kind']} {wanted['metadata']['name']}: {state}"]) + "\n")
+    return {"kubernetes": 0 if good else 1}
+
+
+def follow(api, wanted, logs, watch):
+    """(what its status says, whether all went well) of an object, once it has ended."""
+    kind, path = wanted["kind"], f"{api.path(wanted)}/{wanted['metadata']['name']}"
+    ends, looked, state = KINDS[kind][1], 0.0, None
+    while state not in ends:
+        watch()
+        time.sleep(local.POLL_SECONDS)
+        if time.monotonic() - looked < POLL_SECONDS:
+            continue
+        looked = time.monotonic()
+        try:
+            found = api.ask("GET", path)
+            logs.look()
+        except ApiException as error:
+            if error.status < 500:
+                raise UserError(f"{kind} {wanted['metadata']['name']} is gone: {reason_of(error)}") from None
+            continue
+        except HTTPError:
+            continue  # a server that is away for a moment
+        state = next((name for name in states_of(found) if name in ends), None)
+    logs.look()
+    logs.drain()
+    watch()
+    return message_of(found, state), ends[state]
+
+
+def states_of(found):
+    """Everything that an object's status calls its state, whichever operator wrote it."""
+    status = found.get("status") or {}
+    yield from (entry["type"] for entry in status.get("conditions") or [] if entry.get("status") == "True")
+    yield from (status.get(key) for key in ("jobDeploymentStatus", "jobStatus") if isinstance(status.get(key), str))
+    yield (status.get("applicationState") or {}).get("state")
+
+
+def message_of(found, state):
+    status = found.get("status") or {}
+    told = [entry.get("message") for entry in status.get("conditions") or [] if entry["type"] == state]
+    told += [status.get("message"), (status.get("applicationState") or {}).get("errorMessage")]
+    return ": ".join([state, *[text for text in told if text]][:2])
+
+
+class Logs:
+    """Follows the logs of a run's pods, each in a thread: to a file per pod, and the run's record out of them."""
+
+    def __init__(self, api, name, run_dir):
+        self.api, self.name, self.run_dir = api, name, run_dir
+        self.followed, self.lock, self.over, self.tails = {}, threading.Lock(), threading.Event(), {}
+        self.counts = {}  # file of the record -> its lines
+        (run_dir / "logs").mkdir(exist_ok=True)
+
+    def look(self):
+        """Begins to follow pods that have started. Raises UserError for one that never will."""
+        for pod in self.api.pods(self.name):
+            name, status = pod["metadata"]["name"], pod.get("status", {})
+            for container in status.get("containerStatuses") or []:
+                waiting = (container.get("state") or {}).get("waiting") or {}
+                if waiting.get("reason") in HOPELESS:
+                    raise UserError(f"pod {name} cannot start: {waiting['reason']}: {waiting.get('message', '')}".strip(": "))
+            place = name, pod["spec"]["containers"][0]["name"]
+            if status.get("phase") in ("Running", "Succeeded", "Failed") and place not in self.followed:
+                thread = threading.Thread(target=self._follow, args=place, daemon=True)
+                self.followed[place] = thread
+                thread.start()
+
+    def _follow(self, pod, container):
+        while not self.over.is_set():
+            try:
+                with open(self.run_dir / f"logs/{pod}.log", "w") as log:  # from its first line: what is known already is left out
+                    for line in self.api.follow(pod, container):
+                        if MARK in line:
+                            self._record(line.partition(MARK)[2])
+                        else:
+                            log.write(line + "\n")
+                            log.flush()
+                            self.tails[pod] = [*self.tails.get(pod, [])[-19:], line]
+                return
+            except ApiException as error:
+                if error.status == 404:
+                    return
+            except (HTTPError, OSError):
+                pass  # a connection that was cut: begun again
+            self.over.wait(POLL_SECONDS)
+
+    def _record(self, text):
+        told = parse_line(text)
+        path = self.run_dir / (told or {}).get("path", "")
+        if not told or self.run_dir not in path.resolve().parents:
+            return  # cut off, or not of this folder
+        path.parent.mkdir(exist_ok=True)
+        with self.lock:
+            if path.suffix != ".jsonl":
+                path.write_bytes(base64.b64decode(told["base64"]) if "base64" in told else told["text"].encode())
+                return
+            if path not in self.counts:
+                self.counts[path] = len(path.read_text().splitlines()) if path.exists() else 0
+            if told["line"] == self.counts[path]:
+                with open(path, "a") as file:
+                    file.write(told["text"] + "\n")
+                self.counts[path] += 1
+
+    def drain(self, seconds=30):
+        """Waits for the logs of pods that have ended."""
+        ended = {pod["metadata"]["name"] for pod in self.api.pods(self.name) if pod["status"].get("phase") in ("Succeeded", "Failed")}
+        deadline = time.monotonic() + seconds
+        for (pod, _), thread in self.followed.items():
+            if pod in ended:
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def close(self):
+        self.over.set()
+        for thread in self.followed.values():
+            thread.join(5)
+
+    def last_lines(self):
+        return [f"[{pod}] {line}" for pod, lines in sorted(self.tails.items()) for line in lines]
+
+
+def reason_of(error):
+    """What the API said of its refusal."""
+    try:
+        return json.loads(error.body)["message"]
+    except (TypeError, ValueError, KeyError):
+        return f"{error.status} {error.reason}"

@@ -1,0 +1,92 @@
+"""Starts the command of a pod and says, line by line on standard output, what goes into the run's record there.
+
+A pod's log is the one thing that reaches its reader without a shared disk: who follows it has the records while they are written,
+in lines `podrun: {"path": ..., "line": number, "text": ...}`, and at the end the tables and pictures of the run's report.
+
+    python -m podrun --output-dir DIR [--all] [--tf-workers HOST:PORT,...] -- COMMAND ...
+
+--all            records of processes on other hosts too: for the pod whose program the others work for
+--tf-workers     addresses of all workers: COMMAND gets its TF_CONFIG, with the index that a Job of Kubernetes gives its pods
+"""
+
+import argparse
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+MARK = "podrun: "
+POLL_SECONDS = 0.5
+PICTURES = (".svg", ".png", ".gif")
+
+
+class Teller:
+    """Says what is new in a run's folder since it was made, or since it last looked."""
+
+    def __init__(self, folder, hosts, out):
+        self.folder, self.hosts, self.out = Path(folder), hosts, out
+        self.lines = {}  # file -> lines of it that were said; None: of another host
+
+    def tell(self):
+        for path in sorted(self.folder.glob("workers/*.jsonl")):
+            # Opened anew each time: on a network's disk that is when another machine's lines are looked for.
+            whole = path.read_text().rpartition("\n")[0].splitlines()
+            if path not in self.lines and whole:
+                self.lines[path] = 0 if not self.hosts or json.loads(whole[0])["host"] in self.hosts else None
+            done = self.lines.get(path)
+            if done is None:
+                continue
+            for number, text in enumerate(whole[done:], done):
+                self.say(path, line=number, text=text)
+            self.lines[path] = len(whole)
+
+    def tell_rest(self):
+        """What is read when a run has ended: tables and pictures."""
+        for path in sorted(self.folder.glob("tables/*.json")):
+            self.say(path, line=0, text=path.read_text())
+        for path in sorted(path for path in self.folder.glob("pictures/*") if path.suffix in PICTURES):
+            self.say(path, line=0, base64=base64.b64encode(path.read_bytes()).decode())
+
+    def say(self, path, **content):
+        print(MARK + json.dumps({"path": str(path.relative_to(self.folder)), **content}), file=self.out, flush=True)
+
+
+def tf_config(addresses, index):
+    """TF_CONFIG of one worker, as TensorFlow's "Distributed training" guide describes it."""
+    return json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
+
+
+def main(argv=None):
+    words = argparse.ArgumentParser(prog="podrun", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    words.add_argument("--output-dir", required=True)
+    words.add_argument("--all", action="store_true")
+    words.add_argument("--tf-workers", type=lambda text: text.split(","))
+    words.add_argument("command", nargs="+")
+    asked = words.parse_args(argv)
+    environment = dict(os.environ)
+    if asked.tf_workers:
+        if "JOB_COMPLETION_INDEX" not in environment:
+            raise SystemExit("podrun: JOB_COMPLETION_INDEX is not set: expected a pod of a Job with completionMode Indexed")
+        index = int(environment["JOB_COMPLETION_INDEX"])
+        environment |= {"TF_CONFIG": tf_config(asked.tf_workers, index), "TFRUN_ATTEMPT": "0"}
+    Path(asked.output_dir).mkdir(parents=True, exist_ok=True)
+    teller = Teller(asked.output_dir, () if asked.all else (socket.gethostname(),), sys.stdout)
+    child = subprocess.Popen(asked.command, env=environment)
+    # Kubernetes tells a pod to end, and waits: the command has that time.
+    signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
+    while child.poll() is None:
+        teller.tell()
+        time.sleep(POLL_SECONDS)
+    teller.tell()
+    if child.returncode == 0:
+        teller.tell_rest()
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
