@@ -165,6 +165,7 @@ class FakeKubernetes:
         ]
         index = re.search(r"-(\d+)$", name)
         image = {"PATH": f"/srv/venv/bin:{os.environ['PATH']}", "JAVA_HOME": os.environ.get("JAVA_HOME", "")}
+        image |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # who may make namespaces is root here
         variables = {entry["name"]: entry["value"] for entry in container.get("env", [])}
         variables = image | variables | ({"JOB_COMPLETION_INDEX": index.group(1)} if index else {}) | (environment or {})
         variables |= {"OWN": str(own / "root"), "HOSTS": str(self.folder / "hosts"), "REPOSITORY": str(ROOT), "RECIPE": self.recipe, "NAME": name}
@@ -320,7 +321,7 @@ class FakeKubernetes:
             self.wait_for_text(names[place - 1], "Successfully registered with master")
         conf = spec["sparkConf"] | {
             "spark.authenticate.secret": secret["_SPARK_AUTH_SECRET"], "spark.executor.memory": executor["memory"], "spark.executor.cores": executor["cores"],
-            "spark.cores.max": executor["cores"] * executor["instances"], "spark.driver.host": self.addresses[names[0]],
+            "spark.executor.instances": executor["instances"], "spark.cores.max": executor["cores"] * executor["instances"], "spark.driver.host": self.addresses[names[0]],
         }  # fmt: skip
         assert spec["mainApplicationFile"].startswith("local://") and spec["type"] == "Python"
         words = ["spark-submit", "--master", master, *(word for key, value in conf.items() for word in ("--conf", f"{key}={value}"))]

@@ -165,17 +165,17 @@ def run(processes, cluster, run_dir, mark, watch):
             made.append(wanted)
             api.create(wanted)
             if KINDS[wanted["kind"]][1]:
-                state, good = follow(api, wanted, logs, watch)
+                said, good = follow(api, wanted, logs, watch)
                 if not good:
                     break
     finally:
         # The newest first; nothing is left on the cluster, however this ends.
-        for wanted in reversed(made):
-            api.delete(f"{api.path(wanted)}/{wanted['metadata']['name']}")
+        for each in reversed(made):
+            api.delete(f"{api.path(each)}/{each['metadata']['name']}")
         logs.close()
     watch()
     log = Path(run_dir) / "logs/kubernetes.log"
-    log.write_text("\n".join([*logs.last_lines(), f"{wanted['kind']} {wanted['metadata']['name']}: {state}"]) + "\n")
+    log.write_text("\n".join([*logs.last_lines(), f"{wanted['kind']} {wanted['metadata']['name']}: {said}"]) + "\n")
     return {"kubernetes": 0 if good else 1}
 
 
