@@ -22,6 +22,11 @@ from cookbook import ROOT, UserError, doctor, settings
 
 COMMANDS = ("plan", "up", "status", "down")
 HOURS_PER_MONTH = 730
+# Google Cloud has no list over all kinds of things by label: what costs most is looked for by hand.
+LISTED_BY = {
+    "gcp": "gcloud compute instances list --filter labels.distributed-ml",
+    "gke": "gcloud container clusters list --filter resourceLabels.distributed-ml",
+}
 
 
 class Target:
@@ -35,7 +40,7 @@ class Target:
         self.variables = {key: value for key, value in self.settings["variables"].items() if value is not None}
         if name == "local":
             self.variables["folder"] = str(self.folder / "hosts")
-        else:
+        if "ttl_hours" in self.settings["variables"]:
             self.variables["created"] = self.created()
         self.plan_file = self.folder / "plan.tfplan"
 
@@ -118,6 +123,9 @@ class Target:
         ]
         if not any(change["type"] != "terraform_data" for change in planned):
             return Price([], 0)
+        table = yaml.safe_load((self.source / "prices.yaml").read_text())
+        if all(change["type"] in table["free"] for change in planned):
+            return Price([], 0)
         hours = self.variables.get("ttl_hours")
         if not hours or hours <= 0:
             raise UserError(
@@ -128,7 +136,6 @@ class Target:
             raise UserError(
                 f"the time of these machines was over at {ends:%Y-%m-%d %H:%M} UTC: `make infra-down` first, or a longer infra.variables.ttl_hours"
             )
-        table = yaml.safe_load((self.source / "prices.yaml").read_text())
         price = Price(lines_of(planned, self.variables, table), hours)
         if price.total > self.settings["max_cost_usd"]:
             raise UserError(
@@ -140,7 +147,7 @@ class Target:
     def up(self):
         changes, price = self.plan()
         print(price.text() if price.lines else "costs nothing")
-        if self.name != "local":
+        if "created" in self.variables:
             (self.folder / "created.txt").write_text(self.variables["created"])
         # What `down` needs to know, whatever is said then: name, region, and what has no default.
         (self.folder / "applied.json").write_text(json.dumps(self.variables))
@@ -150,14 +157,20 @@ class Target:
             self.call(
                 "apply", "-input=false", str(self.plan_file), stream=True, failure="terraform could not make everything; `make infra-down` removes what is there",
             )  # fmt: skip
-        self.write_inventory()
+        found = self.outputs()
+        if "next" in found:
+            print(found["next"])
+        else:
+            self.write_inventory(found)
+        if expires := found.get("expires"):
+            print(f"everything is terminated at {expires}; make infra-down TARGET={self.name} does it before")
 
     def outputs(self):
         text = self.call("output", "-json", failure="the outputs cannot be read")
         return {name: entry["value"] for name, entry in json.loads(text or "{}").items()}
 
-    def write_inventory(self):
-        found, path = self.outputs(), self.folder / "inventory.yaml"
+    def write_inventory(self, found):
+        path = self.folder / "inventory.yaml"
         if "inventory" in found:
             text = Path(found["inventory"]).read_text()
         else:
@@ -170,8 +183,6 @@ class Target:
             print(f"{words} runs on it")
         else:
             print(f"on the head, with {path} and your key (`ssh.key` in it) brought there: {words}")
-        if expires := found.get("expires"):
-            print(f"everything is terminated at {expires}; make infra-down TARGET={self.name} does it before")
 
     def status(self):
         self.init()
@@ -187,7 +198,7 @@ class Target:
         applied = self.folder / "applied.json"
         if applied.exists():
             self.variables = json.loads(applied.read_text())
-        elif self.name != "local":
+        elif "created" in self.variables:
             self.variables.setdefault("ttl_hours", 1)  # terraform wants a value, also to remove what there is
         self.init()
         # force=None: python-terraform would send -force, which terraform no longer knows.
@@ -203,15 +214,13 @@ class Target:
             )
         for name in ("variables.tfvars.json", "created.txt", "applied.json"):
             (self.folder / name).unlink(missing_ok=True)
-        if self.name == "gcp":
-            print(
-                f"what the state did not know: gcloud compute instances list --filter labels.distributed-ml={self.variables['name']}"
-            )
+        if self.name in LISTED_BY:
+            print(f"what the state did not know: {LISTED_BY[self.name]}={self.variables['name']}")
         print("nothing is left")
 
     def left_over(self):
         """ARNs of what still carries this set's tag, whatever the state says."""
-        if self.name != "aws":
+        if self.name not in ("aws", "eks"):
             return []
         import boto3
 
@@ -263,11 +272,12 @@ def lines_of(planned, variables, table):
         kind, after = change["type"], change["change"]["after"]
         if kind in table["free"] or (kind == "aws_vpc_endpoint" and after.get("vpc_endpoint_type") == "Gateway"):
             continue
+        count = dig(after, table["counts"][kind]) if kind in table.get("counts", {}) else 1
         if kind in table["machines"]:
-            what = after[table["machines"][kind]]
+            what = dig(after, table["machines"][kind])
             price = table["instances"].get(what)
             if kind in table["with_disk"]:
-                counts["disks (GB)"] = counts.get("disks (GB)", 0) + variables.get("volume_gb", 200)
+                counts["disks (GB)"] = counts.get("disks (GB)", 0) + count * variables.get("volume_gb", 200)
                 each["disks (GB)"] = table["volume_gb_month"] / HOURS_PER_MONTH
         else:
             what = "aws_vpc_endpoint_interface" if kind == "aws_vpc_endpoint" else kind
@@ -276,8 +286,16 @@ def lines_of(planned, variables, table):
             raise UserError(
                 f"the price of {what} is unknown: put it into the target's prices.yaml, with its date, before anything is made"
             )
-        counts[what], each[what] = counts.get(what, 0) + 1, price
+        counts[what], each[what] = counts.get(what, 0) + count, price
     return [(what, counts[what], each[what]) for what in counts]
+
+
+def dig(values, path):
+    """What a dotted path leads to in a resource's values; of a list (blocks are lists) its first entry."""
+    for name in path.split("."):
+        values = values[name]
+        values = values[0] if isinstance(values, list) else values
+    return values
 
 
 def resources_of(module):
@@ -335,7 +353,7 @@ def main(argv):
     command, target, *overrides = argv or ["", ""]
     if command not in COMMANDS or not target:
         raise SystemExit(
-            f'usage: make infra-{"|infra-".join(COMMANDS)} TARGET=local|aws|gcp [ARGS="infra.variables.num_hosts=3"]'
+            f'usage: make infra-{"|infra-".join(COMMANDS)} TARGET=local|aws|gcp|eks|gke|kubernetes [ARGS="infra.variables.num_hosts=3"]'
         )
     try:
         check_terraform()

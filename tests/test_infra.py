@@ -401,19 +401,21 @@ def test_no_secret_is_printed():
     assert shown == "signature of *** failed, ***, region us-east-1"
 
 
-@pytest.mark.parametrize(("target", "provider", "least"), [("aws", "aws", 150), ("gcp", "google", 80)])
-def test_what_is_written_exists_in_todays_provider(tools, target, provider, least):
-    """Every resource, argument and block against the schema of the provider (AWS 6, Google 7)."""
+@pytest.mark.parametrize(
+    ("provider", "least"), [("aws", {"aws": 150, "eks": 110}), ("google", {"gcp": 80, "gke": 70}), ("kubernetes", {"kubernetes": 25}), ("helm", {"kubernetes": 15})]
+)  # fmt: skip
+def test_what_is_written_exists_in_todays_provider(tools, provider, least):
+    """Every resource, argument and block against the schema of the provider (AWS 6, Google 7, Kubernetes 2.38, Helm 3)."""
     code = """
-import glob, importlib, inspect, re, sys
+import glob, importlib, inspect, json, keyword, os, re, sys
 import hcl2
 META = {"count", "for_each", "depends_on", "lifecycle", "provider", "provisioner", "connection"}
 def clean(name): return name.strip('"')
 def camel(name): return "".join(part.capitalize() for part in name.split("_"))
 def arguments(cls): return set(inspect.signature(cls.__init__).parameters) - {"self", "scope", "id_"}
-seen, problems, provider = 0, [], sys.argv[2]
+seen, problems, provider = {}, [], sys.argv[1]
+def count(): seen[target] = seen.get(target, 0) + 1
 def check(module, prefix, cls, body, where):
-    global seen
     known = arguments(cls)
     for key, value in body.items():
         key = clean(key).replace("self", "self_attribute") if clean(key) == "self" else clean(key)
@@ -426,17 +428,17 @@ def check(module, prefix, cls, body, where):
         blocks = value if isinstance(value, list) and value and isinstance(value[0], dict) else None
         if blocks: check_block(module, prefix, known, key, blocks, where)
         else:
-            seen += 1
+            count()
             if key not in known: problems.append(f"{where}: {key}")
 def check_block(module, prefix, known, key, blocks, where):
-    global seen
-    seen += 1
-    if key not in known:
+    count()
+    if key + "_" * keyword.iskeyword(key) not in known:
         problems.append(f"{where}: block {key}"); return
     cls = getattr(module, prefix + camel(key), None)
     if cls is not None:
         for block in blocks: check(module, prefix + camel(key), cls, block, f"{where}.{key}")
-for path in sorted(glob.glob(sys.argv[1] + "/*.tf")):
+for path in sorted(path for folder in sys.argv[2:] for path in glob.glob(folder + "/*.tf")):
+    target = os.path.basename(os.path.dirname(path))
     parsed = hcl2.load(open(path))
     for kind in ("resource", "data"):
         for entry in parsed.get(kind, []):
@@ -451,7 +453,7 @@ for path in sorted(glob.glob(sys.argv[1] + "/*.tf")):
                 wanted = camel(module_name).lower()
                 prefix = next(n for n in dir(module) if n.lower() in (wanted, wanted + "a"))
                 for label, body in named.items(): check(module, prefix, getattr(module, prefix), body, f"{resource}.{clean(label)}")
-print(seen); print(problems)
+print(json.dumps(seen)); print(problems)
 """
     environment = {
         **CLEAN,
@@ -461,7 +463,7 @@ print(seen); print(problems)
     if not shutil.which("node"):
         pytest.skip("node is missing: the schema's package needs it (apt-get install nodejs)")
     done = subprocess.run(
-        [tools, "-c", code, ROOT / f"infra/{target}", provider],
+        [tools, "-c", code, provider, *(ROOT / f"infra/{target}" for target in least)],
         capture_output=True,
         text=True,
         env=environment,
@@ -469,7 +471,8 @@ print(seen); print(problems)
     )
     assert done.returncode == 0, done.stderr[-3000:]
     seen, problems = done.stdout.strip().splitlines()[-2:]
-    assert int(seen) > least
+    seen = json.loads(seen)
+    assert all(seen.get(target, 0) > number for target, number in least.items()), seen
     assert problems == "[]"
 
 
@@ -487,7 +490,7 @@ def test_what_is_referred_to_is_there(target):
     assert set(re.findall(r"\blocal\.(\w+)", text)) <= set(re.findall(r"^  (\w+)\s*=", inside, re.MULTILINE))
     resources = {".".join(pair) for pair in re.findall(r'^resource "(\w+)" "(\w+)"', text, re.MULTILINE)}
     data = {".".join(pair) for pair in re.findall(r'^data "(\w+)" "(\w+)"', text, re.MULTILINE)}
-    named = set(re.findall(r"(?<![\w.\"/-])((?:aws|google|terraform)_\w+\.\w+)\b", text))
+    named = set(re.findall(r"(?<![\w.\"/-])((?:aws|google|terraform|kubernetes|helm)_\w+\.\w+)\b", text))
     assert named <= resources, named - resources
     assert set(re.findall(r"\bdata\.(\w+\.\w+)", text)) <= data
     settings = set(yaml.safe_load((ROOT / f"conf/infra/{target}.yaml").read_text())["variables"])
@@ -495,7 +498,7 @@ def test_what_is_referred_to_is_there(target):
 
 
 def test_every_target_has_its_files():
-    assert TARGETS == sorted(path.stem for path in ROOT.glob("conf/infra/*.yaml")) == ["aws", "gcp", "local"]
+    assert TARGETS == sorted(path.stem for path in ROOT.glob("conf/infra/*.yaml")) == ["aws", "eks", "gcp", "gke", "kubernetes", "local"]
     for target in TARGETS:
         assert (ROOT / f"infra/{target}/README.md").is_file()
 
@@ -526,5 +529,5 @@ def test_checkov(tools):
     skipped = {
         check["check_id"]: check["check_result"]["suppress_comment"] for check in found["results"]["skipped_checks"]
     }
-    assert len(skipped) == 14
+    assert len(skipped) == 26
     assert all(len(reason) > 20 for reason in skipped.values())

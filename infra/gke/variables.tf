@@ -1,0 +1,109 @@
+variable "name" {
+  description = "Name of this cluster, and value of the label that everything of it carries."
+  type        = string
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9-]{1,20}[a-z0-9]$", var.name))
+    error_message = "name must be 3 to 22 small letters, digits and dashes, beginning with a letter."
+  }
+}
+
+variable "project" {
+  description = "Google Cloud project."
+  type        = string
+}
+
+variable "region" {
+  description = "Region of network and cluster."
+  type        = string
+  default     = "us-central1"
+}
+
+variable "zone" {
+  description = "Zone of the cluster; it must have the GPUs."
+  type        = string
+  default     = "us-central1-a"
+}
+
+variable "created" {
+  description = "When the cluster was first asked for, RFC 3339: its time counts from then. The driver remembers it."
+  type        = string
+  validation {
+    condition     = can(timeadd(var.created, "1h"))
+    error_message = "created must be a time such as 2026-01-31T12:00:00Z."
+  }
+}
+
+variable "ttl_hours" {
+  description = "After so many hours the cluster is deleted, whatever it does."
+  type        = number
+  validation {
+    condition     = var.ttl_hours > 0 && var.ttl_hours <= 168
+    error_message = "ttl_hours must be more than 0 and at most 168 (a week)."
+  }
+}
+
+variable "api_cidrs" {
+  description = "Where the cluster's API may be called from; empty: from its own network only."
+  type        = list(string)
+  default     = []
+  validation {
+    condition     = alltrue([for cidr in var.api_cidrs : can(cidrnetmask(cidr)) && try(tonumber(split("/", cidr)[1]), 0) >= 16])
+    error_message = "api_cidrs must be IPv4 ranges of at most /16; 0.0.0.0/0 would let everybody knock."
+  }
+}
+
+variable "subnet_cidr" {
+  description = "Addresses of the nodes; pods and services take the two /16 ranges after the first /16 of its /8."
+  type        = string
+  default     = "10.50.0.0/20"
+  validation {
+    condition     = can(cidrnetmask(var.subnet_cidr)) && can(regex("^10\\..*/(1[6-9]|2[0-4])$", var.subnet_cidr))
+    error_message = "subnet_cidr must be a range of 10.0.0.0/8 of /16 to /24 such as 10.50.0.0/20."
+  }
+}
+
+variable "system_type" {
+  description = "Machine type of the two nodes for operators and drivers."
+  type        = string
+  default     = "n2-standard-4"
+}
+
+variable "worker_type" {
+  description = "Machine type of the GPU nodes; g2 and a2 bring their GPUs with them."
+  type        = string
+  default     = "g2-standard-4"
+}
+
+variable "gpu_type" {
+  description = "The GPU of that machine type, as GKE calls it."
+  type        = string
+  default     = "nvidia-l4"
+}
+
+variable "gpus_per_worker" {
+  description = "GPUs of each node."
+  type        = number
+  default     = 1
+}
+
+variable "num_workers" {
+  description = "GPU nodes."
+  type        = number
+  default     = 2
+  validation {
+    condition     = var.num_workers >= 0 && var.num_workers <= 64 && floor(var.num_workers) == var.num_workers
+    error_message = "num_workers must be a whole number from 0 to 64."
+  }
+}
+
+variable "spot" {
+  description = "GPU nodes at the spot price, which can be taken away at any moment."
+  type        = bool
+  default     = false
+}
+
+variable "volume_gb" {
+  description = "Disk of each node, in GB."
+  type        = number
+  default     = 100
+}
