@@ -148,8 +148,11 @@ class FakeKubernetes:
 
     def operate(self, operator, made):
         made["status"] = {}
-        status = operator(made["metadata"]["name"], made["spec"])
-        made["status"] = status
+        try:
+            made["status"] = operator(made["metadata"]["name"], made["spec"])
+        except Exception as error:  # whatever it is, the run must hear of it
+            failed = {"type": "Failed", "status": "True", "message": f"the test's operator failed: {error!r}"}
+            made["status"] = {"conditions": [failed], "jobDeploymentStatus": "Failed", "jobStatus": "Failed", "applicationState": {"state": "FAILED"}}
 
     def start_pod(self, name, template, owner, place, words=None, environment=None, mounts=(), alias=None):
         """Starts a pod's only container on host number `place`; with an alias it is another process in that pod."""
@@ -275,7 +278,7 @@ class FakeKubernetes:
         start(1, head, "--head", "--port", "6379", "--include-dashboard=false")
         self.wait_for_text(names[0], "Ray runtime started")
         for place in range(2, len(names) + 1):
-            start(place, workers, "--address", f"{names[0]}:6379")
+            start(place, workers, "--address", f"{self.addresses[names[0]]}:6379")  # gRPC asks a name server, not the hosts file
             self.wait_for_text(names[place - 1], "Ray runtime started")
         environment |= {"RAY_ADDRESS": f"{self.addresses[names[0]]}:6379"}
         words = ["bash", "-c", spec["entrypoint"]]
