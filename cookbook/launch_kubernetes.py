@@ -12,8 +12,8 @@ import shlex
 import yaml
 
 from cookbook import UserError
-from cookbook.launch import ALLOCATOR, LAUNCHERS as LOCAL
-from cookbook.launch import Process, program_of
+from cookbook.launch import ALLOCATOR, Process, program_of
+from cookbook.launch import LAUNCHERS as LOCAL
 
 RECIPE, DATA, SETTINGS, SHARED, TLS = "/srv/recipe", "/srv/data", "/srv/settings", "/srv/shared", "/srv/tls"
 PACKAGES = "/srv/venv/lib/python3.11/site-packages"
@@ -47,7 +47,10 @@ class Pods:
     def places(self):
         """The settings that name folders, as the pods see them."""
         folders = {"output_dir": self.folder, "checkpoint_dir": f"{self.folder}/checkpoints"}
-        return [f"{key}={value}" for key, value in (({"data_dir": self.data_dir()} if self.data_dir() else {}) | folders).items()]
+        return [
+            f"{key}={value}"
+            for key, value in (({"data_dir": self.data_dir()} if self.data_dir() else {}) | folders).items()
+        ]
 
     def data_dir(self):
         if self.config["data"]["builder"] is None:
@@ -124,7 +127,9 @@ class Pods:
                 f"data.path={data['parameters']['path']} is on this machine: copy the dataset to the claim {self.cluster['claim']!r}, and say "
                 f"cluster.data_dir={SHARED}/... (it is the folder that the data stage names)"
             )
-        parameters = data["parameters"] | ({"download_dir": "/tmp/downloads"} if "download_dir" in data["parameters"] else {})
+        parameters = data["parameters"] | (
+            {"download_dir": "/tmp/downloads"} if "download_dir" in data["parameters"] else {}
+        )
         words = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in parameters.items()]
         build = shlex.join(["python", f"{DATA}/{data['builder']}.py", self.data_dir(), *words])
         script = f"test -e {self.data_dir()}/manifest.json || {build}"
@@ -164,16 +169,16 @@ def torchrun(config, recipe_dir, python, run_dir):
     """Kubeflow Trainer's TrainJob: on each pod torchrun with one worker, which finds the others by the variables that Trainer sets."""
     pods = Pods(config, recipe_dir, run_dir)
     words = pods.told(["torchrun", "--max-restarts", str(config["recipe"]["max_restarts"]), *pods.program[1:]])
-    return pods.objects(
-        *pods.train_job({"torch": {}}, words, [("node", pods.template("node", []), True, None)])
-    )
+    return pods.objects(*pods.train_job({"torch": {}}, words, [("node", pods.template("node", []), True, None)]))
 
 
 def tf_config(config, recipe_dir, python, run_dir):
     """A TrainJob with a runtime of its own: Trainer sets no TF_CONFIG, but gives every pod an index and a name in the cluster's DNS."""
     pods, recipe = Pods(config, recipe_dir, run_dir), config["recipe"]
     if recipe["driver"].get("chief"):
-        raise UserError(f"recipe.strategy={recipe['strategy']} runs on one machine here; cluster=kubernetes: recipe.strategy=multi_worker")
+        raise UserError(
+            f"recipe.strategy={recipe['strategy']} runs on one machine here; cluster=kubernetes: recipe.strategy=multi_worker"
+        )
     addresses = ",".join(f"{pods.name}-node-0-{index}.{pods.name}:{TF_PORT}" for index in range(pods.num_workers))
     words = pods.told(pods.program, "--tf-workers", addresses)
     return pods.objects(*pods.train_job({}, words, [("node", pods.template("node", []), True, None)]))
@@ -190,13 +195,25 @@ def horovodrun(config, recipe_dir, python, run_dir):
     """A TrainJob with Trainer's MPI policy ("MPI" in its user guide): mpirun on the launcher, sshd on the other pods."""
     pods, recipe = Pods(config, recipe_dir, run_dir), config["recipe"]
     if recipe["elastic"]:
-        raise UserError("recipe.elastic=true needs horovodrun; cluster=kubernetes starts the workers by mpirun: choose cluster=hosts, or false")
+        raise UserError(
+            "recipe.elastic=true needs horovodrun; cluster=kubernetes starts the workers by mpirun: choose cluster=hosts, or false"
+        )
     knobs = {"HOROVOD_CONTROLLER": "mpi", "HOROVOD_CPU_OPERATIONS": "mpi"}
     if recipe["fusion_threshold_mb"] is not None:
         knobs["HOROVOD_FUSION_THRESHOLD"] = str(recipe["fusion_threshold_mb"] << 20)
     if recipe["cycle_time_ms"] is not None:
         knobs["HOROVOD_CYCLE_TIME"] = str(recipe["cycle_time_ms"])
-    words = ["mpirun", "--np", str(pods.num_workers), "--hostfile", "/etc/mpi/hostfile", "--bind-to", "none", "--map-by", "slot"]
+    words = [
+        "mpirun",
+        "--np",
+        str(pods.num_workers),
+        "--hostfile",
+        "/etc/mpi/hostfile",
+        "--bind-to",
+        "none",
+        "--map-by",
+        "slot",
+    ]
     # Where its other half is on the other pods, and how it gets there (in Open MPI 5 both belong to PRRTE).
     words += ["--prefix", "/srv/venv", "--prtemca", "plm_ssh_args", f"-p {MPI_PORT} -i {KEYS}/id_rsa -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"]  # fmt: skip
     for name in ["PATH", *(entry["name"] for entry in pods.environment(**knobs))]:
@@ -204,7 +221,14 @@ def horovodrun(config, recipe_dir, python, run_dir):
     words = ["env", *(f"{name}={value}" for name, value in knobs.items()), *words, *pods.program]
     sshd = ["sh", "-c", SSHD.format(port=MPI_PORT, keys=KEYS)]
     node = pods.template("node", sshd, readinessProbe={"tcpSocket": {"port": MPI_PORT}, "periodSeconds": 2})
-    policy = {"mpi": {"mpiImplementation": "OpenMPI", "numProcPerNode": 1, "sshAuthMountPath": KEYS, "runLauncherAsNode": True}}
+    policy = {
+        "mpi": {
+            "mpiImplementation": "OpenMPI",
+            "numProcPerNode": 1,
+            "sshAuthMountPath": KEYS,
+            "runLauncherAsNode": True,
+        }
+    }
     return pods.objects(
         *pods.train_job(
             policy,
@@ -223,7 +247,11 @@ def rayrun(config, recipe_dir, python, run_dir):
     environment = {"MALLOC_ARENA_MAX": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     program = [*pods.program, f"num_workers={pods.num_workers}"]
     # The head has room for what is not a worker, as on hosts.
-    head = {"num-cpus": str(recipe["num_data_cpus"] + recipe.get("num_learners", 0)), "object-store-memory": store, "dashboard-host": "0.0.0.0"}
+    head = {
+        "num-cpus": str(recipe["num_data_cpus"] + recipe.get("num_learners", 0)),
+        "object-store-memory": store,
+        "dashboard-host": "0.0.0.0",
+    }
     workers = {
         "groupName": "workers", "replicas": pods.num_workers, "minReplicas": pods.num_workers, "maxReplicas": pods.num_workers,
         "rayStartParams": {"num-cpus": str(each), "object-store-memory": store},
@@ -249,8 +277,14 @@ def dask_client(config, recipe_dir, python, run_dir):
 
     pods, cluster = Pods(config, recipe_dir, run_dir), config["cluster"]
     scheduler = f"{pods.name}-scheduler.{pods.namespace}.svc.cluster.local"
-    pem = {path.rpartition("/")[2]: text for path, text in certificate(run_dir, [scheduler, f"{pods.name}-scheduler"]).items()}
-    prefix, tls = "DASK_DISTRIBUTED__COMM__TLS", (TLS, {"name": "tls", "secret": {"secretName": pods.name, "defaultMode": 0o440}})
+    pem = {
+        path.rpartition("/")[2]: text
+        for path, text in certificate(run_dir, [scheduler, f"{pods.name}-scheduler"]).items()
+    }
+    prefix, tls = (
+        "DASK_DISTRIBUTED__COMM__TLS",
+        (TLS, {"name": "tls", "secret": {"secretName": pods.name, "defaultMode": 0o440}}),
+    )
     environment = {
         "DASK_SCHEDULER_ADDRESS": f"tls://{scheduler}:{DASK_PORT}", "DASK_TEMPORARY_DIRECTORY": "/tmp",
         "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true", f"{prefix}__CA_FILE": f"{TLS}/cert.pem",
@@ -265,11 +299,22 @@ def dask_client(config, recipe_dir, python, run_dir):
     scheduling = pod("scheduler", ["python", "-m", "distributed.cli.dask_scheduler", *at], gpus=False, ports=[
         {"name": "tcp-comm", "containerPort": DASK_PORT, "protocol": "TCP"}, {"name": "http-dashboard", "containerPort": 8787, "protocol": "TCP"},
     ])  # fmt: skip
-    working = ["python", "-m", "distributed.cli.dask_worker", environment["DASK_SCHEDULER_ADDRESS"], "--no-nanny", "--no-dashboard"]
+    working = [
+        "python",
+        "-m",
+        "distributed.cli.dask_worker",
+        environment["DASK_SCHEDULER_ADDRESS"],
+        "--no-nanny",
+        "--no-dashboard",
+    ]
     working = pod("worker", [*working, "--nthreads", str(cluster["num_threads_per_worker"])])
     runner = pod("job", pods.told([*pods.program, f"num_workers={pods.num_workers}"], "--all"), gpus=False)
     ports = [{"name": "tcp-comm", "protocol": "TCP", "port": DASK_PORT, "targetPort": "tcp-comm"}, {"name": "http-dashboard", "protocol": "TCP", "port": 8787, "targetPort": "http-dashboard"}]  # fmt: skip
-    service = {"type": "ClusterIP", "selector": {"dask.org/cluster-name": pods.name, "dask.org/component": "scheduler"}, "ports": ports}
+    service = {
+        "type": "ClusterIP",
+        "selector": {"dask.org/cluster-name": pods.name, "dask.org/component": "scheduler"},
+        "ports": ports,
+    }
     job = pods.made("kubernetes.dask.org/v1", "DaskJob", spec={
         "job": {"spec": runner | {"restartPolicy": "Never"}},
         "cluster": {"spec": {"worker": {"replicas": pods.num_workers, "spec": working}, "scheduler": {"spec": scheduling, "service": service}}},
@@ -283,7 +328,11 @@ def spark_submit(config, recipe_dir, python, run_dir):
     volumes, mounts = pods.volumes()
     command = pods.told(pods.program, "--all")
     threads, memory = cluster["num_threads_per_worker"], f"{recipe['memory_mb']}m"
-    conf = recipe["spark_conf"] | {"spark.authenticate": True, "spark.network.crypto.enabled": True, "spark.local.dir": "/tmp"}
+    conf = recipe["spark_conf"] | {
+        "spark.authenticate": True,
+        "spark.network.crypto.enabled": True,
+        "spark.local.dir": "/tmp",
+    }
     conf = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in conf.items()}
 
     def side(**more):
@@ -293,8 +342,14 @@ def spark_submit(config, recipe_dir, python, run_dir):
             "env": pods.environment(), **more,
         }  # fmt: skip
 
-    account = cluster["service_account"] or "spark-operator-spark"  # it makes the executors' pods: the operator's chart has this one
-    gpu = {"gpu": {"name": "nvidia.com/gpu", "quantity": cluster["gpus_per_worker"]}} if cluster["gpus_per_worker"] else {}
+    account = (
+        cluster["service_account"] or "spark-operator-spark"
+    )  # it makes the executors' pods: the operator's chart has this one
+    gpu = (
+        {"gpu": {"name": "nvidia.com/gpu", "quantity": cluster["gpus_per_worker"]}}
+        if cluster["gpus_per_worker"]
+        else {}
+    )
     return pods.objects(pods.made("sparkoperator.k8s.io/v1beta2", "SparkApplication", spec={
         "type": "Python", "pythonVersion": "3", "mode": "cluster", "image": cluster["image"], "imagePullPolicy": "IfNotPresent",
         "sparkVersion": cluster["versions"]["pyspark"], "restartPolicy": {"type": "Never"}, "volumes": volumes, "sparkConf": conf,

@@ -119,7 +119,9 @@ class Story:
         plan = launch.plan(config, ROOT / "recipes" / self.recipe, self.python, self.folder)
         # By hand they get folders of their own: the run folder is this run's evidence, and its checkpoint is used up.
         own = f" output_dir={self.folder}/by-hand checkpoint_dir={self.folder}/by-hand/checkpoints"
-        self.content["workers_command"] = "\n".join(process.by_hand + (own if process.takes_settings else "") for process in plan)
+        self.content["workers_command"] = "\n".join(
+            process.by_hand + (own if process.takes_settings else "") for process in plan
+        )
         shown.line("the workers by hand: " + self.content["workers_command"])
         num_workers, stall = launch.num_processes(self.config), self.config["cluster"]["stall_timeout_seconds"]
         watcher = Watcher(self.folder, self.mark, shown, num_workers, stall)

@@ -71,7 +71,9 @@ def main(argv=None):
     environment = dict(os.environ)
     if asked.tf_workers:
         if "JOB_COMPLETION_INDEX" not in environment:
-            raise SystemExit("podrun: JOB_COMPLETION_INDEX is not set: expected a pod of a Job with completionMode Indexed")
+            raise SystemExit(
+                "podrun: JOB_COMPLETION_INDEX is not set: expected a pod of a Job with completionMode Indexed"
+            )
         index = int(environment["JOB_COMPLETION_INDEX"])
         environment |= {"TF_CONFIG": tf_config(asked.tf_workers, index), "TFRUN_ATTEMPT": "0"}
     Path(asked.output_dir).mkdir(parents=True, exist_ok=True)

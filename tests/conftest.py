@@ -1,10 +1,17 @@
 """What several test files need: the recipes' environments, and runs of the driver that are looked at more than once."""
 
+import hashlib
+import shutil
+import subprocess
+
 import pytest
 
-from cookbook import environments
+from cookbook import ROOT, environments
 from cookbook.eject import compose_recipe
-from tests.helpers import Silent, run_cookbook
+from cookbook.environments import uv, uv_environment
+from tests.helpers import CLEAN, Silent, run_cookbook
+
+TOOLS = ROOT / "tests/infra/requirements.txt"
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +36,19 @@ def undisturbed(tmp_path_factory):
         return known[words]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tools():
+    """The Python of an environment with schemas, linters, and AWS on loopback (moto and an old provider)."""
+    folder, stamp = ROOT / ".venvs/infra-tests", ROOT / ".venvs/infra-tests/.stamp"
+    wanted = hashlib.sha256(TOOLS.read_bytes()).hexdigest()
+    if not stamp.exists() or stamp.read_text() != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        environment = {**CLEAN, **uv_environment()}
+        subprocess.run([uv(), "venv", "-q", "--python", "3.11", folder], check=True, env=environment)
+        subprocess.run(
+            [uv(), "pip", "install", "-q", "--python", folder / "bin/python", "-r", TOOLS], check=True, env=environment
+        )
+        stamp.write_text(wanted)
+    return folder / "bin/python"

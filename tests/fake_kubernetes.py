@@ -60,7 +60,9 @@ class FakeKubernetes:
                 cluster.requests.append((self.command, path))
                 if path.endswith("/log"):
                     return self.stream(path.split("/")[-2])
-                status, content = cluster.refuse.get((self.command, path)) or cluster.respond(self.command, path, query, body)
+                status, content = cluster.refuse.get((self.command, path)) or cluster.respond(
+                    self.command, path, query, body
+                )
                 raw = json.dumps(content).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
@@ -111,13 +113,19 @@ class FakeKubernetes:
             return 404, {"message": f"nothing at {path}"}
         version, namespace, plural, name = found.groups()
         if plural == "persistentvolumeclaims":
-            return (200, {}) if name in self.claims else (404, {"message": f'persistentvolumeclaims "{name}" not found'})
+            return (
+                (200, {}) if name in self.claims else (404, {"message": f'persistentvolumeclaims "{name}" not found'})
+            )
         label = unquote(parse_qs(query).get("labelSelector", [""])[0]).partition("=")
         if plural == "pods":
-            return 200, {"items": [self.about(name) for name in self.pods if self.pods[name]["labels"].get(label[0]) == label[2]]}
+            return 200, {
+                "items": [self.about(name) for name in self.pods if self.pods[name]["labels"].get(label[0]) == label[2]]
+            }
         if method == "GET" and not name:
             own = [made for (kind, _), made in self.objects.items() if kind == plural]
-            return 200, {"items": [made for made in own if made["metadata"].get("labels", {}).get(label[0]) == label[2]]}
+            return 200, {
+                "items": [made for made in own if made["metadata"].get("labels", {}).get(label[0]) == label[2]]
+            }
         key = plural, name or body["metadata"]["name"]
         if method == "POST":
             if key in self.objects:
@@ -142,7 +150,11 @@ class FakeKubernetes:
         status = None if self.waiting else pod["process"].poll()
         phase = "Pending" if self.waiting else "Running" if status is None else "Failed" if status else "Succeeded"
         states = [{"name": "one", "state": {"waiting": self.waiting} if self.waiting else {}}]
-        return {"metadata": {"name": name}, "spec": {"containers": [{"name": "one"}]}, "status": {"phase": phase, "containerStatuses": states}}
+        return {
+            "metadata": {"name": name},
+            "spec": {"containers": [{"name": "one"}]},
+            "status": {"phase": phase, "containerStatuses": states},
+        }
 
     # Pods
 
@@ -152,7 +164,12 @@ class FakeKubernetes:
             made["status"] = operator(made["metadata"]["name"], made["spec"])
         except Exception as error:  # whatever it is, the run must hear of it
             failed = {"type": "Failed", "status": "True", "message": f"the test's operator failed: {error!r}"}
-            made["status"] = {"conditions": [failed], "jobDeploymentStatus": "Failed", "jobStatus": "Failed", "applicationState": {"state": "FAILED"}}
+            made["status"] = {
+                "conditions": [failed],
+                "jobDeploymentStatus": "Failed",
+                "jobStatus": "Failed",
+                "applicationState": {"state": "FAILED"},
+            }
 
     def start_pod(self, name, template, owner, place, words=None, environment=None, mounts=(), alias=None):
         """Starts a pod's only container on host number `place`; with an alias it is another process in that pod."""
@@ -163,22 +180,43 @@ class FakeKubernetes:
         own.mkdir(parents=True, exist_ok=True)
         lines = [
             f'bind {shlex.quote(str(folder))} "$OWN"{path}'
-            for path, folder in [*mounts, *((m["mountPath"], self.volume(volumes[m["name"]], own)) for m in container["volumeMounts"])]
+            for path, folder in [
+                *mounts,
+                *((m["mountPath"], self.volume(volumes[m["name"]], own)) for m in container["volumeMounts"]),
+            ]
             if path.startswith("/srv/") or path == "/etc/mpi"
         ]
         index = re.search(r"-(\d+)$", name)
         image = {"PATH": f"/srv/venv/bin:{os.environ['PATH']}", "JAVA_HOME": os.environ.get("JAVA_HOME", "")}
-        image |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # who may make namespaces is root here
+        image |= {
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        }  # who may make namespaces is root here
         variables = {entry["name"]: entry["value"] for entry in container.get("env", [])}
-        variables = image | variables | ({"JOB_COMPLETION_INDEX": index.group(1)} if index else {}) | (environment or {})
-        variables |= {"OWN": str(own / "root"), "HOSTS": str(self.folder / "hosts"), "REPOSITORY": str(ROOT), "RECIPE": self.recipe, "NAME": name}
+        variables = (
+            image | variables | ({"JOB_COMPLETION_INDEX": index.group(1)} if index else {}) | (environment or {})
+        )
+        variables |= {
+            "OWN": str(own / "root"),
+            "HOSTS": str(self.folder / "hosts"),
+            "REPOSITORY": str(ROOT),
+            "RECIPE": self.recipe,
+            "NAME": name,
+        }
         variables |= {"PYTHON_HOME": str(self.python.parent.parent)}
         argv = ["ip", "netns", "exec", self.hosts.namespace(place), "unshare", "-m", "-u", "--", "sh", "-c"]
         argv += [POD.replace("VOLUMES", "\n".join(lines)), "sh", *map(str, words)]
         log = self.folder / f"{alias or name}.log"
         with open(log, "w") as output:
-            process = subprocess.Popen(argv, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        self.pods[alias or name] = {"process": process, "log": log, "owner": owner, "labels": template["metadata"]["labels"]}
+            process = subprocess.Popen(
+                argv, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        self.pods[alias or name] = {
+            "process": process,
+            "log": log,
+            "owner": owner,
+            "labels": template["metadata"]["labels"],
+        }
         return process
 
     def volume(self, volume, own):
@@ -220,7 +258,11 @@ class FakeKubernetes:
     def operate_jobs(self, name, spec):
         self.name_hosts(name)
         status = self.start_pod(name, spec["template"], name, 1).wait()
-        return {"conditions": [{"type": "Failed" if status else "Complete", "status": "True", "message": f"exit status {status}"}]}
+        return {
+            "conditions": [
+                {"type": "Failed" if status else "Complete", "status": "True", "message": f"exit status {status}"}
+            ]
+        }
 
     def operate_trainjobs(self, name, spec):
         """Kubeflow Trainer: torch gets PET_*; MPI a key, a host file with the launcher as its first node; others only their index."""
@@ -236,18 +278,31 @@ class FakeKubernetes:
         for place, pod in reversed(list(enumerate(pods, 1))):
             kind = kinds[place - 1].partition("-")[0]
             template, environment, words = jobs[kind]["spec"]["template"], {}, None
-            if jobs[kind].get("metadata", {}).get("labels", {}).get("trainer.kubeflow.org/trainjob-ancestor-step") == "trainer":
+            if (
+                jobs[kind].get("metadata", {}).get("labels", {}).get("trainer.kubeflow.org/trainjob-ancestor-step")
+                == "trainer"
+            ):
                 words = [*spec["trainer"]["command"], *spec["trainer"]["args"]]
                 environment = {entry["name"]: entry["value"] for entry in spec["trainer"]["env"]}
             if "torch" in policy:
-                torch = {"NNODES": count, "NPROC_PER_NODE": 1, "NODE_RANK": place - 1, "MASTER_ADDR": f"{pods[0]}.{name}", "MASTER_PORT": 29400}
+                torch = {
+                    "NNODES": count,
+                    "NPROC_PER_NODE": 1,
+                    "NODE_RANK": place - 1,
+                    "MASTER_ADDR": f"{pods[0]}.{name}",
+                    "MASTER_PORT": 29400,
+                }
                 environment |= {f"PET_{key}": str(value) for key, value in torch.items()}
             started[pod] = self.start_pod(pod, template, name, place, words, environment, mounts)
             if kind == "node" and "mpi" in policy:
                 time.sleep(1)  # dependsOn: Ready
         waited = [started[pods[0]]] if "mpi" in policy else started.values()
         good = not any([process.wait() for process in waited])
-        return {"conditions": [{"type": "Complete" if good else "Failed", "status": "True", "message": "all pods have ended"}]}
+        return {
+            "conditions": [
+                {"type": "Complete" if good else "Failed", "status": "True", "message": "all pods have ended"}
+            ]
+        }
 
     def mpi_files(self, policy, pods, name):
         folder = self.folder / "mpi"
@@ -278,12 +333,20 @@ class FakeKubernetes:
         start(1, head, "--head", "--port", "6379", "--include-dashboard=false")
         self.wait_for_text(names[0], "Ray runtime started")
         for place in range(2, len(names) + 1):
-            start(place, workers, "--address", f"{self.addresses[names[0]]}:6379")  # gRPC asks a name server, not the hosts file
+            start(
+                place, workers, "--address", f"{self.addresses[names[0]]}:6379"
+            )  # gRPC asks a name server, not the hosts file
             self.wait_for_text(names[place - 1], "Ray runtime started")
         environment |= {"RAY_ADDRESS": f"{self.addresses[names[0]]}:6379"}
         words = ["bash", "-c", spec["entrypoint"]]
-        status = self.start_pod(names[0], head["template"], name, 1, words, environment, alias=f"{name}-submitter").wait()
-        return {"jobDeploymentStatus": "Failed" if status else "Complete", "jobStatus": "FAILED" if status else "SUCCEEDED", "message": ""}
+        status = self.start_pod(
+            names[0], head["template"], name, 1, words, environment, alias=f"{name}-submitter"
+        ).wait()
+        return {
+            "jobDeploymentStatus": "Failed" if status else "Complete",
+            "jobStatus": "FAILED" if status else "SUCCEEDED",
+            "message": "",
+        }
 
     def operate_daskjobs(self, name, spec):
         """Dask's operator: a scheduler with a service, a pod for each worker, and the runner, which is told the scheduler's address."""
@@ -306,20 +369,51 @@ class FakeKubernetes:
         executor, driver = spec["executor"], spec["driver"]
         names = [f"{name}-driver", *(f"{name}-exec-{index}" for index in range(1, executor["instances"] + 1))]
         self.name_hosts(*names)
-        secret = {"_SPARK_AUTH_SECRET": "not much of a secret", "SPARK_DAEMON_JAVA_OPTS": "-Dspark.authenticate=true -Dspark.network.crypto.enabled=true"}
+        secret = {
+            "_SPARK_AUTH_SECRET": "not much of a secret",
+            "SPARK_DAEMON_JAVA_OPTS": "-Dspark.authenticate=true -Dspark.network.crypto.enabled=true",
+        }
         master = f"spark://{self.addresses[names[0]]}:7077"
 
         def start(place, side, words, alias=None):
             container = {"env": side["env"], "volumeMounts": side["volumeMounts"]}
-            template = {"metadata": {"labels": side["labels"]}, "spec": {"volumes": spec["volumes"], "containers": [container]}}
-            own = secret | {"SPARK_LOCAL_IP": self.addresses[names[place - 1]], "PYSPARK_PYTHON": "/srv/venv/bin/python", "SPARK_WORKER_DIR": "/tmp"}
+            template = {
+                "metadata": {"labels": side["labels"]},
+                "spec": {"volumes": spec["volumes"], "containers": [container]},
+            }
+            own = secret | {
+                "SPARK_LOCAL_IP": self.addresses[names[place - 1]],
+                "PYSPARK_PYTHON": "/srv/venv/bin/python",
+                "SPARK_WORKER_DIR": "/tmp",
+            }
             return self.start_pod(names[place - 1], template, name, place, words, own, alias=alias)
 
         daemon = ["spark-class", "org.apache.spark.deploy"]
-        start(1, driver, [daemon[0], f"{daemon[1]}.master.Master", "--host", self.addresses[names[0]], "--port", "7077", "--webui-port", "0"], f"{name}-master")
+        start(
+            1,
+            driver,
+            [
+                daemon[0],
+                f"{daemon[1]}.master.Master",
+                "--host",
+                self.addresses[names[0]],
+                "--port",
+                "7077",
+                "--webui-port",
+                "0",
+            ],
+            f"{name}-master",
+        )
         self.wait_for_text(f"{name}-master", "I have been elected leader")
         for place in range(2, len(names) + 1):
-            words = [daemon[0], f"{daemon[1]}.worker.Worker", "--host", self.addresses[names[place - 1]], "--webui-port", "0"]
+            words = [
+                daemon[0],
+                f"{daemon[1]}.worker.Worker",
+                "--host",
+                self.addresses[names[place - 1]],
+                "--webui-port",
+                "0",
+            ]
             start(place, executor, [*words, "--cores", executor["cores"], "--memory", executor["memory"], master])
             self.wait_for_text(names[place - 1], "Successfully registered with master")
         conf = spec["sparkConf"] | {
@@ -327,9 +421,21 @@ class FakeKubernetes:
             "spark.executor.instances": executor["instances"], "spark.cores.max": executor["cores"] * executor["instances"], "spark.driver.host": self.addresses[names[0]],
         }  # fmt: skip
         assert spec["mainApplicationFile"].startswith("local://") and spec["type"] == "Python"
-        words = ["spark-submit", "--master", master, *(word for key, value in conf.items() for word in ("--conf", f"{key}={value}"))]
-        status = start(1, driver, [*words, spec["mainApplicationFile"].removeprefix("local://"), *spec["arguments"]]).wait()
-        return {"applicationState": {"state": "FAILED" if status else "COMPLETED", "errorMessage": f"exit status {status}" if status else ""}}
+        words = [
+            "spark-submit",
+            "--master",
+            master,
+            *(word for key, value in conf.items() for word in ("--conf", f"{key}={value}")),
+        ]
+        status = start(
+            1, driver, [*words, spec["mainApplicationFile"].removeprefix("local://"), *spec["arguments"]]
+        ).wait()
+        return {
+            "applicationState": {
+                "state": "FAILED" if status else "COMPLETED",
+                "errorMessage": f"exit status {status}" if status else "",
+            }
+        }
 
     def wait_for_text(self, pod, text, seconds=60):
         deadline = time.monotonic() + seconds

@@ -1,6 +1,5 @@
 """infra/: hosts of this machine for real, AWS against moto on loopback with an old provider and against today's schema, the guard, a linter."""
 
-import hashlib
 import json
 import os
 import re
@@ -16,7 +15,6 @@ import pytest
 import yaml
 
 from cookbook import ROOT, UserError, infra
-from cookbook.environments import uv, uv_environment
 from tests.helpers import CLEAN, run_cookbook
 from tests.test_hosts import MISSING, local_hosts
 
@@ -24,23 +22,6 @@ if not shutil.which("terraform"):
     pytest.skip("terraform is missing: infra/ cannot be tested (install it, see make doctor)", allow_module_level=True)
 
 AWS = ROOT / "infra/aws"
-TOOLS = ROOT / "tests/infra/requirements.txt"
-
-
-@pytest.fixture(scope="session")
-def tools():
-    """The Python of an environment with moto, an old AWS provider, today's schemas and checkov."""
-    folder, stamp = ROOT / ".venvs/infra-tests", ROOT / ".venvs/infra-tests/.stamp"
-    wanted = hashlib.sha256(TOOLS.read_bytes()).hexdigest()
-    if not stamp.exists() or stamp.read_text() != wanted:
-        shutil.rmtree(folder, ignore_errors=True)
-        environment = {**CLEAN, **uv_environment()}
-        subprocess.run([uv(), "venv", "-q", "--python", "3.11", folder], check=True, env=environment)
-        subprocess.run(
-            [uv(), "pip", "install", "-q", "--python", folder / "bin/python", "-r", TOOLS], check=True, env=environment
-        )
-        stamp.write_text(wanted)
-    return folder / "bin/python"
 
 
 # ---- this machine
@@ -498,7 +479,11 @@ def test_what_is_referred_to_is_there(target):
 
 
 def test_every_target_has_its_files():
-    assert TARGETS == sorted(path.stem for path in ROOT.glob("conf/infra/*.yaml")) == ["aws", "eks", "gcp", "gke", "kubernetes", "local"]
+    assert (
+        TARGETS
+        == sorted(path.stem for path in ROOT.glob("conf/infra/*.yaml"))
+        == ["aws", "eks", "gcp", "gke", "kubernetes", "local"]
+    )
     for target in TARGETS:
         assert (ROOT / f"infra/{target}/README.md").is_file()
 

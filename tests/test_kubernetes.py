@@ -2,12 +2,18 @@
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
+from cookbook import UserError, launch, launch_kubernetes
 from cookbook.clusters import kubernetes as cluster_kubernetes
+from cookbook.eject import compose_recipe
 from tests.fake_kubernetes import FakeKubernetes
 from tests.helpers import ROOT, Driver, latest, run_cookbook
 from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch
@@ -44,7 +50,7 @@ def test_two_pods_come_to_the_same_result_as_one_machine(kubernetes, undisturbed
     words = [f"recipe={recipe}", *SHORT[recipe], *more]
     here = undisturbed(*(words if not more else words[:-1]))[0]
     cluster = kubernetes(recipe)
-    content, folder, output = run_cookbook(*words, *ON_PODS, output_root=tmp_path / "out", environment=cluster.environment)
+    content, _, output = run_cookbook(*words, *ON_PODS, output_root=tmp_path / "out", environment=cluster.environment)
     assert content["status"] == "ok", output
     assert len({worker["host"] for worker in content["workers"]}) == 2, "each worker has a pod of its own"
     assert sorted(worker["rank"] for worker in content["workers"]) == [0, 1]
@@ -58,3 +64,324 @@ def test_two_pods_come_to_the_same_result_as_one_machine(kubernetes, undisturbed
         name = content["objective"]["name"]
         assert content["metrics"][name] == pytest.approx(here["metrics"][name], abs=0.02)
     assert cluster.objects == {} and cluster.pods == {}, "nothing is left on the cluster"
+
+
+def objects_of(recipe, *overrides):
+    """The objects of a run, as YAML, from settings alone."""
+    config, _ = compose_recipe(recipe, [*ON_PODS, *overrides])
+    config["cluster"] |= {
+        "config_yaml": "seed: 0\n",
+        "dataset": "digits-0123456789ab",
+        "versions": {"ray": "2.60.0", "pyspark": "4.3.0"},
+    }
+    (process,) = launch.plan(
+        config, ROOT / "recipes" / recipe, Path("/HERE/bin/python"), Path(f"/runs/{recipe}/2026-01-31_12-00-00")
+    )
+    (text,) = process.files.values()
+    return text
+
+
+GOLDEN = ROOT / "tests/golden/kubernetes"
+VARIANTS = {
+    "torchrun": ("pytorch",), "tf_config": ("tensorflow",), "horovodrun": ("horovod", "recipe.fusion_threshold_mb=32"), "rayrun": ("ray_train",),
+    "dask_client": ("dask",), "spark_submit": ("spark",), "gpus": ("pytorch", "cluster.gpus_per_worker=1", "cluster.num_workers=4"),
+    "no_data": ("ray_rllib", "cluster.service_account=trainer"), "own_data": ("petastorm", "cluster.data_dir=/srv/shared/mine"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_objects_are_as_they_were(name):
+    text = objects_of(*VARIANTS[name])
+    path = GOLDEN / f"{name}.yaml"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text()
+    assert "PRIVATE KEY" not in text, "secrets go to the cluster, and into no file"
+
+
+def test_every_golden_file_is_looked_at():
+    assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(VARIANTS)
+    assert set(launch_kubernetes.LAUNCHERS) == set(launch.LAUNCHERS)
+
+
+def schemas(tools, *paths):
+    return subprocess.run(
+        [tools, ROOT / "tests/kubernetes_schemas.py", *paths], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_the_objects_against_their_projects_schemas(tools):
+    paths = sorted(GOLDEN.glob("*.yaml"))
+    done = schemas(tools, *paths)
+    assert done.returncode == 0, done.stderr
+    kinds = done.stdout.split()
+    count = {kind: kinds.count(kind) for kind in kinds}
+    assert count == {
+        "ConfigMap": 9,
+        "Job": 7,
+        "TrainingRuntime": 5,
+        "TrainJob": 5,
+        "RayJob": 2,
+        "DaskJob": 1,
+        "SparkApplication": 1,
+    }
+
+
+def test_the_schemas_refuse_what_is_wrong(tools, tmp_path):
+    broken = [
+        ("torchrun", "numNodes: 2", "numberOfNodes: 2"),
+        ("tf_config", "mlPolicy", "policy"),
+        ("rayrun", "rayVersion", "version"),
+        ("no_data", "num-cpus: '1'", "num-cpus: 1"),
+        ("dask_client", "containerPort: 8786", "containerPort: a"),
+        ("spark_submit", "coreLimit", "coresLimit"),
+        ("horovodrun", "runAsNonRoot: true", "runAsNonRoot: 'true'"),
+    ]
+    for name, old, new in broken:
+        text = (GOLDEN / f"{name}.yaml").read_text()
+        assert old in text, name
+        (tmp_path / f"{name}.yaml").write_text(text.replace(old, new))
+    done = schemas(tools, *sorted(tmp_path.glob("*.yaml")))
+    assert done.returncode == len(broken), done.stdout + done.stderr
+
+
+def test_pods_have_no_rights():
+    for path in GOLDEN.glob("*.yaml"):
+        for made in yaml.safe_load_all(path.read_text()):
+            for spec in pods_in(made):
+                (container,) = spec["containers"]
+                assert spec["securityContext"]["runAsNonRoot"] and spec["automountServiceAccountToken"] is False
+                assert container["securityContext"] == launch_kubernetes.LOCKED_DOWN
+                assert set(container["resources"]) == {"requests", "limits"}
+                assert container["image"] == "registry.test/cookbook:1"
+
+
+def pods_in(value):
+    if isinstance(value, dict):
+        if "containers" in value:
+            yield value
+        for each in value.values():
+            yield from pods_in(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from pods_in(each)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "word", "message"),
+    [
+        ("horovod", "recipe.elastic=true", "cluster=kubernetes starts the workers by mpirun"),
+        ("tensorflow", "recipe.strategy=parameter_server", "cluster=kubernetes: recipe.strategy=multi_worker"),
+        (
+            "pytorch",
+            "+data.parameters.path=/home/me/images",
+            "is on this machine: copy the dataset to the claim 'cookbook-shared'",
+        ),
+    ],
+)
+def test_what_cannot_run_on_pods(recipe, word, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        objects_of(recipe, word)
+
+
+def test_a_killed_pod_fails_the_run_and_the_same_command_goes_on(kubernetes, undisturbed, tmp_path):
+    words = ["recipe=pytorch", *SHORT["pytorch"]]
+    expected = undisturbed(*words)[0]
+    cluster = kubernetes("pytorch")
+    driver = Driver(*words, *ON_PODS, output_root=tmp_path / "out", environment=cluster.environment)
+    driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
+    name = next(name for name in cluster.pods if name.endswith("node-0-1"))
+    os.killpg(cluster.pods[name]["process"].pid, signal.SIGKILL)
+    status, _ = driver.end()
+    assert status == 1
+    killed, folder = latest(tmp_path / "out", "pytorch")
+    assert "rank 1 of 2 started but did not finish" in killed["reason"]
+    assert "TrainJob" in (folder / "logs/kubernetes.log").read_text()
+    assert cluster.objects == {} and cluster.pods == {}
+    content, again, _ = run_cookbook(*words, *ON_PODS, output_root=tmp_path / "out", environment=cluster.environment)
+    assert again == folder
+    assert digests(content) == digests(expected), "from the checkpoint on the claim"
+    assert content["num_rows"] == expected["num_rows"]
+
+
+def test_an_interrupted_run_leaves_nothing_on_the_cluster(kubernetes, tmp_path):
+    cluster = kubernetes("pytorch")
+    driver = Driver("recipe=pytorch", *ON_PODS, output_root=tmp_path / "out", environment=cluster.environment)
+    driver.wait_until(lambda: any(event["event"] == "rows" for event in driver.events()))
+    assert len(cluster.objects) == 4
+    driver.interrupt()
+    status, output = driver.end()
+    assert status == 1 and "interrupted by SIGINT" in output
+    assert cluster.objects == {} and cluster.pods == {}
+    # And where the driver could clean nothing up, the next try does.
+    name = next(made["metadata"]["labels"] for made in cluster.made if made["kind"] == "TrainJob")
+    cluster.objects["trainjobs", "left"] = {"kind": "TrainJob", "metadata": {"name": "left", "labels": name}}
+    content, _, _ = run_cookbook(
+        "recipe=pytorch", *ON_PODS, output_root=tmp_path / "out", environment=cluster.environment
+    )
+    assert content["status"] == "ok" and cluster.objects == {}
+
+
+def refused(cluster, tmp_path, *words, recipe="pytorch"):
+    _, _, output = run_cookbook(
+        f"recipe={recipe}", *ON_PODS, *words, output_root=tmp_path / "out", status=1, environment=cluster.environment
+    )
+    assert cluster.objects == {} and cluster.pods == {}
+    return output
+
+
+def test_what_is_missing_on_the_cluster(kubernetes, tmp_path):
+    cluster = kubernetes("pytorch")
+    assert "claim 'mine' in namespace 'cookbook' cannot be used" in refused(cluster, tmp_path, "cluster.claim=mine")
+    assert "cluster.image is not set" in refused(cluster, tmp_path, "cluster.image=null")
+    assert "no usable kubeconfig" in refused(cluster, tmp_path, "cluster.context=other")
+    jobs = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/cookbook/trainjobs"
+    cluster.refuse["POST", jobs] = 404, {"message": "the server could not find the requested resource"}
+    assert "is TrainJob's operator installed?" in refused(cluster, tmp_path)
+    cluster.refuse["POST", jobs] = 403, {"message": "exceeded quota: pods=0"}
+    assert "was refused: exceeded quota: pods=0" in refused(cluster, tmp_path)
+    del cluster.refuse["POST", jobs]
+    cluster.waiting = {"reason": "ImagePullBackOff", "message": "Back-off pulling image registry.test/cookbook:1"}
+    assert "cannot start: ImagePullBackOff: Back-off pulling image registry.test/cookbook:1" in refused(
+        cluster, tmp_path
+    )
+
+
+def test_a_cluster_that_does_not_answer(tmp_path):
+    server = {
+        "clusters": [{"name": "x", "cluster": {"server": "http://127.0.0.1:9"}}],
+        "users": [{"name": "x", "user": {}}],
+    }
+    kubeconfig = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "x",
+        **server,
+        "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+    }
+    (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig))
+    _, _, output = run_cookbook("recipe=pytorch", *ON_PODS, output_root=tmp_path / "out", status=1, environment={"KUBECONFIG": str(tmp_path / "kubeconfig")})  # fmt: skip
+    assert "http://127.0.0.1:9 does not answer" in output and "kubectl get nodes" in output
+
+
+# ---- podrun
+
+
+def podrun(tmp_path, *words, environment=None):
+    words = [sys.executable, ROOT / "runrecord/podrun.py", "--output-dir", tmp_path, *words]
+    return subprocess.run(words, capture_output=True, text=True, env={**os.environ, **(environment or {})}, timeout=60)
+
+
+WRITE = """
+import socket, sys
+from runrecord import RunRecord
+for rank, host in enumerate([socket.gethostname(), "elsewhere"]):
+    with RunRecord(sys.argv[1], rank, 2, host=host) as run:
+        run.progress(1, 1)
+        run.table("sizes", [{"n": 1}])
+print("said by the program")
+sys.exit(int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(("words", "count"), [((), 1), (("--all",), 2)])
+def test_podrun_says_what_is_recorded(tmp_path, words, count):
+    done = podrun(
+        tmp_path,
+        *words,
+        "--",
+        sys.executable,
+        "-c",
+        WRITE,
+        tmp_path,
+        "0",
+        environment={"PYTHONPATH": str(ROOT / "runrecord")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "said by the program" in done.stdout
+    told = [
+        json.loads(line.removeprefix("podrun: ")) for line in done.stdout.splitlines() if line.startswith("podrun: ")
+    ]
+    records = [entry for entry in told if entry["path"].startswith("workers/")]
+    assert len({entry["path"] for entry in records}) == count, "of this host, or of all"
+    assert [entry["line"] for entry in records] == [0, 1, 2] * count
+    assert [json.loads(entry["text"])["event"] for entry in records] == ["start", "progress", "end"] * count
+    assert json.loads(told[-1]["text"])["rows"] == [{"n": 1}]
+
+
+def test_podrun_ends_as_its_command_ends(tmp_path):
+    assert podrun(tmp_path, "--", "sh", "-c", "exit 7").returncode == 7
+    assert podrun(tmp_path, "--", "sh", "-c", "kill -9 $$").returncode == 137
+
+
+def test_podrun_tells_tensorflow_its_place(tmp_path):
+    words = ["--tf-workers", "a-0.a:2222,a-1.a:2222", "--", "sh", "-c", "echo $TF_CONFIG"]
+    done = podrun(tmp_path, *words, environment={"JOB_COMPLETION_INDEX": "1"})
+    assert json.loads(done.stdout) == {
+        "cluster": {"worker": ["a-0.a:2222", "a-1.a:2222"]},
+        "task": {"type": "worker", "index": 1},
+    }
+    assert "JOB_COMPLETION_INDEX is not set" in podrun(tmp_path, *words).stderr
+
+
+def test_a_log_that_is_read_twice_counts_once(tmp_path):
+    logs = cluster_kubernetes.Logs(None, "run", tmp_path)
+    told = [
+        json.dumps({"path": "workers/rank0.jsonl", "line": number, "text": f'{{"n": {number}}}'}) for number in range(3)
+    ]
+    for text in [
+        told[0],
+        told[1],
+        *told,
+        told[1],
+        '{"path": "workers/rank0.jsonl", "li',
+        json.dumps({"path": "../x.jsonl", "line": 0, "text": "x"}),
+    ]:
+        logs._record(text)
+    assert (tmp_path / "workers/rank0.jsonl").read_text() == '{"n": 0}\n{"n": 1}\n{"n": 2}\n'
+    assert not (tmp_path.parent / "x.jsonl").exists()
+
+
+# ---- images
+
+
+def test_dockerfiles(tools):
+    """By hadolint; every RUN that it is told to overlook has its reason above it."""
+    files = sorted([*ROOT.glob("images/*.Dockerfile"), *ROOT.glob("recipes/*/Dockerfile")])
+    assert files
+    done = subprocess.run(
+        [tools.with_name("hadolint"), "--failure-threshold", "style", *files], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    for path in files:
+        text = path.read_text()
+        assert re.search(r"^USER 1000:1000$", text, re.MULTILINE), path
+        assert all(
+            ":" in image or image.startswith("${")
+            for image in re.findall(r"^(?:FROM|ARG \w+=)\s*(\S+/\S+)", text, re.MULTILINE)
+        )
+        for source in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):
+            for word in source.split():
+                pattern = word.replace("${RECIPE}", "pytorch")
+                assert list(ROOT.glob(pattern)), f"{path.name}: COPY {word}"
+
+
+def test_images_have_the_versions_of_the_locks():
+    def lock(path):
+        return dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / path).read_text(), re.MULTILINE))
+
+    extra = lock("images/requirements-ray.txt")
+    for recipe in ("ray_train", "ray_tune", "ray_rllib"):
+        own = lock(f"recipes/{recipe}/requirements.txt")
+        assert {name: own[name] for name in extra if name in own} == {
+            name: extra[name] for name in extra if name in own
+        }
+    spark = (ROOT / "images/spark.Dockerfile").read_text()
+    assert f"apache/spark:{lock('recipes/spark/requirements.txt')['pyspark']}" in spark
+    uv_version = lock("requirements.txt")["uv"]
+    assert {re.search(r"astral/uv:(\S+)", path.read_text()).group(1) for path in ROOT.glob("images/*.Dockerfile")} == {
+        uv_version
+    }
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert "*" in ignored and {"!data", "!recipes"} <= set(ignored)

@@ -22,7 +22,13 @@ from runrecord import parse_line
 POLL_SECONDS = 2.0
 GONE_SECONDS = 120  # for what was deleted to be gone
 MARK = "podrun: "  # see runrecord/podrun.py
-HOPELESS = ("InvalidImageName", "ErrImageNeverPull", "ImagePullBackOff", "CreateContainerConfigError", "CreateContainerError")
+HOPELESS = (
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "ImagePullBackOff",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+)
 
 # Kind -> plural, and how its status says that it has ended: {state: whether all went well}, from the states that `states_of` finds.
 KINDS = {
@@ -117,7 +123,11 @@ class Api:
         try:
             return self.ask("POST", self.path(made), made)
         except ApiException as error:
-            hint = f"; is {kind}'s operator installed? (infra/kubernetes installs all of them)" if error.status == 404 else ""
+            hint = (
+                f"; is {kind}'s operator installed? (infra/kubernetes installs all of them)"
+                if error.status == 404
+                else ""
+            )
             raise UserError(f"{kind} {name} was refused: {reason_of(error)}{hint}") from None
 
     def delete(self, path):
@@ -236,7 +246,9 @@ class Logs:
             for container in status.get("containerStatuses") or []:
                 waiting = (container.get("state") or {}).get("waiting") or {}
                 if waiting.get("reason") in HOPELESS:
-                    raise UserError(f"pod {name} cannot start: {waiting['reason']}: {waiting.get('message', '')}".strip(": "))
+                    raise UserError(
+                        f"pod {name} cannot start: {waiting['reason']}: {waiting.get('message', '')}".strip(": ")
+                    )
             place = name, pod["spec"]["containers"][0]["name"]
             if status.get("phase") in ("Running", "Succeeded", "Failed") and place not in self.followed:
                 thread = threading.Thread(target=self._follow, args=place, daemon=True)
@@ -246,7 +258,9 @@ class Logs:
     def _follow(self, pod, container):
         while not self.over.is_set():
             try:
-                with open(self.run_dir / f"logs/{pod}.log", "w") as log:  # from its first line: what is known already is left out
+                with open(
+                    self.run_dir / f"logs/{pod}.log", "w"
+                ) as log:  # from its first line: what is known already is left out
                     for line in self.api.follow(pod, container):
                         if MARK in line:
                             self._record(line.partition(MARK)[2])
@@ -281,7 +295,11 @@ class Logs:
 
     def drain(self, seconds=30):
         """Waits for the logs of pods that have ended."""
-        ended = {pod["metadata"]["name"] for pod in self.api.pods(self.name) if pod["status"].get("phase") in ("Succeeded", "Failed")}
+        ended = {
+            pod["metadata"]["name"]
+            for pod in self.api.pods(self.name)
+            if pod["status"].get("phase") in ("Succeeded", "Failed")
+        }
         deadline = time.monotonic() + seconds
         for (pod, _), thread in self.followed.items():
             if pod in ended:
