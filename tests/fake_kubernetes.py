@@ -1,6 +1,6 @@
 """A Kubernetes cluster of this machine: its API on loopback, and the systems' operators, which *do* what a run's objects say.
 
-A pod is a process in namespaces of its own (network, mounts, host name): its command runs as it is written, with the image's folders
+A pod is a process in namespaces of its own (network, mounts, host name, processes): its command runs as it is written, with the image's folders
 and the pod's volumes where they belong. The operators set what the real ones set; how each does it is said at its method.
 """
 
@@ -71,15 +71,23 @@ class FakeKubernetes:
                 self.wfile.write(raw)
 
             def stream(self, name):
+                """In chunks, as the real one: each is there when it is written."""
                 pod = cluster.pods[name]
                 self.send_response(200)
+                self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
                 with open(pod["log"], "rb") as log:
                     while (chunk := log.read(65536)) or pod["process"].poll() is None:
-                        self.wfile.write(chunk)
+                        self.write_chunk(chunk)
                         time.sleep(0 if chunk else 0.05)
-                    self.wfile.write(log.read())
+                    self.write_chunk(log.read())
+                self.wfile.write(b"0\r\n\r\n")
 
+            def write_chunk(self, content):
+                if content:
+                    self.wfile.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
+
+            protocol_version = "HTTP/1.1"
             do_GET = do_POST = do_DELETE = answer
 
             def log_message(self, *words):
@@ -204,7 +212,22 @@ class FakeKubernetes:
             "NAME": name,
         }
         variables |= {"PYTHON_HOME": str(self.python.parent.parent)}
-        argv = ["ip", "netns", "exec", self.hosts.namespace(place), "unshare", "-m", "-u", "--", "sh", "-c"]
+        argv = [
+            "ip",
+            "netns",
+            "exec",
+            self.hosts.namespace(place),
+            "unshare",
+            "-m",
+            "-u",
+            "-p",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "--",
+            "sh",
+            "-c",
+        ]
         argv += [POD.replace("VOLUMES", "\n".join(lines)), "sh", *map(str, words)]
         log = self.folder / f"{alias or name}.log"
         with open(log, "w") as output:
@@ -243,6 +266,10 @@ class FakeKubernetes:
         (self.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines]) + "\n")
 
     def end_pod(self, name):
+        self.end_process(name)
+        self.pods.pop(name, None)
+
+    def end_process(self, name):
         process = self.pods[name]["process"]
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
@@ -251,7 +278,6 @@ class FakeKubernetes:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        self.pods.pop(name)
 
     # The operators
 
@@ -296,13 +322,18 @@ class FakeKubernetes:
             started[pod] = self.start_pod(pod, template, name, place, words, environment, mounts)
             if kind == "node" and "mpi" in policy:
                 time.sleep(1)  # dependsOn: Ready
-        waited = [started[pods[0]]] if "mpi" in policy else started.values()
-        good = not any([process.wait() for process in waited])
-        return {
-            "conditions": [
-                {"type": "Complete" if good else "Failed", "status": "True", "message": "all pods have ended"}
-            ]
+        waited = [started[pods[0]]] if "mpi" in policy else list(started.values())
+        while None in (statuses := [process.poll() for process in waited]) and not any(statuses):
+            time.sleep(0.1)
+        if any(statuses):  # a job of the set has failed, so the set has: the others are ended
+            for pod in pods:
+                self.end_process(pod)
+        message = {
+            "type": "Failed" if any(statuses) else "Complete",
+            "status": "True",
+            "message": f"exit statuses {statuses}",
         }
+        return {"conditions": [message]}
 
     def mpi_files(self, policy, pods, name):
         folder = self.folder / "mpi"

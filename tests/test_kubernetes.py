@@ -208,18 +208,19 @@ def test_a_killed_pod_fails_the_run_and_the_same_command_goes_on(kubernetes, und
 def test_an_interrupted_run_leaves_nothing_on_the_cluster(kubernetes, tmp_path):
     cluster = kubernetes("pytorch")
     driver = Driver("recipe=pytorch", *ON_PODS, output_root=tmp_path / "out", environment=cluster.environment)
-    driver.wait_until(lambda: any(event["event"] == "rows" for event in driver.events()))
+    driver.wait_until(lambda: any(event["event"] == "checkpoint" for event in driver.events()))
     assert len(cluster.objects) == 4
     driver.interrupt()
     status, output = driver.end()
-    assert status == 1 and "interrupted by SIGINT" in output
+    assert status == 130 and "interrupted by SIGINT" in output
     assert cluster.objects == {} and cluster.pods == {}
     # And where the driver could clean nothing up, the next try does.
     name = next(made["metadata"]["labels"] for made in cluster.made if made["kind"] == "TrainJob")
     cluster.objects["trainjobs", "left"] = {"kind": "TrainJob", "metadata": {"name": "left", "labels": name}}
-    content, _, _ = run_cookbook(
+    content, _, output = run_cookbook(
         "recipe=pytorch", *ON_PODS, output_root=tmp_path / "out", environment=cluster.environment
     )
+    assert "going on with this run" in output
     assert content["status"] == "ok" and cluster.objects == {}
 
 

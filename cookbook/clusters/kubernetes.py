@@ -148,6 +148,7 @@ class Api:
             pod, self.namespace, container=container, follow=True, _preload_content=False, _request_timeout=(10, 300)
         )
         rest = b""
+        # The API sends chunks: each line is here when it was said, not when a block of them is full.
         for chunk in answer.stream(decode_content=False):
             *lines, rest = (rest + chunk).split(b"\n")
             yield from (line.decode(errors="replace") for line in lines)
@@ -292,6 +293,11 @@ class Logs:
                 with open(path, "a") as file:
                     file.write(told["text"] + "\n")
                 self.counts[path] += 1
+        event = parse_line(told["text"]) or {}
+        if event.get("event") == "checkpoint":  # a run with a checkpoint is gone on with: runs.py looks for it here
+            note = self.run_dir / "checkpoints/on-the-claim.txt"
+            note.parent.mkdir(exist_ok=True)
+            note.write_text(f"{event['path']}\n")
 
     def drain(self, seconds=30):
         """Waits for the logs of pods that have ended."""
