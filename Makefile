@@ -46,7 +46,7 @@ bench: $(BIN)/.stamp ## measure a recipe against the bare framework: RECIPE=horo
 bench-hosts: $(BIN)/.stamp ## all-reduce over limited links against a model (as root, Linux)
 	@PYTHONPATH=. $(BIN)/python infra/local/benchmark.py
 
-infra-%: $(BIN)/.stamp ## machines: infra-plan, -up, -status, -down: TARGET=local|aws ARGS="infra.variables.num_hosts=3"
+infra-%: $(BIN)/.stamp ## machines: infra-plan, -up, -status, -down: TARGET=local|aws|gcp|eks|gke|kubernetes ARGS="infra.variables.num_hosts=3"
 	@$(BIN)/python -m cookbook.infra $* "$(TARGET)" $(ARGS)
 
 test: $(BIN)/.stamp ## the whole suite

@@ -516,3 +516,61 @@ def test_checkov(tools):
     }
     assert len(skipped) == 26
     assert all(len(reason) > 20 for reason in skipped.values())
+
+
+GOOD = {
+    "eks": {"name": "abc", "created": "2026-01-31T12:00:00Z", "ttl_hours": 4},
+    "gke": {"name": "abc", "created": "2026-01-31T12:00:00Z", "ttl_hours": 4, "project": "mine"},
+    "kubernetes": {"name": "abc", "context": "mine", "storage_class": "nfs"},
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "values", "message"),
+    [
+        *((target, {}, None) for target in GOOD),
+        *((target, {"ttl_hours": 0}, "ttl_hours must be more than 0") for target in ("eks", "gke")),
+        *((target, {"api_cidrs": ["0.0.0.0/0"]}, "0.0.0.0/0 would let everybody knock") for target in ("eks", "gke")),
+        *((target, {"num_workers": 65}, "a whole number from 0 to 64") for target in ("eks", "gke")),
+        ("eks", {"vpc_cidr": "8.8.0.0/16"}, "vpc_cidr must be a private range"),
+        ("eks", {"vpc_cidr": "10.40.0.0/24"}, "vpc_cidr must be a private range of /16 to /18"),
+        ("gke", {"subnet_cidr": "10.51.0.0/20"}, "outside 10.51 to 10.53"),
+        ("gke", {"name": "a-name-that-is-much-too-long-for-an-account"}, "3 to 22 small letters"),
+        ("kubernetes", {"context": ""}, "context must name a cluster"),
+        ("kubernetes", {"storage_class": None}, "one of storage_class and efs_file_system must be given"),
+        ("kubernetes", {"efs_file_system": "fs-1"}, "one of storage_class and efs_file_system must be given"),
+        ("kubernetes", {"operators": ["trainer", "flink"]}, "operators may be trainer, ray, spark, dask and kserve"),
+    ],
+)
+def test_variables_of_clusters(tmp_path, target, values, message):
+    """The variables alone, as their providers cannot be had here."""
+    shutil.copy(ROOT / f"infra/{target}/variables.tf", tmp_path)
+    (tmp_path / "values.tfvars.json").write_text(json.dumps(GOOD[target] | values))
+    for words in (["init", "-input=false"], ["plan", "-input=false", "-no-color", "-var-file=values.tfvars.json"]):
+        done = subprocess.run(["terraform", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    text = " ".join(re.sub(r"[╷│╵]", " ", done.stderr).split())
+    assert (done.returncode == 0) if message is None else message in text, text
+
+
+def test_the_price_of_a_cluster():
+    """A group of nodes counts with as many as it may have."""
+    group = {"instance_types": ["g5.xlarge"], "scaling_config": [{"desired_size": 0, "max_size": 3}]}
+    pool = {"node_config": [{"machine_type": "g2-standard-4"}], "node_count": 3}
+    for target, kind, what, each in (
+        ("eks", "aws_eks_node_group", group, 1.006 + 100 * 0.08 / 730),
+        ("gke", "google_container_node_pool", pool, 0.7069 + 100 * 0.10 / 730),
+    ):
+        table = yaml.safe_load((ROOT / f"infra/{target}/prices.yaml").read_text())
+        planned = [{"type": kind, "change": {"after": what}}]
+        lines = infra.lines_of(planned, {"region": table["regions"][0], "volume_gb": 100}, table)
+        assert infra.Price(lines, 10).total == pytest.approx(30 * each)
+
+
+def test_what_is_paid_for_already_needs_no_time(tmp_path):
+    target = infra.Target("kubernetes", [f"infra.folder={tmp_path}", "infra.variables.context=mine"])
+    assert "created" not in target.variables
+    planned = [{"mode": "managed", "type": "helm_release", "change": {"after": {}}}]
+    assert target.guard({"resource_changes": planned}).total == 0
+    planned.append({"mode": "managed", "type": "aws_instance", "change": {"after": {"instance_type": "g5.xlarge"}}})
+    with pytest.raises(UserError, match="expected after how many hours"):
+        target.guard({"resource_changes": planned})

@@ -53,12 +53,12 @@ variable "api_cidrs" {
 }
 
 variable "subnet_cidr" {
-  description = "Addresses of the nodes; pods and services take the two /16 ranges after the first /16 of its /8."
+  description = "Addresses of the nodes; 10.51 to 10.53 belong to pods, services and the cluster's API."
   type        = string
   default     = "10.50.0.0/20"
   validation {
-    condition     = can(cidrnetmask(var.subnet_cidr)) && can(regex("^10\\..*/(1[6-9]|2[0-4])$", var.subnet_cidr))
-    error_message = "subnet_cidr must be a range of 10.0.0.0/8 of /16 to /24 such as 10.50.0.0/20."
+    condition     = can(cidrnetmask(var.subnet_cidr)) && can(regex("^10\\..*/(1[6-9]|2[0-4])$", var.subnet_cidr)) && !can(regex("^10\\.5[123]\\.", var.subnet_cidr))
+    error_message = "subnet_cidr must be a range of 10.0.0.0/8 of /16 to /24 such as 10.50.0.0/20, outside 10.51 to 10.53."
   }
 }
 
