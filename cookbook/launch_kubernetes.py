@@ -32,6 +32,13 @@ def run_name(run_dir):
     return re.sub(r"[^a-z0-9]+", "-", f"{run_dir.parent.name}-{run_dir.name}".lower()).strip("-")
 
 
+class Plain(yaml.SafeDumper):
+    """YAML without references: what is said twice is written twice."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
 class Pods:
     """What all pods of one run have in common."""
 
@@ -112,7 +119,7 @@ class Pods:
     def objects(self, *own, secrets=None):
         """[Process]: what is submitted, in this order; each Job is waited for before the next object is made."""
         settings = self.made("v1", "ConfigMap", data={"config.yaml": self.cluster["config_yaml"]})
-        text = yaml.safe_dump_all([settings, *self.data_job(), *own], sort_keys=False)
+        text = yaml.dump_all([settings, *self.data_job(), *own], Dumper=Plain, sort_keys=False)
         path = str(self.run_dir / "objects.yaml")
         argv = ["kubectl", "create", "--namespace", self.namespace, "--filename", path]
         return [Process("kubernetes", argv, files={path: text}, secrets=secrets or {}, takes_settings=False)]
@@ -331,7 +338,6 @@ def spark_submit(config, recipe_dir, python, run_dir):
     conf = recipe["spark_conf"] | {
         "spark.authenticate": True,
         "spark.network.crypto.enabled": True,
-        "spark.local.dir": "/tmp",
     }
     conf = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in conf.items()}
 

@@ -30,7 +30,10 @@ RUN touch /build/recipe/overrides.txt /build/extra/requirements-none.txt \
 
 FROM ${BASE}
 ARG RECIPE
-RUN useradd --uid 1000 --create-home worker && mkdir -p /srv/settings /srv/shared
+# wget: KubeRay asks by it whether a Ray node is well. The base's own tag pins the packages' versions as far as Debian keeps them.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends wget && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 1000 --create-home worker && mkdir -p /srv/settings /srv/shared
 COPY --from=build /opt/python /opt/python
 COPY --from=build /srv/venv /srv/venv
 COPY data /srv/data

@@ -35,5 +35,6 @@ COPY recipes/spark/*.py /srv/recipe/
 ENV PATH=/srv/venv/bin:$PATH JAVA_HOME=/opt/java SPARK_HOME=/opt/spark \
     PYSPARK_PYTHON=/srv/venv/bin/python PYSPARK_DRIVER_PYTHON=/srv/venv/bin/python PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 1000:1000
-WORKDIR /srv/recipe
+# The entry point writes a file where it is; in a pod only /tmp can be written to.
+WORKDIR /tmp
 ENTRYPOINT ["/opt/entrypoint.sh"]
