@@ -152,7 +152,9 @@ class Pods:
         """[TrainingRuntime, TrainJob] of Kubeflow Trainer: the runtime says what the pods are, the job what they do."""
         jobs = []
         for name, template, labelled, depends in pods:
-            job = {"name": name, "template": {"spec": {"template": template}}}
+            # A pod that fails fails the job: what is tried again is the whole run, from its checkpoint.
+            template["spec"]["restartPolicy"] = "Never"
+            job = {"name": name, "template": {"spec": {"backoffLimit": 0, "template": template}}}
             if labelled:  # which pods the trainer's words, number and resources are meant for
                 job["template"]["metadata"] = {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}}
             if depends:
@@ -175,7 +177,16 @@ class Pods:
 def torchrun(config, recipe_dir, python, run_dir):
     """Kubeflow Trainer's TrainJob: on each pod torchrun with one worker, which finds the others by the variables that Trainer sets."""
     pods = Pods(config, recipe_dir, run_dir)
-    words = pods.told(["torchrun", "--max-restarts", str(config["recipe"]["max_restarts"]), *pods.program[1:]])
+    words = pods.told(
+        [
+            "torchrun",
+            "--nproc-per-node",
+            "1",
+            "--max-restarts",
+            str(config["recipe"]["max_restarts"]),
+            *pods.program[1:],
+        ]
+    )
     return pods.objects(*pods.train_job({"torch": {}}, words, [("node", pods.template("node", []), True, None)]))
 
 
@@ -219,7 +230,7 @@ def horovodrun(config, recipe_dir, python, run_dir):
         "--bind-to",
         "none",
         "--map-by",
-        "slot",
+        "ppr:1:node",
     ]
     # Where its other half is on the other pods, and how it gets there (in Open MPI 5 both belong to PRRTE).
     words += ["--prefix", "/srv/venv", "--prtemca", "plm_ssh_args", f"-p {MPI_PORT} -i {KEYS}/id_rsa -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"]  # fmt: skip
@@ -338,6 +349,7 @@ def spark_submit(config, recipe_dir, python, run_dir):
     conf = recipe["spark_conf"] | {
         "spark.authenticate": True,
         "spark.network.crypto.enabled": True,
+        "spark.kubernetes.authenticate.executor.serviceAccountName": "default",  # not the driver's, which may make pods
     }
     conf = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in conf.items()}
 

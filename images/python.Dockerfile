@@ -33,7 +33,7 @@ ARG RECIPE
 # wget: KubeRay asks by it whether a Ray node is well. The base's own tag pins the packages' versions as far as Debian keeps them.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends wget && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 1000 --create-home worker && mkdir -p /srv/settings /srv/shared
+    && (id -u 1000 >/dev/null 2>&1 || useradd --uid 1000 --create-home worker) && mkdir -p /srv/settings /srv/shared
 COPY --from=build /opt/python /opt/python
 COPY --from=build /srv/venv /srv/venv
 COPY data /srv/data

@@ -24,7 +24,7 @@ FROM ${BASE}
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends openjdk-17-jre-headless procps tini \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 1000 --create-home worker && mkdir -p /srv/settings /srv/shared \
+    && (id -u 1000 >/dev/null 2>&1 || useradd --uid 1000 --create-home worker) && mkdir -p /srv/settings /srv/shared \
     && ln -s /srv/venv/lib/python3.11/site-packages/pyspark /opt/spark \
     && ln -s "$(dirname "$(dirname "$(readlink -f "$(command -v java)")")")" /opt/java
 COPY --from=build /opt/python /opt/python

@@ -537,8 +537,16 @@ GOOD = {
         ("gke", {"subnet_cidr": "10.51.0.0/20"}, "outside 10.51 to 10.53"),
         ("gke", {"name": "a-name-that-is-much-too-long-for-an-account"}, "3 to 22 small letters"),
         ("kubernetes", {"context": ""}, "context must name a cluster"),
-        ("kubernetes", {"storage_class": None}, "one of storage_class and efs_file_system must be given"),
-        ("kubernetes", {"efs_file_system": "fs-1"}, "one of storage_class and efs_file_system must be given"),
+        (
+            "kubernetes",
+            {"storage_class": None},
+            "one of storage_class, efs_file_system and filestore_network must be given",
+        ),
+        (
+            "kubernetes",
+            {"efs_file_system": "fs-1"},
+            "one of storage_class, efs_file_system and filestore_network must be given",
+        ),
         ("kubernetes", {"operators": ["trainer", "flink"]}, "operators may be trainer, ray, spark, dask and kserve"),
     ],
 )

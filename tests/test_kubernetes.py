@@ -245,7 +245,7 @@ def test_what_is_missing_on_the_cluster(kubernetes, tmp_path):
     del cluster.refuse["POST", jobs]
     cluster.waiting = {"reason": "ImagePullBackOff", "message": "Back-off pulling image registry.test/cookbook:1"}
     assert "cannot start: ImagePullBackOff: Back-off pulling image registry.test/cookbook:1" in refused(
-        cluster, tmp_path
+        cluster, tmp_path, "cluster.image_timeout_seconds=1"
     )
 
 

@@ -15,6 +15,7 @@ from urllib3.exceptions import HTTPError
 
 from cookbook import ROOT, UserError
 from cookbook.clusters import local
+from cookbook.console import console
 from cookbook.environments import lock_of
 from cookbook.launch_kubernetes import RUN_LABEL, run_name
 from runrecord import parse_line
@@ -22,13 +23,9 @@ from runrecord import parse_line
 POLL_SECONDS = 2.0
 GONE_SECONDS = 120  # for what was deleted to be gone
 MARK = "podrun: "  # see runrecord/podrun.py
-HOPELESS = (
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "ImagePullBackOff",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-)
+HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
+BAD = (*HOPELESS, "ImagePullBackOff", "CreateContainerConfigError", "CreateContainerError")  # may pass
+RETRY_SECONDS = 20  # for an operator's cache to know what was made a moment ago
 
 # Kind -> plural, and how its status says that it has ended: {state: whether all went well}, from the states that `states_of` finds.
 KINDS = {
@@ -71,7 +68,9 @@ def prepare(cluster, recipe, python, data_dir, run_dir, mark, stage):
     for plural_path in {path for _, path in api.kinds()}:
         with contextlib.suppress(ApiException):  # an operator that is not installed has left nothing
             for item in api.ask("GET", plural_path, label=f"{RUN_LABEL}={name}").get("items", []):
-                api.delete(f"{plural_path}/{item['metadata']['name']}")
+                path = f"{plural_path}/{item['metadata']['name']}"
+                if not api.delete(path):
+                    raise UserError(f"what an earlier try of this run has left cannot be deleted: {path}")
     return found
 
 
@@ -120,24 +119,45 @@ class Api:
 
     def create(self, made):
         kind, name = made["kind"], made["metadata"]["name"]
-        try:
-            return self.ask("POST", self.path(made), made)
-        except ApiException as error:
-            hint = (
-                f"; is {kind}'s operator installed? (infra/kubernetes installs all of them)"
-                if error.status == 404
-                else ""
-            )
-            raise UserError(f"{kind} {name} was refused: {reason_of(error)}{hint}") from None
+        deadline = time.monotonic() + RETRY_SECONDS
+        while True:
+            try:
+                return self.ask("POST", self.path(made), made)
+            except ApiException as error:
+                # Trainer looks a job's runtime up among what it has heard of.
+                if "must be created before" in reason_of(error) and time.monotonic() < deadline:
+                    time.sleep(1)
+                    continue
+                self.refuse(kind, name, error)
+            except HTTPError as error:
+                raise UserError(f"{kind} {name} could not be made: {type(error).__name__}") from None
+
+    def refuse(self, kind, name, error):
+        hint = (
+            f"; is {kind}'s operator installed? (infra/kubernetes installs all of them)" if error.status == 404 else ""
+        )
+        raise UserError(f"{kind} {name} was refused: {reason_of(error)}{hint}") from None
 
     def delete(self, path):
-        """Deletes an object with all that belongs to it, and waits until it is gone."""
-        with contextlib.suppress(ApiException):
-            self.ask("DELETE", path, {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground"})
-            deadline = time.monotonic() + GONE_SECONDS
-            while time.monotonic() < deadline:
-                self.ask("GET", path)  # 404 ends this
-                time.sleep(min(0.5, POLL_SECONDS))
+        """Deletes an object with all that belongs to it; returns whether it is gone. A server that is away for a moment is asked again."""
+        deadline, asked = time.monotonic() + GONE_SECONDS, False
+        while time.monotonic() < deadline:
+            try:
+                if not asked:
+                    self.ask(
+                        "DELETE", path, {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground"}
+                    )
+                    asked = True
+                self.ask("GET", path)
+            except ApiException as error:
+                if error.status == 404:
+                    return True
+                if error.status in (401, 403):
+                    return False
+            except HTTPError:
+                pass
+            time.sleep(0.5)
+        return False
 
     def pods(self, name):
         return self.ask("GET", f"/api/v1/namespaces/{self.namespace}/pods", label=f"{RUN_LABEL}={name}")["items"]
@@ -170,7 +190,7 @@ def run(processes, cluster, run_dir, mark, watch):
         metadata = {"name": name, "namespace": cluster["namespace"], "labels": labels}
         objects.insert(0, {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata, "data": data})
     api, made = Api(cluster), []
-    logs = Logs(api, name, Path(run_dir))
+    logs = Logs(api, name, Path(run_dir), cluster["image_timeout_seconds"])
     try:
         for wanted in objects:
             made.append(wanted)
@@ -181,9 +201,14 @@ def run(processes, cluster, run_dir, mark, watch):
                     break
     finally:
         # The newest first; nothing is left on the cluster, however this ends.
-        for each in reversed(made):
-            api.delete(f"{api.path(each)}/{each['metadata']['name']}")
+        left = [each for each in reversed(made) if not api.delete(f"{api.path(each)}/{each['metadata']['name']}")]
         logs.close()
+        if left:
+            names = ", ".join(f"{each['kind'].lower()}/{each['metadata']['name']}" for each in left)
+            console.print(
+                f"warning: still on the cluster: kubectl delete -n {cluster['namespace']} {names.replace(', ', ' ')}",
+                markup=False,
+            )
     watch()
     log = Path(run_dir) / "logs/kubernetes.log"
     log.write_text("\n".join([*logs.last_lines(), f"{wanted['kind']} {wanted['metadata']['name']}: {said}"]) + "\n")
@@ -234,8 +259,9 @@ def message_of(found, state):
 class Logs:
     """Follows the logs of a run's pods, each in a thread: to a file per pod, and the run's record out of them."""
 
-    def __init__(self, api, name, run_dir):
-        self.api, self.name, self.run_dir = api, name, run_dir
+    def __init__(self, api, name, run_dir, image_timeout_seconds=120):
+        self.api, self.name, self.run_dir, self.image_timeout_seconds = api, name, run_dir, image_timeout_seconds
+        self.trouble = {}  # pod -> since when it cannot start
         self.followed, self.lock, self.over, self.tails = {}, threading.Lock(), threading.Event(), {}
         self.counts = {}  # file of the record -> its lines
         (run_dir / "logs").mkdir(exist_ok=True)
@@ -244,17 +270,22 @@ class Logs:
         """Begins to follow pods that have started. Raises UserError for one that never will."""
         for pod in self.api.pods(self.name):
             name, status = pod["metadata"]["name"], pod.get("status", {})
-            for container in status.get("containerStatuses") or []:
-                waiting = (container.get("state") or {}).get("waiting") or {}
-                if waiting.get("reason") in HOPELESS:
-                    raise UserError(
-                        f"pod {name} cannot start: {waiting['reason']}: {waiting.get('message', '')}".strip(": ")
-                    )
+            self._check_start(name, status.get("containerStatuses") or [])
             place = name, pod["spec"]["containers"][0]["name"]
             if status.get("phase") in ("Running", "Succeeded", "Failed") and place not in self.followed:
                 thread = threading.Thread(target=self._follow, args=place, daemon=True)
                 self.followed[place] = thread
                 thread.start()
+
+    def _check_start(self, pod, containers):
+        waiting = [(each.get("state") or {}).get("waiting") or {} for each in containers]
+        bad = next((each for each in waiting if each.get("reason") in BAD), None)
+        if bad is None:
+            self.trouble.pop(pod, None)
+            return
+        since = self.trouble.setdefault(pod, time.monotonic())
+        if bad["reason"] in HOPELESS or time.monotonic() - since > self.image_timeout_seconds:
+            raise UserError(f"pod {pod} cannot start: {bad['reason']}: {bad.get('message', '')}".strip(": "))
 
     def _follow(self, pod, container):
         while not self.over.is_set():
@@ -289,10 +320,10 @@ class Logs:
                 return
             if path not in self.counts:
                 self.counts[path] = len(path.read_text().splitlines()) if path.exists() else 0
-            if told["line"] == self.counts[path]:
+            if told["line"] >= self.counts[path]:  # more: lines that a rotated log has lost
                 with open(path, "a") as file:
                     file.write(told["text"] + "\n")
-                self.counts[path] += 1
+                self.counts[path] = told["line"] + 1
         event = parse_line(told["text"]) or {}
         if event.get("event") == "checkpoint":  # a run with a checkpoint is gone on with: runs.py looks for it here
             note = self.run_dir / "checkpoints/on-the-claim.txt"

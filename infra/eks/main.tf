@@ -75,9 +75,12 @@ resource "aws_eks_cluster" "main" {
 }
 
 resource "aws_eks_addon" "main" {
-  for_each     = toset(local.addons)
-  cluster_name = aws_eks_cluster.main.name
-  addon_name   = each.value
+  for_each                    = toset(local.addons)
+  cluster_name                = aws_eks_cluster.main.name
+  addon_name                  = each.value
+  resolve_conflicts_on_create = "OVERWRITE" # EKS has put some of them there already
+  # Network policies are only heeded when this says so.
+  configuration_values = each.value == "vpc-cni" ? jsonencode({ enableNetworkPolicy = "true" }) : null
 
   dynamic "pod_identity_association" {
     for_each = each.value == "aws-efs-csi-driver" ? ["efs-csi-controller-sa"] : []

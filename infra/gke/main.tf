@@ -2,10 +2,16 @@ locals {
   expires = timeadd(var.created, "${var.ttl_hours}h")
 }
 
+resource "google_project_service" "needed" {
+  for_each           = toset(["compute", "container", "file", "cloudscheduler"])
+  service            = "${each.value}.googleapis.com"
+  disable_on_destroy = false # others may use them too
+}
+
 resource "google_compute_network" "main" {
-  # checkov:skip=CKV2_GCP_18:GKE makes the rules that its nodes need; there are no others, so nothing else comes in
   name                    = var.name
   auto_create_subnetworks = false
+  depends_on              = [google_project_service.needed]
 }
 
 resource "google_compute_subnetwork" "main" {
@@ -23,6 +29,17 @@ resource "google_compute_subnetwork" "main" {
   secondary_ip_range {
     range_name    = "services"
     ip_cidr_range = "10.52.0.0/16"
+  }
+}
+
+# GKE's own rules let the control plane reach nodes on 443 and 10250 only; operators answer its questions on these.
+resource "google_compute_firewall" "webhooks" {
+  name          = "${var.name}-webhooks"
+  network       = google_compute_network.main.id
+  source_ranges = ["10.53.0.0/28"]
+  allow {
+    protocol = "tcp"
+    ports    = ["8443", "9443"]
   }
 }
 
@@ -98,7 +115,7 @@ resource "google_container_cluster" "main" {
   }
   addons_config {
     gcp_filestore_csi_driver_config {
-      enabled = true # standard-rwx: what the pods share
+      enabled = true # what the pods share
     }
   }
   node_config {
@@ -182,7 +199,7 @@ resource "google_project_iam_member" "expiry" {
   member  = "serviceAccount:${google_service_account.expiry.email}"
   condition {
     title      = "this-cluster"
-    expression = "resource.name == \"projects/${var.project}/zones/${var.zone}/clusters/${var.name}\""
+    expression = "resource.name.endsWith(\"/clusters/${var.name}\")"
   }
 }
 

@@ -29,7 +29,7 @@ locals {
     }
     device-plugin = {
       namespace = "nvidia-device-plugin", repository = "https://nvidia.github.io/k8s-device-plugin", chart = "nvidia-device-plugin", version = "0.18.0",
-      values    = {}
+      values    = { gfd = { enabled = true } } # it finds the nodes that have a GPU
     }
   }
   first = toset(concat(contains(var.operators, "kserve") ? ["cert-manager", "kserve-crd"] : [], var.device_plugin ? ["device-plugin"] : []))
@@ -110,6 +110,19 @@ resource "kubernetes_storage_class_v1" "efs" {
   }
 }
 
+# GKE's own class is for the network called default.
+resource "kubernetes_storage_class_v1" "filestore" {
+  count               = var.filestore_network == null ? 0 : 1
+  storage_provisioner = "filestore.csi.storage.gke.io"
+  reclaim_policy      = "Delete"
+  volume_binding_mode = "WaitForFirstConsumer"
+  parameters          = { tier = "standard", network = var.filestore_network }
+  metadata {
+    name   = "${var.name}-filestore"
+    labels = local.labels
+  }
+}
+
 # Datasets, checkpoints and results of all runs.
 resource "kubernetes_persistent_volume_claim_v1" "shared" {
   wait_until_bound = false
@@ -119,8 +132,10 @@ resource "kubernetes_persistent_volume_claim_v1" "shared" {
     labels    = local.labels
   }
   spec {
-    access_modes       = ["ReadWriteMany"]
-    storage_class_name = var.efs_file_system == null ? var.storage_class : kubernetes_storage_class_v1.efs[0].metadata[0].name
+    access_modes = ["ReadWriteMany"]
+    storage_class_name = coalesce(
+      var.storage_class, one(kubernetes_storage_class_v1.efs[*].metadata[0].name), one(kubernetes_storage_class_v1.filestore[*].metadata[0].name)
+    )
     resources {
       requests = { storage = var.storage_size }
     }

@@ -29,17 +29,23 @@ variable "namespace" {
 }
 
 variable "storage_class" {
-  description = "An existing storage class with ReadWriteMany for the shared claim; null: one is made for efs_file_system."
+  description = "An existing storage class with ReadWriteMany for the shared claim; null: one is made for efs_file_system or filestore_network."
   type        = string
   default     = null
   validation {
-    condition     = (var.storage_class == null) != (var.efs_file_system == null)
-    error_message = "one of storage_class and efs_file_system must be given, not both: the recipes' pods share a disk."
+    condition     = length([for given in [var.storage_class, var.efs_file_system, var.filestore_network] : given if given != null]) == 1
+    error_message = "one of storage_class, efs_file_system and filestore_network must be given, and no more: the recipes' pods share a disk."
   }
 }
 
 variable "efs_file_system" {
   description = "An EFS file system (output of infra/eks) for which a storage class is made."
+  type        = string
+  default     = null
+}
+
+variable "filestore_network" {
+  description = "A network of Google Cloud (output of infra/gke) in which the storage class makes its disks."
   type        = string
   default     = null
 }

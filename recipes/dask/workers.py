@@ -105,15 +105,16 @@ class Workers:
                     minimum=1, maximum=config.num_workers, interval="500ms", target_duration="500ms", wait_count=20
                 )
         # Distributed: from now on `compute` and `persist` send their graphs to this client's scheduler.
-        self.client = Client(address or self.cluster, timeout="30s")
+        self.client = Client(address or self.cluster, timeout=config.start_timeout_seconds)
         if address:
             # Distributed: workers that others have started do not have the modules that the tasks are made of.
             self.client.upload_file(modules_in(config.output_dir))
         # Distributed: workers that come later, or again, get the plugin too.
         self.client.register_plugin(Counter())
 
-    def look(self, seconds=60):
+    def look(self):
         """Meets the workers, and notes those that are new in the places of those that are gone."""
+        seconds = self.config.start_timeout_seconds
         wanted = 1 if self.config.elastic else self.config.num_workers
         try:
             # A worker that was lost takes a moment to be started again.

@@ -47,8 +47,10 @@ def build_switches():
     for framework, names in FRAMEWORKS.items():
         present = installed_version(names) is not None
         switches[f"HOROVOD_WITH{'' if present else 'OUT'}_{framework}"] = "1"
-    if shutil.which("nvidia-smi") and shutil.which("nvcc"):  # a compiler without a GPU is no reason to ask for NCCL
-        switches["HOROVOD_GPU_OPERATIONS"] = "NCCL"
+    # A compiler without a GPU is no reason to ask for NCCL; where an image is built, there is no GPU to be seen, and the user says so.
+    asked = os.environ.get("HOROVOD_GPU_OPERATIONS") or (shutil.which("nvidia-smi") and shutil.which("nvcc") and "NCCL")
+    if asked:
+        switches["HOROVOD_GPU_OPERATIONS"] = asked
     return switches
 
 

@@ -38,8 +38,9 @@ class Executors:
     def __init__(self, spark, config):
         self.spark, self.config, self.records = spark, config, {}  # executor id -> (rank, record)
 
-    def look(self, seconds=90):
+    def look(self):
         """Meets all executors, and notes those that are new in the places of those that are gone."""
+        seconds = max(90, self.config.start_timeout_seconds)
         context, deadline = self.spark.sparkContext, time.monotonic() + seconds
         num_executors, cores = (
             int(context.getConf().get(f"spark.executor.{key}", "1")) for key in ("instances", "cores")
