@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cookbook import UserError, launch, launch_kubernetes
-from cookbook.clusters import kubernetes as cluster_kubernetes
+from cookbook.clusters import pod_logs
 from cookbook.eject import compose_recipe
 from tests.fake_kubernetes import FakeKubernetes
 from tests.helpers import ROOT, Driver, latest, run_cookbook
@@ -266,6 +266,24 @@ def test_a_cluster_that_does_not_answer(tmp_path):
     assert "http://127.0.0.1:9 does not answer" in output and "kubectl get nodes" in output
 
 
+def test_what_pods_wait_for():
+    unscheduled = {
+        "type": "PodScheduled",
+        "status": "False",
+        "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+    }
+    pods = [
+        {"status": {"phase": "Pending", "conditions": [unscheduled]}},
+        {"status": {"phase": "Running"}},
+        {"status": {"phase": "Running"}},
+    ]
+    assert (
+        pod_logs.summary_of(pods)
+        == "pods: 1 Pending (0/3 nodes are available: 3 Insufficient nvidia.com/gpu.), 2 Running"
+    )
+    assert pod_logs.summary_of([]) == ""
+
+
 # ---- podrun
 
 
@@ -327,7 +345,7 @@ def test_podrun_tells_tensorflow_its_place(tmp_path):
 
 
 def test_a_log_that_is_read_twice_counts_once(tmp_path):
-    logs = cluster_kubernetes.Logs(None, "run", tmp_path)
+    logs = pod_logs.Logs(None, "run", tmp_path)
     told = [
         json.dumps({"path": "workers/rank0.jsonl", "line": number, "text": f'{{"n": {number}}}'}) for number in range(3)
     ]

@@ -1,0 +1,135 @@
+"""The calls of Kubernetes' API that a run needs."""
+
+import json
+import time
+
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
+
+from cookbook import UserError
+
+GONE_SECONDS = 120  # for what was deleted to be gone
+RETRY_SECONDS = 20  # for an operator's cache to know what was made a moment ago
+
+# Kind -> plural, and how its status says that it has ended: {state: whether all went well}, from the states that `states_of` finds.
+KINDS = {
+    "ConfigMap": ("configmaps", None),
+    "Secret": ("secrets", None),
+    "TrainingRuntime": ("trainingruntimes", None),
+    "Job": ("jobs", {"Complete": True, "Failed": False}),
+    "TrainJob": ("trainjobs", {"Complete": True, "Failed": False}),
+    "RayJob": ("rayjobs", {"Complete": True, "Failed": False}),
+    "DaskJob": ("daskjobs", {"Successful": True, "Failed": False}),
+    "SparkApplication": ("sparkapplications", {"COMPLETED": True, "FAILED": False, "SUBMISSION_FAILED": False}),
+}
+
+
+class Api:
+    """Asks by path, so that each kind is asked for alike."""
+
+    def __init__(self, cluster):
+        """Raises UserError when the kubeconfig has no such cluster, or it does not answer."""
+        try:
+            self.client = config.new_client_from_config(context=cluster["context"])
+            self.namespace = cluster["namespace"]
+            client.VersionApi(self.client).get_code(_request_timeout=10)
+        except config.ConfigException as error:
+            raise UserError(f"cluster=kubernetes: no usable kubeconfig: {error}") from None
+        except (HTTPError, ApiException) as error:
+            why = reason_of(error) if isinstance(error, ApiException) else type(error).__name__
+            raise UserError(
+                f"cluster=kubernetes: {self.client.configuration.host} does not answer: {why}. Does `kubectl get nodes` work?"
+            ) from None
+
+    def ask(self, method, path, body=None, label=None):
+        """The answer as plain data. Raises ApiException for a refusal, HTTPError where there is no answer."""
+        request = self.client.param_serialize(
+            method, path, query_params=[("labelSelector", label)] if label else [], body=body, auth_settings=["BearerToken"],
+            header_params={"Accept": "application/json", "Content-Type": "application/json"},
+        )  # fmt: skip
+        answer = self.client.call_api(*request, _request_timeout=60)
+        text = answer.read().decode()
+        if answer.status >= 400:
+            raise ApiException(status=answer.status, reason=answer.reason, body=text)
+        return json.loads(text)
+
+    def path(self, made):
+        version = made["apiVersion"]
+        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        return f"{root}/namespaces/{self.namespace}/{KINDS[made['kind']][0]}"
+
+    def kinds(self):
+        """(kind, path of its list) of everything that a run may have made."""
+        versions = {
+            "ConfigMap": "v1", "Secret": "v1", "Job": "batch/v1", "TrainJob": "trainer.kubeflow.org/v1alpha1",
+            "TrainingRuntime": "trainer.kubeflow.org/v1alpha1", "RayJob": "ray.io/v1", "DaskJob": "kubernetes.dask.org/v1",
+            "SparkApplication": "sparkoperator.k8s.io/v1beta2",
+        }  # fmt: skip
+        return [(kind, self.path({"apiVersion": version, "kind": kind})) for kind, version in versions.items()]
+
+    def create(self, made):
+        kind, name = made["kind"], made["metadata"]["name"]
+        deadline = time.monotonic() + RETRY_SECONDS
+        while True:
+            try:
+                return self.ask("POST", self.path(made), made)
+            except ApiException as error:
+                # Trainer looks a job's runtime up among what it has heard of.
+                if "must be created before" in reason_of(error) and time.monotonic() < deadline:
+                    time.sleep(1)
+                    continue
+                self.refuse(kind, name, error)
+            except HTTPError as error:
+                raise UserError(f"{kind} {name} could not be made: {type(error).__name__}") from None
+
+    def refuse(self, kind, name, error):
+        hint = (
+            f"; is {kind}'s operator installed? (infra/kubernetes installs all of them)" if error.status == 404 else ""
+        )
+        raise UserError(f"{kind} {name} was refused: {reason_of(error)}{hint}") from None
+
+    def delete(self, path):
+        """Deletes an object with all that belongs to it; returns whether it is gone. A server that is away for a moment is asked again."""
+        deadline, asked = time.monotonic() + GONE_SECONDS, False
+        while time.monotonic() < deadline:
+            try:
+                if not asked:
+                    self.ask(
+                        "DELETE", path, {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground"}
+                    )
+                    asked = True
+                self.ask("GET", path)
+            except ApiException as error:
+                if error.status == 404:
+                    return True
+                if error.status in (401, 403):
+                    return False
+            except HTTPError:
+                pass
+            time.sleep(0.5)
+        return False
+
+    def pods(self, name):
+        return self.ask("GET", f"/api/v1/namespaces/{self.namespace}/pods", label=f"{RUN_LABEL}={name}")["items"]
+
+    def follow(self, pod, container):
+        """The lines of a pod's log while they come; ends when the container has ended, raises HTTPError when the connection breaks."""
+        answer = client.CoreV1Api(self.client).read_namespaced_pod_log(
+            pod, self.namespace, container=container, follow=True, _preload_content=False, _request_timeout=(10, 300)
+        )
+        rest = b""
+        # The API sends chunks: each line is here when it was said, not when a block of them is full.
+        for chunk in answer.stream(decode_content=False):
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from (line.decode(errors="replace") for line in lines)
+        if rest:
+            yield rest.decode(errors="replace")
+
+
+def reason_of(error):
+    """What the API said of its refusal."""
+    try:
+        return json.loads(error.body)["message"]
+    except (TypeError, ValueError, KeyError):
+        return f"{error.status} {error.reason}"
