@@ -83,10 +83,9 @@ def run(processes, cluster, run_dir, mark, watch):
         left = [each for each in reversed(made) if not api.delete(f"{api.path(each)}/{each['metadata']['name']}")]
         logs.close()
         if left:
-            names = ", ".join(f"{each['kind'].lower()}/{each['metadata']['name']}" for each in left)
+            names = " ".join(f"{each['kind'].lower()}/{each['metadata']['name']}" for each in left)
             console.print(
-                f"warning: still on the cluster: kubectl delete -n {cluster['namespace']} {names.replace(', ', ' ')}",
-                markup=False,
+                f"warning: still there: kubectl delete --namespace {cluster['namespace']} {names}", markup=False
             )
     watch()
     log = Path(run_dir) / "logs/kubernetes.log"
@@ -108,14 +107,17 @@ def follow(api, wanted, logs, watch):
             found = api.ask("GET", path)
             logs.look()
         except ApiException as error:
-            if error.status < 500:
-                raise UserError(f"{kind} {wanted['metadata']['name']} is gone: {reason_of(error)}") from None
+            if error.status in (401, 403, 404):
+                raise UserError(
+                    f"{kind} {wanted['metadata']['name']} cannot be looked at: {reason_of(error)}"
+                ) from None
             continue
         except HTTPError:
             continue  # a server that is away for a moment
         state = next((name for name in states_of(found) if name in ends), None)
-    logs.look()
-    logs.drain()
+    with contextlib.suppress(ApiException, HTTPError):
+        logs.look()
+        logs.drain()
     watch()
     return message_of(found, state), ends[state]
 
