@@ -207,7 +207,9 @@ def test_a_killed_pod_fails_the_run_and_the_same_command_goes_on(kubernetes, und
 
 def test_an_interrupted_run_leaves_nothing_on_the_cluster(kubernetes, tmp_path):
     cluster = kubernetes("pytorch")
-    driver = Driver("recipe=pytorch", *ON_PODS, output_root=tmp_path / "out", environment=cluster.environment)
+    driver = Driver(
+        "recipe=pytorch", "recipe.num_epochs=6", *ON_PODS, output_root=tmp_path / "out", environment=cluster.environment
+    )
     driver.wait_until(lambda: any(event["event"] == "checkpoint" for event in driver.events()))
     assert len(cluster.objects) == 4
     driver.interrupt()
@@ -218,7 +220,7 @@ def test_an_interrupted_run_leaves_nothing_on_the_cluster(kubernetes, tmp_path):
     name = next(made["metadata"]["labels"] for made in cluster.made if made["kind"] == "TrainJob")
     cluster.objects["trainjobs", "left"] = {"kind": "TrainJob", "metadata": {"name": "left", "labels": name}}
     content, _, output = run_cookbook(
-        "recipe=pytorch", *ON_PODS, output_root=tmp_path / "out", environment=cluster.environment
+        "recipe=pytorch", "recipe.num_epochs=6", *ON_PODS, output_root=tmp_path / "out", environment=cluster.environment
     )
     assert "going on with this run" in output
     assert content["status"] == "ok" and cluster.objects == {}
