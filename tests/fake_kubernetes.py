@@ -18,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote
 
+import psutil
+
 from tests.helpers import ROOT
 
 # Everything in a folder OWN, then over the places where a pod sees it; /tmp comes last, as OWN is likely there.
@@ -229,17 +231,21 @@ class FakeKubernetes:
             "-c",
         ]
         argv += [POD.replace("VOLUMES", "\n".join(lines)), "sh", *map(str, words)]
-        log = self.folder / f"{alias or name}.log"
+        return self.start(alias or name, argv, owner, template, variables)
+
+    def start_in(self, name, argv, owner, template, environment):
+        """A process with a container's variables, by words that lead into its namespaces."""
+        (container,) = template["spec"]["containers"]
+        variables = {entry["name"]: entry["value"] for entry in container["env"]} | environment
+        return self.start(name, argv, owner, template, {"PATH": f"/srv/venv/bin:{os.environ['PATH']}", **variables})
+
+    def start(self, name, argv, owner, template, variables):
+        log = self.folder / f"{name}.log"
         with open(log, "w") as output:
             process = subprocess.Popen(
                 argv, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
-        self.pods[alias or name] = {
-            "process": process,
-            "log": log,
-            "owner": owner,
-            "labels": template["metadata"]["labels"],
-        }
+        self.pods[name] = {"process": process, "log": log, "owner": owner, "labels": template["metadata"]["labels"]}
         return process
 
     def volume(self, volume, own):
@@ -369,10 +375,21 @@ class FakeKubernetes:
             )  # gRPC asks a name server, not the hosts file
             self.wait_for_text(names[place - 1], "Ray runtime started")
         environment |= {"RAY_ADDRESS": f"{self.addresses[names[0]]}:6379"}
-        words = ["bash", "-c", spec["entrypoint"]]
-        status = self.start_pod(
-            names[0], head["template"], name, 1, words, environment, alias=f"{name}-submitter"
-        ).wait()
+        # As the job server does it: another process in the head's own container.
+        inside = str(psutil.Process(self.pods[names[0]]["process"].pid).children()[0].pid)
+        words = [
+            "nsenter",
+            "--target",
+            inside,
+            "--mount",
+            "--uts",
+            "--net",
+            "--pid",
+            "bash",
+            "-c",
+            f"cd /srv/recipe; {spec['entrypoint']}",
+        ]
+        status = self.start_in(f"{name}-submitter", words, name, head["template"], environment).wait()
         return {
             "jobDeploymentStatus": "Failed" if status else "Complete",
             "jobStatus": "FAILED" if status else "SUCCEEDED",
