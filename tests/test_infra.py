@@ -107,7 +107,7 @@ def test_terraform_test(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["up", "nowhere"], "TARGET=nowhere does not exist. There are: aws, gcp, local"),
+        (["up", "nowhere"], "TARGET=nowhere does not exist. There are: aws, eks, gcp, gke, kubernetes, local"),
         (["up", "local", "infra.variables.num_hosts=0"], "num_hosts must be a whole number from 1 to 50"),
         (
             ["up", "local", "infra.variables.hosts=3"],
