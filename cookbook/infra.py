@@ -39,7 +39,7 @@ class Target:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.variables = {key: value for key, value in self.settings["variables"].items() if value is not None}
         if name == "local":
-            self.variables["folder"] = str(self.folder / "hosts")
+            self.variables |= {"folder": str(self.folder / "hosts"), "python": sys.executable}
         if "ttl_hours" in self.settings["variables"]:
             self.variables["created"] = self.created()
         self.plan_file = self.folder / "plan.tfplan"
@@ -181,6 +181,8 @@ class Target:
         words = f'make recipe-pytorch ARGS="cluster=hosts cluster.inventory={shown}"'
         if self.name == "local":
             print(f"{words} runs on it")
+            for name in self.variables["services"]:
+                print(words.replace("recipe-pytorch", f"recipe-{name}"), "uses its running cluster")
         else:
             print(f"on the head, with {path} and your key (`ssh.key` in it) brought there: {words}")
 

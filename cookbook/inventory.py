@@ -5,12 +5,16 @@ hosts:
   - {name: worker1, address: 10.0.0.5, slots: 2, gpus: 2}
 ssh: {user: ubuntu, port: 22, key: ~/.ssh/id_ed25519, known_hosts: ~/.ssh/known_hosts}
 shared: false                                          # true: all hosts see this machine's files under the same paths
+services: ~/services                                   # where Spark, Dask and Ray clusters that run on them are described (services.py)
 """
 
+import contextlib
 import ipaddress
+import json
 import re
 from pathlib import Path
 
+import psutil
 import yaml
 
 from cookbook import UserError
@@ -20,7 +24,7 @@ SSH_KEYS = {"user": str, "port": int, "key": str, "known_hosts": str}
 
 
 def load(path):
-    """Returns {hosts: [{name, address, slots, gpus}, ...], ssh: {...}, shared} of an inventory file, or of the folder that has one.
+    """Returns {hosts: [{name, address, slots, gpus}, ...], ssh: {...}, shared, services} of an inventory file, or of the folder that has one.
 
     Raises UserError, with what was found and what was expected, for a file that does not say which hosts there are.
     """
@@ -37,7 +41,7 @@ def load(path):
         raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not isinstance(content.get("hosts"), list) or not content["hosts"]:
         raise UserError(f"{file}: expected `hosts:`, a list of at least one host with name, address and slots")
-    _check(content, {"hosts": list, "ssh": dict, "shared": bool}, str(file))
+    _check(content, {"hosts": list, "ssh": dict, "shared": bool, "services": str}, str(file))
     hosts = [_host(entry, file) for entry in content["hosts"]]
     for key in ("name", "address"):
         values = [host[key] for host in hosts]
@@ -53,6 +57,7 @@ def load(path):
             key: str(Path(value).expanduser()) if key in ("key", "known_hosts") else value for key, value in ssh.items()
         },
         "shared": content.get("shared", False),
+        "services": str(Path(content["services"]).expanduser()) if content.get("services") else None,
     }
 
 
@@ -103,3 +108,27 @@ def with_hosts(cluster):
         left -= taken
         hosts += [{**host, "slots": taken}] if taken else []
     return {**cluster, **found, "hosts": hosts, "num_workers": num_workers}
+
+
+def access_to(services, recipe):
+    """{address, secrets} of a recipe's running cluster below the folder `services`; None where there is none.
+
+    Raises UserError for one that was left behind by a process that is gone.
+    """
+    path = Path(services or "") / recipe / "access.json"
+    if not services or not path.exists():
+        return None
+    if not keeper(path.parent):
+        raise UserError(
+            f"{path}: the cluster that it describes is gone; start it again: python -m cookbook.services up {path.parent.parent.parent} {recipe}"
+        )
+    return json.loads(path.read_text())
+
+
+def keeper(place):
+    """The process that keeps a service up, or None."""
+    with contextlib.suppress(OSError, ValueError, psutil.Error):
+        process = psutil.Process(int((place / "keeper.pid").read_text()))
+        if process.status() != psutil.STATUS_ZOMBIE and str(place) in process.cmdline():
+            return process
+    return None

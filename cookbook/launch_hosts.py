@@ -4,14 +4,21 @@ A cluster's `hosts` are dictionaries with name, address, slots (workers of this 
 """
 
 import secrets
+from pathlib import Path
 
 from cookbook import UserError
 from cookbook.launch import Process, program_of, worker_environment
+
+SPARK_LOCKED = ("spark.authenticate", "spark.network.crypto.enabled")
 
 
 def _parts(config, recipe_dir, run_dir):
     """(recipe, cluster, hosts, head, [program, its settings])."""
     recipe, cluster = config["recipe"], config["cluster"]
+    if address := cluster.get(setting := recipe["driver"].get("address")):
+        raise UserError(
+            f"cluster=hosts takes the cluster that the inventory names, or starts one: for cluster.{setting}={address} cluster=local"
+        )
     program = [str(program_of(recipe_dir, recipe["driver"].get("variant"))), str(run_dir / "config.yaml")]
     return recipe, cluster, cluster["hosts"], cluster["hosts"][0], program
 
@@ -115,96 +122,95 @@ def tf_config(config, recipe_dir, python, run_dir):
     return started
 
 
-def spark_submit(config, recipe_dir, python, run_dir):
-    """A standalone cluster on the hosts ("Spark Standalone Mode": classes Master and Worker), and spark-submit on the head."""
-    recipe, cluster, hosts, head, program = _parts(config, recipe_dir, run_dir)
-    threads, memory = cluster["num_threads_per_worker"], recipe["memory_mb"]
-    # The cluster's processes take the secret from their environment, spark-submit from a file of properties.
-    secret = {"_SPARK_AUTH_SECRET": secrets.token_hex(16)}
-    properties = str(run_dir / "scratch/secrets/spark.conf")
-    master = f"spark://{head['address']}:{cluster['port']}"
-    locked = {"spark.authenticate": "true", "spark.network.crypto.enabled": "true"}
-    options = " ".join(f"-D{key}={value}" for key, value in locked.items())
+def spark_cluster(config, recipe_dir, python, run_dir):
+    """A standalone cluster on the hosts ("Spark Standalone Mode": classes Master and Worker); ([processes], what its clients need)."""
+    recipe, cluster, hosts, head, _ = _parts(config, recipe_dir, run_dir)
+    access = {"address": f"spark://{head['address']}:{cluster['port']}", "secret": secrets.token_hex(16)}
 
-    def of(name, host, argv, **more):
-        environment = worker_environment(config, python) | {
-            "PYSPARK_PYTHON": str(python), "SPARK_LOCAL_IP": host["address"], "SPARK_DAEMON_JAVA_OPTS": options,
+    def of(name, host, *words, ready):
+        environment = _spark_environment(config, python, host) | {
+            "SPARK_DAEMON_JAVA_OPTS": " ".join(f"-D{key}=true" for key in SPARK_LOCKED),
             "SPARK_LOCAL_DIRS": str(run_dir / "scratch"), "SPARK_WORKER_DIR": str(run_dir / "scratch"),
         }  # fmt: skip
-        return Process(name, argv, environment, host=host["address"], secrets=secret, **more)
+        argv = [str(python.parent / "spark-class"), f"org.apache.spark.deploy.{words[0]}", "--host", host["address"], "--webui-port", "0", *words[1:]]  # fmt: skip
+        # These take the secret from their environment, spark-submit from a file of properties.
+        secret = {"_SPARK_AUTH_SECRET": access["secret"]}
+        return Process(name, argv, environment, host=host["address"], secrets=secret, service=True, ready=ready)
 
-    run_class = [str(python.parent / "spark-class")]
-    started = [of("spark-master", head, [*run_class, "org.apache.spark.deploy.master.Master", "--host", head["address"], "--port", str(cluster["port"]), "--webui-port", "0"], service=True, ready="I have been elected leader")]  # fmt: skip
+    started = [
+        of("spark-master", head, "master.Master", "--port", str(cluster["port"]), ready="I have been elected leader")
+    ]
     for host in hosts:
-        argv = [*run_class, "org.apache.spark.deploy.worker.Worker", "--host", host["address"], "--webui-port", "0"]
-        argv += ["--cores", str(host["slots"] * threads), "--memory", f"{host['slots'] * memory}m", master]
-        started.append(
-            of(f"spark-worker-{host['name']}", host, argv, service=True, ready="Successfully registered with master")
-        )
+        cores, memory = (host["slots"] * each for each in (cluster["num_threads_per_worker"], recipe["memory_mb"]))
+        words = ["worker.Worker", "--cores", str(cores), "--memory", f"{memory}m", access["address"]]
+        started.append(of(f"spark-worker-{host['name']}", host, *words, ready="Successfully registered with master"))
+    return started, access
+
+
+def _spark_environment(config, python, host):
+    return worker_environment(config, python) | {"PYSPARK_PYTHON": str(python), "SPARK_LOCAL_IP": host["address"]}
+
+
+def spark_submit(config, recipe_dir, python, run_dir):
+    """spark-submit on the head, with a standalone cluster on the hosts."""
+    recipe, cluster, _, head, program = _parts(config, recipe_dir, run_dir)
+    threads, properties = cluster["num_threads_per_worker"], str(run_dir / "scratch/secrets/spark.conf")
+    started, access = _running_or_own(spark_cluster, config, recipe_dir, python, run_dir)
     own = {
-        "spark.executor.instances": cluster["num_workers"], "spark.executor.cores": threads, "spark.executor.memory": f"{memory}m",
+        "spark.executor.instances": cluster["num_workers"], "spark.executor.cores": threads, "spark.executor.memory": f"{recipe['memory_mb']}m",
         "spark.cores.max": cluster["num_workers"] * threads, "spark.driver.host": head["address"], "spark.driver.bindAddress": head["address"],
     }  # fmt: skip
-    argv = [str(python.parent / "spark-submit"), "--master", master, "--properties-file", properties]
-    for key, value in (recipe["spark_conf"] | own | locked).items():
+    argv = [str(python.parent / "spark-submit"), "--master", access["address"], "--properties-file", properties]
+    for key, value in (recipe["spark_conf"] | own | dict.fromkeys(SPARK_LOCKED, True)).items():
         argv += ["--conf", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
-    files = {properties: f"spark.authenticate.secret {secret['_SPARK_AUTH_SECRET']}\n"}
-    return [*started, of("spark-submit", head, [*argv, *program], files=files)]
+    environment = _spark_environment(config, python, head) | {"SPARK_LOCAL_DIRS": str(run_dir / "scratch")}
+    files = {properties: f"spark.authenticate.secret {access['secret']}\n"}
+    return [*started, Process("spark-submit", [*argv, *program], environment, host=head["address"], files=files)]
 
 
-def dask_client(config, recipe_dir, python, run_dir):
-    """A scheduler on the head, a worker for each slot, and the client on the head ("Deploy Dask Clusters: Command Line"), over TLS."""
-    _, cluster, hosts, head, program = _parts(config, recipe_dir, run_dir)
+def dask_cluster(config, recipe_dir, python, run_dir):
+    """A scheduler on the head and a worker for each slot ("Deploy Dask Clusters: Command Line"), over TLS; ([processes], what its clients need)."""
+    _, cluster, hosts, head, _ = _parts(config, recipe_dir, run_dir)
     files = certificate(run_dir, [host["address"] for host in hosts])
+    access = {"address": f"tls://{head['address']}:{cluster['port']}"}
+    access |= {Path(path).stem: content for path, content in files.items()}  # key, cert
+    environment = _dask_environment(config, python, run_dir, "info")
+    scheduler = [str(python), "-m", "distributed.cli.dask_scheduler", "--host", access["address"], "--no-dashboard"]
+    started = [Process("dask-scheduler", scheduler, environment, host=head["address"], files=files, service=True, ready="Scheduler at:")]  # fmt: skip
+    for host, slot in [(one, slot) for one in hosts for slot in range(one["slots"])]:
+        name = f"{host['name']}-{slot}"
+        argv = [
+            str(python),
+            "-m",
+            "distributed.cli.dask_worker",
+            access["address"],
+            "--host",
+            f"tls://{host['address']}",
+        ]
+        argv += ["--no-dashboard", "--no-nanny", "--nthreads", str(cluster["num_threads_per_worker"]), "--name", name]
+        started.append(Process(f"dask-worker-{name}", argv, environment, host=host["address"], service=True, ready="Registered to:"))  # fmt: skip
+    return started, access
+
+
+def _dask_environment(config, python, run_dir, level):
     key, cert = (str(run_dir / f"scratch/secrets/{name}.pem") for name in ("key", "cert"))
     prefix = "DASK_DISTRIBUTED__COMM__TLS"
     tls = {f"{prefix}__CA_FILE": cert}
     for part in ("SCHEDULER", "WORKER", "CLIENT"):
         tls |= {f"{prefix}__{part}__KEY": key, f"{prefix}__{part}__CERT": cert}
-    environment = worker_environment(config, python) | tls | {
-        "DASK_TEMPORARY_DIRECTORY": str(run_dir / "scratch"), "DASK_LOGGING__DISTRIBUTED": "info", "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true",
+    return worker_environment(config, python) | tls | {
+        "DASK_TEMPORARY_DIRECTORY": str(run_dir / "scratch"), "DASK_LOGGING__DISTRIBUTED": level, "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true",
     }  # fmt: skip
-    address = f"tls://{head['address']}:{cluster['port']}"
-    scheduler = [str(python), "-m", "distributed.cli.dask_scheduler", "--host", address, "--no-dashboard"]
-    started = [
-        Process(
-            "dask-scheduler",
-            scheduler,
-            environment,
-            host=head["address"],
-            files=files,
-            service=True,
-            ready="Scheduler at:",
-        )
-    ]
-    for host in hosts:
-        for slot in range(host["slots"]):
-            argv = [
-                str(python),
-                "-m",
-                "distributed.cli.dask_worker",
-                address,
-                "--host",
-                f"tls://{host['address']}",
-                "--no-dashboard",
-                "--no-nanny",
-            ]
-            argv += ["--nthreads", str(cluster["num_threads_per_worker"]), "--name", f"{host['name']}-{slot}"]
-            started.append(
-                Process(
-                    f"dask-worker-{host['name']}-{slot}",
-                    argv,
-                    environment,
-                    host=host["address"],
-                    service=True,
-                    ready="Registered to:",
-                )
-            )
-    client = environment | {"DASK_SCHEDULER_ADDRESS": address, "DASK_LOGGING__DISTRIBUTED": "warning"}
-    return [
-        *started,
-        Process("dask", [str(python), *program, f"num_workers={cluster['num_workers']}"], client, host=head["address"]),
-    ]
+
+
+def dask_client(config, recipe_dir, python, run_dir):
+    """The client on the head, with a Dask cluster on the hosts."""
+    _, cluster, _, head, program = _parts(config, recipe_dir, run_dir)
+    started, access = _running_or_own(dask_cluster, config, recipe_dir, python, run_dir)
+    environment = _dask_environment(config, python, run_dir, "warning") | {"DASK_SCHEDULER_ADDRESS": access["address"]}
+    files = {str(run_dir / f"scratch/secrets/{name}.pem"): access[name] for name in ("key", "cert")}
+    argv = [str(python), *program, f"num_workers={cluster['num_workers']}"]
+    return [*started, Process("dask", argv, environment, host=head["address"], files=files)]
 
 
 def certificate(run_dir, addresses):
@@ -237,50 +243,51 @@ def certificate(run_dir, addresses):
     }
 
 
-def rayrun(config, recipe_dir, python, run_dir):
-    """A Ray cluster on the hosts ("Launching an On-Premise Cluster": ray start), with a token of its own, and the program on the head."""
-    recipe, cluster, hosts, head, program = _parts(config, recipe_dir, run_dir)
-    each = max(cluster["num_threads_per_worker"], recipe.get("cpus_per_trial", 1))
-    environment = worker_environment(config, python) | {
-        "MALLOC_ARENA_MAX": "1",
-        "RAY_AUTH_MODE": "token",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    secret = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    address, started = f"{head['address']}:{cluster['port']}", []
+def ray_cluster(config, recipe_dir, python, run_dir):
+    """A Ray cluster on the hosts ("Launching an On-Premise Cluster": ray start), with a token of its own; ([processes], what its clients need)."""
+    recipe, cluster, hosts, head, _ = _parts(config, recipe_dir, run_dir)
+    access = {"address": f"{head['address']}:{cluster['port']}", "token": secrets.token_hex(32)}
+    each, started = max(cluster["num_threads_per_worker"], recipe.get("cpus_per_trial", 1)), []
+    # Ray's sockets want a short path, 107 bytes at most: the run folder's is too long.
+    temp = f"/tmp/ray-{run_dir.name}"
     for host in hosts:
-        is_head = host is head
-        num_cpus = host["slots"] * each + (recipe["num_data_cpus"] + recipe.get("num_learners", 0) if is_head else 0)
-        argv = [
-            str(python.parent / "ray"),
-            "start",
-            "--block",
-            "--disable-usage-stats",
-            "--node-ip-address",
-            host["address"],
-        ]
+        num_cpus = host["slots"] * each
+        argv = [str(python.parent / "ray"), "start", "--block", "--disable-usage-stats", "--node-ip-address", host["address"]]  # fmt: skip
+        if host is head:
+            num_cpus += recipe["num_data_cpus"] + recipe.get("num_learners", 0)
+            argv += ["--head", "--port", str(cluster["port"]), "--include-dashboard", "false", "--temp-dir", temp]
+        else:
+            argv += ["--address", access["address"]]
         argv += ["--num-cpus", str(num_cpus), "--object-store-memory", str(recipe["object_store_mb"] << 20)]
-        argv += (
-            ["--head", "--port", str(cluster["port"]), "--include-dashboard", "false"]
-            if is_head
-            else ["--address", address]
-        )
-        # Ray's sockets want a short path, 107 bytes at most: the run folder's is too long.
-        temp = f"/tmp/ray-{run_dir.name}"
-        argv += ["--temp-dir", temp] if is_head else []
-        started.append(
-            Process(
-                f"ray-{host['name']}", argv, environment, host=host["address"], secrets=secret, service=True,
-                ready="Ray runtime started", leaves=(temp,),
-            )
-        )  # fmt: skip
+        started.append(Process(
+            f"ray-{host['name']}", argv, _ray_environment(config, python), host=host["address"], secrets={"RAY_AUTH_TOKEN": access["token"]},
+            service=True, ready="Ray runtime started", leaves=(temp,),
+        ))  # fmt: skip
+    return started, access
+
+
+def _ray_environment(config, python):
+    own = {"MALLOC_ARENA_MAX": "1", "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    return worker_environment(config, python) | own
+
+
+def rayrun(config, recipe_dir, python, run_dir):
+    """The program on the head, with a Ray cluster on the hosts."""
+    _, cluster, _, head, program = _parts(config, recipe_dir, run_dir)
+    started, access = _running_or_own(ray_cluster, config, recipe_dir, python, run_dir)
     argv = [str(python), *program, f"num_workers={cluster['num_workers']}"]
-    return [
-        *started,
-        Process("ray", argv, environment | {"RAY_ADDRESS": address}, host=head["address"], secrets=secret),
-    ]
+    environment = _ray_environment(config, python) | {"RAY_ADDRESS": access["address"]}
+    secret = {"RAY_AUTH_TOKEN": access["token"]}
+    return [*started, Process("ray", argv, environment, host=head["address"], secrets=secret)]
 
 
+def _running_or_own(start, *words):
+    """([processes], access): a cluster for this run alone, or none where the inventory has a running one (services.py)."""
+    service = words[0]["cluster"].get("service")
+    return ([], service) if service else start(*words)
+
+
+CLUSTERS = {"spark_submit": spark_cluster, "dask_client": dask_cluster, "rayrun": ray_cluster}
 LAUNCHERS = {
     launcher.__name__: launcher for launcher in (horovodrun, torchrun, tf_config, spark_submit, dask_client, rayrun)
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cookbook import UserError, inventory
+from cookbook import UserError, inventory, services
 from cookbook.clusters import hosts as clusters_hosts
 from tests.helpers import ROOT, Driver, latest, run_cookbook
 from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch
@@ -34,6 +34,14 @@ MISSING = [
 ]
 needs_hosts = pytest.mark.skipif(bool(MISSING), reason=f"hosts of network namespaces need {', '.join(MISSING)}")
 SYSTEMS = ["horovod", "pytorch", "tensorflow", "spark", "dask", "ray_train"]
+
+
+def links_namespaces_and_mounts():
+    """Their names; what other programs of this machine have or let go of meanwhile is theirs."""
+    links = re.findall(r"^\d+: ([^:@\s]+)", local_hosts.sh("ip", "-o", "link"), re.MULTILINE)
+    assert "lo" in links
+    namespaces, mounts = local_hosts.sh("ip", "netns", "list"), Path("/proc/mounts").read_text()
+    return {*links, *namespaces.splitlines(), *mounts.splitlines()}
 
 
 class Place:
@@ -91,6 +99,75 @@ def test_two_hosts_come_to_the_same_result_as_one(two, undisturbed, recipe, tmp_
         assert content["metrics"][name] == pytest.approx(here["metrics"][name], abs=0.02)
     assert two.ssh_alone()
     assert list(Path("/tmp").glob(f"ray-{Path(content['folder']).name}*")) == []
+
+
+@pytest.fixture
+def service(two):
+    """Starts a recipe's cluster that stays up on the two hosts; returns its keeper and the hosts' processes then."""
+    names = []
+
+    def start(recipe, *overrides):
+        names.append(recipe)
+        services.up(two.folder, recipe, overrides)
+        return inventory.keeper(two.folder / "services" / recipe), {*two.pids(1), *two.pids(2)}
+
+    yield start
+    for name in names:
+        services.down(two.folder, name)
+        assert not (two.folder / "services" / name).exists()
+
+
+@needs_hosts
+@pytest.mark.parametrize("recipe", ["spark", "dask", "ray_train"])
+def test_a_cluster_that_stays_up(two, service, undisturbed, recipe, tmp_path):
+    words, more = [f"recipe={recipe}", *SHORT[recipe]], ["recipe.steps=[ingest]"] if recipe == "spark" else []
+    here = undisturbed(*words)[0]
+    _, before = service(recipe)
+    content, folder, output = run_cookbook(*words, *more, *two.words, output_root=tmp_path)
+    assert "on the running cluster" in output
+    assert len(list(folder.glob("logs/*.log"))) == 1, "the run has started its program, and nothing else"
+    assert {worker["host"] for worker in content["workers"]} == {"host1", "host2"}
+    assert (content["num_rows"], content["account"]) == (here["num_rows"], here["account"])
+    if recipe == "dask":
+        assert {worker["pid"] for worker in content["workers"]} <= before, "Dask's workers are the cluster's own"
+    access = json.loads((two.folder / f"services/{recipe}/access.json").read_text())
+    hidden = [value for name, value in access.items() if name in ("secret", "key", "token")]
+    assert len(hidden) == 1
+    assert hidden[0][-40:] not in (folder / "run.json").read_text() + output
+    assert before - {*two.pids(1), *two.pids(2)} == set(), "the cluster is still there"
+    services.down(two.folder, recipe)
+    assert two.ssh_alone()
+
+
+@needs_hosts
+def test_a_cluster_that_stays_up_loses_a_part_or_its_keeper(two, service, tmp_path, capfd):
+    access = two.folder / "services/dask/access.json"
+    keeper, _ = service("dask")
+    services.up(two.folder, "dask", [])
+    assert f"up, {json.loads(access.read_text())['address']}" in capfd.readouterr().out, "twice is once"
+    assert access.stat().st_mode & 0o077 == 0
+    worker = next(pid for pid in two.pids(2) if "dask_worker" in local_hosts.words_of(pid))
+    os.kill(worker, signal.SIGKILL)
+    keeper.wait(30)
+    assert "the dask cluster has ended: {'dask-worker-host2-0': 137}" in (access.parent / "keeper.log").read_text()
+    assert services.status(two.folder, "dask") == 1
+    assert two.ssh_alone()
+    keeper, _ = service("dask")
+    keeper.kill()
+    keeper.wait(5)
+    assert two.ssh_alone(), "the hosts have ended what nobody keeps up"
+    words = ["recipe=dask", *SHORT["dask"], *two.words]
+    _, _, output = run_cookbook(*words, output_root=tmp_path, status=1)
+    assert "the cluster that it describes is gone; start it again: python -m cookbook.services up" in output
+
+
+@needs_hosts
+def test_a_recipe_without_a_cluster_that_could_stay_up(two):
+    with pytest.raises(UserError, match="the pytorch cluster could not be started"):
+        services.up(two.folder, "pytorch", [])
+    text = (two.folder / "services/pytorch/keeper.log").read_text()
+    assert "recipe pytorch has no cluster that could stay up: torchrun starts its workers itself" in text
+    services.down(two.folder, "pytorch")
 
 
 @needs_hosts
@@ -252,7 +329,7 @@ def test_a_host_whose_disk_is_full(tmp_path):
 
 @needs_hosts
 def test_down_leaves_nothing_and_up_twice_is_once(tmp_path, capsys):
-    before = local_hosts.sh("ip", "-br", "link"), local_hosts.sh("ip", "netns", "list")
+    before = links_namespaces_and_mounts()
     place = Place(tmp_path / "hosts", num_hosts=3, slots=2)
     first = place.pids(3)
     assert inventory.load(place.folder)["hosts"][2]["name"] == "host3"
@@ -263,7 +340,7 @@ def test_down_leaves_nothing_and_up_twice_is_once(tmp_path, capsys):
     (place.folder / "inventory.yaml").unlink()  # as if it had been interrupted just before
     assert place.hosts.status() == 1
     place.hosts.down()
-    assert (local_hosts.sh("ip", "-br", "link"), local_hosts.sh("ip", "netns", "list")) == before
+    assert links_namespaces_and_mounts() - before == set()
     assert list(place.folder.iterdir()) == []
     assert not any(Path(f"/proc/{pid}").exists() for pid in first)
 

@@ -9,14 +9,13 @@ import subprocess
 import sys
 import time
 import zipfile
-from pathlib import Path
 
 import pytest
 import yaml
 
-from cookbook import ROOT, UserError, infra
+from cookbook import ROOT, UserError, infra, inventory
 from tests.helpers import CLEAN, run_cookbook
-from tests.test_hosts import MISSING, local_hosts
+from tests.test_hosts import MISSING, links_namespaces_and_mounts, local_hosts
 
 if not shutil.which("terraform"):
     pytest.skip("terraform is missing: infra/ cannot be tested (install it, see make doctor)", allow_module_level=True)
@@ -36,26 +35,20 @@ def make(*words, status=0):
 @pytest.mark.skipif(bool(MISSING), reason=f"hosts of network namespaces need {', '.join(MISSING)}")
 def test_up_a_recipe_on_it_and_down(tmp_path):
     """The whole circle, as a user types it; and nothing of it is left."""
-    before = [
-        local_hosts.sh("ip", "-br", "link"),
-        local_hosts.sh("ip", "netns", "list"),
-        Path("/proc/mounts").read_text(),
-    ]
-    words = ["TARGET=local", f"ARGS=infra.folder={tmp_path}/machines"]
+    before = links_namespaces_and_mounts()
+    words = ["TARGET=local", f"ARGS=infra.folder={tmp_path}/machines infra.variables.services=[dask]"]
     output = make("infra-up", *words)
-    assert "1 added" in output
+    assert "2 added" in output
+    assert f'make recipe-dask ARGS="cluster=hosts cluster.inventory={tmp_path}/machines" uses its running' in output
+    assert inventory.access_to(tmp_path / "machines/hosts/services", "dask")["address"].startswith("tls://10.77.")
     assert f'make recipe-pytorch ARGS="cluster=hosts cluster.inventory={tmp_path}/machines" runs on it' in output
     assert "nothing to change" in make("infra-up", *words), "a second time there is nothing to do"
-    assert "1 resources" in make("infra-status", *words)
+    assert "2 resources" in make("infra-status", *words)
     recipe = ["recipe=pytorch", "cluster=hosts", f"cluster.inventory={tmp_path}/machines", "recipe.num_epochs=2"]
     content, _, _ = run_cookbook(*recipe, output_root=tmp_path / "out")
     assert {worker["host"] for worker in content["workers"]} == {"host1", "host2"}
     assert "nothing is left" in make("infra-down", *words)
-    assert [
-        local_hosts.sh("ip", "-br", "link"),
-        local_hosts.sh("ip", "netns", "list"),
-        Path("/proc/mounts").read_text(),
-    ] == before
+    assert links_namespaces_and_mounts() - before == set()
     assert list((tmp_path / "machines/hosts").iterdir()) == []
     assert not (tmp_path / "machines/inventory.yaml").exists()
 
@@ -111,8 +104,9 @@ def test_terraform_test(tmp_path):
         (["up", "local", "infra.variables.num_hosts=0"], "num_hosts must be a whole number from 1 to 50"),
         (
             ["up", "local", "infra.variables.hosts=3"],
-            "Could not override 'infra.variables.hosts'. There are: num_hosts, slots",
+            "Could not override 'infra.variables.hosts'. There are: num_hosts, slots, services",
         ),
+        (["up", "local", "infra.variables.services=[horovod]"], "services are recipes of Spark, Dask or Ray"),
     ],
 )
 def test_words_that_make_no_sense(tmp_path, words, message):

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cookbook import ROOT, UserError
+from cookbook import ROOT, UserError, inventory
 from cookbook import processes as os_processes
 from cookbook.clusters import local
 
@@ -164,8 +164,14 @@ def prepare(cluster, recipe, python, data_dir, run_dir, mark, stage):
         if not cluster["shared"]:
             stage.update(f"bringing {len(wanted)} folders to {len(cluster['hosts'])} hosts")
             _on_each(cluster["hosts"], lambda host: push(ssh, host, wanted))
+    if service := inventory.access_to(cluster["services"] if cluster["use_services"] else None, recipe):
+        stage.line(f"on the running cluster {service['address']}")
     hosts = zip(cluster["hosts"], found, strict=True)
-    return {**cluster, "hosts": [{**host, "interface": about["interface"]} for host, about in hosts]}
+    return {
+        **cluster,
+        "service": service,
+        "hosts": [{**host, "interface": about["interface"]} for host, about in hosts],
+    }
 
 
 def _on_each(hosts, work):

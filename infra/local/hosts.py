@@ -94,7 +94,9 @@ class Hosts:
         )
         ssh = f"{{user: {getpass.getuser()}, port: {port}, key: {self.folder}/key, known_hosts: {self.folder}/known_hosts}}"
         partial = self.folder / "inventory.partial"
-        partial.write_text(f"hosts:\n{hosts}ssh: {ssh}\nshared: {str(not self.private).lower()}\n")
+        partial.write_text(
+            f"hosts:\n{hosts}ssh: {ssh}\nshared: {str(not self.private).lower()}\nservices: {self.folder}/services\n"
+        )
         partial.replace(self.folder / "inventory.yaml")
         print(f"{self.folder}/inventory.yaml: {', '.join(addresses)}")
 
@@ -119,6 +121,11 @@ class Hosts:
             ):
                 sh("ip", "-n", name, *words.split())
         return addresses, 22
+
+    def links(self):
+        """This machine's ends of the hosts' cables, and the bridge last."""
+        names = re.findall(r"^\d+: ([^:@\s]+)", sh("ip", "-o", "link"), re.MULTILINE) if self.namespaces else []
+        return sorted((name for name in names if name.split("-")[0] == self.bridge), reverse=True)
 
     def start_sshd(self, number, address, port):
         config = self.folder / f"sshd{number}.conf"
@@ -176,12 +183,18 @@ class Hosts:
         state = self.folder / "state.json"
         if self.folder.exists() and any(self.folder.iterdir()) and not state.exists():
             raise SystemExit(f"error: {self.folder} has other files, and no state.json of ours: choose an empty folder")
+        # Who keeps services up first: it ends them in order.
+        keepers = [int(path.read_text() or 0) for path in self.folder.glob("services/*/keeper.pid")]
+        end([pid for pid in keepers if str(self.folder) in words_of(pid)], grace=20)
         for name in sh("ip", "netns", "list", check=False).split() if self.namespaces else []:
             if name.startswith(f"cb-{self.id}-"):
                 end([int(pid) for pid in sh("ip", "netns", "pids", name, check=False).split()])
                 sh("ip", "netns", "delete", name)
-        if self.namespaces and self.bridge in sh("ip", "-br", "link"):
-            sh("ip", "link", "delete", self.bridge)
+        # The pairs first: left to themselves they go when the kernel has taken their namespace apart, some time later.
+        for link in self.links():
+            sh("ip", "link", "delete", link, check=False)
+        if self.links():
+            raise SystemExit(f"error: {', '.join(self.links())}: could not be removed")
         for path in self.folder.glob("sshd*.pid"):
             pid = int(path.read_text().split()[0])
             if str(self.folder) in words_of(pid):
@@ -204,9 +217,9 @@ def words_of(pid):
         return ""
 
 
-def end(pids):
+def end(pids, grace=3):
     for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + grace
         while pids and time.monotonic() < deadline:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):

@@ -21,3 +21,27 @@ resource "terraform_data" "hosts" {
     command = "python3 '${self.input.script}' down '${self.input.folder}'"
   }
 }
+
+# Spark, Dask and Ray clusters that stay up on them, for run after run (cookbook/services.py).
+resource "terraform_data" "service" {
+  for_each = toset(var.services)
+
+  input = {
+    python = var.python
+    root   = abspath("${path.module}/../..")
+    folder = terraform_data.hosts.output.folder
+    name   = each.key
+  }
+  triggers_replace = [terraform_data.hosts.id, each.key]
+
+  provisioner "local-exec" {
+    command     = "'${self.input.python}' -m cookbook.services up '${self.input.folder}' ${self.input.name}"
+    working_dir = self.input.root
+  }
+
+  provisioner "local-exec" {
+    when        = destroy
+    command     = "'${self.input.python}' -m cookbook.services down '${self.input.folder}' ${self.input.name}"
+    working_dir = self.input.root
+  }
+}

@@ -26,3 +26,23 @@ variable "slots" {
     error_message = "slots must be a whole number of at least 1."
   }
 }
+
+variable "services" {
+  description = "Recipes whose Spark, Dask or Ray cluster stays up on the hosts."
+  type        = list(string)
+  default     = []
+  validation {
+    condition     = alltrue([for name in var.services : contains(["spark", "dask", "ray_train", "ray_tune", "ray_rllib"], name)])
+    error_message = "services are recipes of Spark, Dask or Ray: spark, dask, ray_train, ray_tune, ray_rllib."
+  }
+}
+
+variable "python" {
+  description = "The Python of the driver's environment, which starts services."
+  type        = string
+  default     = "python3"
+  validation {
+    condition     = length(var.python) > 0 && !strcontains(var.python, "'")
+    error_message = "python must be a path without quotes."
+  }
+}
