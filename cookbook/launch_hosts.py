@@ -3,6 +3,7 @@
 A cluster's `hosts` are dictionaries with name, address, slots (workers of this run) and interface; the first one is the head.
 """
 
+import json
 import secrets
 from pathlib import Path
 
@@ -104,21 +105,24 @@ def horovodrun(config, recipe_dir, python, run_dir):
 
 
 def tf_config(config, recipe_dir, python, run_dir):
-    """Each worker with its TF_CONFIG, by ssh ("Distributed training with TensorFlow": every process is told of all)."""
-    import json
-
-    recipe, cluster, hosts, _, program = _parts(config, recipe_dir, run_dir)
-    if recipe["driver"].get("chief"):
-        raise UserError(
-            f"recipe.strategy={recipe['strategy']} runs on one machine here; on hosts: recipe.strategy=multi_worker"
-        )
-    places = [(host, cluster["port"] + slot) for host in hosts for slot in range(host["slots"])]
-    workers = [f"{host['address']}:{port}" for host, port in places]
+    """Each process with its TF_CONFIG, by ssh ("Distributed training with TensorFlow": every process is told of all). With a chief, which is
+    on the head, workers and ps are servers: a lost one ends the run, and the same command goes on from the checkpoint."""
+    recipe, cluster, hosts, head, program = _parts(config, recipe_dir, run_dir)
+    chief = recipe["driver"].get("chief")
+    places = [("worker", host) for host in hosts for _ in range(host["slots"])]
+    if chief:
+        places += [("ps", hosts[index % len(hosts)]) for index in range(recipe["num_ps"])] + [("chief", head)]
+    members, tasks = {}, []
+    for number, (kind, host) in enumerate(places):
+        addresses = members.setdefault(kind, [])
+        tasks.append((kind, len(addresses), host))
+        addresses.append(f"{host['address']}:{cluster['port'] + number}")
     started = []
-    for index, (host, _) in enumerate(places):
-        task = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
+    for kind, index, host in tasks:
+        task = json.dumps({"cluster": members, "task": {"type": kind, "index": index}})
         environment = worker_environment(config, python) | {"TF_CONFIG": task, "TFRUN_ATTEMPT": "0"}
-        started.append(Process(f"worker-{index}", [str(python), *program], environment, host=host["address"]))
+        serves, argv = bool(chief) and kind != "chief", [str(python), *program]
+        started.append(Process(f"{kind}-{index}", argv, environment, host=host["address"], service=serves))
     return started
 
 

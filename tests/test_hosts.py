@@ -101,6 +101,19 @@ def test_two_hosts_come_to_the_same_result_as_one(two, undisturbed, recipe, tmp_
     assert list(Path("/tmp").glob(f"ray-{Path(content['folder']).name}*")) == []
 
 
+@needs_hosts
+def test_parameter_servers_on_two_hosts(two, tmp_path):
+    words = ["recipe=tensorflow", "recipe.strategy=parameter_server", "recipe.num_ps=2", "recipe.num_epochs=2"]
+    content, _, output = run_cookbook(*words, *two.words, output_root=tmp_path)
+    assert content["status"] == "ok", output
+    assert content["num_rows"] == 2 * 1438
+    assert [worker["host"] for worker in content["workers"]] == ["host1", "host2"]
+    assert all(worker["samples"] > 0 for worker in content["workers"])
+    served = sorted((service["role"], service["host"]) for service in content["services"])
+    assert served == [("chief", "host1"), ("ps", "host1"), ("ps", "host2")]
+    assert two.ssh_alone()
+
+
 @pytest.fixture
 def service(two):
     """Starts a recipe's cluster that stays up on the two hosts; returns its keeper and the hosts' processes then."""

@@ -117,16 +117,29 @@ def test_pytorch_on_two_nodes(slurm, undisturbed, tmp_path):
     assert slurm.ask("squeue", "-h") == ""
 
 
+@pytest.fixture
+def keys(slurm, tmp_path):
+    """An agent with the key that the nodes' ssh servers take, as people have one when they submit."""
+    environment = {**slurm.environment, "SSH_AUTH_SOCK": str(tmp_path / "agent")}
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", environment["SSH_AUTH_SOCK"]], stdout=subprocess.DEVNULL)
+    wait_for(Path(environment["SSH_AUTH_SOCK"]).exists)
+    subprocess.run(["ssh-add", "-q", slurm.place.folder / "key"], env={**os.environ, **environment}, check=True)
+    yield environment
+    agent.terminate()
+    agent.wait()
+
+
 @needs_slurm
-def test_horovod_with_two_workers(slurm, undisturbed, tmp_path):
+@pytest.mark.parametrize("num_nodes", [1, 2])
+def test_horovod_with_two_workers(slurm, keys, undisturbed, tmp_path, num_nodes):
     words = ["recipe=horovod", *SHORT["horovod"]]
-    content, _, output = run_cookbook(
-        *words, "cluster=slurm", "cluster.num_nodes=1", output_root=tmp_path, environment=slurm.environment
-    )
+    places = ["cluster=slurm", f"cluster.num_nodes={num_nodes}"]
+    content, _, output = run_cookbook(*words, *places, output_root=tmp_path / "out", environment=keys)
     assert content["status"] == "ok", output
     assert [worker["rank"] for worker in content["workers"]] == [0, 1]
-    assert {worker["host"] for worker in content["workers"]} < {"host1", "host2"}
+    assert len({worker["host"] for worker in content["workers"]} & {"host1", "host2"}) == num_nodes
     assert digests(content) == digests(undisturbed(*words)[0])
+    assert slurm.ask("squeue", "-h") == ""
 
 
 @needs_slurm
