@@ -97,10 +97,22 @@ def horovodrun(config, recipe_dir, python, run_dir):
         argv += ["--blacklist-cooldown-range", "2", "10"]
     else:
         argv += ["-H", ",".join(slots)]
-    if recipe["controller"] == "mpi":
-        raise UserError("recipe.controller=mpi runs on one machine here; on hosts: recipe.controller=gloo")
-    argv += ["--gloo", "--network-interfaces", interface, str(python), *program]
     environment = worker_environment(config, python) | {"GLOO_SOCKET_IFNAME": interface}
+    if recipe["controller"] == "mpi":
+        # mpirun's ssh would ask about host keys where nobody answers.
+        options = ["StrictHostKeyChecking=accept-new"]
+        if cluster.get("known_hosts"):
+            known = str(run_dir / "scratch/secrets/known_hosts")
+            files[known] = cluster["known_hosts"]
+            options = ["StrictHostKeyChecking=yes", f"UserKnownHostsFile={known}"]
+        argv += ["--mpi", "--binding-args=--bind-to none --map-by slot"]  # see launch.horovodrun
+        environment |= {
+            "PRTE_MCA_plm_ssh_args": " ".join([*(f"-o {option}" for option in options), "-p", str(cluster["ssh"].get("port", 22))]),
+            "PRTE_MCA_prte_if_include": interface, "OMPI_MCA_btl_tcp_if_include": interface,
+        }  # fmt: skip
+    else:
+        argv += ["--gloo"]
+    argv += ["--network-interfaces", interface, str(python), *program]
     return [Process("horovodrun", argv, environment, host=head["address"], files=files)]
 
 

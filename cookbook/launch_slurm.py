@@ -49,7 +49,7 @@ def submission(config, run_dir, python, body):
     ]
     text = "\n".join([*lines, 'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', body]) + "\n"
     argv = ["sbatch", "--parsable", str(script)]
-    return [Process("sbatch", argv, {"PATH": environment["PATH"]}, files={str(script): text})]
+    return [Process("sbatch", argv, {"PATH": environment["PATH"]}, files={str(script): text}, takes_settings=False)]
 
 
 def torchrun(config, recipe_dir, python, run_dir):
@@ -73,13 +73,13 @@ def torchrun(config, recipe_dir, python, run_dir):
 def horovodrun(config, recipe_dir, python, run_dir):
     """horovodrun on the first node, which reaches the others by ssh as everywhere ("Run Horovod"); on one node it needs none."""
     recipe, cluster = config["recipe"], config["cluster"]
-    if recipe["elastic"] or recipe["controller"] != "gloo":
-        raise UserError("on Slurm: recipe.elastic=false and recipe.controller=gloo (its jobs have a fixed size)")
+    if recipe["elastic"]:
+        raise UserError("on Slurm: recipe.elastic=false (its jobs have a fixed size)")
     per_node = cluster["num_workers"] // cluster["num_nodes"]
     slots = f"slots=$(scontrol show hostnames \"$SLURM_JOB_NODELIST\" | sed 's/$/:{per_node}/' | paste -sd, -)"
     words = [
         str(python.parent / "horovodrun"), "-np", str(cluster["num_workers"]), "--start-timeout", str(cluster["start_timeout_seconds"]), "-H", '"$slots"',
-        "--gloo", "--network-interfaces", '"$interface"' if cluster["num_nodes"] > 1 else "lo", shlex.quote(str(python)),
+        *(["--gloo"] if recipe["controller"] == "gloo" else ["--mpi", "'--binding-args=--bind-to none --map-by slot'"]), "--network-interfaces", '"$interface"' if cluster["num_nodes"] > 1 else "lo", shlex.quote(str(python)),
         shlex.quote(str(program_of(recipe_dir, recipe["driver"].get("variant")))), shlex.quote(str(run_dir / "config.yaml")),
     ]  # fmt: skip
     local = [] if cluster["num_nodes"] > 1 else [f"slots=localhost:{per_node}", "export GLOO_SOCKET_IFNAME=lo"]

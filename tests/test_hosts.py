@@ -102,6 +102,16 @@ def test_two_hosts_come_to_the_same_result_as_one(two, undisturbed, recipe, tmp_
 
 
 @needs_hosts
+def test_horovod_over_mpi(two, undisturbed, tmp_path):
+    words = ["recipe=horovod", *SHORT["horovod"]]
+    content, _, output = run_cookbook(*words, "recipe.controller=mpi", *two.words, output_root=tmp_path)
+    assert content["status"] == "ok", output
+    assert [worker["host"] for worker in content["workers"]] == ["host1", "host2"]
+    assert digests(content) == digests(undisturbed(*words)[0])
+    assert two.ssh_alone()
+
+
+@needs_hosts
 def test_parameter_servers_on_two_hosts(two, tmp_path):
     words = ["recipe=tensorflow", "recipe.strategy=parameter_server", "recipe.num_ps=2", "recipe.num_epochs=2"]
     content, _, output = run_cookbook(*words, *two.words, output_root=tmp_path)

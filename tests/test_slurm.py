@@ -130,10 +130,10 @@ def keys(slurm, tmp_path):
 
 
 @needs_slurm
-@pytest.mark.parametrize("num_nodes", [1, 2])
-def test_horovod_with_two_workers(slurm, keys, undisturbed, tmp_path, num_nodes):
+@pytest.mark.parametrize(("num_nodes", "controller"), [(1, "gloo"), (2, "gloo"), (2, "mpi")])
+def test_horovod_with_two_workers(slurm, keys, undisturbed, tmp_path, num_nodes, controller):
     words = ["recipe=horovod", *SHORT["horovod"]]
-    places = ["cluster=slurm", f"cluster.num_nodes={num_nodes}"]
+    places = ["cluster=slurm", f"cluster.num_nodes={num_nodes}", f"recipe.controller={controller}"]
     content, _, output = run_cookbook(*words, *places, output_root=tmp_path / "out", environment=keys)
     assert content["status"] == "ok", output
     assert [worker["rank"] for worker in content["workers"]] == [0, 1]
@@ -229,6 +229,8 @@ def test_what_cannot_be_a_job():
         UserError, match="cluster=slurm: spark_submit does not start workers there; those that do: horovodrun, torchrun"
     ):
         plan_of("spark")
+    with pytest.raises(UserError, match="its jobs have a fixed size"):
+        plan_of("horovod", "recipe.elastic=true")
 
 
 def plan_of(recipe, *words):

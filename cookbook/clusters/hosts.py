@@ -166,10 +166,11 @@ def prepare(cluster, recipe, python, data_dir, run_dir, mark, stage):
             _on_each(cluster["hosts"], lambda host: push(ssh, host, wanted))
     if service := inventory.access_to(cluster["services"] if cluster["use_services"] else None, recipe):
         stage.line(f"on the running cluster {service['address']}")
-    hosts = zip(cluster["hosts"], found, strict=True)
+    known, hosts = cluster["ssh"].get("known_hosts"), zip(cluster["hosts"], found, strict=True)
     return {
         **cluster,
         "service": service,
+        "known_hosts": Path(known).read_text() if known else None,
         "hosts": [{**host, "interface": about["interface"]} for host, about in hosts],
     }
 
