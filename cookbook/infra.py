@@ -67,19 +67,11 @@ class Target:
         return output or ""
 
     def init(self):
-        """Fetches providers, and says where the state is: a file with a lock beside it, or a place in S3 with one."""
+        """Fetches providers, and says where the state is: a file with a lock beside it, or a bucket that has one."""
         override = self.source / "backend_override.tf"
         if self.settings["state"]:
-            bucket, _, path = self.settings["state"].removeprefix("s3://").partition("/")
-            override.write_text('terraform {\n  backend "s3" {}\n}\n')
-            key = f"{path.strip('/')}/{self.name}.tfstate".lstrip("/")
-            backend = {
-                "bucket": bucket,
-                "key": key,
-                "region": self.variables.get("region", "us-east-1"),
-                "use_lockfile": "true",
-                "encrypt": "true",
-            }
+            kind, backend = backend_of(self.settings["state"], self.name, self.variables.get("region", "us-east-1"))
+            override.write_text(f'terraform {{\n  backend "{kind}" {{}}\n}}\n')
         else:
             override.unlink(missing_ok=True)
             backend = {"path": str(self.folder / "terraform.tfstate")}
@@ -262,6 +254,22 @@ class Price:
     def text(self):
         lines = [f"{what:<28} {count:>3} x {each:>9.4f} USD/h" for what, count, each in self.lines]
         return "\n".join([*lines, f"{'until everything expires':<28} {self.hours:g} h: {self.total:.2f} USD"])
+
+
+def backend_of(state, name, region):
+    """(kind, settings) of terraform's backend for a bucket's address. Raises UserError for one that is neither S3's nor Google's."""
+    found = re.fullmatch(r"(s3|gs)://([^/]+)(?:/(.*?))?/*", state)
+    if not found:
+        raise UserError(f"infra.state={state}: expected s3://bucket/path, gs://bucket/path, or null for a file")
+    scheme, bucket, path = found.groups()
+    place = f"{path}/{name}" if path else name
+    if scheme == "gs":
+        return "gcs", {"bucket": bucket, "prefix": place}  # the bucket itself locks it
+    backend = {"bucket": bucket, "key": f"{place}.tfstate", "region": region, "use_lockfile": "true", "encrypt": "true"}
+    if os.environ.get("AWS_ENDPOINT_URL_S3"):  # a store of one's own that speaks S3, and knows nothing else of AWS
+        backend |= {"use_path_style": "true"} | {f"skip_{what}": "true" for what in (
+            "credentials_validation", "metadata_api_check", "region_validation", "requesting_account_id")}  # fmt: skip
+    return "s3", backend
 
 
 def lines_of(planned, variables, table):

@@ -280,6 +280,53 @@ def test_aws_apply_an_empty_second_plan_and_destroy(moto, tmp_path, monkeypatch,
     ec2.delete_volume(VolumeId=stray["VolumeId"])
 
 
+@pytest.mark.skipif(bool(MISSING), reason=f"hosts of network namespaces need {', '.join(MISSING)}")
+def test_the_state_in_a_bucket_is_locked_there(moto, tmp_path, monkeypatch):
+    url, environment = moto
+    for name, value in {**environment, "AWS_ENDPOINT_URL_S3": url}.items():
+        monkeypatch.setenv(name, value)
+    import boto3
+
+    s3 = boto3.client("s3", region_name="us-east-1")
+    s3.create_bucket(Bucket="states")
+    shutil.copytree(ROOT / "infra/local", tmp_path / "source", ignore=shutil.ignore_patterns("hosts", "*.tfstate*"))
+    words = [f"infra.folder={tmp_path}/folder", "infra.state=s3://states/mine"]
+    target = infra.Target("local", words, source=tmp_path / "source")
+    target.up()
+    try:
+        assert [entry["Key"] for entry in s3.list_objects_v2(Bucket="states")["Contents"]] == ["mine/local.tfstate"]
+        assert list((tmp_path / "folder").glob("*.tfstate")) == []
+        assert infra.Target("local", words, source=tmp_path / "source").status() == 1
+        # Somebody elsewhere is at work.
+        held = {
+            "ID": "0",
+            "Operation": "OperationTypeApply",
+            "Who": "somebody",
+            "Version": "1.11.4",
+            "Created": "2026-01-31T12:00:00Z",
+        }
+        s3.put_object(Bucket="states", Key="mine/local.tfstate.tflock", Body=json.dumps(held))
+        with pytest.raises(UserError, match="another apply is under way: wait for its end. .*somebody"):
+            target.plan()
+        s3.delete_object(Bucket="states", Key="mine/local.tfstate.tflock")
+    finally:
+        target.down()
+    state = json.loads(s3.get_object(Bucket="states", Key="mine/local.tfstate")["Body"].read())
+    assert state["resources"] == []
+    s3.delete_object(Bucket="states", Key="mine/local.tfstate")
+    s3.delete_bucket(Bucket="states")
+
+
+def test_where_a_state_may_be(monkeypatch):
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    kind, settings = infra.backend_of("s3://ours/ml/", "aws", "eu-west-1")
+    assert (kind, settings["bucket"], settings["key"]) == ("s3", "ours", "ml/aws.tfstate")
+    assert (settings["use_lockfile"], settings["encrypt"], settings["region"]) == ("true", "true", "eu-west-1")
+    assert infra.backend_of("gs://ours", "gcp", "") == ("gcs", {"bucket": "ours", "prefix": "gcp"})
+    with pytest.raises(UserError, match="infra.state=/tmp/here: expected s3://bucket/path, gs://bucket/path"):
+        infra.backend_of("/tmp/here", "aws", "")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
