@@ -18,10 +18,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from python_terraform import IsFlagged, Terraform
 
-from cookbook import ROOT, UserError, doctor, settings
+from cookbook import ROOT, UserError, doctor, prices, settings
 
 COMMANDS = ("plan", "up", "status", "down")
-HOURS_PER_MONTH = 730
 # Google Cloud has no list over all kinds of things by label: what costs most is looked for by hand.
 LISTED_BY = {
     "gcp": "gcloud compute instances list --filter labels.distributed-ml",
@@ -104,37 +103,9 @@ class Target:
             for change in content.get("resource_changes", [])
             if change["change"]["actions"] != ["no-op"] and change["mode"] == "managed"
         ]
-        return changes, self.guard(content)
-
-    def guard(self, content):
-        """The plan's price until everything expires. Raises UserError above infra.max_cost_usd, without a TTL, or for an unknown price."""
-        planned = [
-            change
-            for change in content.get("resource_changes", [])
-            if change["mode"] == "managed" and change["change"]["after"] is not None
-        ]
-        if not any(change["type"] != "terraform_data" for change in planned):
-            return Price([], 0)
-        table = yaml.safe_load((self.source / "prices.yaml").read_text())
-        if all(change["type"] in table["free"] for change in planned):
-            return Price([], 0)
-        hours = self.variables.get("ttl_hours")
-        if not hours or hours <= 0:
-            raise UserError(
-                f"infra.variables.ttl_hours={hours}: expected after how many hours everything is to be terminated; without it nothing is made"
-            )
-        ends = datetime.datetime.fromisoformat(self.variables["created"]) + datetime.timedelta(hours=hours)
-        if ends <= datetime.datetime.now(datetime.UTC):
-            raise UserError(
-                f"the time of these machines was over at {ends:%Y-%m-%d %H:%M} UTC: `make infra-down` first, or a longer infra.variables.ttl_hours"
-            )
-        price = Price(lines_of(planned, self.variables, table), hours)
-        if price.total > self.settings["max_cost_usd"]:
-            raise UserError(
-                f"{price.total:.2f} USD until everything expires ({hours:g} h, prices of {table['date']}) is more than infra.max_cost_usd="
-                f"{self.settings['max_cost_usd']:g}: nothing was made. Fewer or smaller machines, fewer hours, or a higher limit"
-            )
-        return price
+        return changes, prices.guard(
+            content, self.variables, self.source / "prices.yaml", self.settings["max_cost_usd"]
+        )
 
     def up(self):
         changes, price = self.plan()
@@ -241,21 +212,6 @@ class Target:
         return [arn for arn in found if arn.rpartition("/")[2] not in gone]
 
 
-class Price:
-    """What a plan costs: lines of (what, how many, USD an hour), for so many hours."""
-
-    def __init__(self, lines, hours):
-        self.lines, self.hours = lines, hours
-
-    @property
-    def total(self):
-        return sum(count * each for _, count, each in self.lines) * self.hours
-
-    def text(self):
-        lines = [f"{what:<28} {count:>3} x {each:>9.4f} USD/h" for what, count, each in self.lines]
-        return "\n".join([*lines, f"{'until everything expires':<28} {self.hours:g} h: {self.total:.2f} USD"])
-
-
 def backend_of(state, name, region):
     """(kind, settings) of terraform's backend for a bucket's address. Raises UserError for one that is neither S3's nor Google's."""
     found = re.fullmatch(r"(s3|gs)://([^/]+)(?:/(.*?))?/*", state)
@@ -270,42 +226,6 @@ def backend_of(state, name, region):
         backend |= {"use_path_style": "true"} | {f"skip_{what}": "true" for what in (
             "credentials_validation", "metadata_api_check", "region_validation", "requesting_account_id")}  # fmt: skip
     return "s3", backend
-
-
-def lines_of(planned, variables, table):
-    """Lines of a price: [(what, how many, USD an hour), ...]. Raises UserError for what the table does not know."""
-    region = variables.get("region")
-    if region not in table["regions"]:
-        raise UserError(f"the price table has no prices for region {region}; it has: {', '.join(table['regions'])}")
-    counts, each = {}, {}
-    for change in planned:
-        kind, after = change["type"], change["change"]["after"]
-        if kind in table["free"] or (kind == "aws_vpc_endpoint" and after.get("vpc_endpoint_type") == "Gateway"):
-            continue
-        count = dig(after, table["counts"][kind]) if kind in table.get("counts", {}) else 1
-        if kind in table["machines"]:
-            what = dig(after, table["machines"][kind])
-            price = table["instances"].get(what)
-            if kind in table["with_disk"]:
-                counts["disks (GB)"] = counts.get("disks (GB)", 0) + count * variables.get("volume_gb", 200)
-                each["disks (GB)"] = table["volume_gb_month"] / HOURS_PER_MONTH
-        else:
-            what = "aws_vpc_endpoint_interface" if kind == "aws_vpc_endpoint" else kind
-            price = table["per_hour"].get(what)
-        if price is None:
-            raise UserError(
-                f"the price of {what} is unknown: put it into the target's prices.yaml, with its date, before anything is made"
-            )
-        counts[what], each[what] = counts.get(what, 0) + count, price
-    return [(what, counts[what], each[what]) for what in counts]
-
-
-def dig(values, path):
-    """What a dotted path leads to in a resource's values; of a list (blocks are lists) its first entry."""
-    for name in path.split("."):
-        values = values[name]
-        values = values[0] if isinstance(values, list) else values
-    return values
 
 
 def resources_of(module):

@@ -13,7 +13,7 @@ import zipfile
 import pytest
 import yaml
 
-from cookbook import ROOT, UserError, infra, inventory
+from cookbook import ROOT, UserError, infra, inventory, prices
 from tests.helpers import CLEAN, run_cookbook
 from tests.test_hosts import MISSING, links_namespaces_and_mounts, local_hosts
 
@@ -342,7 +342,7 @@ def test_the_guard(moto, tmp_path, monkeypatch, words, message):
     if "region" in words[0]:  # terraform itself would ask that region first
         table = yaml.safe_load((AWS / "prices.yaml").read_text())
         with pytest.raises(UserError, match=message):
-            infra.lines_of([{"type": "aws_vpc", "change": {"after": {}}}], {"region": "mars-east-1"}, table)
+            prices.lines_of([{"type": "aws_vpc", "change": {"after": {}}}], {"region": "mars-east-1"}, table)
         return
     target = infra.Target(
         "aws", [*WORDS, *words, f"infra.folder={tmp_path}/state"], source=for_old_provider(tmp_path / "aws", url)
@@ -536,8 +536,8 @@ def test_the_price_of_a_tpu():
         {"type": "google_compute_instance", "change": {"after": {"machine_type": "n2-standard-4"}}},
         {"type": "google_storage_bucket", "change": {"after": {}}},
     ]
-    lines = infra.lines_of(planned, {"region": "us-central1", "volume_gb": 100}, table)
-    assert infra.Price(lines, 10).total == pytest.approx(10 * (1.20 + 0.1943 + 100 * 0.10 / 730))
+    lines = prices.lines_of(planned, {"region": "us-central1", "volume_gb": 100}, table)
+    assert prices.Price(lines, 10).total == pytest.approx(10 * (1.20 + 0.1943 + 100 * 0.10 / 730))
 
 
 def test_checkov(tools):
@@ -613,8 +613,8 @@ def test_the_price_of_a_cluster():
     ):
         table = yaml.safe_load((ROOT / f"infra/{target}/prices.yaml").read_text())
         planned = [{"type": kind, "change": {"after": what}}]
-        lines = infra.lines_of(planned, {"region": table["regions"][0], "volume_gb": 100}, table)
-        assert infra.Price(lines, 10).total == pytest.approx(30 * each)
+        lines = prices.lines_of(planned, {"region": table["regions"][0], "volume_gb": 100}, table)
+        assert prices.Price(lines, 10).total == pytest.approx(30 * each)
 
 
 def test_what_is_paid_for_already_needs_no_time(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cookbook import UserError, launch, launch_kubernetes
+from cookbook import UserError, launch, launch_kubernetes, pods
 from cookbook.clusters import pod_logs
 from cookbook.eject import compose_recipe
 from tests.fake_kubernetes import FakeKubernetes
@@ -152,7 +152,7 @@ def test_pods_have_no_rights():
             for spec in pods_in(made):
                 (container,) = spec["containers"]
                 assert spec["securityContext"]["runAsNonRoot"] and spec["automountServiceAccountToken"] is False
-                assert container["securityContext"] == launch_kubernetes.LOCKED_DOWN
+                assert container["securityContext"] == pods.LOCKED_DOWN
                 assert set(container["resources"]) == {"requests", "limits"}
                 assert container["image"] == "registry.test/cookbook:1"
 

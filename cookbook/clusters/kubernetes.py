@@ -16,7 +16,7 @@ from cookbook.clusters.kubernetes_api import KINDS, Api, reason_of
 from cookbook.clusters.pod_logs import Logs
 from cookbook.console import console
 from cookbook.environments import lock_of
-from cookbook.launch_kubernetes import RUN_LABEL, run_name
+from cookbook.pods import RUN_LABEL, run_name
 
 POLL_SECONDS = 2.0
 

@@ -8,7 +8,7 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from cookbook import UserError
-from cookbook.launch_kubernetes import RUN_LABEL
+from cookbook.pods import RUN_LABEL
 
 GONE_SECONDS = 120  # for what was deleted to be gone
 RETRY_SECONDS = 20  # for an operator's cache to know what was made a moment ago
