@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from python_terraform import IsFlagged, Terraform
 
-from cookbook import ROOT, UserError, doctor, prices, settings
+from cookbook import ROOT, UserError, doctor, inventory, prices, settings
 
 COMMANDS = ("plan", "up", "status", "down")
 # Google Cloud has no list over all kinds of things by label: what costs most is looked for by hand.
@@ -144,8 +144,11 @@ class Target:
         words = f'make recipe-pytorch ARGS="cluster=hosts cluster.inventory={shown}"'
         if self.name == "local":
             print(f"{words} runs on it")
-            for name in self.variables["services"]:
-                print(words.replace("recipe-pytorch", f"recipe-{name}"), "uses its running cluster")
+            for name in self.variables.get("services", []):
+                if inventory.access_to(inventory.load(path)["services"], name):
+                    print(words.replace("recipe-pytorch", f"recipe-{name}"), "uses its running cluster")
+                else:
+                    print(f"its {name} cluster has ended; {sys.executable} -m cookbook.services up {shown} {name}")
         else:
             print(f"on the head, with {path} and your key (`ssh.key` in it) brought there: {words}")
 

@@ -5,13 +5,14 @@ hosts:
   - {name: worker1, address: 10.0.0.5, slots: 2, gpus: 2}
 ssh: {user: ubuntu, port: 22, key: ~/.ssh/id_ed25519, known_hosts: ~/.ssh/known_hosts}
 shared: false                                          # true: all hosts see this machine's files under the same paths
-services: ~/services                                   # where Spark, Dask and Ray clusters that run on them are described (services.py)
+services: services                                     # Spark, Dask and Ray clusters that stay up there (services.py); default: a folder beside this file
 """
 
 import contextlib
 import ipaddress
 import json
 import re
+import socket
 from pathlib import Path
 
 import psutil
@@ -57,7 +58,7 @@ def load(path):
             key: str(Path(value).expanduser()) if key in ("key", "known_hosts") else value for key, value in ssh.items()
         },
         "shared": content.get("shared", False),
-        "services": str(Path(content["services"]).expanduser()) if content.get("services") else None,
+        "services": str((file.parent / Path(content.get("services") or "services").expanduser()).resolve()),
     }
 
 
@@ -111,24 +112,26 @@ def with_hosts(cluster):
 
 
 def access_to(services, recipe):
-    """{address, secrets} of a recipe's running cluster below the folder `services`; None where there is none.
+    """{address, secrets, ...} of a recipe's running cluster (services.py) below the folder `services`; None where there is none.
 
     Raises UserError for one that was left behind by a process that is gone.
     """
-    path = Path(services or "") / recipe / "access.json"
-    if not services or not path.exists():
+    path = Path(services) / recipe / "access.json"
+    if not path.exists():
         return None
-    if not keeper(path.parent):
+    state = json.loads(path.with_name("supervisor.json").read_text())
+    if state["host"] == socket.gethostname() and not supervisor(state):
         raise UserError(
-            f"{path}: the cluster that it describes is gone; start it again: python -m cookbook.services up {path.parent.parent.parent} {recipe}"
+            f"{path}: the cluster that it describes is gone. `python -m cookbook.services up` with this inventory starts it again; "
+            "cluster.use_services=false: the run starts its own"
         )
     return json.loads(path.read_text())
 
 
-def keeper(place):
-    """The process that keeps a service up, or None."""
-    with contextlib.suppress(OSError, ValueError, psutil.Error):
-        process = psutil.Process(int((place / "keeper.pid").read_text()))
-        if process.status() != psutil.STATUS_ZOMBIE and str(place) in process.cmdline():
+def supervisor(state):
+    """The process that keeps a service up, as its supervisor.json has it; None when it is gone."""
+    with contextlib.suppress(KeyError, psutil.Error):
+        process = psutil.Process(state["pid"])
+        if process.status() != psutil.STATUS_ZOMBIE and "cookbook.services" in process.cmdline():
             return process
     return None

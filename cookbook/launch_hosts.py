@@ -18,7 +18,7 @@ def _parts(config, recipe_dir, run_dir):
     recipe, cluster = config["recipe"], config["cluster"]
     if address := cluster.get(setting := recipe["driver"].get("address")):
         raise UserError(
-            f"cluster=hosts takes the cluster that the inventory names, or starts one: for cluster.{setting}={address} cluster=local"
+            f"cluster.{setting}={address} is for cluster=local: with cluster=hosts a run starts its cluster, or uses one of cookbook/services.py"
         )
     program = [str(program_of(recipe_dir, recipe["driver"].get("variant"))), str(run_dir / "config.yaml")]
     return recipe, cluster, cluster["hosts"], cluster["hosts"][0], program
@@ -230,7 +230,7 @@ def dask_client(config, recipe_dir, python, run_dir):
 
 
 def certificate(run_dir, addresses):
-    """{path: content} of a key and a certificate for this run alone, that all its processes share."""
+    """{path: content} of a key and a certificate for this cluster alone, that all its processes share; good for a year."""
     import datetime
     import ipaddress
 
@@ -248,7 +248,7 @@ def certificate(run_dir, addresses):
     )
     made = (
         x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(days=30))
+        .not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(days=365))
         .add_extension(names, critical=False).add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).sign(key, hashes.SHA256())
     )  # fmt: skip
     pem = serialization.Encoding.PEM
@@ -298,9 +298,38 @@ def rayrun(config, recipe_dir, python, run_dir):
 
 
 def _running_or_own(start, *words):
-    """([processes], access): a cluster for this run alone, or none where the inventory has a running one (services.py)."""
-    service = words[0]["cluster"].get("service")
-    return ([], service) if service else start(*words)
+    """([processes], access): a cluster for this run alone, or none where a running one (services.py) has what the run needs."""
+    config, _, python, _ = words
+    check_shared(config)
+    service = config["cluster"].get("service")
+    if not service:
+        return start(*words)
+    mine = offer(config, python)
+    if service["environment"] != mine["environment"] or any(
+        service[key] < mine[key] for key in ("workers", "memory_mb")
+    ):
+        theirs = ", ".join(f"{key} {service[key]}" for key in mine)
+        raise UserError(
+            f"the running cluster {service['address']} has {theirs}; this run needs {', '.join(f'{key} {value}' for key, value in mine.items())}: "
+            "start it anew with these settings (python -m cookbook.services), or cluster.use_services=false"
+        )
+    return [], service
+
+
+def check_shared(config):
+    """Raises UserError where what one worker has written is not there for the others: tables, parts, checkpoints of Spark, Dask and Ray."""
+    cluster = config["cluster"]
+    if len(cluster["hosts"]) > 1 and not cluster["shared"]:
+        raise UserError(
+            f"the workers of {config['recipe']['driver']['launcher']} read what others have written: the hosts of {cluster['inventory']} must see "
+            "this checkout, its cache and output_root under the same paths (a network's disk), and the inventory say `shared: true`"
+        )
+
+
+def offer(config, python):
+    """What a cluster has that a run may ask of it; `environment`: the folder of its Python."""
+    memory = config["recipe"].get("memory_mb", 0)
+    return {"environment": str(python.parent.parent), "workers": config["cluster"]["num_workers"], "memory_mb": memory}
 
 
 CLUSTERS = {"spark_submit": spark_cluster, "dask_client": dask_cluster, "rayrun": ray_cluster}

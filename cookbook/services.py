@@ -1,74 +1,162 @@
 """Spark, Dask or Ray clusters that stay up on the hosts of an inventory, for run after run.
 
-Run: python -m cookbook.services up|down|status FOLDER RECIPE [SETTING=VALUE ...]
+Run: python -m cookbook.services up|down|status INVENTORY RECIPE [SETTING=VALUE ...]
 
-FOLDER has the inventory (infra/local/hosts.py writes one). What a recipe's launcher would start for one run is started there, by the same code;
-runs with cluster=hosts and that inventory then start their program only. A process on this machine keeps it up: the hosts end all of it
-when they no longer hear of that process.
+What a recipe's launcher would start for one run is started by the same code; runs with cluster=hosts and that inventory then start
+their program only. A supervisor on this machine keeps it up: the hosts end all of it when they no longer hear of that process, and it
+ends the rest when a part is lost. Its files are in the inventory's folder `services`, readable by their owner alone.
 """
 
-import hashlib
 import json
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
+from hydra.errors import HydraException
 
-from cookbook import ROOT, UserError, environments, inventory, launch, launch_hosts
+from cookbook import ROOT, UserError, doctor, environments, inventory, launch, launch_hosts
 from cookbook.clusters import hosts as on_hosts
 from cookbook.eject import compose_recipe
 
 FIRST_PORT = 29600  # of the first recipe's service; runs have those from 29500 on
+STOP_SECONDS = 60  # for the supervisor to end everything on all hosts
 
 
-def folder_of(folder, recipe):
-    return Path(folder).absolute() / "services" / recipe
+class Service:
+    """A recipe's cluster on the hosts of an inventory, and the folder of its files. Raises UserError for a recipe that has none."""
 
+    def __init__(self, where, recipe, overrides=()):
+        names = sorted(path.stem for path in (ROOT / "conf/recipe").glob("*.yaml"))
+        if recipe not in names:
+            raise UserError(f"recipe {recipe!r} does not exist. There are: {', '.join(names)}")
+        self.where, self.recipe, self.overrides = Path(where).resolve(), recipe, list(overrides)
+        port = f"cluster.port={FIRST_PORT + names.index(recipe)}"
+        words = ["cluster=hosts", f"cluster.inventory={self.where}", port, *overrides]
+        self.config, _ = compose_recipe(recipe, words)
+        self.config["cluster"] = inventory.with_hosts(self.config["cluster"])
+        driver = self.config["recipe"]["driver"]
+        if driver["launcher"] not in launch_hosts.CLUSTERS:
+            raise UserError(
+                f"recipe {recipe} has no cluster that could stay up: {driver['launcher']} starts its workers itself"
+            )
+        launch_hosts.check_shared(self.config)
+        self.services = self.config["cluster"]["services"]
+        self.folder = Path(self.services) / recipe
+        self.access_file, self.state_file = self.folder / "access.json", self.folder / "supervisor.json"
 
-def up(folder, recipe, overrides):
-    place = folder_of(folder, recipe)
-    if inventory.keeper(place):
-        print(f"{place}: up, {inventory.access_to(place.parent, recipe)['address']}")
-        return
-    inventory.load(folder)
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True, mode=0o700)
-    with open(place / "keeper.log", "w") as log:
-        words = [sys.executable, "-m", "cookbook.services", "keep", place, recipe, *overrides]
-        process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)  # fmt: skip
-    (place / "keeper.pid").write_text(str(process.pid))
-    with open(place / "keeper.log") as log:
-        while not (place / "access.json").exists() and process.poll() is None:
-            print(log.read(), end="", flush=True)
-            time.sleep(0.2)
-        print(log.read(), end="", flush=True)
-    if process.poll() is not None:
-        raise UserError(f"the {recipe} cluster could not be started: {place}/keeper.log, {place}/logs")
+    def lock(self):
+        """Two at once on the same service: the second waits for the first."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return FileLock(self.folder.with_suffix(".lock"))
 
+    def state(self):
+        """What its supervisor has written down: {host, pid, mark, leaves}; empty where there is none."""
+        state = json.loads(self.state_file.read_text()) if self.state_file.exists() else {}
+        if state and state["host"] != socket.gethostname():
+            raise UserError(
+                f"the {self.recipe} cluster of {self.where} is kept up by a process on {state['host']}: do it there"
+            )
+        return state
 
-def down(folder, recipe, overrides=()):
-    """Ends it on all hosts, and removes its files."""
-    place = folder_of(folder, recipe)
-    if process := inventory.keeper(place):
-        process.terminate()
+    def up(self):
+        """Starts it and waits until it is ready; does nothing where it is up."""
+        with self.lock():
+            if inventory.supervisor(self.state()) and self.access_file.exists():
+                print(f"{self.recipe}: {inventory.access_to(self.services, self.recipe)['address']} is up")
+                return
+            self.clear()
+            doctor.require(self.config["recipe"]["driver"]["tools"], self.recipe)
+            self.folder.mkdir(mode=0o700)
+            with open(self.folder / "supervisor.log", "w") as log:
+                words = [sys.executable, "-m", "cookbook.services", "supervise", self.where, self.recipe, *self.overrides]  # fmt: skip
+                process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)  # fmt: skip
+            try:
+                with open(self.folder / "supervisor.log") as log:
+                    while not self.access_file.exists() and process.poll() is None:
+                        print(log.read(), end="", flush=True)
+                        time.sleep(0.2)
+                    print(log.read(), end="", flush=True)
+            except BaseException:
+                process.terminate()
+                process.wait(STOP_SECONDS)
+                raise
+            if process.poll() is not None:
+                raise UserError(f"the {self.recipe} cluster could not be started: {self.folder}/supervisor.log")
+
+    def down(self):
+        """Ends it on all hosts, and removes its files there and here."""
+        with self.lock():
+            self.clear()
+        self.folder.with_suffix(".lock").unlink(missing_ok=True)
+
+    def clear(self):
+        state = self.state()
+        if not state:
+            return shutil.rmtree(self.folder, ignore_errors=True)
+        if process := inventory.supervisor(state):
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except psutil.TimeoutExpired:
+                process.kill()
+        # Also where it was killed: what it has left on the hosts goes.
+        cluster = self.config["cluster"]
+        with on_hosts.Ssh(cluster, state["mark"]) as ssh:
+            if lost := on_hosts.stop(ssh, cluster, self.folder, state["mark"], {}, [*state["leaves"], self.folder]):
+                why = "; ".join(f"{name}: {text}" for name, text in lost.items())
+                raise UserError(f"the {self.recipe} cluster may still be on hosts that could not be reached: {why}")
+        return shutil.rmtree(self.folder, ignore_errors=True)
+
+    def status(self):
+        access = inventory.access_to(self.services, self.recipe)
+        print(f"{self.recipe}: {access['address'] if access else 'not up'}")
+        return 0 if access else 1
+
+    def supervise(self):
+        """Starts the cluster, says so, and ends it when told to, or when a part of it ends."""
+        mark, told = f"service-{uuid.uuid4().hex[:12]}", []
+        write(self.state_file, {"host": socket.gethostname(), "pid": os.getpid(), "mark": mark, "leaves": []})
+        run_dir = self.folder / mark  # a short name: Ray makes one of it that must be
+        run_dir.mkdir()
+        driver = self.config["recipe"]["driver"]
+        python, _ = environments.ensure(self.recipe, self.config["cache_dir"], Lines(), mark, driver.get("variant"))
+        cluster = on_hosts.prepare(self.config["cluster"], self.recipe, python, None, run_dir, mark, Lines())
+        config, recipe_dir = {**self.config, "cluster": cluster}, ROOT / "recipes" / self.recipe
+        processes, access = launch_hosts.CLUSTERS[driver["launcher"]](config, recipe_dir, python, run_dir)
+        leaves = sorted({path for process in processes for path in process.leaves})
+        write(self.state_file, {"host": socket.gethostname(), "pid": os.getpid(), "mark": mark, "leaves": leaves})
+        # Started last: when it says that it is there, all others are.
+        head = launch.Process(
+            "head", ["sh", "-c", "echo ready; exec sleep infinity"], host=cluster["hosts"][0]["address"]
+        )
+
+        def watch():
+            log = run_dir / "logs/head.log"
+            if told:
+                self.access_file.unlink(missing_ok=True)
+                raise SystemExit(0)
+            if not self.access_file.exists() and log.exists() and "ready" in log.read_text():
+                write(self.access_file, access | launch_hosts.offer(config, python))
+                print(f"{self.recipe}: {access['address']} is up, {len(cluster['hosts'])} hosts", flush=True)
+
+        # From here on there is something to clean up: it must not be cut short.
+        signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
         try:
-            process.wait(60)
-        except psutil.TimeoutExpired:
-            process.kill()  # the hosts hear no more of it, and end what they run
-    shutil.rmtree(place, ignore_errors=True)
+            statuses = on_hosts.run([*processes, head], cluster, run_dir, mark, watch)
+            raise UserError(f"the {self.recipe} cluster has ended: {statuses}; {run_dir}/logs")
+        finally:
+            self.access_file.unlink(missing_ok=True)
 
 
-def status(folder, recipe, overrides=()):
-    access = inventory.access_to(folder_of(folder, recipe).parent, recipe)
-    print(f"{recipe}: {access['address'] if access else 'not up'}")
-    return 0 if access else 1
-
-
-class Line:
+class Lines:
     """Progress as plain lines."""
 
     def update(self, text):
@@ -77,54 +165,20 @@ class Line:
     line = done = update
 
 
-def keep(place, recipe, overrides):
-    """What the keeper does: starts the cluster, says so, and ends it when it is told to, or when a part of it ends."""
-    place = Path(place)
-    config, _ = compose_recipe(recipe, ["cluster=hosts", f"cluster.inventory={place.parent.parent}", *overrides])
-    names = sorted(path.stem for path in (ROOT / "conf/recipe").glob("*.yaml"))
-    config["cluster"] = inventory.with_hosts(config["cluster"]) | {"port": FIRST_PORT + names.index(recipe)}
-    launcher = config["recipe"]["driver"]["launcher"]
-    if launcher not in launch_hosts.CLUSTERS:
-        raise UserError(f"recipe {recipe} has no cluster that could stay up: {launcher} starts its workers itself")
-    # Its own mark, and its own scratch: a short name, as Ray makes one of it.
-    mark = f"service-{hashlib.sha256(str(place).encode()).hexdigest()[:12]}"
-    variant = config["recipe"]["driver"].get("variant")
-    python, _ = environments.ensure(recipe, config["cache_dir"], Line(), mark, variant)
-    run_dir = place / mark
-    run_dir.mkdir()
-    cluster = on_hosts.prepare(config["cluster"], recipe, python, None, run_dir, mark, Line())
-    start = launch_hosts.CLUSTERS[launcher]
-    processes, access = start({**config, "cluster": cluster}, ROOT / "recipes" / recipe, python, run_dir)
-    # It is started last: when it says that it is there, all others are.
-    last = launch.Process("ready", ["sh", "-c", "echo ready; exec sleep infinity"], host=cluster["hosts"][0]["address"])
-
-    def watch():
-        log = run_dir / "logs/ready.log"
-        if not (place / "access.json").exists() and log.exists() and "ready" in log.read_text():
-            (place / "access.partial").touch(mode=0o600)
-            (place / "access.partial").write_text(json.dumps(access))
-            (place / "access.partial").replace(place / "access.json")
-            print(f"{recipe}: {access['address']} is up, {len(cluster['hosts'])} hosts", flush=True)
-
-    def leave(number, frame):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        sys.exit(0)
-
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        statuses = on_hosts.run([*processes, last], cluster, run_dir, mark, watch)
-        raise UserError(f"the {recipe} cluster has ended: {statuses}; {run_dir}/logs")
-    finally:
-        (place / "access.json").unlink(missing_ok=True)
+def write(path, content):
+    """Whole or not at all, and for nobody else's eyes."""
+    partial = path.with_suffix(".partial")
+    partial.touch(mode=0o600)
+    partial.write_text(json.dumps(content))
+    partial.replace(path)
 
 
 def main(argv):
-    commands = {"up": up, "down": down, "status": status, "keep": keep}
-    if len(argv) < 3 or argv[0] not in commands:
-        raise SystemExit("usage: python -m cookbook.services up|down|status FOLDER RECIPE [SETTING=VALUE ...]")
+    if len(argv) < 3 or argv[0] not in ("up", "down", "status", "supervise"):
+        raise SystemExit("usage: python -m cookbook.services up|down|status INVENTORY RECIPE [SETTING=VALUE ...]")
     try:
-        return commands[argv[0]](argv[1], argv[2], argv[3:])
-    except UserError as error:
+        return getattr(Service(*argv[1:3], argv[3:]), argv[0])()
+    except (UserError, HydraException) as error:
         raise SystemExit(f"error: {error}") from None
 
 

@@ -10,10 +10,12 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from cookbook import UserError, inventory, services
+from cookbook import UserError, inventory, launch, services
 from cookbook.clusters import hosts as clusters_hosts
+from cookbook.eject import compose_recipe
 from tests.helpers import ROOT, Driver, latest, run_cookbook
 from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch
 
@@ -126,18 +128,22 @@ def test_parameter_servers_on_two_hosts(two, tmp_path):
 
 @pytest.fixture
 def service(two):
-    """Starts a recipe's cluster that stays up on the two hosts; returns its keeper and the hosts' processes then."""
-    names = []
+    """Starts a recipe's cluster that stays up on the two hosts."""
+    started = []
 
     def start(recipe, *overrides):
-        names.append(recipe)
-        services.up(two.folder, recipe, overrides)
-        return inventory.keeper(two.folder / "services" / recipe), {*two.pids(1), *two.pids(2)}
+        started.append(services.Service(two.folder, recipe, overrides))
+        started[-1].up()
+        return started[-1]
 
     yield start
-    for name in names:
-        services.down(two.folder, name)
-        assert not (two.folder / "services" / name).exists()
+    for one in started:
+        one.down()
+        assert list(one.folder.parent.glob(f"{one.recipe}*")) == []
+
+
+def processes_of(place):
+    return {*place.pids(1), *place.pids(2)}
 
 
 @needs_hosts
@@ -145,52 +151,101 @@ def service(two):
 def test_a_cluster_that_stays_up(two, service, undisturbed, recipe, tmp_path):
     words, more = [f"recipe={recipe}", *SHORT[recipe]], ["recipe.steps=[ingest]"] if recipe == "spark" else []
     here = undisturbed(*words)[0]
-    _, before = service(recipe)
+    running = service(recipe)
+    before = processes_of(two)
     content, folder, output = run_cookbook(*words, *more, *two.words, output_root=tmp_path)
     assert "on the running cluster" in output
-    assert len(list(folder.glob("logs/*.log"))) == 1, "the run has started its program, and nothing else"
+    (log,) = folder.glob("logs/*.log")  # the run has started its program, and nothing else
     assert {worker["host"] for worker in content["workers"]} == {"host1", "host2"}
     assert (content["num_rows"], content["account"]) == (here["num_rows"], here["account"])
     if recipe == "dask":
         assert {worker["pid"] for worker in content["workers"]} <= before, "Dask's workers are the cluster's own"
-    access = json.loads((two.folder / f"services/{recipe}/access.json").read_text())
-    hidden = [value for name, value in access.items() if name in ("secret", "key", "token")]
-    assert len(hidden) == 1
-    assert hidden[0][-40:] not in (folder / "run.json").read_text() + output
-    assert before - {*two.pids(1), *two.pids(2)} == set(), "the cluster is still there"
-    services.down(two.folder, recipe)
+    access = json.loads(running.access_file.read_text())
+    (hidden,) = (value for name, value in access.items() if name in ("secret", "key", "token"))
+    hidden = max(hidden.split("\n"), key=len)
+    assert len(hidden) >= 32
+    for text in (
+        output,
+        log.read_text(),
+        *((folder / name).read_text() for name in ("run.json", "config.yaml", "report.html")),
+    ):
+        assert hidden not in text
+    assert before <= processes_of(two), "the cluster is still there"
+    running.down()
     assert two.ssh_alone()
+    assert list(Path("/tmp").glob("ray-service-*")) == []
+
+
+def agents_of_this_machine():
+    found = psutil.process_iter(["pid", "name", "status"])
+    return {one.info["pid"] for one in found if one.info["name"] == "ssh-agent" and one.info["status"] != "zombie"}
 
 
 @needs_hosts
-def test_a_cluster_that_stays_up_loses_a_part_or_its_keeper(two, service, tmp_path, capfd):
-    access = two.folder / "services/dask/access.json"
-    keeper, _ = service("dask")
-    services.up(two.folder, "dask", [])
-    assert f"up, {json.loads(access.read_text())['address']}" in capfd.readouterr().out, "twice is once"
-    assert access.stat().st_mode & 0o077 == 0
+def test_a_cluster_that_stays_up_loses_a_part_or_its_supervisor(two, service, tmp_path, capfd):
+    running = service("dask")
+    running.up()
+    assert re.search(r"dask: tls://10\.77\.\d+\.1:\d+ is up\n$", capfd.readouterr().out), "twice is once"
+    assert running.access_file.stat().st_mode & 0o077 == 0
+    supervisor = inventory.supervisor(running.state())
     worker = next(pid for pid in two.pids(2) if "dask_worker" in local_hosts.words_of(pid))
     os.kill(worker, signal.SIGKILL)
-    keeper.wait(30)
-    assert "the dask cluster has ended: {'dask-worker-host2-0': 137}" in (access.parent / "keeper.log").read_text()
-    assert services.status(two.folder, "dask") == 1
+    supervisor.wait(30)
+    text = (running.folder / "supervisor.log").read_text()
+    assert "the dask cluster has ended: {'dask-worker-host2-0': 137}" in text
+    assert running.status() == 1
     assert two.ssh_alone()
-    keeper, _ = service("dask")
-    keeper.kill()
-    keeper.wait(5)
+    agents = agents_of_this_machine()
+    supervisor = inventory.supervisor(service("dask").state())
+    assert len(agents_of_this_machine() - agents) == 1
+    supervisor.kill()
+    supervisor.wait(5)
     assert two.ssh_alone(), "the hosts have ended what nobody keeps up"
-    words = ["recipe=dask", *SHORT["dask"], *two.words]
-    _, _, output = run_cookbook(*words, output_root=tmp_path, status=1)
-    assert "the cluster that it describes is gone; start it again: python -m cookbook.services up" in output
+    deadline = time.monotonic() + 5
+    while agents_of_this_machine() - agents and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert agents_of_this_machine() - agents == set(), "nor is its key left with anybody"
+    _, _, output = run_cookbook("recipe=dask", *SHORT["dask"], *two.words, output_root=tmp_path, status=1)
+    assert "the cluster that it describes is gone. `python -m cookbook.services up` with this inventory" in output
+    assert list(running.folder.glob("service-*")) != []
 
 
 @needs_hosts
-def test_a_recipe_without_a_cluster_that_could_stay_up(two):
-    with pytest.raises(UserError, match="the pytorch cluster could not be started"):
-        services.up(two.folder, "pytorch", [])
-    text = (two.folder / "services/pytorch/keeper.log").read_text()
-    assert "recipe pytorch has no cluster that could stay up: torchrun starts its workers itself" in text
-    services.down(two.folder, "pytorch")
+@pytest.mark.parametrize(
+    ("recipe", "words", "message"),
+    [
+        ("pytorch", [], "recipe pytorch has no cluster that could stay up: torchrun starts its workers itself"),
+        ("..", [], "recipe '..' does not exist. There are: dask, horovod"),
+        ("dask", ["cluster.num_workers=9"], "more than the 2 slots"),
+    ],
+)
+def test_services_that_make_no_sense(two, recipe, words, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        services.Service(two.folder, recipe, words)
+    assert (two.folder / "inventory.yaml").exists()
+
+
+def test_clusters_that_a_run_cannot_use():
+    host = {"name": "one", "address": "10.0.0.1", "slots": 2, "interface": "eth0"}
+    config, _ = compose_recipe("spark", ["cluster=hosts", "cluster.inventory=x", "cluster.num_workers=2", "recipe.memory_mb=900"])  # fmt: skip
+    config["cluster"] |= {"hosts": [host], "ssh": {}, "shared": False}
+    place = ROOT / "recipes/spark", Path("/HERE/bin/python"), Path("/run/spark/x")
+    service = {"address": "spark://10.0.0.1:1", "secret": "0", "environment": "/HERE", "workers": 2, "memory_mb": 900}
+    (process,) = launch.plan({**config, "cluster": {**config["cluster"], "service": service}}, *place)
+    assert process.argv[1:3] == ["--master", "spark://10.0.0.1:1"]
+    for change, message in (
+        ({"memory_mb": 800}, "has environment /HERE, workers 2, memory_mb 800; this run needs .* memory_mb 900"),
+        ({"workers": 1}, "workers 1, .*; this run needs .* workers 2"),
+        ({"environment": "/ELSEWHERE"}, "has environment /ELSEWHERE"),
+    ):
+        with pytest.raises(UserError, match=message):
+            launch.plan({**config, "cluster": {**config["cluster"], "service": service | change}}, *place)
+    config["cluster"]["hosts"] = [host, {**host, "name": "two", "address": "10.0.0.2"}]
+    with pytest.raises(UserError, match="the workers of spark_submit read what others have written: .* `shared: true`"):
+        launch.plan(config, *place)
+    config["cluster"] |= {"shared": True, "spark_master": "spark://head:7077"}
+    with pytest.raises(UserError, match="cluster.spark_master=spark://head:7077 is for cluster=local"):
+        launch.plan(config, *place)
 
 
 @needs_hosts

@@ -41,7 +41,12 @@ class Ssh:
             if not Path(key).is_file():
                 raise UserError(f"{self.cluster['inventory']}: ssh.key={key} is not there")
             socket = self.folder / "agent"
-            self.agent = os_processes.start(["ssh-agent", "-D", "-a", socket], self.mark, output=subprocess.DEVNULL)
+            # It ends when this process does, however that comes: its input is closed then. Not with the run's mark: a host that is
+            # this very machine ends all that has it, before the others are done.
+            words = ["ssh-agent", "-a", socket, "sh", "-c", "cat; kill $SSH_AGENT_PID"]
+            self.agent = subprocess.Popen(
+                words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+            )
             for _ in range(100):
                 if socket.exists():
                     break
@@ -53,7 +58,7 @@ class Ssh:
 
     def __exit__(self, *error):
         if self.agent:
-            self.agent.terminate()
+            self.agent.stdin.close()
             self.agent.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -128,6 +133,9 @@ def prepare(cluster, recipe, python, data_dir, run_dir, mark, stage):
 
     Raises UserError naming the host that cannot take part.
     """
+    service = inventory.access_to(cluster["services"], recipe) if cluster["use_services"] else None
+    if service:
+        stage.line(f"on the running cluster {service['address']}")
     sources = sorted([*(ROOT / "runrecord").glob("*.py"), *(ROOT / f"recipes/{recipe}").glob("*.py")])
     here = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     wanted = [Path(path) for path in (python.parent.parent, ROOT / "recipes", ROOT / "runrecord", run_dir) if path]
@@ -164,8 +172,6 @@ def prepare(cluster, recipe, python, data_dir, run_dir, mark, stage):
         if not cluster["shared"]:
             stage.update(f"bringing {len(wanted)} folders to {len(cluster['hosts'])} hosts")
             _on_each(cluster["hosts"], lambda host: push(ssh, host, wanted))
-    if service := inventory.access_to(cluster["services"] if cluster["use_services"] else None, recipe):
-        stage.line(f"on the running cluster {service['address']}")
     known, hosts = cluster["ssh"].get("known_hosts"), zip(cluster["hosts"], found, strict=True)
     return {
         **cluster,
@@ -317,8 +323,7 @@ def stop(ssh, cluster, run_dir, mark, started, leaves):
 
     def end(host):
         try:
-            ssh.ask(host, None, "sweep", mark, cluster["stop_grace_seconds"])
-            subprocess.run(ssh.words(host, "rm", "-rf", *leaves), env={**os.environ, **ssh.environment}, timeout=60)
+            ssh.ask(host, None, "sweep", mark, cluster["stop_grace_seconds"], *leaves)
             if not cluster["shared"]:
                 pull(ssh, host, run_dir)
         except (UserError, subprocess.TimeoutExpired) as error:

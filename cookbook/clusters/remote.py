@@ -2,7 +2,7 @@
 
 start   reads one line of JSON {argv, environment, mark, grace, silence}, runs it, hands on its output and exit status; ends
         it, and everything that it has started, when the connection is gone or silent for so long
-sweep   MARK GRACE: ends every process of a run on this host
+sweep   MARK GRACE [FOLDER ...]: ends every process of a run on this host, and removes its folders
 look    reads {address, paths, files} and says what this host is like
 """
 
@@ -44,9 +44,11 @@ def same_network(name):
         return False
 
 
-def sweep(mark, grace):
-    """Ends every process of a run on this host."""
+def sweep(mark, grace, *folders):
+    """Ends every process of a run on this host, and removes its folders."""
     end(lambda: family(mark), grace)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def end(alive, grace):
@@ -142,6 +144,6 @@ def look():
 
 if __name__ == "__main__":
     if sys.argv[1] == "sweep":
-        sweep(sys.argv[2], float(sys.argv[3]))
+        sweep(sys.argv[2], float(sys.argv[3]), *sys.argv[4:])
     else:
         {"start": start, "look": look}[sys.argv[1]]()

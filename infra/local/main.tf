@@ -41,6 +41,7 @@ resource "terraform_data" "service" {
 
   provisioner "local-exec" {
     when        = destroy
+    on_failure  = continue # the hosts' end is also theirs
     command     = "'${self.input.python}' -m cookbook.services down '${self.input.folder}' ${self.input.name}"
     working_dir = self.input.root
   }
