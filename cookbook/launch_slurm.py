@@ -77,9 +77,12 @@ def horovodrun(config, recipe_dir, python, run_dir):
         raise UserError("on Slurm: recipe.elastic=false (its jobs have a fixed size)")
     per_node = cluster["num_workers"] // cluster["num_nodes"]
     slots = f"slots=$(scontrol show hostnames \"$SLURM_JOB_NODELIST\" | sed 's/$/:{per_node}/' | paste -sd, -)"
+    # Slurm has promised one task on each node, with room for all workers there: mpirun counts the tasks.
+    mapping = f"--bind-to none --map-by ppr:{per_node}:node:OVERSUBSCRIBE"
+    controller = ["--gloo"] if recipe["controller"] == "gloo" else ["--mpi", f"'--binding-args={mapping}'"]
     words = [
         str(python.parent / "horovodrun"), "-np", str(cluster["num_workers"]), "--start-timeout", str(cluster["start_timeout_seconds"]), "-H", '"$slots"',
-        *(["--gloo"] if recipe["controller"] == "gloo" else ["--mpi", "'--binding-args=--bind-to none --map-by slot'"]), "--network-interfaces", '"$interface"' if cluster["num_nodes"] > 1 else "lo", shlex.quote(str(python)),
+        *controller, "--network-interfaces", '"$interface"' if cluster["num_nodes"] > 1 else "lo", shlex.quote(str(python)),
         shlex.quote(str(program_of(recipe_dir, recipe["driver"].get("variant")))), shlex.quote(str(run_dir / "config.yaml")),
     ]  # fmt: skip
     local = [] if cluster["num_nodes"] > 1 else [f"slots=localhost:{per_node}", "export GLOO_SOCKET_IFNAME=lo"]
