@@ -103,9 +103,11 @@ class Target:
             for change in content.get("resource_changes", [])
             if change["change"]["actions"] != ["no-op"] and change["mode"] == "managed"
         ]
-        return changes, prices.guard(
-            content, self.variables, self.source / "prices.yaml", self.settings["max_cost_usd"]
-        )
+        return changes, self.guard(content)
+
+    def guard(self, plan):
+        """The plan's price until everything expires. Raises UserError above infra.max_cost_usd, without a TTL, or for an unknown price."""
+        return prices.guard(plan, self.variables, self.source / "prices.yaml", self.settings["max_cost_usd"])
 
     def up(self):
         changes, price = self.plan()

@@ -516,7 +516,9 @@ def test_what_is_referred_to_is_there(target):
     assert named <= resources, named - resources
     assert set(re.findall(r"\bdata\.(\w+\.\w+)", text)) <= data
     settings = set(yaml.safe_load((ROOT / f"conf/infra/{target}.yaml").read_text())["variables"])
-    assert settings | {"created", "folder"} >= defined >= settings, "conf/infra and the variables are the same"
+    assert settings | {"created", "folder", "python"} >= defined >= settings, (
+        "conf/infra and the variables are the same"
+    )
 
 
 def test_every_target_has_its_files():
