@@ -1,7 +1,6 @@
 """What is tuned: one trial trains the image classifier, an epoch at a time, and can be stopped, kept, cloned and gone on with."""
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -23,8 +22,8 @@ class Meeting:
     def __init__(self):
         self.here = set()
 
-    def arrive(self, pid):
-        self.here.add(pid)
+    def arrive(self, worker_id):
+        self.here.add(worker_id)
         return len(self.here)
 
 
@@ -39,7 +38,8 @@ class Classifier(tune.Trainable):
         self.rows, self.settings = rows, settings
         # Distributed: a process takes seconds to start, and the first one ready would be given all short trials: wait for the others.
         deadline = time.monotonic() + MEETING_SECONDS
-        while ray.get(meeting.arrive.remote(os.getpid())) < settings["places"] and time.monotonic() < deadline:
+        me = ray.get_runtime_context().get_worker_id()
+        while ray.get(meeting.arrive.remote(me)) < settings["places"] and time.monotonic() < deadline:
             time.sleep(0.05)
         self.begin()
 

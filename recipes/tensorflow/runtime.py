@@ -30,8 +30,8 @@ def claim_checkpoints(config, program):
             f"checkpoint_dir={config.checkpoint_dir} has the checkpoints of {theirs}, this is {program} (strategy={config.strategy}): "
             "use another checkpoint_dir, or the strategy of that run"
         )
-    # Distributed: all write the same; renamed, so that nobody reads half of it.
-    partial = note.with_suffix(f".{os.getpid()}")
+    # Distributed: all write the same; renamed, so that nobody reads half of it. Not named by process: in containers the numbers are alike.
+    partial = note.with_suffix(f".{task().kind}-{task().index}")
     note.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(program)
     partial.replace(note)
