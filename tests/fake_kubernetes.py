@@ -28,6 +28,7 @@ set -e
 hostname "$NAME"
 mount --make-rprivate /
 mkdir -p "$OWN/etc" && mount -t tmpfs none "$OWN/etc" && cp -a /etc/. "$OWN/etc/" && cp "$HOSTS" "$OWN/etc/hosts"
+echo "nameserver 127.0.0.1" > "$OWN/etc/resolv.conf"  # refuses at once: the machine's own cannot be reached from there
 bind() { mkdir -p "$2"; mount --rbind "$1" "$2"; }
 bind "$REPOSITORY/recipes/$RECIPE" "$OWN/srv/recipe"; bind "$REPOSITORY/data" "$OWN/srv/data"; bind "$PYTHON_HOME" "$OWN/srv/venv"
 VOLUMES
