@@ -45,6 +45,7 @@ class Verdict:
         default_factory=dict
     )  # name -> [seconds since the first worker's start, ...], as in curves
     num_rows: int = 0  # training rows that took effect, over all epochs; or lines that were read
+    skipped: dict = field(default_factory=dict)  # part of the recipe -> why it was not done
     account: dict = field(default_factory=dict)  # read, good, quarantined: where a recipe accounts for its input
 
 
@@ -71,6 +72,8 @@ def judge(records, asked):
     verdict.workers.sort(key=lambda worker: (worker.get("phase", 0), worker["rank"]))
     verdict.services = [_describe(events) for events in services]
     verdict.worlds = _worlds(current)
+    skips = [event for events in records for event in events if event["event"] == "skip"]
+    verdict.skipped = {event["step"]: event["reason"] for event in sorted(skips, key=lambda event: event["time"])}
     verdict.curves, verdict.curve_seconds = _curves(records)
     verdict.metrics = {name: points[-1][1] for name, points in verdict.curves.items()}
     if speed := [value for _, value in verdict.curves.get("samples_per_second", [])]:

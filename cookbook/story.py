@@ -43,7 +43,7 @@ class Story:
         self.content = {
             "recipe": recipe, "status": "running", "reason": "", "resumable": True, "machine": report.machine(), "identity": runs.identity(recipe, config),
             "started": self.started, "world_size": 0, "worlds": [], "workers": [], "lost_workers": [], "services": [], "restarts": 0, "metrics": {},
-            "curves": {}, "curve_seconds": {}, "num_rows": 0, "account": {}, "each_row_once": any(rule.startswith("rows_once") for rule in driver["proof"]),
+            "curves": {}, "curve_seconds": {}, "num_rows": 0, "account": {}, "skipped": {}, "each_row_once": any(rule.startswith("rows_once") for rule in driver["proof"]),
             "objective": {**driver["objective"], "value": None},
             "seconds": self.seconds, "overrides": overrides, "command": shlex.join(["python", "-m", "cookbook", *overrides]),
             "choices": choices, "versions": {}, "dataset": None, "workers_command": "", "folder": str(self.folder),
@@ -100,12 +100,17 @@ class Story:
             "name": self.manifest["name"],
             "folder": str(self.data_dir),
             "rows": self.manifest["rows"],
+            "left_out": self.manifest.get("left_out", []),
         }
         shown.done(
             f"{self.manifest['name']}: "
             + ", ".join(f"{n:,} {part}" for part, n in self.manifest["rows"].items())
             + " rows"
         )
+        for line in self.content["dataset"]["left_out"][:5]:
+            shown.line(f"left out: {line['file']}: {line['reason']}")
+        if more := self.content["dataset"]["left_out"][5:]:
+            shown.line(f"left out: {len(more):,} more, listed in the report")
 
     def _run(self, shown, cluster):
         worker_settings = launch.worker_settings(self.config, self.data_dir, self.folder)
@@ -171,7 +176,7 @@ class Story:
             "workers": [{key: worker.get(key) for key in known} for worker in verdict.workers],
             "lost_workers": [{key: worker.get(key) for key in known[:5]} for worker in verdict.lost],
             "services": [{key: service.get(key) for key in ("role", *known[:5])} for service in verdict.services], "restarts": verdict.restarts,
-            "metrics": verdict.metrics, "curves": verdict.curves, "curve_seconds": verdict.curve_seconds, "num_rows": verdict.num_rows, "account": verdict.account or self.manifest.get("account", {}),
+            "metrics": verdict.metrics, "curves": verdict.curves, "curve_seconds": verdict.curve_seconds, "num_rows": verdict.num_rows, "skipped": verdict.skipped, "account": verdict.account or self.manifest.get("account", {}),
             "versions": {key: value for key, value in versions.items() if key not in known},
             "objective": {**objective, "value": verdict.metrics.get(objective["name"])},
         }  # fmt: skip

@@ -14,6 +14,7 @@ Events, each with `event` and `time` (seconds since 1970):
                 that the worker in that process took, as it told this one)
     work        count: other pieces of work that this worker has done
     account     read, good, quarantined: what became of all rows of the input
+    skip        step, reason: a part of the recipe that was not done, because the input lacks what it needs
     trial       phase, id, epochs, score: a trial of a search has ended; epochs: the list of those that it has trained
     parameters  held, total: how many of the model's parameters this worker keeps
     metric      name, value, unit, epoch, step
@@ -127,6 +128,10 @@ class RunRecord:
     def account(self, read, good, quarantined):
         """What became of the rows of the input, all of them, whichever worker took them."""
         self._write("account", read=read, good=good, quarantined=quarantined)
+
+    def skip(self, step, reason):
+        """Notes that a part of the recipe was not done, and what of the input it would need: "needs a time, and no line has one"."""
+        self._write("skip", step=step, reason=reason)
 
     def trial(self, phase, id, epochs, score):
         """A trial of a search as it has ended: the numbers of its epochs, in order, and its best score."""
