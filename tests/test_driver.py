@@ -12,6 +12,7 @@ import pytest
 
 from cookbook import ROOT, report, runs
 from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook
+from tests.requirements import skip
 
 SMOKE = ("recipe=horovod", "scale=smoke", "scale.max_steps=8")
 
@@ -105,7 +106,7 @@ def test_a_full_disk_is_said_and_harms_nothing(tmp_path):
     mount = [*sudo, "mount", "-t", "tmpfs", "-o", "size=64k,mode=1777", "none", str(small)]
     mounted = subprocess.run(mount, capture_output=True, text=True)
     if mounted.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here (needs root): {mounted.stderr.strip()}")
+        skip("root", f"a small tmpfs cannot be mounted here (needs root): {mounted.stderr.strip()}")
     try:
         content, _, output = run_cookbook(*SMOKE, f"cache_dir={small}", output_root=tmp_path / "out", status=1)
         assert "No space left on device" in output

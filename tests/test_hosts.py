@@ -17,6 +17,7 @@ from cookbook import UserError, inventory, launch, services
 from cookbook.clusters import hosts as clusters_hosts
 from cookbook.eject import compose_recipe
 from tests.helpers import ROOT, Driver, latest, run_cookbook
+from tests.requirements import needs, skip
 from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch
 
 SCRIPT = ROOT / "infra/local/hosts.py"
@@ -34,7 +35,7 @@ MISSING = [
     )
     if not there
 ]
-needs_hosts = pytest.mark.skipif(bool(MISSING), reason=f"hosts of network namespaces need {', '.join(MISSING)}")
+needs_hosts = needs("hosts", MISSING)
 SYSTEMS = ["horovod", "pytorch", "tensorflow", "spark", "dask", "ray_train"]
 
 
@@ -425,7 +426,7 @@ def test_down_leaves_nothing_and_up_twice_is_once(tmp_path, capsys):
 
 def test_without_root_hosts_are_processes_on_loopback(tmp_path):
     if local_hosts.SSHD is None:
-        pytest.skip("sshd is missing: apt-get install openssh-server")
+        skip("sshd", "sshd is missing: apt-get install openssh-server")
     hosts = local_hosts.Hosts(tmp_path / "hosts", as_root=False)
     hosts.up()
     try:

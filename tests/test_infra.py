@@ -15,10 +15,11 @@ import yaml
 
 from cookbook import ROOT, UserError, infra, inventory, prices
 from tests.helpers import CLEAN, run_cookbook
-from tests.test_hosts import MISSING, links_namespaces_and_mounts, local_hosts
+from tests.requirements import skip
+from tests.test_hosts import links_namespaces_and_mounts, local_hosts, needs_hosts
 
 if not shutil.which("terraform"):
-    pytest.skip("terraform is missing: infra/ cannot be tested (install it, see make doctor)", allow_module_level=True)
+    skip("terraform", "terraform is missing: infra/ cannot be tested (see make doctor)", allow_module_level=True)
 
 AWS = ROOT / "infra/aws"
 
@@ -32,7 +33,7 @@ def make(*words, status=0):
     return done.stdout + done.stderr
 
 
-@pytest.mark.skipif(bool(MISSING), reason=f"hosts of network namespaces need {', '.join(MISSING)}")
+@needs_hosts
 def test_up_a_recipe_on_it_and_down(tmp_path):
     """The whole circle, as a user types it; and nothing of it is left."""
     before = links_namespaces_and_mounts()
@@ -53,7 +54,7 @@ def test_up_a_recipe_on_it_and_down(tmp_path):
     assert not (tmp_path / "machines/inventory.yaml").exists()
 
 
-@pytest.mark.skipif(bool(MISSING), reason=f"hosts of network namespaces need {', '.join(MISSING)}")
+@needs_hosts
 def test_an_apply_that_was_killed_can_be_cleaned_up(tmp_path):
     words = [
         sys.executable,
@@ -280,7 +281,7 @@ def test_aws_apply_an_empty_second_plan_and_destroy(moto, tmp_path, monkeypatch,
     ec2.delete_volume(VolumeId=stray["VolumeId"])
 
 
-@pytest.mark.skipif(bool(MISSING), reason=f"hosts of network namespaces need {', '.join(MISSING)}")
+@needs_hosts
 def test_the_state_in_a_bucket_is_locked_there(moto, tmp_path, monkeypatch):
     url, environment = moto
     for name, value in {**environment, "AWS_ENDPOINT_URL_S3": url}.items():
@@ -483,7 +484,7 @@ print(json.dumps(seen)); print(problems)
         "JSII_SILENCE_WARNING_UNTESTED_NODE_VERSION": "1",
     }
     if not shutil.which("node"):
-        pytest.skip("node is missing: the schema's package needs it (apt-get install nodejs)")
+        skip("node", "node is missing: the schema's package needs it (apt-get install nodejs)")
     done = subprocess.run(
         [tools, "-c", code, provider, *(ROOT / f"infra/{target}" for target in least)],
         capture_output=True,

@@ -12,15 +12,14 @@ import pytest
 from cookbook import ROOT, UserError, launch
 from cookbook.eject import compose_recipe
 from tests.helpers import Driver, latest, run_cookbook
+from tests.requirements import needs
 from tests.test_contracts import SHORT, digests, in_the_middle_of_an_epoch
 from tests.test_hosts import MISSING, Place, local_hosts
 
 GOLDEN = ROOT / "tests/golden/slurm"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 NEEDED = MISSING + [name for name in PROGRAMS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
-needs_slurm = pytest.mark.skipif(
-    bool(NEEDED), reason=f"a Slurm of the test's own needs {', '.join(NEEDED)} (apt-get install slurm-wlm munge)"
-)
+needs_slurm = needs("slurm", NEEDED)  # apt-get install slurm-wlm munge
 
 
 class Slurm:
