@@ -3,25 +3,38 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cookbook import ROOT, UserError, clusters, doctor, inventory, launch, runs, settings, summary
+from cookbook import (
+    ROOT,
+    UserError,
+    clusters,
+    doctor,
+    inventory,
+    launch,
+    redact,
+    resume,
+    runs,
+    settings,
+    signals,
+    summary,
+)
 from cookbook.console import console
-from cookbook.story import Interrupted, Story, interrupt
+from cookbook.signals import Interrupted
+from cookbook.story import Story
 
 FINISHED = []  # (overrides, content of run.json) of the runs of this process: more than one in a sweep
 
 
 def main():
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
+    signals.listen()
     try:
         settings.refuse_to_be_a_worker()
         words = sys.argv[1:]
@@ -45,7 +58,7 @@ def run(composed):
     """Runs the composed settings; returns the run's objective, for Hydra's sweepers (nan when the run does not count)."""
     hydra_config = HydraConfig.get()
     choices = {group: name for group, name in hydra_config.runtime.choices.items() if "/" not in group}
-    overrides = [settings.without_password(word) for word in hydra_config.overrides.task]
+    overrides = [redact.redacted_text(word) for word in hydra_config.overrides.task]
     recipe = choices["recipe"]
     try:
         try:
@@ -62,6 +75,8 @@ def run(composed):
 
             tracking.check(config["tracking"])
         _check_recipe_settings(recipe, config)
+        if config["resume"] not in ("auto", "never"):
+            resume.check(Path(config["resume"]), recipe, config)
         try:
             this_run = runs.open_run(config["output_root"], recipe, runs.identity(recipe, config), config["resume"])
         except OSError as error:

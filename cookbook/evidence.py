@@ -33,6 +33,8 @@ class Asked:
 @dataclass
 class Verdict:
     problems: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)  # those of the problems that the workers themselves have noted
+    diverged: str = ""  # where a loss was no longer a number: everything else that went wrong follows from it
     workers: list[dict] = field(default_factory=list)  # {rank, host, pid, samples, digest, ...}, those that finished
     lost: list[dict] = field(default_factory=list)  # {rank, host, pid}: started, but not there at the end
     services: list[dict] = field(default_factory=list)  # {role, rank, host, pid}: chief, ps
@@ -78,7 +80,9 @@ def judge(records, asked):
     verdict.metrics = {name: points[-1][1] for name, points in verdict.curves.items()}
     if speed := [value for _, value in verdict.curves.get("samples_per_second", [])]:
         verdict.metrics["samples_per_second"] = statistics.median(speed[1:] or speed)  # the first epoch warms up
-    verdict.problems += _errors(current + services) + _membership(verdict, asked) + _metrics(current + services)
+    verdict.errors = _errors(current + services)
+    verdict.diverged = next((error for error in verdict.errors if " ended with Diverged: " in error), "")
+    verdict.problems += verdict.errors + _membership(verdict, asked) + _metrics(current + services)
     verdict.problems += [
         f"{events[0]['role']} {events[0]['rank']} started but did not finish"
         for events in services if _end(events) is None

@@ -1,4 +1,7 @@
-"""Starts processes so that none of them is left behind, whatever ends the run."""
+"""Starts processes so that none of them is left behind, whatever ends the run.
+
+As a program it is a run's watchdog: python -m cookbook.processes MARK GRACE_SECONDS; see `Watchdog`.
+"""
 
 import contextlib
 import ctypes
@@ -10,11 +13,11 @@ import time
 
 import psutil
 
-from cookbook import UserError
+from cookbook import ROOT, UserError, signals
 
-MARK = (
-    "COOKBOOK_RUN"  # environment variable by which the descendants of a run are known, also those that left its group
-)
+# The environment variable by which the descendants of a run are known, also those that left its group.
+MARK = "COOKBOOK_RUN"
+POLL_SECONDS = 0.05
 
 
 def _die_with_parent():
@@ -68,6 +71,60 @@ def stop(mark, grace_seconds):
         time.sleep(0.05)
 
 
+class Watchdog:
+    """A process that ends everything of a run when this one is gone, even killed by SIGKILL.
+
+    The kernel's death signal reaches only the launcher, and some launchers (mpirun, kfp) leave their workers behind. The watchdog reads
+    a pipe that only this process holds open: its end without a word means that this process is gone. It is in a session of its own and
+    does not carry the run's mark, so that it outlives what ends the others.
+    """
+
+    def __init__(self, mark, grace_seconds):
+        self.mark, self.grace_seconds = mark, grace_seconds
+
+    def __enter__(self):
+        words = [sys.executable, "-m", "cookbook.processes", self.mark, str(self.grace_seconds)]
+        self.process = subprocess.Popen(
+            words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True, env={name: value for name, value in os.environ.items() if name != MARK},
+        )  # fmt: skip
+        return self
+
+    def __exit__(self, *error):
+        with contextlib.suppress(OSError):  # it was killed itself
+            self.process.communicate(b"done")
+
+
+def watch_over(mark, grace_seconds):
+    """The watchdog's own program."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if not sys.stdin.buffer.read():
+        stop(mark, grace_seconds)
+
+
+def end_leftovers(mark, grace_seconds):
+    """Ends the living processes of an earlier try of a run; returns what they were, as text."""
+    names = []
+    for process in marked(mark):
+        with contextlib.suppress(psutil.Error):
+            names.append(f"{process.name()} (pid {process.pid})")
+    if names:
+        stop(mark, grace_seconds)
+    return names
+
+
+def write_file(path, text, mode):
+    """Writes a file that never has other permissions than `mode`, not even for a moment."""
+    partial = f"{path}.partial"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(partial)
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+        os.fchmod(file.fileno(), mode)  # the umask may have taken something away
+        file.write(text)
+    os.replace(partial, path)
+
+
 def _alive(process):
     with contextlib.suppress(psutil.Error):  # it may end between two looks
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -84,21 +141,26 @@ def run_tool(argv, stage, log, failure, mark, environment=None):
 
     Raises UserError, with `failure` and the program's last lines, when it ends with another status than 0.
     """
-    last = []
-    with open(log, "a") as file:
-        process = start(argv, mark, environment)
+    with open(log, "a") as written, open(log, errors="replace") as file:
+        file.seek(0, os.SEEK_END)
+        process, last, rest = start(argv, mark, environment, output=written), [], ""
         try:
-            for line in process.stdout:
-                file.write(line)
-                if line.strip():
-                    last = [*last[-14:], line.rstrip()]
-                    stage.update(line.strip()[:100])
-            process.wait()
+            while process.poll() is None:
+                *lines, rest = (rest + file.read()).split("\n")
+                last = [*last, *(line.rstrip() for line in lines if line.strip())][-15:]
+                if lines and last:
+                    stage.update(last[-1].strip()[:100])
+                signals.check()
+                time.sleep(POLL_SECONDS)
+            last = [*last, *(line.rstrip() for line in (rest + file.read()).split("\n") if line.strip())][-15:]
         finally:
             if process.poll() is None:
                 stop(mark, 5)
                 process.wait()
-            process.stdout.close()
     if process.returncode:
         raise UserError(f"{failure} (exit status {process.returncode}):\n  " + "\n  ".join(last))
     return last
+
+
+if __name__ == "__main__":
+    watch_over(sys.argv[1], float(sys.argv[2]))

@@ -3,33 +3,30 @@
 import re
 import shlex
 import shutil
-import signal
 import time
 import traceback
 import uuid
 
-from cookbook import ROOT, UserError, datasets, environments, evidence, launch, processes, report, runs, settings
+from cookbook import (
+    ROOT,
+    UserError,
+    causes,
+    datasets,
+    environments,
+    evidence,
+    launch,
+    processes,
+    redact,
+    report,
+    resume,
+    runs,
+    settings,
+    signals,
+)
 from cookbook.console import console, timed_stage
+from cookbook.signals import Interrupted
 from cookbook.summary import print_summary, shown_path
 from cookbook.watch import Watcher
-
-
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM."""
-
-
-SIGNALS = []  # the names of those that have come
-
-
-def interrupt(number, frame):
-    SIGNALS.append(signal.Signals(number).name)
-    raise Interrupted(SIGNALS[0])
-
-
-def _check_interrupt():
-    """Raises Interrupted if a signal has come whose exception was lost: Python ignores those raised while it forks."""
-    if SIGNALS:
-        raise Interrupted(SIGNALS[0])
 
 
 class Story:
@@ -38,18 +35,24 @@ class Story:
     def __init__(self, recipe, config, choices, overrides, this_run):
         self.recipe, self.config, self.choices, self.run = recipe, config, choices, this_run
         self.folder, self.mark = this_run.folder, uuid.uuid4().hex
+        self.before = runs.load(self.folder) if this_run.resumed_from else {}  # what an earlier try has left
         self.seconds, self.started = {}, time.time()
-        driver = config["recipe"]["driver"]
+        driver, overrides = config["recipe"]["driver"], [redact.redacted_text(word) for word in overrides]
         self.content = {
             "recipe": recipe, "status": "running", "reason": "", "resumable": True, "machine": report.machine(), "identity": runs.identity(recipe, config),
             "started": self.started, "world_size": 0, "worlds": [], "workers": [], "lost_workers": [], "services": [], "restarts": 0, "metrics": {},
             "curves": {}, "curve_seconds": {}, "num_rows": 0, "account": {}, "skipped": {}, "each_row_once": any(rule.startswith("rows_once") for rule in driver["proof"]),
             "objective": {**driver["objective"], "value": None},
             "seconds": self.seconds, "overrides": overrides, "command": shlex.join(["python", "-m", "cookbook", *overrides]),
-            "choices": choices, "versions": {}, "dataset": None, "workers_command": "", "folder": str(self.folder),
+            "choices": choices, "versions": {}, "dataset": self.before.get("dataset"), "workers_command": "", "folder": str(self.folder),
+            "mark": self.mark, "position": resume.position(recipe, config),
         }  # fmt: skip
 
     def tell(self, cluster):
+        with processes.Watchdog(self.mark, self.config["cluster"]["stop_grace_seconds"]):
+            return self._tell(cluster)
+
+    def _tell(self, cluster):
         stage = "start"
         try:
             self.run.write(**self.content)
@@ -60,8 +63,9 @@ class Story:
                     markup=False,
                 )
                 console.print(f"{'':<12} (resume=never starts afresh)", markup=False)
+                self._end_earlier_try()
             for stage in ("environment", "data", "run"):
-                _check_interrupt()
+                signals.check()
                 with timed_stage(stage, self.seconds) as shown:
                     getattr(self, f"_{stage}")(shown, *([cluster] if stage == "run" else []))
             self._judge()
@@ -70,9 +74,6 @@ class Story:
         except OSError as error:
             self._fail(f"{stage}: {error.strerror or error}: {error.filename or self.folder}", resumable=True)
         except Interrupted as error:
-            # A second Ctrl-C must not cut the clean-up short.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             self._fail(f"interrupted by {error} during stage {stage!r}", resumable=True)
         except Exception as error:  # a mistake of the driver's own: the run must not look as if it were still going on
             traceback.print_exc()
@@ -82,6 +83,12 @@ class Story:
             shutil.rmtree(self.folder / "scratch", ignore_errors=True)
         self._close()
         return self.content
+
+    def _end_earlier_try(self):
+        """What still runs of a try whose driver is gone would write into the same folder."""
+        mark = self.before.get("mark")
+        if mark and (left := processes.end_leftovers(mark, self.config["cluster"]["stop_grace_seconds"])):
+            console.print(f"{'':<12} ended what was left of it: {', '.join(left)}", markup=False)
 
     def _environment(self, shown):
         variant = self.config["recipe"]["driver"].get("variant")
@@ -114,7 +121,9 @@ class Story:
 
     def _run(self, shown, cluster):
         worker_settings = launch.worker_settings(self.config, self.data_dir, self.folder)
-        (self.folder / "config.yaml").write_text(settings.commented_yaml(worker_settings, self.choices))
+        (self.folder / "config.yaml").write_text(
+            settings.commented_yaml(redact.redacted(worker_settings), self.choices)
+        )
         config = self.config
         if hasattr(cluster, "prepare"):  # a place that has to be looked at first
             found = cluster.prepare(
@@ -124,17 +133,15 @@ class Story:
         plan = launch.plan(config, ROOT / "recipes" / self.recipe, self.python, self.folder)
         # By hand they get folders of their own: the run folder is this run's evidence, and its checkpoint is used up.
         own = f" output_dir={self.folder}/by-hand checkpoint_dir={self.folder}/by-hand/checkpoints"
-        self.content["workers_command"] = "\n".join(
-            process.by_hand + (own if process.takes_settings else "") for process in plan
-        )
+        commands = (process.by_hand + (own if process.takes_settings else "") for process in plan)
+        self.content["workers_command"] = redact.redacted_text("\n".join(commands))
         shown.line("the workers by hand: " + self.content["workers_command"])
-        num_workers, stall = launch.num_processes(self.config), self.config["cluster"]["stall_timeout_seconds"]
-        watcher = Watcher(self.folder, self.mark, shown, num_workers, stall)
+        watcher = Watcher(self.folder, self.mark, shown, launch.num_processes(self.config), self.config["cluster"])
         self.launched, self.watcher = time.time(), watcher
 
-        def watch():
-            _check_interrupt()
-            watcher()
+        def watch(waiting=False):
+            signals.check()
+            watcher(waiting)
 
         try:
             self.statuses = cluster.run(plan, config["cluster"], self.folder, self.mark, watch)
@@ -185,7 +192,11 @@ class Story:
         problems += [f"{name} ended with exit status {status}" for name, status in failed.items()]
         if not problems and self.content["objective"]["value"] is None and not objective.get("optional"):
             problems.append(f"no worker reported the run's objective, {objective['name']}")
-        if problems:
+        if verdict.diverged:
+            self._fail(verdict.diverged)  # the same settings would diverge again
+        elif problems:
+            said = failed and not verdict.errors and causes.cause_of(self.folder / "logs", self.watcher.log_sizes)
+            problems = [said, *problems] if said else problems
             # What was judged and found wrong would be found wrong again; a lost worker, chief or ps is worth another try.
             lost = verdict.lost or [problem for problem in problems if "did not finish" in problem]
             self._fail("; ".join(problems), resumable=bool(lost))
@@ -201,7 +212,7 @@ class Story:
             self.content |= {"status": "ok", "resumable": False}
 
     def _fail(self, reason, resumable=False):
-        self.content |= {"status": "failed", "reason": reason, "resumable": resumable}
+        self.content |= {"status": "failed", "reason": redact.redacted_text(reason), "resumable": resumable}
 
     def _track(self):
         from cookbook import tracking
@@ -228,3 +239,16 @@ class Story:
             print_summary(self.content, None)
         finally:
             self.run.close()
+
+
+def _check_enough_rows(config, manifest):
+    """Raises UserError when there are fewer rows to train on than workers: one of them would have nothing to do."""
+    rows, most, num_workers = manifest["rows"].get("train"), config["scale"]["max_rows"], launch.num_processes(config)
+    if rows is None or not any(rule.startswith("rows_once") for rule in config["recipe"]["driver"]["proof"]):
+        return
+    if (count := min(rows, most or rows)) < num_workers:
+        capped = f" (scale.max_rows={most} of {rows:,})" if most and most < rows else ""
+        raise UserError(
+            f"{count:,} training row{'s' if count != 1 else ''}{capped} for {num_workers} workers: each needs one at least. "
+            f"Set cluster.num_workers={max(count, 1)}, or give it more rows"
+        )

@@ -5,7 +5,7 @@ import time
 
 import psutil
 
-from cookbook import UserError
+from cookbook import UserError, causes
 from cookbook.processes import has_mark, marked
 from runrecord import parse_line
 
@@ -16,16 +16,20 @@ class Watcher:
     """Shows the workers' progress, asks the operating system about every process that says it is a worker, and notices
     when all have fallen silent."""
 
-    def __init__(self, run_dir, mark, stage, num_workers, stall_timeout_seconds):
+    def __init__(self, run_dir, mark, stage, num_workers, cluster):
         self.folder, self.mark, self.stage, self.num_workers = run_dir / "workers", mark, stage, num_workers
-        self.stall_timeout_seconds = stall_timeout_seconds
-        self.seen_pids, self.first_start = set(), None
+        self.stall_timeout_seconds = cluster["stall_timeout_seconds"]
+        self.start_timeout_seconds = cluster["start_timeout_seconds"]
+        self.logs, self.log_sizes = run_dir / "logs", causes.sizes(run_dir / "logs")
+        self.seen_pids, self.first_start, self.num_started = set(), None, 0
         self._numbers, self._last_news, self._looked = {}, time.monotonic(), 0.0
+        self._launched = time.monotonic()
         self._who, self._where = {}, {}  # record -> its start; process -> (epoch, step) of its last rows
         # What an earlier try of this run wrote is not news.
         self._offsets = {path: path.stat().st_size for path in self.folder.glob("*.jsonl")}
 
-    def __call__(self):
+    def __call__(self, waiting=False):
+        """Reads what is new. `waiting`: for a machine, or for a service that comes first: the clock of the start stands still."""
         for path in sorted(self.folder.glob("*.jsonl")):
             with open(path) as file:
                 file.seek(self._offsets.get(path, 0))
@@ -39,6 +43,9 @@ class Watcher:
         if not self.first_start:
             self.stage.update(f"starting {self.num_workers} workers")
             self._look_around()
+            self._launched = time.monotonic() if waiting else self._launched
+            if (seconds := time.monotonic() - self._launched) > self.start_timeout_seconds:
+                raise UserError(self._nobody(seconds))
         silence = time.monotonic() - self._last_news
         if silence > self.stall_timeout_seconds:
             raise UserError(self._stall(silence))
@@ -53,6 +60,7 @@ class Watcher:
         if event["event"] == "start":
             self.first_start = self.first_start or event["time"]
             self._who[path] = event
+            self.num_started += event.get("role", "worker") == "worker"
             if has_mark(event["pid"], self.mark):
                 self.seen_pids.add(event["pid"])
         elif event["event"] == "rows":
@@ -68,6 +76,14 @@ class Watcher:
             text = event["text"] + (f"  loss {loss:.4f}" if loss is not None else "")
             self.stage.update(text, event["done"], event["total"])
 
+    def _nobody(self, seconds):
+        """Why nobody has started, as far as the logs say."""
+        said = causes.cause_of(self.logs, self.log_sizes) or causes.last_words(self.logs, self.log_sizes)
+        return (
+            f"none of {self.num_workers} workers has started within {seconds:.0f} s: {said or 'the launcher has written nothing'}. "
+            f"The whole logs are in {self.logs}; if this machine is only slow, raise cluster.start_timeout_seconds"
+        )
+
     def _stall(self, silence):
         """Who is behind: the others wait for that rank, in an exchange that needs all of them."""
         found = []
@@ -77,9 +93,12 @@ class Watcher:
                 at = "before its first step" if where is None else f"epoch {where[0] + 1}, step {where[1] + 1}"
                 line = f"rank {start['rank']} (pid {start['pid']} on {start['host']}, {state}): {at}"
                 found.append((where or (-1, -1), state != psutil.STATUS_STOPPED, line))
+        silent = f"no worker has written anything for {silence:.0f} s"
+        if not self.num_started:  # more patience is no help
+            said = causes.cause_of(self.logs, self.log_sizes) or causes.last_words(self.logs, self.log_sizes)
+            return f"{silent}, none of {self.num_workers} ever started: {said or 'the logs are empty'}. The whole logs are in {self.logs}"
         lines = [line for *_, line in sorted(found)]
-        hindmost = f"hindmost first: {'; '.join(lines)}" if lines else f"none of {self.num_workers} ever started"
-        return (
-            f"no worker has written anything for {silence:.0f} s, {hindmost}. A slower machine or a longer step needs a "
-            "larger cluster.stall_timeout_seconds"
+        hindmost = (
+            f"hindmost first: {'; '.join(lines)}" if lines else "all of them have ended, but the launcher has not"
         )
+        return f"{silent}, {hindmost}. A slower machine or a longer step needs a larger cluster.stall_timeout_seconds"

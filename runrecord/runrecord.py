@@ -30,6 +30,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import socket
 import sys
@@ -69,6 +70,26 @@ def same_kind(value, default):
     return type(value) is type(default)
 
 
+class Diverged(ArithmeticError):
+    """A loss or a parameter is no longer a number: going on is a waste, and a checkpoint would be spoilt."""
+
+
+def check_position(path, theirs, mine):
+    """Raises SystemExit when the checkpoint at `path` was made with other settings than it is read with.
+
+    A position (epoch, step) says which rows were taken only together with the settings that it depends on: `theirs`, stored in the
+    checkpoint, and `mine` are dictionaries of them. What an older checkpoint lacks is not compared.
+    """
+    other = [
+        f"{key}={mine[key]!r} ({theirs[key]!r} there)" for key in mine if key in theirs and theirs[key] != mine[key]
+    ]
+    if other:
+        raise SystemExit(
+            f"checkpoint {path} was made with other settings: {', '.join(other)}. The rows that it has taken depend on them: go on "
+            "with those of the checkpoint, or use another checkpoint_dir"
+        )
+
+
 class RunRecord:
     """Records what one worker process does; use it as a context manager around the worker's whole work.
 
@@ -88,7 +109,7 @@ class RunRecord:
         folder.mkdir(parents=True, exist_ok=True)
         # Rank alone would not do: after an elastic restart another process has the rank of one that died.
         self._file = _new_file(folder, f"{'rank' if role == 'worker' else role}{rank}-{self._host}-{pid}")
-        self._samples, self._digest = 0, None
+        self._samples, self._digest, self._rank = 0, None, rank
         place = {"rank": rank, "world_size": world_size, "local_rank": local_rank, "host": self._host, "pid": pid}
         self._write("start", **place, role=role, attempt=attempt, **facts)
 
@@ -97,6 +118,7 @@ class RunRecord:
 
     def world(self, rank, world_size):
         """Notes this process's rank in a world that has changed its members."""
+        self._rank = rank
         self._write("world", rank=rank, world_size=world_size)
 
     def restore(self, epoch, step, generation):
@@ -144,6 +166,27 @@ class RunRecord:
     def metric(self, name, value, step, epoch=None, unit=""):
         """A number at a step. Reduce it over the ranks first: ranks that report different values fail the run."""
         self._write("metric", name=name, value=float(value), step=step, epoch=epoch, unit=unit)
+
+    def finite(self, value, epoch, step, name="train/loss"):
+        """Returns `value`. Raises Diverged when it is nan or infinite, naming the position, the rank and the last good checkpoint.
+
+        Call it with every step's loss, and before a checkpoint is written.
+        """
+        if math.isfinite(value):
+            return value
+        raise Diverged(
+            f"{name} is {float(value)} at epoch {epoch + 1}, step {step + 1} on rank {self._rank}; {self._last_checkpoint()}. "
+            "Choose a smaller learning_rate, or look at the rows of this step"
+        )
+
+    def _last_checkpoint(self):
+        """What any worker of this run, also of an earlier try, has written last."""
+        events = [event for events in read_records(self._output_dir) for event in events]
+        written = [event for event in events if event["event"] == "checkpoint"]
+        if not written:
+            return "no checkpoint was written before"
+        last = max(written, key=lambda event: event["time"])
+        return f"the last good checkpoint is {last['path']} (epoch {last['epoch']}, step {last['step']})"
 
     def progress(self, done, total, text=""):
         self._write("progress", done=done, total=total, text=text)

@@ -1,0 +1,95 @@
+"""What the workers' own words say about why a run ended: the last line of the error that one of them wrote."""
+
+import re
+
+# How the launchers mark a worker's lines: horovodrun over gloo and mpirun, torchrun, tfrun; and PyTorch marks those of a traceback.
+TAG = re.compile(r"\[(?:\d+,)?(\d+)\]<(?:stdout|stderr)>: ?|\[(default\d+)\]: ?|\[([a-z]+:\d+)\] |\[rank\d+\]: ?")
+# Which worker the launchers say ended first.
+CULPRITS = (
+    r"Root Cause \(first observed failure\):.*?local_rank: (\d+)",
+    r"^tfrun: ([a-z]+:\d+) \(pid \d+\) (?:ended|died)",
+)
+# Errors of workers whose partner has gone: what ended the partner is the cause.
+CONSEQUENCE = re.compile(
+    r"[Cc]onnection (closed|reset|refused)|HorovodInternalError|[Bb]roken ?[Pp]ipe|ChildFailedError|TrainingFailedError"
+)
+HEAD = "Traceback (most recent call last):"
+LONGEST = 600  # characters of a reason
+
+
+def error_in(text):
+    """The last line of the error that a log's workers wrote, and who wrote it; None where there is none."""
+    streams = {}
+    for number, line in enumerate(text.splitlines()):
+        tag = None
+        while found := TAG.match(line):
+            tag = next((group for group in found.groups() if group), tag)
+            line = line[found.end() :]
+        streams.setdefault(tag, []).append((number, line.rstrip()))
+    errors = {tag: error for tag, lines in streams.items() if (error := _traceback(lines))}
+    if workers := {tag: error for tag, error in errors.items() if tag is not None}:
+        errors = workers  # a launcher's own traceback only says that a worker has ended
+    if errors:
+        tag, (_, line) = min(errors.items(), key=lambda item: (bool(CONSEQUENCE.search(item[1][1])), item[1][0]))
+        return _said(tag, line)
+    if culprit := next((found[1] for sign in CULPRITS if (found := re.search(sign, text, re.M | re.S))), None):
+        tag = f"default{culprit}" if culprit.isdigit() else culprit
+        if lines := [line for _, line in streams.get(tag, []) if line.strip()]:
+            return _said(tag, lines[-1])
+    # No traceback: the words of a program that ended itself.
+    if lines := [TAG.sub("", line).rstrip() for line in text.splitlines() if "<stderr>" in line[:16]]:
+        return _said(None, next((line for line in reversed(lines) if line.strip()), ""))
+    return None
+
+
+def _traceback(lines):
+    """(number of the first line, the last line) of the last traceback among numbered lines; None where there is none."""
+    found, began = None, None
+    for number, line in lines:
+        if line == HEAD:
+            began = number
+        elif began is not None and line and not line.startswith((" ", "\t")):
+            found, began = (began, line), None
+    return found
+
+
+def _said(tag, line):
+    if not line.strip():
+        return None
+    who = (
+        ""
+        if tag is None
+        else f"rank {tag.removeprefix('default')}: "
+        if tag.removeprefix("default").isdigit()
+        else f"{tag}: "
+    )
+    return (who + line.strip())[:LONGEST]
+
+
+def cause_of(logs, offsets=None):
+    """The error in the logs of a folder that were written since they had the sizes `offsets`; None where there is none."""
+    for path in sorted(logs.glob("*.log"), key=lambda path: path.stat().st_mtime):
+        if path.name != "data.log" and (error := error_in(_since(path, offsets))):
+            return error
+    return None
+
+
+def last_words(logs, offsets=None, count=3):
+    """The last lines of the logs, for a run that left no error: `name: line / line`."""
+    said = []
+    for path in sorted(logs.glob("*.log")):
+        lines = [line.strip() for line in _since(path, offsets).splitlines() if line.strip()]
+        if lines and path.name != "data.log":
+            said.append(f"{path.stem}: {' / '.join(lines[-count:])}"[:LONGEST])
+    return "; ".join(said)
+
+
+def _since(path, offsets):
+    with open(path, "rb") as file:
+        file.seek((offsets or {}).get(path, 0))
+        return file.read().decode(errors="replace")
+
+
+def sizes(logs):
+    """{path: bytes} of the logs that an earlier try has left."""
+    return {path: path.stat().st_size for path in logs.glob("*.log")}

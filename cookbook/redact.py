@@ -1,0 +1,44 @@
+"""Secrets as they may stand in records, reports and commands: not at all."""
+
+import re
+
+HIDDEN = "***"
+# Names of settings whose values are secrets; `key` alone names too many harmless things.
+SECRET_NAME = re.compile(
+    r"secret|passw(or)?d|passphrase|token$|_token|\.token|credential|api[_.-]?key|(access|private|account|shared|encryption|storage)[_.-]?key",
+    re.IGNORECASE,
+)
+NOT_SECRET = re.compile(
+    r"tokeniz|(max|num)_tokens?|token_?(file|path)|(secret|password|key)[_.-]?(file|path|name)$", re.IGNORECASE
+)
+PARAMETERS = r"(?i)([?&;](?:[\w.-]*(?:token|secret|passw(?:or)?d|signature|sig|credential|api_?key|access_?key)[\w.-]*)=)[^&#;\s'\"]+"
+# NAME=VALUE and NAME: VALUE, as overrides, `--conf` words and environment variables have them; and with both in quotes.
+WORD = re.compile(r"""([\w.~+@/-]*\w)(=|:\s+)('[^']*'|"[^"]*"|[^\s,'"{}\[\]]+)""")
+QUOTED = re.compile(r"""(['"])([\w.~+@/-]*\w)=(.*?)\1""")
+
+
+def is_secret(name):
+    """Whether a setting of this name holds a secret."""
+    return bool(SECRET_NAME.search(str(name)) and not NOT_SECRET.search(str(name)))
+
+
+def redacted(value, name=""):
+    """A copy of plain data (dictionaries, lists, texts) without secrets: known by the names of keys, and in addresses."""
+    if isinstance(value, dict):
+        return {key: redacted(entry, key) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redacted(entry, name) for entry in value]
+    if is_secret(name) and value not in (None, "", True, False):
+        return HIDDEN
+    return redacted_text(value) if isinstance(value, str) else value
+
+
+def redacted_text(text):
+    """A text without passwords in its addresses, and without the values of secret names in words NAME=VALUE."""
+    text = re.sub(r"(\w://)([^/@\s:]*):([^/@\s]+)@", rf"\1\2:{HIDDEN}@", text)
+    text = re.sub(r"(\w://)([^/@\s:]{20,})@", rf"\1{HIDDEN}@", text)  # a token instead of a user
+    text = re.sub(PARAMETERS, rf"\1{HIDDEN}", text)
+    text = QUOTED.sub(
+        lambda found: f"{found[1]}{found[2]}={HIDDEN}{found[1]}" if is_secret(found[2]) else found[0], text
+    )
+    return WORD.sub(lambda found: found[1] + found[2] + HIDDEN if is_secret(found[1]) else found[0], text)

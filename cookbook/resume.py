@@ -1,0 +1,71 @@
+"""Whether a run may go on with what an earlier one has left: its position says which rows were taken only together with some settings.
+
+The number of workers is not among them (a batch is divided anew), nor is the learning rate or the number of epochs.
+"""
+
+from pathlib import Path
+
+import yaml
+
+from cookbook import UserError, redact, runs
+
+# Settings of recipes that decide which rows a step takes.
+BATCHES = ("global_batch_size", "batch_size", "train_batch_size", "shuffle_rows")
+
+
+def position(recipe, config):
+    """{setting: value} of all that a run's position depends on; stands in its run.json."""
+    found = {"recipe": recipe, "seed": config["seed"], "scale.max_rows": config["scale"]["max_rows"]}
+    found |= {f"recipe.{key}": config["recipe"][key] for key in BATCHES if key in config["recipe"]}
+    driver = config["recipe"]["driver"]
+    if "switch" in driver:
+        found[f"recipe.{driver['switch']}"] = config["recipe"][driver["switch"]]
+    return redact.redacted(found | {"data": config["data"]})
+
+
+def check(folder, recipe, config):
+    """Raises UserError, naming each setting with both values, when the run in `folder` cannot be gone on with under these settings."""
+    mine = position(recipe, config)
+    theirs = runs.load(folder).get("position") or _of_an_older_run(Path(folder))
+    other = [
+        f"{key} is {theirs[key]!r} there and {mine[key]!r} here"
+        for key in mine if key in theirs and key != "data" and mine[key] != theirs[key]
+    ]  # fmt: skip
+    data, before = mine["data"], theirs.get("data") or {}
+    if before and before != data:
+        names = [key for key in ("builder", "path") if before.get(key) != data.get(key)]
+        parts = before.get("parameters") or {}, data.get("parameters") or {}
+        pairs = [(f"data.{key}", before.get(key), data.get(key)) for key in names]
+        keys = sorted(parts[0].keys() | parts[1].keys())
+        pairs += [(f"data.parameters.{key}", parts[0].get(key), parts[1].get(key)) for key in keys if parts[0].get(key) != parts[1].get(key)]  # fmt: skip
+        other += [f"{key} is {old!r} there and {new!r} here" for key, old, new in pairs]
+    if other:
+        raise UserError(
+            f"resume={folder}: the rows that this run has taken depend on settings that are others now: {'; '.join(other)}. Give the "
+            "values from there, or start afresh with resume=never"
+        )
+
+
+def _of_an_older_run(folder):
+    """What a run of before there was a position in run.json tells of it, in the settings of its workers."""
+    path = folder / "config.yaml"
+    flat = yaml.safe_load(path.read_text()) if path.exists() else {}
+    names = {"seed": "seed", "max_rows": "scale.max_rows"} | {key: f"recipe.{key}" for key in BATCHES}
+    return {name: flat[key] for key, name in names.items() if key in flat}
+
+
+def check_dataset(before, data_dir, manifest, folder):
+    """Raises UserError when the dataset is not the one that the earlier try (its `dataset` in run.json) has read."""
+    if not before:
+        return
+    rows = ", ".join(f"{count:,} {part}" for part, count in manifest["rows"].items())
+    if before["rows"] != manifest["rows"]:
+        there = ", ".join(f"{count:,} {part}" for part, count in before["rows"].items())
+        raise UserError(
+            f"{folder} cannot be gone on with: the dataset has {rows} rows now and had {there} rows there. Start afresh with resume=never"
+        )
+    if Path(before["folder"]).name != Path(data_dir).name:
+        raise UserError(
+            f"{folder} cannot be gone on with: the dataset is {Path(data_dir).name} now and was {Path(before['folder']).name} there "
+            f"({rows} rows each): its files, its settings or its builder have changed. Start afresh with resume=never"
+        )

@@ -1,0 +1,66 @@
+"""Ctrl-C, SIGTERM and SIGHUP (a closed terminal): noted when they come, heeded at safe points.
+
+An exception that is raised wherever the program happens to be can leave a library's lock locked, or a file half written. So a signal is only
+noted; `check` raises, and the loops that wait for processes call it. A stage that reaches no safe point for PATIENCE_SECONDS (an ssh
+server that is slow to answer, say), and a second signal, raise where the program is.
+"""
+
+import contextlib
+import os
+import signal
+import stat
+
+PATIENCE_SECONDS = 3
+CAME = []  # the names of the signals that have come
+
+
+class Interrupted(BaseException):
+    """SIGINT, SIGTERM or SIGHUP."""
+
+
+def listen():
+    """Takes over the signals that end a run. A SIGHUP that is ignored (nohup) stays ignored."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name)
+        if name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, note)
+    signal.signal(signal.SIGALRM, _lose_patience)
+
+
+def note(number, frame):
+    """Notes a signal."""
+    again = bool(CAME)
+    CAME.append(signal.Signals(number).name)
+    if number == signal.SIGHUP:
+        _let_go_of_the_terminal()
+    if again:
+        _interrupt()
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
+
+
+def _lose_patience(number, frame):
+    _interrupt()
+
+
+def _interrupt():
+    """From here on a signal would only cut the clean-up short: it is ignored."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    raise Interrupted(CAME[0])
+
+
+def _let_go_of_the_terminal():
+    """The terminal is gone: a line written to it would raise an error in the middle of the clean-up."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(stream).st_mode):  # not a pipe or a file, which are still there
+                os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
+def check():
+    """Raises Interrupted if a signal has come: a safe point."""
+    if CAME:
+        _interrupt()
