@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -36,9 +37,12 @@ def eject(recipe, target, overrides=()):
     (process,) = launch.plan(config, source, Path("/HERE/.venv/bin/python"), Path("/HERE"))
 
     def as_template(text):
-        return (
-            text.replace(str(source), "$(CURDIR)").replace("/HERE", "$(CURDIR)").replace(str(COUNT), "$(NUM_WORKERS)")
-        )
+        """The text for a Makefile: a dollar sign is doubled, or make would take it for a variable of its own."""
+        folders = {str(source): "$(CURDIR)", "/HERE": "$(CURDIR)", str(COUNT): "$(NUM_WORKERS)"}
+        text = text.replace("$", "$$")
+        for place, variable in folders.items():
+            text = text.replace(place, variable)
+        return text
 
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -46,7 +50,9 @@ def eject(recipe, target, overrides=()):
     shutil.copytree(source, partial, ignore=ignored)
     sources = "".join(path.read_text() for path in source.glob("*.py") if not path.name.startswith("benchmark"))
     # Started by the command, or by one of the recipe's programs.
-    own_launcher = {name for name in ("tfrun", "rayrun") if name in process.argv or f'"-m", "{name}"' in sources}
+    own_launcher = {
+        name for name in ("tfrun", "rayrun", "netrun") if name in process.argv or f'"-m", "{name}"' in sources
+    }
     for name in ["runrecord", *own_launcher, *(["loopback"] if own_launcher else [])]:
         shutil.copy(ROOT / f"runrecord/{name}.py", partial)
     (partial / "dataset").mkdir()
@@ -65,8 +71,8 @@ def eject(recipe, target, overrides=()):
     for template in templates.list_templates():
         text = templates.get_template(template).render(
             recipe=recipe, num_workers=num_workers, python=PYTHON, lock=lock_of(recipe, variant).name,
-            command=as_template(process.by_hand).replace("$PATH", "$$PATH"), builder=config["data"]["builder"],
-            parameters=" ".join(f"'{key}={value if isinstance(value, str) else json.dumps(value)}'" for key, value in parameters.items()),
+            command=as_template(process.by_hand), builder=config["data"]["builder"],
+            parameters=" ".join(shlex.quote(f"{key}={value if isinstance(value, str) else json.dumps(value)}").replace("$", "$$") for key, value in parameters.items()),
             builds=(source / "build_wheels.py").exists(), overrides=(source / "overrides.txt").exists(), scripts=[Path(path).name for path in scripts],
         )  # fmt: skip
         (partial / template.removesuffix(".j2")).write_text(text)
@@ -87,7 +93,7 @@ def eject(recipe, target, overrides=()):
 def compose_recipe(recipe, overrides=()):
     """The settings of `recipe=... overrides` as plain data, and the chosen file of each group."""
     with initialize_config_dir(str(settings.CONF), version_base="1.3"):
-        words = settings.with_defaults_of_mode([f"recipe={recipe}", *overrides])
+        words = settings.with_defaults_of_mode(settings.prepared([f"recipe={recipe}", *overrides]))
         composed = compose("config", overrides=words, return_hydra_config=True)
     choices = {group: name for group, name in composed.hydra.runtime.choices.items() if "/" not in group}
     with open_dict(composed):
@@ -99,6 +105,10 @@ def compose_recipe(recipe, overrides=()):
 
 
 def main(argv):
+    try:
+        argv = settings.words_of_make(argv)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
     if len(argv) < 2 or not argv[0] or not argv[1]:
         raise SystemExit('usage: make eject RECIPE=horovod TO=../mine [ARGS="recipe.num_epochs=3 data=images"]')
     try:

@@ -19,6 +19,9 @@ class Asked:
     num_hosts: int = 1
     proof: tuple[str, ...] = ()  # rules beyond the common ones, by name: see RULES
     elastic: bool = False
+    on_demand: bool = (
+        False  # the system starts workers as the work needs them (Tune): how many work at once is a question of speed
+    )
     max_restarts: int = 0  # how often the launcher may start all workers anew
     num_rows: int = 0
     num_malformed: int | None = None  # rows that must end in quarantine, where the dataset knows
@@ -34,6 +37,7 @@ class Asked:
 class Verdict:
     problems: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)  # those of the problems that the workers themselves have noted
+    warnings: list[str] = field(default_factory=list)  # what a user should know, and what does not make the run void
     diverged: str = ""  # where a loss was no longer a number: everything else that went wrong follows from it
     workers: list[dict] = field(default_factory=list)  # {rank, host, pid, samples, digest, ...}, those that finished
     lost: list[dict] = field(default_factory=list)  # {rank, host, pid}: started, but not there at the end
@@ -175,8 +179,16 @@ def _membership(verdict, asked):
     if not asked.elastic and len(verdict.worlds) > 1:
         problems.append(f"world sizes {' -> '.join(map(str, verdict.worlds))} in a run that is not elastic")
     # What was left of a run that goes on may have been one worker's work.
-    if asked.elastic and asked.num_workers > 1 and max(verdict.worlds, default=0) < 2 and not asked.resumed:
-        problems.append(f"never more than one worker at a time, although {asked.num_workers} were asked for")
+    # Processes are counted, not how many were there at the same time: a slow machine may begin the second when the first has ended.
+    used = {(worker["host"], worker["pid"]) for worker in verdict.workers + verdict.lost}
+    if asked.elastic and asked.num_workers > 1 and len(used) < 2 and not asked.resumed and used:
+        alone = f"one process did all the work, although {asked.num_workers} workers were asked for"
+        if asked.on_demand:
+            verdict.warnings.append(
+                f"{alone}: the others were not ready before it had ended, or there was too little to do"
+            )
+        else:
+            problems.append(f"{alone}: no other one ever joined it")
     for worker in verdict.workers:
         # Who joined late, or went on from the very end, has nothing left to do; whether all was done, the other rules tell.
         excused = asked.elastic or (asked.resumed and not any(other["samples"] for other in verdict.workers))

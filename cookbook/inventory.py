@@ -52,6 +52,7 @@ def load(path):
             )
     ssh = content.get("ssh") or {}
     _check(ssh, SSH_KEYS, f"{file}, ssh")
+    _check_ssh(ssh, file)
     return {
         "hosts": hosts,
         "ssh": {
@@ -78,9 +79,27 @@ def _host(entry, file):
         except ValueError:
             raise UserError(f"{file}: address {entry['address']} of {entry['name']} is no IP address") from None
     host = {"slots": 1, "gpus": 0, **entry}
+    if host["gpus"] < 0:
+        raise UserError(f"{file}: {host['name']} has gpus={host['gpus']}: expected 0 or more")
     if host["slots"] < 1:
         raise UserError(f"{file}: {host['name']} has slots={host['slots']}: expected at least 1 worker")
     return host
+
+
+def _check_ssh(ssh, file):
+    """These become words of ssh and rsync: nothing that they would take for an option, a command or a second word."""
+    user, port = ssh.get("user"), ssh.get("port")
+    if user is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*\$?", user):
+        raise UserError(
+            f"{file}: ssh.user={user!r}: expected a user's name: letters, digits, dots and dashes, and no dash first"
+        )
+    if port is not None and not 1 <= port <= 65535:
+        raise UserError(f"{file}: ssh.port={port}: expected a number from 1 to 65535")
+    for key in ("key", "known_hosts"):
+        if (path := ssh.get(key)) and (path.startswith("-") or re.search(r'[\x00-\x1f"\'\\]', path)):
+            raise UserError(
+                f"{file}: ssh.{key}={path!r}: expected a path without quotes and backslashes, and no dash first"
+            )
 
 
 def _check(content, kinds, where):

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cookbook import UserError
+from cookbook import UserError, redact
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,18 @@ def worker_environment(config, python):
     } | ALLOCATOR
 
 
+def own_network(python):
+    """The words before a launcher that listens on all addresses, whatever it is told: see runrecord/netrun.py."""
+    return [str(python), "-m", "netrun"]
+
+
 def horovodrun(config, recipe_dir, python, run_dir):
     """Horovod's own launcher ("Run Horovod", "Elastic Horovod: Running with horovodrun" in its documentation)."""
     recipe, cluster = config["recipe"], config["cluster"]
     num_workers = cluster["num_workers"]
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     argv = [
+        *own_network(python),
         str(python.parent / "horovodrun"),
         "-np",
         str(num_workers),
@@ -164,7 +170,8 @@ def torchrun(config, recipe_dir, python, run_dir):
     """PyTorch's own launcher ("torchrun (Elastic Launch)" in its documentation), all workers on this machine."""
     cluster, loopback = config["cluster"], "lo0" if sys.platform == "darwin" else "lo"
     port = cluster["port"] or 0  # 0: torchrun takes a free one
-    argv = [str(python.parent / "torchrun"), "--nnodes", "1", "--nproc-per-node", str(num_processes(config))]
+    argv = [*own_network(python), str(python.parent / "torchrun"), "--nnodes", "1"]
+    argv += ["--nproc-per-node", str(num_processes(config))]
     argv += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-conf", "is_host=1"]
     argv += ["--local-addr", "127.0.0.1", "--max-restarts", str(config["recipe"]["max_restarts"])]
     argv += [
@@ -213,10 +220,25 @@ def spark_submit(config, recipe_dir, python, run_dir):
         own |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
         scratch = str(run_dir / "scratch")
         environment |= {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_DIRS": scratch, "SPARK_WORKER_DIR": scratch}
-    for key, value in (recipe["spark_conf"] | own).items():
-        argv += ["--conf", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
+    plain, hidden = spark_settings(recipe["spark_conf"] | own)
+    files = {}
+    if hidden:  # every user of the machine can read command lines
+        properties = str(run_dir / "scratch/secrets/spark.conf")
+        files = {properties: hidden}
+        argv += ["--load-spark-defaults", "--properties-file", properties]
+    for pair in plain:
+        argv += ["--conf", pair]
     argv += [str(program_of(recipe_dir, recipe["driver"].get("variant"))), str(run_dir / "config.yaml")]
-    return [Process("spark-submit", argv, environment)]
+    return [Process("spark-submit", argv, environment, files=files)]
+
+
+def spark_settings(settings):
+    """([KEY=VALUE, ...] for the command line, the lines of a properties file with those that are secrets)."""
+    words = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in settings.items()}
+    secret = {key for key, value in words.items() if redact.redacted(value, key) != value}
+    escaped = {key: words[key].replace("\\", "\\\\").replace("\n", "\\n") for key in secret}
+    lines = "".join(f"{key} {value}\n" for key, value in sorted(escaped.items()))
+    return [f"{key}={value}" for key, value in words.items() if key not in secret], lines
 
 
 def dask_client(config, recipe_dir, python, run_dir):

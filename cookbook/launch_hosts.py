@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 
 from cookbook import UserError
-from cookbook.launch import Process, program_of, worker_environment
+from cookbook.launch import Process, program_of, spark_settings, worker_environment
 
 SPARK_LOCKED = ("spark.authenticate", "spark.network.crypto.enabled")
 
@@ -91,6 +91,12 @@ def horovodrun(config, recipe_dir, python, run_dir):
         argv += ["--ssh-port", str(cluster["ssh"]["port"])]
     files = {}
     if recipe["elastic"]:
+        if not recipe["allow_unsafe_elastic"] and len(hosts) > 1:
+            raise UserError(
+                "recipe.elastic=true on several hosts: the servers of Horovod 0.28.1's elastic driver listen on all addresses and unpickle what "
+                "they are sent (CVE-2024-10190): who reaches a port of the head can run programs there. Use recipe.elastic=false, or, in a "
+                "network that nobody else can reach, recipe.allow_unsafe_elastic=true"
+            )
         script = str(run_dir / "discover_hosts.sh")
         files[script] = "#!/bin/sh\n" + "".join(f"echo {slot}\n" for slot in slots)
         argv += ["--min-np", "1", "--max-np", str(cluster["num_workers"]), "--host-discovery-script", script]
@@ -177,10 +183,11 @@ def spark_submit(config, recipe_dir, python, run_dir):
         "spark.cores.max": cluster["num_workers"] * threads, "spark.driver.host": head["address"], "spark.driver.bindAddress": head["address"],
     }  # fmt: skip
     argv = [str(python.parent / "spark-submit"), "--master", access["address"], "--properties-file", properties]
-    for key, value in (recipe["spark_conf"] | own | dict.fromkeys(SPARK_LOCKED, True)).items():
-        argv += ["--conf", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
+    plain, hidden = spark_settings(recipe["spark_conf"] | own | dict.fromkeys(SPARK_LOCKED, True))
+    for pair in plain:
+        argv += ["--conf", pair]
     environment = _spark_environment(config, python, head) | {"SPARK_LOCAL_DIRS": str(run_dir / "scratch")}
-    files = {properties: f"spark.authenticate.secret {access['secret']}\n"}
+    files = {properties: f"spark.authenticate.secret {access['secret']}\n{hidden}"}
     return [*started, Process("spark-submit", [*argv, *program], environment, host=head["address"], files=files)]
 
 
@@ -264,8 +271,9 @@ def ray_cluster(config, recipe_dir, python, run_dir):
     recipe, cluster, hosts, head, _ = _parts(config, recipe_dir, run_dir)
     access = {"address": f"{head['address']}:{cluster['port']}", "token": secrets.token_hex(32)}
     each, started = max(cluster["num_threads_per_worker"], recipe.get("cpus_per_trial", 1)), []
-    # Ray's sockets want a short path, 107 bytes at most: the run folder's is too long.
-    temp = f"/tmp/ray-{run_dir.name}"
+    # Ray's sockets want a short path, 107 bytes at most: the run folder's is too long. All users of a host can write to /tmp: a name
+    # that can be guessed could be made before by somebody else.
+    temp = f"/tmp/ray-{secrets.token_hex(8)}"
     for host in hosts:
         num_cpus = host["slots"] * each
         argv = [str(python.parent / "ray"), "start", "--block", "--disable-usage-stats", "--node-ip-address", host["address"]]  # fmt: skip

@@ -24,6 +24,10 @@ def job_name(run_dir):
 def submission(config, run_dir, python, body):
     """[Process] that submits a script with this body."""
     cluster = config["cluster"]
+    if any(ord(sign) < 32 for word in [str(run_dir), *cluster["sbatch_options"]] for sign in str(word)):
+        raise UserError(
+            f"{run_dir} or cluster.sbatch_options={cluster['sbatch_options']} has control characters: a job script cannot hold them"
+        )
     per_node, left = divmod(cluster["num_workers"], cluster["num_nodes"])
     if left or not per_node:
         raise UserError(
@@ -31,7 +35,8 @@ def submission(config, run_dir, python, body):
         )
     options = [
         f"--job-name={job_name(run_dir)}", f"--nodes={cluster['num_nodes']}", "--ntasks-per-node=1",
-        f"--cpus-per-task={per_node * cluster['num_threads_per_worker']}", f"--time={cluster['time_minutes']}", f"--output={run_dir}/logs/job.log",
+        f"--cpus-per-task={per_node * cluster['num_threads_per_worker']}", f"--time={cluster['time_minutes']}",
+        f"--output={str(run_dir).replace('%', '%%')}/logs/job.log",  # to Slurm a % begins a pattern
         "--open-mode=append",
         "--requeue",  # taken back and run again, when something more important comes or a node fails: from the last checkpoint
     ]  # fmt: skip
@@ -43,13 +48,19 @@ def submission(config, run_dir, python, body):
     script = run_dir / "job.sh"
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH {word}" for word in [*options, *cluster["sbatch_options"]]),
+        *(f"#SBATCH {_quoted(str(word))}" for word in [*options, *cluster["sbatch_options"]]),
         "set -euo pipefail",
         *exports,
     ]
     text = "\n".join([*lines, 'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', body]) + "\n"
     argv = ["sbatch", "--parsable", str(script)]
     return [Process("sbatch", argv, {"PATH": environment["PATH"]}, files={str(script): text}, takes_settings=False)]
+
+
+def _quoted(word):
+    """--name=value as sbatch reads it in a script: it knows quotes, and takes blanks outside of them for the end of a word."""
+    name, equals, value = word.partition("=")
+    return f"{name}={shlex.quote(value)}" if equals and name.startswith("--") else shlex.quote(word)
 
 
 def torchrun(config, recipe_dir, python, run_dir):

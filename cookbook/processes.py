@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
@@ -116,6 +117,7 @@ def end_leftovers(mark, grace_seconds):
 
 def write_file(path, text, mode):
     """Writes a file that never has other permissions than `mode`, not even for a moment."""
+    Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = f"{path}.partial"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(partial)

@@ -27,6 +27,7 @@ from cookbook.clusters import hosts as on_hosts
 from cookbook.eject import compose_recipe
 
 FIRST_PORT = 29600  # of the first recipe's service; runs have those from 29500 on
+MADE_HERE = ".cookbook-service"  # stands in folders that this module has made: no other one is ever removed
 STOP_SECONDS = 60  # for the supervisor to end everything on all hosts
 
 
@@ -75,6 +76,7 @@ class Service:
             self.clear()
             doctor.require(self.config["recipe"]["driver"]["tools"], self.recipe)
             self.folder.mkdir(mode=0o700)
+            (self.folder / MADE_HERE).touch()
             with open(self.folder / "supervisor.log", "w") as log:
                 words = [sys.executable, "-m", "cookbook.services", "supervise", self.where, self.recipe, *self.overrides]  # fmt: skip
                 process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)  # fmt: skip
@@ -98,6 +100,11 @@ class Service:
         self.folder.with_suffix(".lock").unlink(missing_ok=True)
 
     def clear(self):
+        if self.folder.is_symlink() or (self.folder.exists() and not (self.folder / MADE_HERE).exists()):
+            raise UserError(
+                f"{self.folder} is not a folder of a service: it was not made by this command, and is left alone. Move it away, or give "
+                f"the inventory another `services:` folder than {self.services}"
+            )
         state = self.state()
         if not state:
             return shutil.rmtree(self.folder, ignore_errors=True)
@@ -138,7 +145,7 @@ class Service:
             "head", ["sh", "-c", "echo ready; exec sleep infinity"], host=cluster["hosts"][0]["address"]
         )
 
-        def watch():
+        def watch(waiting=False):
             log = run_dir / "logs/head.log"
             if told:
                 self.access_file.unlink(missing_ok=True)

@@ -158,7 +158,7 @@ class Story:
         num_rows = min(rows["train"], most or rows["train"]) if "train" in rows else sum(rows.values())
         verdict = evidence.judge(read_records(self.folder), evidence.Asked(
             num_workers=launch.num_processes(self.config), num_hosts=launch.num_hosts(self.config), proof=tuple(recipe["driver"]["proof"]),
-            elastic=recipe["driver"].get("elastic", recipe.get("elastic", False)), max_restarts=recipe.get("max_restarts", 0), num_rows=num_rows, num_malformed=self.manifest.get("malformed"),
+            elastic=recipe["driver"].get("elastic", recipe.get("elastic", False)), on_demand=recipe["driver"].get("elastic", False), max_restarts=recipe.get("max_restarts", 0), num_rows=num_rows, num_malformed=self.manifest.get("malformed"),
             global_batch_size=recipe.get("global_batch_size", 1), num_epochs=recipe.get("num_epochs", 0),
             max_steps=self.config["scale"]["max_steps"], resumed=self.run.resumed_from is not None, since=self.launched, seen_pids=frozenset(self.watcher.seen_pids) if launch.owns_workers(self.config) else None,
         ))  # fmt: skip
@@ -183,7 +183,7 @@ class Story:
             "workers": [{key: worker.get(key) for key in known} for worker in verdict.workers],
             "lost_workers": [{key: worker.get(key) for key in known[:5]} for worker in verdict.lost],
             "services": [{key: service.get(key) for key in ("role", *known[:5])} for service in verdict.services], "restarts": verdict.restarts,
-            "metrics": verdict.metrics, "curves": verdict.curves, "curve_seconds": verdict.curve_seconds, "num_rows": verdict.num_rows, "skipped": verdict.skipped, "account": verdict.account or self.manifest.get("account", {}),
+            "metrics": verdict.metrics, "curves": verdict.curves, "curve_seconds": verdict.curve_seconds, "num_rows": verdict.num_rows, "skipped": verdict.skipped, "warnings": verdict.warnings, "account": verdict.account or self.manifest.get("account", {}),
             "versions": {key: value for key, value in versions.items() if key not in known},
             "objective": {**objective, "value": verdict.metrics.get(objective["name"])},
         }  # fmt: skip

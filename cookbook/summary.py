@@ -27,6 +27,7 @@ def print_summary(content, page):
         lines.append(("worlds", " -> ".join(map(str, content["worlds"]))))
     if content["account"]:
         lines.append(("rows", "  ".join(f"{name} {count:,}" for name, count in content["account"].items())))
+    lines += [("warning", text) for text in content.get("warnings", [])]
     lines += [("skipped", f"{step}: {reason}") for step, reason in content.get("skipped", {}).items()]
     if left := (content.get("dataset") or {}).get("left_out"):
         lines.append(("left out", f"{len(left):,} files below data.path were not read; the report lists them"))

@@ -241,7 +241,24 @@ def test_steps_that_were_taken_again_count_once(tmp_path, monkeypatch):
 
 def test_an_elastic_run_that_was_never_distributed(tmp_path, monkeypatch):
     write_run(tmp_path, monkeypatch, num_workers=1)
-    assert "never more than one worker at a time, although 2 were asked for" in judge(tmp_path, elastic=True).problems
+    alone = "one process did all the work, although 2 workers were asked for"
+    assert f"{alone}: no other one ever joined it" in judge(tmp_path, elastic=True).problems
+
+
+def test_a_search_that_one_process_did_on_a_slow_machine(tmp_path, monkeypatch):
+    """Whether the second process is ready before the first has done all trials is a question of speed: no verdict hangs on it."""
+    write_run(tmp_path, monkeypatch, num_workers=1)
+    verdict = judge(tmp_path, elastic=True, on_demand=True)
+    assert verdict.problems == []
+    assert verdict.warnings[0].startswith("one process did all the work, although 2 workers were asked for")
+
+
+def test_workers_one_after_the_other_are_two_workers(tmp_path):
+    for pid in (100, 101):
+        with RunRecord(tmp_path, 0, 1, pid=pid) as run:
+            run.world(pid - 100, 2)
+            run.work(1)
+    assert not [problem for problem in judge(tmp_path, proof=(), elastic=True).problems if "one process" in problem]
 
 
 def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path, monkeypatch):

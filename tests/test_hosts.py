@@ -315,7 +315,7 @@ def test_a_host_is_lost_in_the_middle_and_the_same_command_goes_on(tmp_path, und
 def test_elastic_training_survives_a_lost_host(tmp_path):
     place = Place(tmp_path / "hosts")
     try:
-        words = ["recipe=horovod", "recipe.elastic=true", "recipe.num_epochs=8", *place.words]
+        words = ["recipe=horovod", "recipe.elastic=true", "recipe.allow_unsafe_elastic=true", "recipe.num_epochs=8", *place.words]
         driver = Driver(*words, output_root=tmp_path / "out")
         driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
         (worker,) = {

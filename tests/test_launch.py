@@ -20,7 +20,8 @@ def test_horovodrun_over_gloo():
         "cluster.num_workers=4", "recipe.fusion_threshold_mb=32", "recipe.cycle_time_ms=0.5", "recipe.timeline=true"
     )
     words = " ".join(process.argv)
-    assert process.argv[:3] == ["/env/bin/horovodrun", "-np", "4"]
+    # horovodrun's servers listen on all addresses: see runrecord/netrun.py.
+    assert process.argv[:6] == ["/env/bin/python", "-m", "netrun", "/env/bin/horovodrun", "-np", "4"]
     assert "-H localhost:4 --gloo --network-interfaces lo" in words
     assert "--fusion-threshold-mb 32 --cycle-time-ms 0.5 --timeline-filename /run/timeline.json" in words
     assert process.argv[-3:] == ["/env/bin/python", str(ROOT / "recipes/horovod/main.py"), "/run/config.yaml"]
@@ -58,7 +59,7 @@ def test_every_option_is_one_that_horovodrun_knows(recipe_python):
         ["recipe.controller=mpi"],
         ["recipe.elastic=true"],
     ):
-        options = [word.split("=")[0] for word in plan(*overrides).argv[1:-3] if re.match(r"--?[a-zA-Z]", word)]
+        options = [word.split("=")[0] for word in plan(*overrides).argv[4:-3] if re.match(r"--?[a-zA-Z]", word)]
         assert len(options) >= 3
         assert [option for option in options if not re.search(rf"(^|[\s,]){re.escape(option)}[\s,]", known, re.M)] == []
 

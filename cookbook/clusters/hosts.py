@@ -92,7 +92,7 @@ class Ssh:
             "LogLevel=ERROR",
         ]
         if ssh.get("known_hosts"):
-            options += ["StrictHostKeyChecking=yes", f"UserKnownHostsFile={ssh['known_hosts']}"]
+            options += ["StrictHostKeyChecking=yes", f"UserKnownHostsFile={_option_value(ssh['known_hosts'])}"]
         else:
             options += ["StrictHostKeyChecking=accept-new"]
         if self.agent:
@@ -126,6 +126,11 @@ class Ssh:
             if sign in text:
                 return f"{advice} ({text[-200:]})"
         return text[-400:]
+
+
+def _option_value(path):
+    """A path as ssh's options take it: a blank would end it, and a % begins one of their own words."""
+    return '"' + path.replace("%", "%%") + '"' if re.search(r"\s", path) else path.replace("%", "%%")
 
 
 def prepare(cluster, recipe, python, data_dir, run_dir, mark, stage):
@@ -243,9 +248,7 @@ def run(processes, cluster, run_dir, mark, watch):
         try:
             for process in processes:
                 for path, content in process.files.items():
-                    Path(path).parent.mkdir(parents=True, exist_ok=True)
-                    Path(path).write_text(content)
-                    Path(path).chmod(0o755 if content.startswith("#!") else 0o600)
+                    os_processes.write_file(path, content, 0o755 if content.startswith("#!") else 0o600)
             if not cluster["shared"] and any(process.files for process in processes):
                 _on_each(cluster["hosts"], lambda host: push(ssh, host, [run_dir]))
             for process in processes:
@@ -312,7 +315,7 @@ def wait_until_ready(process, started, log, seconds, watch):
         if child.poll() is not None or time.monotonic() > deadline:
             last = log.read_text(errors="replace").strip().splitlines()[-5:]
             raise UserError(f"{process.name} on {process.host} is not ready after {seconds} s: " + " / ".join(last))
-        watch()
+        watch(waiting=True)
         _say_hello(started)
         time.sleep(local.POLL_SECONDS)
 

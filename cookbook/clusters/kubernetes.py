@@ -75,7 +75,12 @@ def run(processes, cluster, run_dir, mark, watch):
             made.append(wanted)
             api.create(wanted)
             if KINDS[wanted["kind"]][1]:
-                said, good = follow(api, wanted, logs, watch)
+                first = wanted is not objects[-1]  # the dataset is built before the workers start
+
+                def watch_it(waiting=first):
+                    watch(waiting)
+
+                said, good = follow(api, wanted, logs, watch_it)
                 if not good:
                     break
     finally:

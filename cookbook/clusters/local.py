@@ -36,8 +36,7 @@ def run(processes, cluster, run_dir, mark, watch):
     try:
         for process in processes:
             for path, content in process.files.items():
-                Path(path).write_text(content)
-                Path(path).chmod(0o755 if content.startswith("#!") else 0o644)
+                os_processes.write_file(path, content, 0o755 if content.startswith("#!") else 0o600)
             with open(logs / f"{process.name}.log", "a") as log:
                 started[process.name] = os_processes.start(process.argv, mark, process.environment, output=log)
         while len(statuses) < len(started) and not any(statuses.values()):

@@ -1,6 +1,7 @@
 """Follows the logs of a run's pods, and takes the run's record out of them (runrecord/podrun.py puts it there)."""
 
 import base64
+import re
 import threading
 import time
 
@@ -15,6 +16,21 @@ MARK = "podrun: "  # see runrecord/podrun.py
 AGAIN_SECONDS = 2.0  # before a connection that was cut is begun again
 HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
 BAD = (*HOPELESS, "ImagePullBackOff", "CreateContainerConfigError", "CreateContainerError")  # may pass
+
+
+# All that podrun says: records, tables and pictures. Nothing else of a run folder is a pod's to write (its report is a page that
+# people open, its config.yaml and checkpoints decide what a later try does).
+EXPECTED = re.compile(r"workers/\w[\w.-]*\.jsonl|tables/\w[\w .,()-]*\.json|pictures/\w[\w .,()-]*\.(svg|png|gif)")
+
+
+def content_of(told):
+    """The bytes of a line of podrun's; None where it is not as podrun writes it."""
+    if not isinstance(told, dict) or not EXPECTED.fullmatch(str(told.get("path"))) or type(told.get("line")) is not int:
+        return None
+    try:
+        return base64.b64decode(told["base64"], validate=True) if "base64" in told else told["text"].encode()
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 class Logs:
@@ -75,13 +91,15 @@ class Logs:
 
     def _record(self, text):
         told = parse_line(text)
-        path = self.run_dir / (told or {}).get("path", "")
-        if not told or self.run_dir not in path.resolve().parents:
-            return  # cut off, or not of this folder
+        if not (content := content_of(told)):
+            return  # cut off, or nothing that a record has
+        path = self.run_dir / told["path"]
+        if path.is_symlink() or path.parent.is_symlink():
+            return  # what this leads to is not the record's
         path.parent.mkdir(exist_ok=True)
         with self.lock:
             if path.suffix != ".jsonl":
-                path.write_bytes(base64.b64decode(told["base64"]) if "base64" in told else told["text"].encode())
+                path.write_bytes(content)
                 return
             if path not in self.counts:
                 self.counts[path] = len(path.read_text().splitlines()) if path.exists() else 0
@@ -89,11 +107,13 @@ class Logs:
                 with open(path, "a") as file:
                     file.write(told["text"] + "\n")
                 self.counts[path] = told["line"] + 1
-        event = parse_line(told["text"]) or {}
-        if event.get("event") == "checkpoint":  # a run with a checkpoint is gone on with: runs.py looks for it here
+        event = parse_line(told["text"])
+        if (
+            isinstance(event, dict) and event.get("event") == "checkpoint"
+        ):  # a run with a checkpoint is gone on with: runs.py looks for it here
             note = self.run_dir / "checkpoints/on-the-claim.txt"
             note.parent.mkdir(exist_ok=True)
-            note.write_text(f"{event['path']}\n")
+            note.write_text(f"{event.get('path')}\n")
 
     def drain(self, seconds=30):
         """Waits for the logs of pods that have ended."""

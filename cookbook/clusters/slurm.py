@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from cookbook import UserError
+from cookbook import processes as os_processes
 from cookbook.clusters import local
 from cookbook.launch_slurm import job_name
 
@@ -53,7 +54,7 @@ def run(processes, cluster, run_dir, mark, watch):
     """See `local.run`: submits the job and follows it to its end, however often Slurm puts it back into the queue. None is left behind."""
     (process,) = processes
     for path, content in process.files.items():
-        Path(path).write_text(content)
+        os_processes.write_file(path, content, 0o755)
     done = subprocess.run(process.argv, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"Slurm refused the job: {' '.join(done.stderr.split())}")
@@ -77,7 +78,7 @@ def follow(number, watch):
     """The state in which a job ends."""
     looked, state = 0.0, "PENDING"
     while state in UNDER_WAY:
-        watch()
+        watch(waiting=state not in ("RUNNING", "COMPLETING"))
         if time.monotonic() - looked > POLL_SECONDS:
             state, looked = about(number)["JobState"], time.monotonic()
         time.sleep(local.POLL_SECONDS)

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from data import Batches, ImageData
 from model import torch_network
-from runrecord import RunRecord, load_config
-from settings import check_settings, learning_rate_at, num_steps_of
+from runrecord import RunRecord, check_position, load_config
+from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 
 
 def main():
@@ -38,7 +38,7 @@ def main():
     facts = {"device": str(device), "torch": torch.__version__, "horovod": horovod.__version__}
     with RunRecord(config.output_dir, hvd.rank(), hvd.size(), hvd.local_rank(), **facts) as run:
         if hvd.rank() == 0:  # Distributed: one rank reads the checkpoint, `sync` brings it to all the others.
-            load_checkpoint(state, config)
+            load_checkpoint(state, config, len(train_data))
         if config.elastic:
             # Distributed: calls `train` again, with the last committed state, each time the set of workers has changed.
             hvd.elastic.run(train)(state, train_data, test_data, config, run)
@@ -84,13 +84,14 @@ def train(state, train_data, test_data, config, run):
     num_steps = num_steps_of(config, batches)
     while state.epoch * batches.steps_per_epoch < num_steps:  # an epoch is over only when it has been evaluated
         train_epoch(state, train_data, batches, num_steps, config, run)
+        run.finite(sum_of_parameters(state.model), state.epoch, state.step - 1, "the sum of the parameters")
         accuracy = evaluate(state.model, test_data, config.global_batch_size)
         done = min(num_steps, (state.epoch + 1) * batches.steps_per_epoch)
         run.metric("eval/accuracy", accuracy, step=done, epoch=state.epoch)
         run.progress(done, num_steps, f"epoch {state.epoch + 1}  accuracy {accuracy:.4f}")
         state.epoch, state.step, state.epoch_loss = state.epoch + 1, 0, 0.0
         if hvd.rank() == 0:  # Distributed: all ranks hold the same state, so one of them writes it.
-            run.checkpoint(save_checkpoint(state, config), state.epoch, state.step)
+            run.checkpoint(save_checkpoint(state, config, len(train_data)), state.epoch, state.step)
         if config.elastic:
             state.commit()  # Distributed: an epoch that was evaluated and written is not done again.
 
@@ -109,7 +110,7 @@ def train_epoch(state, train_data, batches, num_steps, config, run):
         run.rows(state.epoch, state.step, ids)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate_at(state.epoch + state.step / batches.steps_per_epoch, config)
-        loss_sum += train_step(state, *train_data.read(ids), batch_size, config)
+        loss_sum += run.finite(train_step(state, *train_data.read(ids), batch_size, config), state.epoch, state.step)
         num_rows += batch_size
         state.step += 1
         if time.perf_counter() - shown > 2:
@@ -156,6 +157,11 @@ def evaluate(model, data, batch_size):
     return sum_over_ranks(num_correct) / len(data)
 
 
+def sum_of_parameters(model):
+    """A number that is finite as long as all parameters are (so large that the sum overflows, they are of no use either)."""
+    return sum(parameter.detach().sum() for parameter in model.parameters())
+
+
 def sum_over_ranks(value):
     # Distributed: counts and sums add up exactly over unequal shares, a mean of means would not. The name lets workers
     # that joined later take part: without it Horovod numbers the calls, and theirs would not match.
@@ -166,7 +172,7 @@ def max_over_ranks(value):
     return max(hvd.allgather(torch.tensor([value], dtype=torch.float64), name="max_over_ranks").tolist())
 
 
-def save_checkpoint(state, config):
+def save_checkpoint(state, config, num_rows):
     """Writes model, optimizer and position beside the last checkpoint and renames: it is whole or not there."""
     path = Path(config.checkpoint_dir) / "last.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,6 +180,7 @@ def save_checkpoint(state, config):
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "position": {"epoch": state.epoch, "step": state.step},
+        "depends_on": depends_on(config, num_rows),
     }
     with open(path.with_suffix(".partial"), "wb") as file:
         torch.save(content, file)
@@ -183,12 +190,13 @@ def save_checkpoint(state, config):
     return path
 
 
-def load_checkpoint(state, config):
-    """Puts the last checkpoint into the state, if there is one. Raises SystemExit when it belongs to another model."""
+def load_checkpoint(state, config, num_rows):
+    """Puts the last checkpoint into the state, if there is one. Raises SystemExit when it belongs to another model or other batches."""
     path = Path(config.checkpoint_dir) / "last.pt"
     if not path.exists():
         return
     content = torch.load(path, map_location="cpu", weights_only=True)
+    check_position(path, content.get("depends_on", {}), depends_on(config, num_rows))
     mine = {name: tuple(tensor.shape) for name, tensor in state.model.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}
     for name in sorted(mine.keys() | theirs.keys()):

@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from data import Batches, ImageData
 from model import tensorflow_network
-from runrecord import RunRecord, load_config
-from settings import check_settings, learning_rate_at, num_steps_of
+from runrecord import RunRecord, check_position, load_config
+from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 
 
 def main():
@@ -34,7 +34,7 @@ def main():
     facts = {"device": device, "tensorflow": tf.__version__, "horovod": horovod.__version__}
     with RunRecord(config.output_dir, hvd.rank(), hvd.size(), hvd.local_rank(), **facts) as run:
         # Distributed: one rank reads the checkpoint; broadcasting makes it the start of all.
-        epoch = load_checkpoint(model, optimizer, config) if hvd.rank() == 0 else 0
+        epoch = load_checkpoint(model, optimizer, config, len(train_data)) if hvd.rank() == 0 else 0
         epoch = int(hvd.broadcast(tf.constant(epoch, tf.int64), root_rank=0, name="epoch"))
         # `.value`: Horovod wants TensorFlow's variables, not the Keras 3 objects around them.
         hvd.broadcast_variables([v.value for v in model.variables + optimizer.variables], root_rank=0)
@@ -80,7 +80,8 @@ def train(model, optimizer, first_epoch, train_data, test_data, config, run):
             run.rows(epoch, step, ids)
             optimizer.learning_rate.assign(learning_rate_at(epoch + step / batches.steps_per_epoch, config))
             images, labels = train_data.read(ids)
-            loss_sum += train_step(tf.constant(images), tf.constant(labels), tf.constant(float(batch_size)))
+            loss = train_step(tf.constant(images), tf.constant(labels), tf.constant(float(batch_size)))
+            loss_sum += run.finite(float(loss), epoch, step)
             if time.perf_counter() - shown > 2:
                 shown = time.perf_counter()
                 run.progress(
@@ -91,6 +92,8 @@ def train(model, optimizer, first_epoch, train_data, test_data, config, run):
         seconds = max(
             hvd.allgather(tf.constant([time.perf_counter() - started], tf.float64), name="seconds").numpy().tolist()
         )
+        total = sum(float(tf.reduce_sum(variable)) for variable in model.trainable_variables)
+        run.finite(total, epoch, last_step - 1, "the sum of the parameters")
         accuracy = evaluate(model, test_data, config.global_batch_size)
         done = epoch * batches.steps_per_epoch + last_step
         run.metric("train/loss", loss, done, epoch)
@@ -98,7 +101,8 @@ def train(model, optimizer, first_epoch, train_data, test_data, config, run):
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
         if hvd.rank() == 0:  # Distributed: all ranks hold the same state, so one of them writes it.
-            run.checkpoint(save_checkpoint(model, optimizer, epoch + 1, config), epoch + 1, 0)
+            path = save_checkpoint(model, optimizer, epoch + 1, config, len(train_data))
+            run.checkpoint(path, epoch + 1, 0)
 
 
 def make_train_step(model, optimizer, config):
@@ -146,28 +150,31 @@ def sum_over_ranks(value):
     return float(hvd.allreduce(tf.constant(value, tf.float64), op=hvd.Sum, name="sum_over_ranks"))
 
 
-def save_checkpoint(model, optimizer, epoch, config):
+def save_checkpoint(model, optimizer, epoch, config, num_rows):
     """Writes all variables and the epoch to go on with beside the last checkpoint, and renames: it is whole or not there."""
     path = Path(config.checkpoint_dir) / "last.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {f"{number:03d} {v.path}": v.numpy() for number, v in enumerate(model.variables + optimizer.variables)}
+    position = json.dumps({"epoch": epoch, "depends_on": depends_on(config, num_rows)}).encode()
     with open(path.with_suffix(".partial"), "wb") as file:
-        np.savez(file, __position__=np.frombuffer(json.dumps({"epoch": epoch}).encode(), np.uint8), **values)
+        np.savez(file, __position__=np.frombuffer(position, np.uint8), **values)
         file.flush()
         os.fsync(file.fileno())
     path.with_suffix(".partial").replace(path)
     return path
 
 
-def load_checkpoint(model, optimizer, config):
+def load_checkpoint(model, optimizer, config, num_rows):
     """Sets all variables from the last checkpoint if there is one; returns the epoch to go on with.
 
-    Raises SystemExit when it belongs to another model.
+    Raises SystemExit when it belongs to another model or other batches.
     """
     path = Path(config.checkpoint_dir) / "last.npz"
     if not path.exists():
         return 0
     with np.load(path, allow_pickle=False) as content:
+        position = json.loads(content["__position__"].tobytes())
+        check_position(path, position.get("depends_on", {}), depends_on(config, num_rows))
         names = [name for name in content.files if name != "__position__"]
         variables = model.variables + optimizer.variables
         theirs, mine = [content[name].shape for name in names], [tuple(v.shape) for v in variables]
@@ -181,9 +188,8 @@ def load_checkpoint(model, optimizer, config):
             )
         for variable, name in zip(variables, names, strict=True):
             variable.assign(content[name])
-        epoch = json.loads(content["__position__"].tobytes())["epoch"]
-    print(f"going on from {path}: epoch {epoch}", flush=True)
-    return epoch
+    print(f"going on from {path}: epoch {position['epoch']}", flush=True)
+    return position["epoch"]
 
 
 if __name__ == "__main__":

@@ -150,7 +150,9 @@ def train(rows_dir, learning_rate, num_epochs, settings, model_dir):
         argv = [sys.executable, "-m", "tfrun", "--num-workers", num_workers, "--max-restarts", restarts]
         argv += [str(HERE / "train_tensorflow.py"), str(path)]
     else:
-        argv = [str(Path(sys.executable).with_name("torchrun")), "--nnodes", "1", "--nproc-per-node", num_workers]
+        # torchrun's store listens on all addresses of the machine: netrun gives it a network of its own.
+        argv = [sys.executable, "-m", "netrun", str(Path(sys.executable).with_name("torchrun")), "--nnodes", "1"]
+        argv += ["--nproc-per-node", num_workers]
         argv += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-conf", "is_host=1"]
         argv += ["--local-addr", "127.0.0.1", "--max-restarts", restarts, str(HERE / "train.py"), str(path)]
     interface = "lo0" if sys.platform == "darwin" else "lo"

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data import Batches, ImageData
 from model import torch_network
-from runrecord import RunRecord, load_config
+from runrecord import RunRecord, check_position, load_config
 
 
 def main():
@@ -37,7 +37,7 @@ def main():
         "phase": 0,  # the pipeline's one training: a try that finds it in the cache has no workers of its own
     }
     with RunRecord(config.output_dir, rank, world_size, device=str(device), torch=torch.__version__, **facts) as run:
-        epoch = load_checkpoint(network, optimizer, config)
+        epoch = load_checkpoint(network, optimizer, config, len(data))
         run.restore(epoch, 0, generation=shared_now(device))
         batches = Batches(len(data), config.global_batch_size, config.seed)
         num_steps = config.num_epochs * batches.steps_per_epoch
@@ -47,7 +47,7 @@ def main():
             epoch += 1
             # Distributed: the parameters are the same everywhere, so one rank writes them down.
             if rank == 0:
-                save_checkpoint(network, optimizer, epoch, config, run)
+                save_checkpoint(network, optimizer, epoch, config, run, len(data))
         run.digest(tensor.detach().cpu().numpy() for tensor in network.state_dict().values())
         if rank == 0:
             save_whole(network.state_dict(), Path(config.model_path))
@@ -85,7 +85,7 @@ def train_epoch(model, optimizer, epoch, num_steps, data, batches, config, run):
         # Distributed: every worker knows the whole batch and takes its own share of it.
         own = ids[rank::world_size]
         run.rows(epoch, step, own)
-        loss_sum += train_step(model, optimizer, *data.read(own), len(ids), device)
+        loss_sum += run.finite(train_step(model, optimizer, *data.read(own), len(ids), device), epoch, step)
         num_rows += len(ids)
     # Distributed: sums over unequal shares add up exactly, a mean of means would not.
     total = torch.tensor([loss_sum], dtype=torch.float64, device=device)
@@ -123,9 +123,16 @@ def shared_now(device):
     return now.item()
 
 
-def save_checkpoint(network, optimizer, epoch, config, run):
+def depends_on(config, num_rows):
+    """What a position depends on: with other values the same epoch and step stand for other rows."""
+    return {"seed": config.seed, "global_batch_size": config.global_batch_size, "num_rows": num_rows}
+
+
+def save_checkpoint(network, optimizer, epoch, config, run, num_rows):
     path = Path(config.checkpoint_dir) / "last.pt"
     content = {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
+    content["depends_on"] = depends_on(config, num_rows)
+    run.finite(sum(tensor.sum() for tensor in content["model"].values()), epoch - 1, 0, "the sum of the parameters")
     save_whole(content, path)
     run.checkpoint(path, epoch, 0)
 
@@ -141,12 +148,13 @@ def save_whole(content, path):
     partial.replace(path)
 
 
-def load_checkpoint(network, optimizer, config):
+def load_checkpoint(network, optimizer, config, num_rows):
     """Every rank reads the last checkpoint, if there is one; returns the epoch to go on with."""
     path = Path(config.checkpoint_dir) / "last.pt"
     if not path.exists():
         return 0
     content = torch.load(path, map_location="cpu", weights_only=True)
+    check_position(path, content.get("depends_on", {}), depends_on(config, num_rows))
     try:
         network.load_state_dict(content["model"])
     except RuntimeError as error:

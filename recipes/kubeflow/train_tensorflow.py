@@ -91,7 +91,7 @@ def train(strategy, model, optimizer, epoch, manager, exchange, data, config, ru
             own = ids[rank::world_size]  # Distributed: this worker's share of the batch
             run.rows(number, index, own)
             images, labels = data.read(own)
-            loss_sum += float(step(images.transpose(0, 2, 3, 1), labels, float(len(ids))))
+            loss_sum += run.finite(float(step(images.transpose(0, 2, 3, 1), labels, float(len(ids)))), number, index)
             num_rows, done = num_rows + len(ids), done + 1
         loss = exchange(loss_sum) / num_rows
         run.metric("train/loss", loss, done, number)

@@ -152,7 +152,7 @@ def train_language_model(parallel, optimizer, batches, num_steps, start, config,
         run.rows(epoch, step_of_epoch, ids)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, num_steps, config)
-        run.metric("train/loss", parallel.train_step(ids), step + 1, epoch)
+        run.metric("train/loss", run.finite(parallel.train_step(ids), epoch, step_of_epoch), step + 1, epoch)
         if time.perf_counter() - shown > 2:
             shown = time.perf_counter()
             run.progress(step + 1, num_steps, f"epoch {epoch + 1}, step {step_of_epoch + 1}")

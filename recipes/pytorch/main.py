@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data import Batches, ImageData, loader_of
 from model import torch_network
-from runrecord import RunRecord, load_config
-from settings import check_settings, learning_rate_at, num_steps_of
+from runrecord import RunRecord, check_position, load_config
+from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from world import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
 
 
@@ -45,7 +45,7 @@ def main():
             network.parameters(), config.learning_rate, config.momentum, nesterov=config.momentum > 0
         )
         with RunRecord(config.output_dir, rank, world_size, **facts(device)) as run:
-            position = load_checkpoint(network, optimizer, config, rank, world_size)
+            position = load_checkpoint(network, optimizer, config, rank, world_size, len(train_data))
             run.restore(position["epoch"], position["step"], generation=shared_now())
             train(model, network, optimizer, position, train_data, test_data, config, run)
             run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
@@ -74,7 +74,7 @@ def train(model, network, optimizer, position, train_data, test_data, config, ru
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
         position.update(epoch=epoch + 1, step=0, loss_sum=0.0)
-        save_checkpoint(network, optimizer, position, config, run)
+        save_checkpoint(network, optimizer, position, config, run, len(train_data))
 
 
 def train_epoch(model, network, optimizer, position, train_data, batches, num_steps, config, run):
@@ -93,14 +93,15 @@ def train_epoch(model, network, optimizer, position, train_data, batches, num_st
         run.rows(epoch, step, ids)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(epoch + step / batches.steps_per_epoch, config)
-        position["loss_sum"] += train_step(model, optimizer, images, labels, batch_size, config)
+        loss = train_step(model, optimizer, images, labels, batch_size, config)
+        position["loss_sum"] += run.finite(loss, epoch, step)
         position["step"], num_rows = step + 1, num_rows + batch_size
         if time.perf_counter() - shown > 2:
             shown = time.perf_counter()
             run.progress(first_step + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}")
         every = config.checkpoint_every_steps
         if every and (first_step + step + 1) % every == 0 and step + 1 < steps.stop:
-            save_checkpoint(network, optimizer, position, config, run)
+            save_checkpoint(network, optimizer, position, config, run, len(train_data))
     return time.perf_counter() - started, num_rows
 
 
@@ -153,8 +154,10 @@ def share_momentum(optimizer):
         dist.broadcast(state["momentum_buffer"], src=0)
 
 
-def save_checkpoint(network, optimizer, position, config, run):
+def save_checkpoint(network, optimizer, position, config, run, num_rows):
     """Model, optimizer, position and all ranks' random states: beside the last checkpoint, then renamed."""
+    total = sum(parameter.detach().sum() for parameter in network.parameters())
+    run.finite(total, position["epoch"], position["step"] - 1, "the sum of the parameters")
     # Distributed: parameters are equal everywhere, so one rank writes; what differs between ranks is gathered to it first.
     own = {"random": torch.get_rng_state(), "loss_sum": position["loss_sum"]}
     of_ranks = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
@@ -166,7 +169,7 @@ def save_checkpoint(network, optimizer, position, config, run):
     with open(path.with_suffix(".partial"), "wb") as file:
         torch.save(
             {"mode": config.mode, "model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": position["epoch"],
-             "step": position["step"], "of_ranks": of_ranks},
+             "step": position["step"], "of_ranks": of_ranks, "depends_on": depends_on(config, num_rows)},
             file,
         )  # fmt: skip
         file.flush()
@@ -175,10 +178,10 @@ def save_checkpoint(network, optimizer, position, config, run):
     run.checkpoint(path, position["epoch"], position["step"])
 
 
-def load_checkpoint(network, optimizer, config, rank, world_size):
+def load_checkpoint(network, optimizer, config, rank, world_size, num_rows):
     """Every rank reads the last checkpoint, if there is one; returns the position to go on with.
 
-    Raises SystemExit when it belongs to another mode or model.
+    Raises SystemExit when it belongs to another mode or model, or to other batches.
     """
     path = Path(config.checkpoint_dir) / "last.pt"
     if other := [found for found in path.parent.glob("step-*") if not found.suffix]:
@@ -186,6 +189,7 @@ def load_checkpoint(network, optimizer, config, rank, world_size):
     if not path.exists():
         return {"epoch": 0, "step": 0, "loss_sum": 0.0}
     content = torch.load(path, map_location="cpu", weights_only=True)
+    check_position(path, content.get("depends_on", {}), depends_on(config, num_rows))
     mine = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}
     for name in sorted(mine.keys() | theirs.keys()):

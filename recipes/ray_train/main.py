@@ -138,7 +138,7 @@ def train(model, network, optimizer, epoch, config, manifest, run):
             size = min(config.global_batch_size, num_rows - step * config.global_batch_size)  # of all workers together
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(epoch + step / steps_per_epoch, config)
-            loss_sum += train_step(model, optimizer, batch, size)
+            loss_sum += run.finite(train_step(model, optimizer, batch, size), epoch, step)
             taken += size
             if step % 50 == 49:
                 run.progress(first + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}")

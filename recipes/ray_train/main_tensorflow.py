@@ -143,7 +143,7 @@ def train(tf, strategy, model, optimizer, epoch, keeper, exchange, config, manif
             run.rows(number, index, batch["id"])
             size = min(config.global_batch_size, num_rows - index * config.global_batch_size)  # of all workers together
             optimizer.learning_rate = learning_rate_at(number + index / steps_per_epoch, config)
-            loss_sum += float(step(batch["image"], batch["label"], float(size)))
+            loss_sum += run.finite(float(step(batch["image"], batch["label"], float(size))), number, index)
             taken += size
         done = first + len(steps)
         run.metric("train/loss", exchange(loss_sum) / taken, done, number)

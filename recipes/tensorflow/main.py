@@ -130,6 +130,7 @@ class Report(tf.keras.callbacks.Callback):
         self.done = self.epoch * self.batches.steps_per_epoch + batch + 1
         while self.batches.handed_out and self.batches.handed_out[0][:2] <= (self.epoch, batch):
             self.run.rows(*self.batches.handed_out.pop(0))
+        self.run.finite(logs["loss"], self.epoch, batch)
         if time.perf_counter() - self.shown > 2:
             self.shown = time.perf_counter()
             self.run.progress(self.done, self.num_steps, f"epoch {self.epoch + 1}, step {batch + 1}")

@@ -146,7 +146,7 @@ def train(weights, velocities, first_epoch, mesh, train_data, test_data, config,
             row_weights = np.where(rows >= 0, weight, 0).astype(np.float32)
             flat = images.reshape(len(images), -1)
             losses = step_on_mesh(*[everywhere(value, mesh) for value in (flat, one_hot[labels], row_weights, rate)])
-            loss_sum += float(dtensor.unpack(losses)[0].numpy()[rows >= 0].sum())
+            loss_sum += run.finite(float(dtensor.unpack(losses)[0].numpy()[rows >= 0].sum()), epoch, step)
         seconds, num_rows = time.perf_counter() - started, min(last_step * config.global_batch_size, len(train_data))
         accuracy, done = evaluate(weights, test_data, mesh), epoch * batches.steps_per_epoch + last_step
         run.metric("train/loss", loss_sum / num_rows, done, epoch)

@@ -65,6 +65,7 @@ def coordinate(config, run):
         loss_sum, num_rows, seconds = train_epoch(job, epoch, num_steps, config, run)
         accuracy = evaluate(model, test_data, config.global_batch_size)
         done = min(num_steps, (epoch + 1) * batches.steps_per_epoch)
+        run.finite(loss_sum, epoch, (done - 1) % job.batches.steps_per_epoch)
         report_epoch(run, epoch, done, num_steps, loss_sum / num_rows, num_rows / seconds, accuracy)
         checkpoints.epoch.assign(epoch + 1)
         run.checkpoint(checkpoints.save(), epoch + 1, 0)  # Distributed: the chief saves what the ps hold

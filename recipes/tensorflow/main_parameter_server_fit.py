@@ -144,6 +144,7 @@ class Report(tf.keras.callbacks.Callback):
         loss = float(self.log["loss"].numpy().sum()) / num_rows
         accuracy = evaluate(self.model, self.test_data, self.config.global_batch_size)
         done = min(self.num_steps, (epoch + 1) * self.batches.steps_per_epoch)
+        self.run.finite(loss, epoch, (done - 1) % self.batches.steps_per_epoch)
         report_epoch(self.run, epoch, done, self.num_steps, loss, num_rows / seconds, accuracy)
         self.checkpoints.epoch.assign(epoch + 1)
         self.run.checkpoint(self.checkpoints.save(), epoch + 1, 0)  # Distributed: the chief saves what the ps hold

@@ -1,0 +1,286 @@
+"""How runs end: nothing outlives its driver, signals are heeded at safe points, and the reason is the worker's own error."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+
+import psutil
+import pytest
+
+from cookbook import ROOT, UserError, causes, evidence, processes
+from cookbook.watch import Watcher
+from runrecord import Diverged, RunRecord, read_records
+from tests.helpers import CLEAN, Driver, Silent, latest
+
+CLUSTER = {"start_timeout_seconds": 60, "stall_timeout_seconds": 300}
+
+
+def wait_for(condition, seconds=15):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"nothing happened for {seconds} s")
+
+
+DRIVER = """
+import sys, time
+from cookbook import processes
+with processes.Watchdog(sys.argv[1], 1):
+    # A launcher whose worker leaves its group and session, and heeds no SIGTERM, as mpirun's may.
+    processes.start(["sh", "-c", "setsid sh -c 'trap : TERM; while :; do sleep 0.2; done' & sleep 60"], sys.argv[1])
+    print("started", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_outlives_a_killed_driver(number):
+    mark = uuid.uuid4().hex
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, mark], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert driver.stdout.readline() == "started\n"
+    assert len(wait_for(lambda: len(found := processes.marked(mark)) >= 3 and found)) >= 3
+    driver.send_signal(number)
+    driver.wait()
+    wait_for(lambda: not processes.marked(mark))
+
+
+def test_the_watchdog_ends_with_its_driver_and_harms_nothing_before():
+    mark = uuid.uuid4().hex
+    with processes.Watchdog(mark, 1) as watchdog:
+        child = processes.start(["sleep", "60"], mark, output=subprocess.DEVNULL)
+        os.killpg(child.pid, 0)
+        assert os.getpgid(watchdog.process.pid) not in (os.getpgid(0), os.getpgid(child.pid))
+        assert watchdog.process.pid not in [process.pid for process in processes.marked(mark)]
+    assert watchdog.process.wait(5) == 0
+    assert child.poll() is None, "who has said that all is done, has ended his processes himself"
+    processes.stop(mark, 1)
+    child.wait()
+
+
+def test_a_resume_ends_what_is_left_of_the_earlier_try():
+    mark = uuid.uuid4().hex
+    child = processes.start(["sleep", "60"], mark, output=subprocess.DEVNULL)
+    wait_for(lambda: psutil.Process(child.pid).name() == "sleep")
+    assert processes.end_leftovers(mark, 1) == [f"sleep (pid {child.pid})"]
+    child.wait()
+    assert processes.end_leftovers(mark, 1) == []
+
+
+LISTENER = """
+import sys, time
+from cookbook import signals
+signals.PATIENCE_SECONDS = 1
+signals.listen()
+print("ready", flush=True)
+began = time.monotonic()
+try:
+    try:
+        while sys.argv[1] == "safe" and time.monotonic() - began < 30:
+            with open("/dev/null"):  # a place where an exception would do harm
+                time.sleep(0.2)
+            signals.check()
+        time.sleep(30)
+    finally:
+        print(f"in {time.monotonic() - began:.1f}", flush=True)
+except signals.Interrupted as error:
+    print("interrupted by", error, flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("place", ["safe", "stuck"])
+def test_a_signal_ends_a_run_at_a_safe_point_or_when_patience_ends(name, place):
+    process = subprocess.Popen([sys.executable, "-c", LISTENER, place], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(getattr(signal, name))
+    seconds, said = process.communicate(timeout=15)[0].splitlines()
+    assert said == f"interrupted by {name}"
+    assert (float(seconds.split()[1]) < 0.9) == (place == "safe")
+
+
+def test_nohup_is_heeded():
+    words = ["nohup", sys.executable, "-c", LISTENER, "safe"]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.terminate()
+    assert "interrupted by SIGTERM" in process.communicate(timeout=15)[0]
+
+
+HOROVOD = """\
+[0]<stdout>:loading
+[1]<stderr>:Traceback (most recent call last):
+[1]<stderr>:  File "main.py", line 3, in <module>
+[1]<stderr>:    import nothing
+[1]<stderr>:ModuleNotFoundError: No module named 'nothing'
+[0]<stderr>:Traceback (most recent call last):
+[0]<stderr>:  File "main.py", line 30, in <module>
+[0]<stderr>:horovod.common.exceptions.HorovodInternalError: Connection closed by peer
+Traceback (most recent call last):
+  File "horovodrun", line 8, in <module>
+RuntimeError: Horovod detected that one or more processes exited with non-zero status
+"""
+TORCHRUN = """\
+[default0]:[rank0]: Traceback (most recent call last):
+[default0]:[rank0]:   File "main.py", line 3, in <module>
+[default0]:[rank0]: ValueError: first
+[default0]:[rank0]:
+[default0]:[rank0]: During handling of the above exception, another exception occurred:
+[default0]:[rank0]:
+[default0]:[rank0]: Traceback (most recent call last):
+[default0]:[rank0]:   File "main.py", line 5, in <module>
+[default0]:[rank0]: OSError: [Errno 28] No space left on device: '/x/last.partial'
+Traceback (most recent call last):
+  File "torchrun", line 8, in <module>
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+"""
+TORCHRUN_EXIT = """\
+[default0]:going on from last.pt
+[default1]:momentum is missing in config.yaml
+------
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-25_10:00:00
+  rank      : 1 (local_rank: 1)
+  exitcode  : 1 (pid: 3)
+"""
+TFRUN = """\
+[worker:0] started
+[worker:1] data_dir=/x cannot be read: it is gone
+tfrun: worker:1 (pid 12) ended with exit status 1; the others are ended
+"""
+MPI = """\
+[1,0]<stderr>:checkpoint /x/last.pt is from another model
+prterun has detected that one process exited with status 1
+"""
+PLAIN = """\
+starting
+Traceback (most recent call last):
+  File "main.py", line 5, in <module>
+    x
+pyspark.errors.AnalysisException: [UNRESOLVED_COLUMN] A column `x` cannot be resolved
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (HOROVOD, "rank 1: ModuleNotFoundError: No module named 'nothing'"),
+        (TORCHRUN, "rank 0: OSError: [Errno 28] No space left on device: '/x/last.partial'"),
+        (TORCHRUN_EXIT, "rank 1: momentum is missing in config.yaml"),
+        (TFRUN, "worker:1: data_dir=/x cannot be read: it is gone"),
+        (MPI, "checkpoint /x/last.pt is from another model"),
+        (PLAIN, "pyspark.errors.AnalysisException: [UNRESOLVED_COLUMN] A column `x` cannot be resolved"),
+        ("all is well\n", None),
+        ("", None),
+    ],
+)
+def test_the_cause_is_what_a_worker_said(text, cause):
+    assert causes.error_in(text) == cause
+
+
+def test_words_of_an_earlier_try_are_no_cause(tmp_path):
+    (tmp_path / "horovodrun.log").write_text(HOROVOD)
+    before = causes.sizes(tmp_path)
+    assert causes.cause_of(tmp_path, before) is None
+    with open(tmp_path / "horovodrun.log", "a") as file:
+        file.write(MPI)
+    assert causes.cause_of(tmp_path, before) == "checkpoint /x/last.pt is from another model"
+
+
+def watcher_of(folder, **cluster):
+    (folder / "workers").mkdir()
+    (folder / "logs").mkdir()
+    return Watcher(folder, uuid.uuid4().hex, Silent(), 2, CLUSTER | cluster)
+
+
+def test_a_start_that_never_comes_ends_at_its_bound_and_says_why(tmp_path):
+    watcher = watcher_of(tmp_path, start_timeout_seconds=0.2)
+    (tmp_path / "logs/torchrun.log").write_text(TORCHRUN)
+    watcher(waiting=True)
+    time.sleep(0.3)
+    watcher(waiting=True)  # a job in the queue has not begun to start
+    time.sleep(0.3)
+    with pytest.raises(UserError, match=r"none of 2 workers has started within 0 s: rank 0: OSError: \[Errno 28\]") as error:
+        watcher()
+    assert "cluster.start_timeout_seconds" in str(error.value)
+    assert "stall" not in str(error.value)
+
+
+def test_who_never_started_needs_no_more_patience(tmp_path):
+    watcher = watcher_of(tmp_path, stall_timeout_seconds=0.2)
+    with RunRecord(tmp_path, 0, 1, role="driver"):
+        watcher()
+        time.sleep(0.3)
+        (tmp_path / "logs/ray.log").write_text("waiting for a node\n")
+        with pytest.raises(UserError, match="none of 2 ever started: ray: waiting for a node") as error:
+            watcher()
+    assert "stall_timeout_seconds" not in str(error.value)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_there(tmp_path):
+    with RunRecord(tmp_path, 0, 2) as run:
+        assert run.finite(0.5, 0, 0) == 0.5
+        run.checkpoint("/run/checkpoints/last.pt", 1, 0)
+    with pytest.raises(Diverged), RunRecord(tmp_path, 1, 2) as run:
+        run.finite(float("nan"), 1, 6)
+    verdict = evidence.judge(read_records(tmp_path), evidence.Asked(num_workers=2))
+    assert "Diverged: train/loss is nan at epoch 2, step 7 on rank 1" in verdict.diverged
+    assert "the last good checkpoint is /run/checkpoints/last.pt (epoch 1, step 0)" in verdict.diverged
+
+
+def test_a_first_step_that_diverges_has_no_checkpoint(tmp_path):
+    with RunRecord(tmp_path, 0, 1) as run, pytest.raises(Diverged, match="no checkpoint was written before"):
+        run.finite(float("inf"), 0, 0)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("words", [("recipe=horovod", "recipe.controller=mpi"), ("recipe=kubeflow",)])
+def test_kill_9_of_the_driver_while_workers_train(tmp_path, words):
+    driver = Driver(*words, output_root=tmp_path)
+    driver.wait_until(lambda: any(event["event"] == "rows" for event in driver.events()), 200)
+    driver.process.kill()
+    driver.process.wait()
+    assert driver.no_process_left(20)
+
+
+@pytest.mark.full
+def test_a_rate_that_is_far_too_high_stops_at_its_step(tmp_path):
+    driver = Driver("recipe=pytorch", "recipe.learning_rate=1e9", output_root=tmp_path)
+    status, output = driver.end()
+    assert status == 1, output
+    content, _ = latest(tmp_path, "pytorch")
+    assert "Diverged: train/loss is " in content["reason"]
+    assert content["resumable"] is False
+
+
+@pytest.mark.full
+def test_a_closed_terminal(tmp_path):
+    """The driver's terminal is a pseudo-terminal that is closed while workers train."""
+    master, slave = os.openpty()
+    words = [sys.executable, "-m", "cookbook", "recipe=horovod", f"output_root={tmp_path}"]
+    process = subprocess.Popen(words, cwd=ROOT, env=CLEAN, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    os.close(slave)
+    os.set_blocking(master, False)
+
+    def training():
+        try:
+            os.read(master, 1 << 16)
+        except BlockingIOError:
+            pass
+        return [path for path in tmp_path.glob("horovod/*/workers/*") if '"rows"' in path.read_text()]
+
+    wait_for(training, 120)
+    os.close(master)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(30) == 130
+    content = json.loads((tmp_path / "horovod/latest/run.json").read_text())
+    assert content["reason"] == "interrupted by SIGHUP during stage 'run'"
