@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import sys
 import time
 import urllib.error
@@ -43,6 +44,8 @@ def run_builder(build, argv=None):
     try:
         partial.mkdir(parents=True)
         manifest = build(partial, **settings)
+        if empty := [part for part, number in manifest["rows"].items() if not number]:
+            raise DatasetError(f"there are no rows in: {', '.join(empty)}; choose other files or settings (data.*)")
         manifest["files"] = {
             str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": checksum(path, "sha256")}
             for path in sorted(partial.rglob("*")) if path.is_file()
@@ -96,6 +99,42 @@ def stratified_split(labels, test_fraction, seed):
         test.append(rows[:num_test])
         train.append(rows[num_test:])
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
+
+
+def every_file(folder, above=()):
+    """Yields (path, problem) of all that lies below `folder`, sorted by name; links are followed.
+
+    `problem` is None for a file that can be opened as one; else it says why not: a link to nothing, a folder that may not be looked
+    into or that leads back to a folder above it, a pipe.
+    """
+    try:
+        state = os.stat(folder)
+        if (state.st_dev, state.st_ino) in above:
+            yield Path(folder), "folder link that leads back to a folder above it"
+            return
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        yield Path(folder), error.strerror
+        return
+    for name in names:
+        path = Path(folder, name)
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            yield path, "link to nothing"
+            continue
+        except OSError as error:
+            yield path, error.strerror
+            continue
+        if stat.S_ISDIR(mode):
+            yield from every_file(path, (*above, (state.st_dev, state.st_ino)))
+        else:
+            yield path, None if stat.S_ISREG(mode) else "no regular file (a pipe, a socket or a device)"
+
+
+def printable(name):
+    """The name of a file as text that can be written anywhere, also when its bytes are no UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def checksum(path, algorithm):

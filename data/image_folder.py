@@ -1,98 +1,418 @@
-"""The user's own pictures: a folder with a folder of PNG or JPEG files for each class.
+"""The user's own pictures: a folder with a folder of pictures for each class.
 
     PATH/cat/1.png  PATH/dog/7.jpg ...                 a share of each class becomes the test part, or
-    PATH/train/cat/1.png  PATH/test/cat/9.png ...      the parts are given
+    PATH/train/cat/1.png  PATH/val/cat/9.png ...       the parts are given: train, and test or val (valid, validation, Test, ...)
 
-Files that cannot be read are listed in the manifest and left out; when no file can be read, that is an error.
+Every file below PATH is read, or it stands in the manifest (`left_out`) with the reason. Pictures are turned upright (EXIF), laid on one
+background where they are transparent, and scaled to 8 bits; of several frames the first one is taken.
 """
 
+import functools
 import os
+import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from _common import DatasetError, image_manifest, run_builder, save_images, stratified_split
-from PIL import Image
+from _common import DatasetError, every_file, image_manifest, printable, run_builder, save_images, stratified_split
 
-ENDINGS = {".png", ".jpg", ".jpeg"}
+try:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+except ImportError:
+    raise SystemExit(
+        "dataset image_folder: this recipe's environment has no Pillow: add it to requirements.in"
+    ) from None
+
+ENDINGS = {
+    ".png",
+    ".apng",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".webp",
+    ".bmp",
+    ".dib",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".jp2",
+    ".avif",
+}
+# Only decoders of these are asked: a file that is called .png and is PostScript would start another program.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+Image.init()  # so that Pillow knows which of them it has
+# Pictures too, but of kinds that Pillow does not read, or not to the eye's content.
+FOREIGN = {
+    ".heic",
+    ".heif",
+    ".svg",
+    ".psd",
+    ".raw",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".dng",
+    ".orf",
+    ".rw2",
+    ".exr",
+    ".hdr",
+    ".dcm",
+    ".pdf",
+    ".eps",
+    ".npy",
+    ".npz",
+    ".jxl",
+    ".ico",
+}
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "trainset": "train",
+    "trn": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "validate": "val",
+    "valset": "val",
+    "dev": "val",
+    "devset": "val",
+    "eval": "val",
+    "evaluation": "val",
+    "test": "test",
+    "testing": "test",
+    "testset": "test",
+    "tst": "test",
+}
+FILLERS = {"set", "data", "dataset", "image", "images", "img", "imgs", "picture", "pictures", "split", "part", "seg"}
+SPLITS = ("auto", "none", "val", "test")
 
 
-def find_classes(root):
-    """Names of the folders below `root` that hold pictures, sorted."""
-    try:
-        folders = sorted(path for path in root.iterdir() if path.is_dir())
-    except OSError as error:
+def part_of(name):
+    """Which part a folder is by its name: train for Train, training_set or train2017; None for any other."""
+    words = re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name)
+    words = {word.lower() for word in words} - FILLERS
+    return PARTS.get(words.pop()) if len(words) == 1 else None
+
+
+def sort_files(root):
+    """(pictures, left out): the paths below `root` that are to be read, and [{file, reason}] of all others."""
+    pictures, left_out, known = [], [], {}
+    for path, problem in every_file(root):
+        inside = path.relative_to(root)
+        if not inside.parts:
+            raise DatasetError(f"{printable(root)}: {problem}; data.path must be a readable folder")
+        if problem and path.is_dir() and not os.access(path, os.R_OK | os.X_OK) and len(inside.parts) <= 2:
+            raise DatasetError(
+                f"{printable(path)}: {problem}; make it readable, or move it away to leave its pictures out"
+            )
+        real = os.path.realpath(path) if path.is_symlink() else os.path.join(real_folder(path.parent), path.name)
+        if any(part.startswith(".") for part in inside.parts):
+            problem = "hidden (a name that begins with a dot)"
+        elif found := SYSTEM_FOLDERS & set(inside.parts):
+            problem = f"hidden (in {min(found)}, which a system makes for itself)"
+        elif not problem and path.suffix.lower() not in ENDINGS:
+            problem = f"its ending, {printable(path.suffix) or 'none'}, is not one of a picture that can be read"
+        elif not problem and real in known:
+            problem = f"folder link or file link to {printable(known[real])}, which is read already"
+        if problem:
+            left_out.append({"file": printable(inside), "reason": problem})
+        else:
+            pictures.append(inside)
+            known[real] = inside
+    return pictures, left_out
+
+
+@functools.lru_cache(maxsize=4096)
+def real_folder(folder):
+    return os.path.realpath(folder)
+
+
+def find_parts(pictures, split):
+    """{"train": folder, "test": folder} where the pictures are divided already, None where the folders are classes.
+
+    Raises DatasetError where the folders could be either: then data.split has to say.
+    """
+    if split not in SPLITS:
+        raise DatasetError(f"data.split={split}: expected one of: {', '.join(SPLITS)}")
+    below, flat = {}, set()  # folder -> folders in it that hold pictures; folders that hold pictures themselves
+    for inside in pictures:
+        if len(inside.parts) > 2:
+            below.setdefault(inside.parts[0], set()).add(inside.parts[1])
+        elif len(inside.parts) == 2:
+            flat.add(inside.parts[0])
+    names = sorted(set(below) | flat)
+    parts = {}
+    for name in names:
+        parts.setdefault(part_of(name), []).append(name)
+    if split == "none":
+        return None
+    wanted = ("test", "val") if split == "auto" else (split,)
+    usable = [name for part in wanted for name in parts.get(part, ()) if name in below]
+    if split != "auto" and not (usable and "train" in parts):
         raise DatasetError(
-            f"{root}: {error.strerror}; data.path must be a readable folder with a folder of pictures for each class"
-        ) from None
-    for folder in folders:
-        if not os.access(folder, os.R_OK | os.X_OK):
-            raise DatasetError(f"{folder}: Permission denied; make it readable, or move it away to leave its class out")
-    return [folder.name for folder in folders if any(p.suffix.lower() in ENDINGS for p in folder.rglob("*"))]
+            f"data.split={split}: there is no train and {split} with folders of classes in them, but: {listed(names)}"
+        )
+    told = "If they are classes, say data.split=none"
+    if "train" in parts and ("val" in parts or "test" in parts):
+        for part in ("train", *wanted):
+            if len(parts.get(part, ())) > 1:
+                raise DatasetError(f"{listed(parts[part])} are all the {part} part by their names: keep one. {told}")
+        if parts["train"][0] not in below or not usable:
+            raise DatasetError(
+                f"{listed(name for part in ('train', 'val', 'test') for name in parts.get(part, ()))} are called like the parts of a dataset, "
+                f"but not both of train and test (or val) have a folder of pictures for each class. {told}"
+            )
+        if None in parts:
+            raise DatasetError(
+                f"{listed(parts['train'] + usable)} are called like the parts of a dataset, but beside them are: {listed(parts[None])}. "
+                f"Move those away. {told}"
+            )
+        return {"train": parts["train"][0], "test": usable[0]}
+    for name in names:
+        if part_of(name) and name not in flat and len(below[name]) > 1 and len(names) > 1:
+            raise DatasetError(
+                f"{name} is called like a part of a dataset and holds folders of pictures, but there are no train and test (or val) "
+                f"beside each other: {listed(names)}. {told}"
+            )
+        inner = {part_of(inner) for inner in below.get(name, ())}
+        if "train" in inner and inner & {"val", "test"}:
+            raise DatasetError(
+                f"the parts lie inside the classes ({name}/{min(below[name])}): make it the other way round (train/{name}), or say "
+                "data.split=none to mix them and draw a test part anew"
+            )
+    return None
 
 
-def read_pictures(root, classes, size, channels, left_out):
-    """Images uint8 (n, size, size, channels) and labels int64 (n,) of all pictures that can be read."""
-    images, labels = [], []
+def listed(names, most=10):
+    names = [printable(name) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def by_class(pictures, folder):
+    """{class: [paths]} of the pictures below `folder`, sorted; and the paths that are in no folder of a class."""
+    depth = len(Path(folder).parts)
+    found, alone = {}, []
+    for inside in pictures:
+        if inside.parts[:depth] == Path(folder).parts:
+            if len(inside.parts) - depth > 1:
+                found.setdefault(inside.parts[depth], []).append(inside)
+            else:
+                alone.append(inside)
+    return dict(sorted(found.items())), alone
+
+
+def folders_without_pictures(base, classes, left_out, root):
+    """[(name, {ending: number of files})] of the folders beside the classes that hold no picture."""
+    found = []
+    for path in sorted(base.iterdir()):
+        if (
+            path.is_dir()
+            and path.name not in classes
+            and not path.name.startswith(".")
+            and path.name not in SYSTEM_FOLDERS
+        ):
+            start = printable(path.relative_to(root)) + "/"
+            inside = [Path(entry["file"]).suffix.lower() for entry in left_out if entry["file"].startswith(start)]
+            found.append((printable(path.name), Counter(inside)))
+    return found
+
+
+def decode(path, size, channels, background):
+    """(uint8 (size, size, channels), what there is to say of it) of a picture. Decoders raise whatever they stumble over."""
+    with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as picture:
+        remarks = ["of several frames the first one was taken"] if getattr(picture, "is_animated", False) else []
+        picture.load()
+        kind = picture.format
+        try:
+            picture = ImageOps.exif_transpose(picture)
+        except Exception:
+            remarks.append("which side is up cannot be read (EXIF is damaged): taken as it is stored")
+        picture = eight_bits(picture, kind)
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, (background,) * 3 + (255,)), picture)
+        if picture.mode not in ("L", "1"):
+            picture = picture.convert("RGB")
+        picture = picture.convert("L" if channels == 1 else "RGB").resize((size, size), Image.BILINEAR)
+        return np.asarray(picture, np.uint8).reshape(size, size, channels), remarks
+
+
+def eight_bits(picture, kind):
+    """The picture with values of 0 to 255: Pillow would cut off what is larger. Raises ValueError where the range is unknown."""
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and kind in ("PPM", "PNG")):
+        values = np.asarray(picture).astype(np.int64)
+        grey = Image.fromarray(((np.clip(values, 0, 65535) * 255 + 32767) // 65535).astype(np.uint8))
+        if "transparency" in picture.info:  # the grey value that nothing shows of
+            grey.putalpha(Image.fromarray(np.where(values == picture.info["transparency"], 0, 255).astype(np.uint8)))
+        return grey
+    if picture.mode in ("I", "F"):
+        values = "whole numbers of 32 bits" if picture.mode == "I" else "floating-point numbers"
+        raise ValueError(f"its values are {values}, whose black and white are not known: convert it to 8 or 16 bits")
+    return picture
+
+
+def read_pictures(root, chosen, classes, size, channels, background):
+    """(images uint8 (n, size, size, channels), labels int64 (n,), [{file, reason}], Counter of remarks) of `chosen`, {class: [paths]}."""
+    images, labels, unreadable, remarks = [], [], [], Counter()
     for label, name in enumerate(classes):
-        paths = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in ENDINGS)
-        for number, path in enumerate(paths, 1):
+        paths = chosen.get(name, [])
+        for number, inside in enumerate(paths, 1):
             try:
-                with Image.open(path) as picture:
-                    picture = picture.convert("L" if channels == 1 else "RGB").resize((size, size), Image.BILINEAR)
-                    images.append(np.asarray(picture, np.uint8).reshape(size, size, channels))
-                    labels.append(label)
-            except Exception as error:  # decoders raise whatever they stumble over; the file is listed with it
-                left_out.append({"file": str(path.relative_to(root)), "reason": str(error)})
+                image, said = decode(root / inside, size, channels, background)
+                images.append(image)
+                labels.append(label)
+                remarks.update(said)
+            except Exception as error:
+                unreadable.append({"file": printable(inside), "reason": "unreadable: " + reason_of(error)})
             if number % 2000 == 0:
-                print(f"image_folder: {name}: {number:,} of {len(paths):,} files", flush=True)
-    return np.array(images, np.uint8).reshape(-1, size, size, channels), np.array(labels, np.int64)
+                print(f"image_folder: {printable(name)}: {number:,} of {len(paths):,} files", flush=True)
+    images = np.array(images, np.uint8).reshape(-1, size, size, channels)
+    return images, np.array(labels, np.int64), unreadable, remarks
 
 
-def build(folder, path, size, channels, test_fraction, split_seed):
+def reason_of(error):
+    if isinstance(error, UnidentifiedImageError):
+        return "no picture, or damaged at its beginning"
+    return getattr(error, "strerror", None) or printable(str(error)) or type(error).__name__
+
+
+def build(folder, path, split, size, channels, background, test_fraction, split_seed, max_unreadable_share):
     if not path:
         raise DatasetError("data.path is not set; give the folder that holds a folder of pictures for each class")
-    root, left_out, notes = Path(path), [], []
-    given = (root / "train").is_dir() and (root / "test").is_dir()
-    classes = find_classes(root / "train" if given else root)
-    if len(classes) < 2:
+    check_settings(size, channels, background, test_fraction, max_unreadable_share)
+    root, notes = Path(path), []
+    try:
+        os.listdir(root)
+    except OSError as error:
         raise DatasetError(
-            f"{root} has {len(classes)} folders with {', '.join(sorted(ENDINGS))} files; expected at least 2, one per class"
-        )
+            f"{printable(root)}: {error.strerror}; data.path must be a readable folder with a folder of pictures for each class"
+        ) from None
+    pictures, left_out = sort_files(root)
+    found = len(pictures) + len(left_out)
+    given = find_parts(pictures, split)
+    chosen = {part: by_class(pictures, base) for part, base in (given or {"train": "."}).items()}
+    taken = {inside for classes, _ in chosen.values() for paths in classes.values() for inside in paths}
+    alone = {inside for _, paths in chosen.values() for inside in paths}
+    for inside in pictures:
+        if inside in alone:
+            left_out.append({"file": printable(inside), "reason": "in no folder of a class"})
+        elif inside not in taken:
+            reason = (
+                f"part {printable(inside.parts[0])}: the parts that are used are {listed(given.values())} (data.split)"
+            )
+            left_out.append({"file": printable(inside), "reason": reason})
     if given:
-        extra = set(find_classes(root / "test")) - set(classes)
-        if extra:
-            raise DatasetError(f"{root / 'test'} has classes that {root / 'train'} lacks: {', '.join(sorted(extra))}")
-        parts = {part: read_pictures(root / part, classes, size, channels, left_out) for part in ("train", "test")}
-    else:
-        images, labels = read_pictures(root, classes, size, channels, left_out)
-        if len(labels):
-            train, test = stratified_split(labels, test_fraction, split_seed)
-            parts = {"train": (images[train], labels[train]), "test": (images[test], labels[test])}
-            alone = [classes[k] for k in range(len(classes)) if (labels == k).sum() == 1]
-            if alone:
-                notes.append(f"one picture only, so trained on but not tested: {', '.join(alone)}")
-        else:
-            parts = {"train": (images, labels), "test": (images, labels)}
-    for entry in left_out[:5]:
-        print(f"left out: {entry['file']}: {entry['reason']}", flush=True)
-    if left_out:
-        print(f"left out: {len(left_out)} files that could not be read (all of them: manifest.json)", flush=True)
-    for note in notes:
-        print(f"note: {note}", flush=True)
+        unused = sorted({inside.parts[0] for inside in pictures if inside not in taken | alone} - set(given.values()))
+        notes.append(
+            f"trained on {printable(given['train'])}, tested on {printable(given['test'])}"
+            + (f"; {listed(unused)} is left out (data.split)" if unused else "")
+        )
+    classes = list(chosen["train"][0])
+    notes += check_classes(root, root / (given["train"] if given else "."), classes, chosen, left_out)
+
+    read = {
+        part: read_pictures(root, those, classes, size, channels, background) for part, (those, _) in chosen.items()
+    }
+    unreadable = [entry for _, _, entries, _ in read.values() for entry in entries]
+    left_out += unreadable
+    parts = {part: (images, labels) for part, (images, labels, _, _) in read.items()}
+    for remark, number in sum((remarks for *_, remarks in read.values()), Counter()).items():
+        notes.append(f"{number} pictures: {remark}")
     for part, (_, labels) in parts.items():
         if not len(labels):
             raise DatasetError(
-                f"{root}: the {part} part has no readable picture ({len(left_out)} files were unreadable)"
+                f"{root}: the {part} part has no readable picture ({len(unreadable)} files were unreadable)"
             )
-    empty = [classes[k] for k in range(len(classes)) if not (parts["train"][1] == k).any()]
-    if empty:
-        raise DatasetError(f"{root}: no readable training picture in: {', '.join(empty)}")
+    if empty := [classes[k] for k in range(len(classes)) if not (parts["train"][1] == k).any()]:
+        raise DatasetError(f"{root}: no readable training picture in: {listed(empty)}")
+    if len(unreadable) > max_unreadable_share * len(taken):
+        examples = "\n  ".join(f"{entry['file']}: {entry['reason']}" for entry in unreadable[:5])
+        raise DatasetError(
+            f"{len(unreadable)} of {len(taken)} pictures cannot be read, more than the share of {max_unreadable_share} that may be left out "
+            f"(data.parameters.max_unreadable_share):\n  {examples}"
+        )
+    if not given:
+        images, labels = parts["train"]
+        train, test = stratified_split(labels, test_fraction, split_seed)
+        parts = {"train": (images[train], labels[train]), "test": (images[test], labels[test])}
+        if not len(test):
+            raise DatasetError(
+                f"{root}: each class has one picture only, so there is none to test on; expected at least 2 of a class"
+            )
+    untested = [classes[k] for k in range(len(classes)) if not (parts["test"][1] == k).any()]
+    if untested:
+        why = "no picture in the test part" if given else "one picture only"
+        notes.append(f"{why}, so trained on but not tested: {listed(untested, 100)}")
     for part, (images, labels) in parts.items():
         save_images(folder, part, images, labels)
+    good = sum(len(labels) for _, labels in parts.values())
+    if good + len(left_out) != found:  # a mistake of this program's
+        raise DatasetError(f"{found} files were found, but {good} were read and {len(left_out)} left out")
+    say(left_out, notes)
     return image_manifest(
-        folder, classes=classes, max_value=255, name="image_folder", version="1",
-        source=str(root.absolute()), licence="the user's own", left_out=left_out, notes=notes,
-    )  # fmt: skip
+        folder,
+        classes=[printable(name) for name in classes],
+        max_value=255,
+        name="image_folder",
+        version="2",
+        source=printable(root.absolute()),
+        licence="the user's own",
+        account={"read": len(taken), "good": good, "quarantined": len(unreadable)},
+        left_out=left_out,
+        notes=notes,
+    )
+
+
+def check_settings(size, channels, background, test_fraction, max_unreadable_share):
+    for name, value, right, expected in (
+        ("size", size, size >= 1, "at least 1 pixel"),
+        ("channels", channels, channels in (1, 3), "1 (grey) or 3 (colour)"),
+        ("background", background, 0 <= background <= 255, "0 (black) to 255 (white)"),
+        ("test_fraction", test_fraction, 0 < test_fraction < 1, "a share between 0 and 1"),
+        ("max_unreadable_share", max_unreadable_share, 0 <= max_unreadable_share <= 1, "a share of 0 to 1"),
+    ):
+        if not right:
+            raise DatasetError(f"data.parameters.{name}={value}: expected {expected}")
+
+
+def check_classes(root, base, classes, chosen, left_out):
+    """Notes on folders that are no class; raises DatasetError where that, or the classes of the parts, cannot be meant."""
+    notes, lost = [], []
+    for name, endings in folders_without_pictures(base, classes, left_out, root):
+        files = (
+            ", ".join(f"{number} {ending or 'without ending'}" for ending, number in sorted(endings.items())) or "empty"
+        )
+        (lost if set(endings) & FOREIGN else notes).append(f"{name} ({files})")
+    if lost:
+        raise DatasetError(
+            f"{printable(base)}: these classes have no picture of a kind that can be read: {listed(lost)}. Convert them to PNG or JPEG, or move "
+            "the folders away to leave the classes out"
+        )
+    if len(classes) < 2:
+        inner = {inside.parts[1] for paths in chosen["train"][0].values() for inside in paths if len(inside.parts) > 2}
+        hint = f"; did you mean data.path={printable(base / classes[0])}?" if len(inner) > 1 else ""
+        raise DatasetError(
+            f"{printable(base)} has {len(classes)} folders with pictures ({listed(classes) or 'none'}); expected at least 2, one per class{hint}"
+        )
+    if extra := set(chosen.get("test", ({},))[0]) - set(classes):
+        raise DatasetError(f"the test part has classes that {printable(base)} lacks: {listed(sorted(extra))}")
+    return [f"no picture, so no class: {listed(notes, 100)}"] if notes else []
+
+
+def say(left_out, notes):
+    for entry in left_out[:5]:
+        print(f"left out: {entry['file']}: {entry['reason']}", flush=True)
+    if left_out:
+        print(f"left out: {len(left_out)} files (all of them, with the reasons: manifest.json)", flush=True)
+    for note in notes:
+        print(f"note: {note}", flush=True)
 
 
 if __name__ == "__main__":

@@ -105,10 +105,7 @@ def test_a_failed_build_leaves_nothing(tmp_path):
         tmp_path / "a",
         status=1,
         path=str(tmp_path / "nowhere"),
-        size=8,
-        channels=3,
-        test_fraction=0.2,
-        split_seed=0,
+        **FOLDER,
     )
     assert "No such file or directory" in text
     assert "Traceback" not in text
@@ -128,7 +125,15 @@ def test_the_fingerprint_follows_code_and_parameters_not_places(monkeypatch):
 
 # ---- pictures of the user ------------------------------------------------------------------------------------------
 
-FOLDER = {"size": 8, "channels": 3, "test_fraction": 0.25, "split_seed": 0}
+FOLDER = {
+    "split": "auto",
+    "size": 8,
+    "channels": 3,
+    "background": 255,
+    "test_fraction": 0.25,
+    "split_seed": 0,
+    "max_unreadable_share": 0.2,
+}
 
 
 def make_pictures(root, counts):
@@ -178,7 +183,7 @@ def test_given_parts_are_kept(tmp_path):
     [
         (
             lambda root: make_pictures(root, {"red": 3}),
-            "has 1 folders with .jpeg, .jpg, .png files; expected at least 2",
+            "has 1 folders with pictures (red); expected at least 2, one per class",
         ),
         (
             lambda root: [(root / n).mkdir(parents=True) or (root / n / "x.png").write_text("x") for n in "ab"],

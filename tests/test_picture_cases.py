@@ -1,0 +1,509 @@
+"""Other people's pictures: the layouts and the files that they really have, each with the right outcome, or a refusal by name."""
+
+import json
+import os
+import random
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cookbook import ROOT
+
+sys.path.insert(0, str(ROOT / "data"))
+import image_folder
+from _common import DatasetError, run_builder
+
+RED, BLUE, GREEN = (230, 30, 30), (30, 30, 230), (30, 230, 30)
+PLAIN = {
+    "split": "auto",
+    "size": 8,
+    "channels": 3,
+    "background": 255,
+    "test_fraction": 0.25,
+    "split_seed": 0,
+    "max_unreadable_share": 0.2,
+}
+
+
+def fill(folder, colour, number, ending="png", start=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(number):
+        picture = Image.new("RGB", (12, 10), tuple(min(255, value + start + k) for value in colour))
+        picture.save(folder / f"{start + k:03d}.{ending}", format="JPEG" if ending == "jfif" else None)
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Builds from tmp_path/in; returns (manifest, {part: (images, labels)})."""
+
+    def run(**settings):
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        out.mkdir()
+        manifest = image_folder.build(out, str(tmp_path / "in"), **PLAIN | settings)
+        parts = {
+            part: [np.load(out / f"{part}_{what}.npy") for what in ("images", "labels")] for part in ("train", "test")
+        }
+        return manifest, parts
+
+    return run
+
+
+def left_out(manifest):
+    return {entry["file"]: entry["reason"] for entry in manifest["left_out"]}
+
+
+# ---- parts that are given ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "val"),
+        ("train", "valid"),
+        ("Train", "Test"),
+        ("training_set", "test_set"),
+        ("train2017", "val2017"),
+        ("TrainImages", "TestImages"),
+    ],
+)
+def test_parts_are_recognised_by_their_names(tmp_path, build, train, test):
+    for part, number in ((train, 5), (test, 2)):
+        fill(tmp_path / "in" / part / "cat", RED, number)
+        fill(tmp_path / "in" / part / "dog", BLUE, number)
+    manifest, parts = build()
+    assert manifest["classes"] == ["cat", "dog"]
+    assert manifest["rows"] == {"train": 10, "test": 4}
+    images, labels = parts["test"]
+    assert labels.tolist() == [0, 0, 1, 1]
+    assert (images[labels == 1][..., 2] >= 230).all()
+    assert manifest["notes"] == [f"trained on {train}, tested on {test}"]
+
+
+@pytest.mark.parametrize(("split", "used", "unused"), [("auto", "test", "val"), ("val", "val", "test")])
+def test_of_three_parts_the_one_that_is_not_used_is_named(tmp_path, build, split, used, unused):
+    for part, number in (("train", 5), ("val", 2), ("test", 3)):
+        fill(tmp_path / "in" / part / "cat", RED, number)
+        fill(tmp_path / "in" / part / "dog", BLUE, number)
+    manifest, _ = build(split=split)
+    sizes = {"val": 4, "test": 6}
+    assert manifest["rows"] == {"train": 10, "test": sizes[used]}
+    assert len(manifest["left_out"]) == sizes[unused]
+    assert f"{unused}/cat/000.png" in left_out(manifest)
+    assert manifest["notes"] == [f"trained on train, tested on {used}; {unused} is left out (data.split)"]
+
+
+def test_a_test_folder_without_classes_leaves_val(tmp_path, build):
+    """ImageNet's layout: the pictures to predict have no label."""
+    for part in ("train", "val"):
+        fill(tmp_path / "in" / part / "cat", RED, 3)
+        fill(tmp_path / "in" / part / "dog", BLUE, 3)
+    fill(tmp_path / "in/test", RED, 4)
+    manifest, _ = build()
+    assert manifest["rows"] == {"train": 6, "test": 6}
+    assert sorted(left_out(manifest)) == [f"test/00{k}.png" for k in range(4)]
+
+
+def test_classes_that_are_called_like_parts_need_to_be_said(tmp_path, build):
+    for name in ("train", "test", "car"):
+        fill(tmp_path / "in" / name, RED, 4)
+    with pytest.raises(DatasetError, match="If they are classes, say data.split=none"):
+        build()
+    assert build(split="none")[0]["classes"] == ["car", "test", "train"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "text"),
+    [
+        (["train/cat", "train/dog", "bus"], "train is called like a part of a dataset and holds folders of pictures"),
+        (["train/cat", "train/dog", "val/cat", "bus"], "beside them are: bus. Move those away"),
+        (
+            ["train/cat", "train/dog", "Train/cat", "val/cat"],
+            "Train, train are all the train part by their names: keep one",
+        ),
+        (["cat/train", "cat/val", "dog/train", "dog/val"], "the parts lie inside the classes (cat/train)"),
+        (["train/cat", "train/dog", "test/cat", "test/bird"], "the test part has classes that"),
+        (["val/cat", "val/dog", "test/cat", "test/dog"], "there are no train and test (or val) beside each other"),
+        (
+            ["pictures/cat", "pictures/dog"],
+            "has 1 folders with pictures (pictures); expected at least 2, one per class; did you mean data.path=",
+        ),
+        (["cat"], "has 1 folders with pictures (cat); expected at least 2, one per class"),
+    ],
+)
+def test_layouts_that_are_refused_with_the_reason(tmp_path, build, folders, text):
+    for name in folders:
+        fill(tmp_path / "in" / name, RED, 3)
+    with pytest.raises(DatasetError) as error:
+        build()
+    assert text in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["train", "test tube", "validator", "dev", "Testudo"])
+def test_one_class_with_such_a_name_is_a_class(tmp_path, build, name):
+    fill(tmp_path / "in" / name, RED, 4)
+    fill(tmp_path / "in/bus", BLUE, 4)
+    assert set(build()[0]["classes"]) == {name, "bus"}
+
+
+def test_a_split_that_is_unknown_or_not_there(tmp_path, build):
+    fill(tmp_path / "in/cat", RED, 4)
+    fill(tmp_path / "in/dog", BLUE, 4)
+    with pytest.raises(DatasetError, match="data.split=half: expected one of: auto, none, val, test"):
+        build(split="half")
+    with pytest.raises(DatasetError, match="data.split=val: there is no train and val .* but: cat, dog"):
+        build(split="val")
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_usual_ending_is_read_with_the_right_colour(tmp_path, build):
+    endings = ["png", "PNG", "jpg", "JPEG", "jfif", "webp", "bmp", "gif", "tif", "tiff", "ppm"]
+    for number, ending in enumerate(endings):
+        fill(tmp_path / "in/dog", BLUE, 1, ending, start=number)
+    fill(tmp_path / "in/bird", GREEN, 12, "webp")
+    manifest, parts = build()
+    assert manifest["left_out"] == []
+    assert sum(manifest["rows"].values()) == len(endings) + 12
+    for images, labels in parts.values():
+        channel = np.where(labels == 1, 2, 1)
+        assert (images.mean(axis=(1, 2)).argmax(axis=1) == channel).all()
+
+
+def test_every_file_that_is_not_read_is_listed_with_its_reason(tmp_path, build):
+    root = tmp_path / "in"
+    fill(root / "cat", RED, 12)
+    fill(root / "dog", BLUE, 12)
+    (root / "cat/zero.png").write_bytes(b"")
+    (root / "cat/cut.jpg").write_bytes(
+        (Image.new("RGB", (200, 200)).save(tmp_path / "x.jpg") or (tmp_path / "x.jpg").read_bytes())[:-600]
+    )
+    (root / "dog/page.jpg").write_text("<html>404</html>")
+    (root / "dog/._001.png").write_bytes(b"\0\x05\x16\x07Mac OS X")
+    (root / "dog/labels.csv").write_text("a,b")
+    (root / "dog/LICENCE").write_text("own")
+    (root / "001.png").write_bytes((root / "cat/001.png").read_bytes())
+    (root / "__MACOSX/cat").mkdir(parents=True)
+    (root / "__MACOSX/cat/1.png").write_bytes(b"x")
+    fill(root / ".ipynb_checkpoints", RED, 1)
+    (root / "dog/gone.png").symlink_to(root / "nowhere.png")
+    (root / "dog/loop").symlink_to(root)
+    (root / "dog/same.png").symlink_to(root / "dog/001.png")
+    os.mkfifo(root / "dog/pipe.png")
+    (root / "notes").mkdir()
+    (root / "notes/read.txt").write_text("x")
+    manifest, _ = build()
+    assert left_out(manifest) == {
+        "cat/zero.png": "unreadable: no picture, or damaged at its beginning",
+        "cat/cut.jpg": left_out(manifest)["cat/cut.jpg"],
+        "dog/page.jpg": "unreadable: no picture, or damaged at its beginning",
+        "dog/._001.png": "hidden (a name that begins with a dot)",
+        "dog/labels.csv": "its ending, .csv, is not one of a picture that can be read",
+        "dog/LICENCE": "its ending, none, is not one of a picture that can be read",
+        "001.png": "in no folder of a class",
+        "__MACOSX/cat/1.png": "hidden (in __MACOSX, which a system makes for itself)",
+        ".ipynb_checkpoints/000.png": "hidden (a name that begins with a dot)",
+        "dog/gone.png": "link to nothing",
+        "dog/loop": "folder link that leads back to a folder above it",
+        "dog/same.png": "folder link or file link to dog/001.png, which is read already",
+        "dog/pipe.png": "no regular file (a pipe, a socket or a device)",
+        "notes/read.txt": "its ending, .txt, is not one of a picture that can be read",
+    }
+    assert "truncated" in left_out(manifest)["cat/cut.jpg"]
+    assert manifest["notes"] == ["no picture, so no class: notes (1 .txt)"]
+    assert manifest["account"] == {"read": 27, "good": 24, "quarantined": 3}
+
+
+def test_names_and_linked_folders(tmp_path, build):
+    root = tmp_path / "in"
+    fill(root / "Große Katze", RED, 10)
+    fill(root / "犬 🐶" / "nested one", BLUE, 10)
+    fill(tmp_path / "store/bird", GREEN, 10)
+    fill(tmp_path / "store/more", RED, 5, start=500)
+    (root / "bird").symlink_to(tmp_path / "store/bird")
+    (root / "Große Katze/more").symlink_to(tmp_path / "store/more")
+    manifest, _ = build()
+    assert manifest["classes"] == ["Große Katze", "bird", "犬 🐶"]
+    assert sum(manifest["rows"].values()) == 35
+    assert manifest["left_out"] == []
+
+
+def test_names_that_are_no_utf_8(tmp_path, capsys):
+    root = os.fsencode(tmp_path / "in")
+    for name, colour in ((b"caf\xe9", RED), (b"dog", BLUE)):
+        fill(tmp_path / "in/x", colour, 4)
+        os.rename(os.path.join(root, b"x"), os.path.join(root, name))
+    with open(os.path.join(root, b"dog", b"\xff.txt"), "w") as file:
+        file.write("x")
+    words = [f"path={tmp_path / 'in'}"] + [f"{key}={value}" for key, value in PLAIN.items()]
+    run_builder(image_folder.build, [str(tmp_path / "out"), *words])
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["classes"] == ["caf\\xe9", "dog"]
+    assert list(left_out(manifest)) == ["dog/\\xff.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (
+            {"bird": ["1.heic", "2.heic"]},
+            "these classes have no picture of a kind that can be read: bird (2 .heic). Convert them",
+        ),
+        ({"bird": ["1.png", "2.png"]}, "no readable training picture in: bird"),
+    ],
+)
+def test_a_class_that_is_left_with_no_picture_is_named(tmp_path, build, content, text):
+    fill(tmp_path / "in/cat", RED, 4)
+    fill(tmp_path / "in/dog", BLUE, 4)
+    for name, files in content.items():
+        (tmp_path / "in" / name).mkdir()
+        for file in files:
+            (tmp_path / "in" / name / file).write_bytes(b"ftypheic")
+    with pytest.raises(DatasetError) as error:
+        build()
+    assert text in str(error.value)
+
+
+def test_too_many_unreadable_pictures_are_refused(tmp_path, build):
+    fill(tmp_path / "in/cat", RED, 4)
+    fill(tmp_path / "in/dog", BLUE, 4)
+    for k in range(3):
+        (tmp_path / f"in/dog/x{k}.png").write_bytes(b"\x89PNG no picture")
+    with pytest.raises(
+        DatasetError, match=r"3 of 11 pictures cannot be read, more than the share of 0.2 .*max_unreadable_share"
+    ):
+        build()
+    assert build(max_unreadable_share=0.3)[0]["account"] == {"read": 11, "good": 8, "quarantined": 3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"size": 0}, "data.parameters.size=0: expected at least 1 pixel"),
+        ({"channels": 4}, "expected 1 .grey. or 3"),
+        ({"test_fraction": 1.5}, "a share between 0 and 1"),
+        ({"background": 300}, "expected 0 .black. to 255"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path, build, settings, text):
+    with pytest.raises(DatasetError, match=text):
+        build(**settings)
+
+
+def test_pictures_of_which_none_is_left_to_test_on(tmp_path, build):
+    fill(tmp_path / "in/cat", RED, 1)
+    fill(tmp_path / "in/dog", BLUE, 1)
+    with pytest.raises(DatasetError, match="one picture only, so there is none to test on"):
+        build()
+
+
+# ---- pixels --------------------------------------------------------------------------------------------------------
+
+
+def decoded(path, channels=3, size=24, background=255):
+    return image_folder.decode(path, size, channels, background)[0]
+
+
+def half(top, bottom, mode="RGB"):
+    array = np.full((24, 24, 3), bottom, np.uint8)
+    array[:12] = top
+    return Image.fromarray(array).convert(mode)
+
+
+TURNED = {
+    2: Image.FLIP_LEFT_RIGHT,
+    3: Image.ROTATE_180,
+    4: Image.FLIP_TOP_BOTTOM,
+    5: Image.TRANSPOSE,
+    6: Image.ROTATE_90,
+    7: Image.TRANSVERSE,
+    8: Image.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_rotated_pictures_are_upright(tmp_path, orientation, ending):
+    """Each orientation of EXIF, checked with the picture itself: stored so, shown as it was."""
+    right = half(240, 10)
+    right.paste((200, 0, 0), (0, 0, 6, 24))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    right.transpose(TURNED[orientation]).save(
+        tmp_path / f"x.{ending}", exif=exif, **({"quality": 95, "subsampling": 0} if ending == "jpg" else {})
+    )
+    assert np.abs(decoded(tmp_path / f"x.{ending}").astype(int) - np.asarray(right, int)).mean() < 6
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_damaged_exif_is_counted_and_the_picture_is_read(tmp_path):
+    half(240, 10).save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(20))
+    image, _ = image_folder.decode(tmp_path / "x.jpg", 24, 3, 255)
+    assert image[0, 0, 0] > 230
+    assert image[23, 0, 0] < 20
+
+
+def hidden_colour(mode):
+    """A blue square on a ground of red that is wholly transparent."""
+    array = np.zeros((24, 24, 4), np.uint8)
+    array[..., 0] = 255
+    array[8:16, 8:16] = (0, 0, 255, 255)
+    picture = Image.fromarray(array)
+    if mode == "RGBA":
+        return picture, {}
+    if mode == "LA":
+        return picture.convert("LA"), {}
+    if mode == "P":
+        index = np.zeros((24, 24), np.uint8)
+        index[8:16, 8:16] = 1
+        made = Image.fromarray(index, "P")
+        made.putpalette([255, 0, 0, 0, 0, 255])
+        return made, {"transparency": 0}
+    return picture.convert("RGB"), {"transparency": (255, 0, 0)}  # one colour is the transparent one
+
+
+@pytest.mark.parametrize("background", [255, 0])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparency_is_laid_on_one_background(tmp_path, mode, background, channels):
+    picture, options = hidden_colour(mode)
+    picture.save(tmp_path / "x.png", **options)
+    image = decoded(tmp_path / "x.png", channels, background=background)
+    assert (image[:7] == background).all(), "the colour below the transparency is not seen"
+    blue = [0, 0, 255] if mode != "LA" else [29] * 3
+    assert (image[12, 12] == (blue if channels == 3 else 29)).all()
+
+
+@pytest.mark.parametrize("background", [255, 0])
+def test_half_transparent_is_mixed(tmp_path, background):
+    Image.new("RGBA", (24, 24), (100, 100, 100, 128)).save(tmp_path / "x.webp", lossless=True)
+    assert (
+        abs(int(decoded(tmp_path / "x.webp", background=background)[0, 0, 0]) - (100 * 128 + background * 127) / 255)
+        <= 1
+    )
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_keep_their_brightness(tmp_path, ending, channels):
+    values = np.full((24, 24), 32768, np.uint16)
+    values[12:] = 65535
+    values[:, :4] = 255  # nearly black: 1 of 255
+    path = tmp_path / f"x.{ending}"
+    if ending == "pgm":
+        path.write_bytes(b"P5 24 24 65535\n" + values.astype(">u2").tobytes())
+    else:
+        Image.fromarray(values).save(path)
+    image = decoded(path, channels)
+    assert (image[4, 12] == 128).all()
+    assert (image[20, 12] == 255).all()
+    assert (image[4, 1] == 1).all()
+
+
+def test_sixteen_bits_with_a_transparent_value(tmp_path):
+    values = np.full((24, 24), 40000, np.uint16)
+    values[:8] = 5
+    Image.fromarray(values).save(tmp_path / "x.png", transparency=5)
+    assert (decoded(tmp_path / "x.png")[:7] == 255).all()
+    assert (decoded(tmp_path / "x.png")[12] == 156).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text"), [(np.float32, "floating-point numbers"), (np.int32, "whole numbers of 32 bits")]
+)
+def test_pictures_whose_range_is_not_known_are_left_out_by_name(tmp_path, build, dtype, text):
+    fill(tmp_path / "in/cat", RED, 5)
+    fill(tmp_path / "in/dog", BLUE, 5)
+    Image.fromarray(np.full((12, 12), 0.5, np.float32).astype(dtype)).save(tmp_path / "in/dog/x.tif")
+    manifest, _ = build()
+    assert f"its values are {text}, whose black and white are not known" in left_out(manifest)["dog/x.tif"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"),
+    [("P", "png"), ("CMYK", "jpg"), ("CMYK", "tif"), ("YCbCr", "jpg"), ("P", "gif"), ("1", "png"), ("L", "png")],
+)
+def test_other_modes_show_what_a_viewer_shows(tmp_path, mode, ending):
+    half((30, 30, 230), (250, 250, 250)).convert(mode).save(tmp_path / f"x.{ending}")
+    top, bottom = (decoded(tmp_path / f"x.{ending}")[row].mean(axis=0) for row in (4, 20))
+    assert (bottom > 235).all()
+    if mode in ("1", "L"):
+        assert top.mean() < 80
+    else:
+        assert top[2] > 190
+        assert top[:2].max() < 75
+
+
+@pytest.mark.parametrize("ending", ["gif", "png", "webp", "tif"])
+def test_of_an_animated_picture_the_first_frame_is_taken_and_counted(tmp_path, build, ending):
+    fill(tmp_path / "in/cat", RED, 4)
+    fill(tmp_path / "in/dog", BLUE, 4)
+    frames = [Image.new("RGB", (12, 12), colour) for colour in (BLUE, RED, GREEN)]
+    frames[0].save(tmp_path / f"in/dog/x.{ending}", save_all=True, append_images=frames[1:])
+    (tmp_path / f"in/dog/x.{ending}").rename(tmp_path / "in/dog/x.png")
+    assert abs(decoded(tmp_path / "in/dog/x.png").astype(int) - BLUE).max() < 12
+    assert build()[0]["notes"] == ["1 pictures: of several frames the first one was taken"]
+
+
+# ---- made inputs ---------------------------------------------------------------------------------------------------
+
+
+def pictures_of_all_kinds(folder):
+    """Bytes of small pictures in each kind and mode that can be written."""
+    found = []
+    for mode in ("1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "F", "I"):
+        picture = (
+            Image.fromarray(np.full((5, 4), 1000, np.uint16))
+            if mode == "I;16"
+            else Image.new("RGB", (4, 5), BLUE).convert("L" if mode in "FI" else "RGB").convert(mode)
+        )
+        for ending in ("png", "jpg", "webp", "gif", "bmp", "tif", "ppm"):
+            path = folder / f"x.{ending}"
+            try:
+                picture.save(path)
+            except (OSError, ValueError, KeyError):
+                continue  # this kind has no such mode
+            found.append((ending, path.read_bytes()))
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_the_files_hold_read_is_good_and_left_out(tmp_path, capsys):
+    """5,000 files made by a seeded generator: pictures whole, cut, spoilt, misnamed, hidden, linked, nested. All are told of."""
+    rng = random.Random(0)
+    kinds = pictures_of_all_kinds(tmp_path)
+    endings = ["png", "jpg", "webp", "gif", "bmp", "tif", "ppm", "PNG", "txt", ""]
+    total = 0
+    for number in range(50):
+        root = tmp_path / f"in{number}"
+        fill(root / "cat", RED, 2)
+        fill(root / "dog", BLUE, 2)
+        for k in range(100):
+            ending, content = rng.choice(kinds)
+            how = rng.random()
+            if how < 0.3:
+                content = content[: rng.randrange(len(content))]
+            elif how < 0.7:
+                content = bytearray(content)
+                for _ in range(rng.randrange(1, 6)):
+                    content[rng.randrange(len(content))] = rng.randrange(256)
+            if rng.random() < 0.2:
+                ending = rng.choice(endings)
+            folder = root / rng.choice(["cat", "dog", "cat/below", "dog/.hidden", "dog/[a]*{b}", "."])
+            folder.mkdir(exist_ok=True)
+            path = folder / f"{rng.choice(['', '.', '_', '%20', 'ü '])}{k}{'.' * bool(ending)}{ending}"
+            if rng.random() < 0.05:
+                path.symlink_to(rng.choice(["nowhere", "000.png", "../cat/001.png", "." if folder == root else ".."]))
+            else:
+                path.write_bytes(content)
+        out = tmp_path / f"out{number}"
+        out.mkdir()
+        manifest = image_folder.build(out, str(root), **PLAIN | {"max_unreadable_share": 1.0})
+        files = sum(not path.is_dir() or path.is_symlink() for path in root.rglob("*"))
+        total += files
+        assert files == sum(manifest["rows"].values()) + len(manifest["left_out"])
+        assert len(left_out(manifest)) == len(manifest["left_out"]), "each file once"
+        assert all(left_out(manifest).values()), "each with a reason"
+    assert total == 50 * 104
