@@ -25,10 +25,12 @@ from cookbook import (
     settings,
     signals,
     summary,
+    surroundings,
 )
 from cookbook.console import console
 from cookbook.signals import Interrupted
 from cookbook.story import Story
+from cookbook.words import words_of_make
 
 FINISHED = []  # (overrides, content of run.json) of the runs of this process: more than one in a sweep
 
@@ -37,10 +39,10 @@ def main():
     signals.listen()
     try:
         settings.refuse_to_be_a_worker()
-        words = sys.argv[1:]
+        words = sys.argv[1:] = words_of_make(sys.argv[1:])
         if not any(word in ("--help", "-h", "--hydra-help", "--version", "--info", "-i") for word in words):
             settings.check_choices(words)
-            sys.argv[1:] = settings.with_defaults_of_mode(words)
+            sys.argv[1:] = settings.with_defaults_of_mode(settings.prepared(words))
         elif not any(word.startswith("recipe=") for word in words):
             sys.argv.append(f"recipe={min(path.stem for path in (settings.CONF / 'recipe').glob('*.yaml'))}")
         hydra.main(config_path=str(settings.CONF), config_name="config", version_base="1.3")(run)()
@@ -66,10 +68,12 @@ def run(composed):
         except OmegaConfBaseException as error:
             raise UserError(f"the settings cannot be resolved: {error}") from None
         settings.check_kinds(config, choices)
+        notes = surroundings.settle(config["cluster"])
         config["cluster"] = inventory.with_hosts(config["cluster"])
         warning = launch.check(config, os.cpu_count())
         cluster = clusters.of_kind(config["cluster"]["kind"])
         doctor.require(config["recipe"]["driver"]["tools"], recipe)
+        surroundings.check_machine(config)
         if config["tracking"]["kind"] != "none":
             from cookbook import tracking
 
@@ -89,6 +93,8 @@ def run(composed):
         console.print(f"error: {error}", markup=False)
         FINISHED.append((overrides, {"status": "failed", "reason": str(error)}))
         return math.nan
+    for note in notes:
+        console.print(f"note: {note}", markup=False)
     if warning:
         console.print(f"warning: {warning}", markup=False)
     content = Story(recipe, config, choices, overrides, this_run).tell(cluster)
@@ -108,8 +114,8 @@ def _check_recipe_settings(recipe, config):
         json.dump(launch.worker_settings(config, "", ""), file)  # JSON is YAML
         file.flush()
         words = [sys.executable, program, file.name, str(config["cluster"]["num_workers"])]
-        paths = os.pathsep.join([str(ROOT / "runrecord"), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "runrecord")}
+        done = subprocess.run(words, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise UserError(done.stderr.strip())
 

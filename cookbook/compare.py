@@ -13,6 +13,7 @@ import yaml
 
 from cookbook import ROOT, UserError, report, runs, settings
 from cookbook.console import console
+from cookbook.words import words_of_make
 
 ALIKE = ("seed", "num_epochs", "global_batch_size", "max_rows", "max_steps", "data_dir")  # what makes a comparison fair
 
@@ -21,11 +22,14 @@ def compare(entries, common, root="outputs"):
     """Runs each entry ("NAME[:key=value...]") with the common overrides; returns (path of the page, problems)."""
     if len(entries) < 2:
         raise UserError('name at least two recipes to compare: make compare RECIPES="horovod pytorch"')
+    roots = [word.removeprefix("output_root=").strip("'\"") for word in common if word.startswith("output_root=")]
+    root, common = (roots or [root])[-1], [word for word in common if not word.startswith("output_root=")]
     planned = []
     for entry in entries:
         name, *own = entry.split(":")
         words = [f"recipe={name}", *own, *common]
         settings.check_choices(words)
+        settings.prepared(words)  # a mistake is said now, not after the first run
         planned.append((entry.replace("recipe.", ""), words))
     folder = Path(root).absolute() / "compare" / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     members = []
@@ -33,7 +37,8 @@ def compare(entries, common, root="outputs"):
         console.print(f"--- {number} of {len(planned)}: {label}", markup=False)
         own_root = folder / f"{number}"
         subprocess.run([sys.executable, "-m", "cookbook", *words, f"output_root={own_root}", "resume=never"], cwd=ROOT)
-        made = own_root / words[0].removeprefix("recipe=") / "latest"
+        name = words[0].removeprefix("recipe=")
+        made = runs.newest(own_root, name) or own_root / name
         members.append((label, made.resolve(), runs.load(made)))
     rows, problems = table_of(members), problems_of(members)
     page = report.write_compare_page(folder, members, rows, losses_per_epoch(members), problems)
@@ -113,6 +118,7 @@ def show(rows, problems):
 
 def main(argv):
     try:
+        argv = words_of_make(argv)
         page, problems = compare(argv[0].split() if argv else [], argv[1:])
     except UserError as error:
         raise SystemExit(f"error: {error}") from None

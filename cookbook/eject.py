@@ -14,6 +14,7 @@ from omegaconf import open_dict
 
 from cookbook import ROOT, UserError, datasets, launch, settings
 from cookbook.environments import PYTHON, lock_of
+from cookbook.words import words_of_make
 
 COUNT = 104_729  # stands for the number of workers until the command is a template
 
@@ -106,7 +107,7 @@ def compose_recipe(recipe, overrides=()):
 
 def main(argv):
     try:
-        argv = settings.words_of_make(argv)
+        argv = words_of_make(argv)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     if len(argv) < 2 or not argv[0] or not argv[1]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import jinja2
 import psutil
 
-from cookbook import ROOT, runs
+from cookbook import ROOT, UserError, runs
+from cookbook.words import words_of_make
 
 CURVES = ("train/loss", "eval/accuracy", "samples_per_second")  # shown first, in this order
 COLOURS = ("#2563a8", "#c2571a", "#2f7d4f", "#8a3f8f", "#9a7b1c", "#4f6d7a", "#b03a5b", "#3c3c8c")
@@ -188,12 +189,21 @@ def _write(path, text):
     return path
 
 
-def main(root="outputs"):
+def main(argv):
+    """`output_root=FOLDER`, or the folder alone; without: outputs."""
+    try:
+        words = words_of_make(argv)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+    roots = [word.removeprefix("output_root=") for word in words]
+    if len(roots) > 1 or any("=" in word and not word.startswith("output_root=") for word in words):
+        raise SystemExit(f"error: {' '.join(words)}: expected output_root=FOLDER, or nothing for outputs")
+    root = roots[0].strip("'\"") if roots else "outputs"
     if not Path(root).is_dir():
-        raise SystemExit(f"there are no runs in {root!r} yet; make one: make recipe-horovod")
+        raise SystemExit(f"error: there are no runs in {root!r} yet; make one: make recipe-horovod")
     path, count = write_overview(root)
     print(f"{count} runs: {path}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -53,10 +54,15 @@ def open_run(root, recipe, run_identity, resume):
             folder.mkdir()
             break
         number += 1
-    lock = FileLock(folder / ".driver.lock")
-    lock.acquire(timeout=0)
+    try:
+        lock = FileLock(folder / ".driver.lock")
+        lock.acquire(timeout=0)
+        run = Run(folder, lock)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)  # a folder without a run in it would only puzzle
+        raise
     _point_latest(parent, folder)
-    return Run(folder, lock)
+    return run
 
 
 def _chosen(folder, recipe):
@@ -94,10 +100,18 @@ def _interrupted(parent, run_identity):
 
 
 def _point_latest(parent, folder):
+    """Makes `latest` a link to the newest run; without one on a disk that has no links (a Windows share, some mounts of containers)."""
     link = parent / f".latest.{os.getpid()}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(folder.name)
-    link.replace(parent / "latest")
+    with contextlib.suppress(OSError):
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder.name)
+        link.replace(parent / "latest")
+
+
+def newest(root, recipe):
+    """The folder of a recipe's newest run, whether or not there is a link to it; None without any."""
+    folders = [path.parent for path in (Path(root) / recipe).glob("*/run.json") if not path.parent.is_symlink()]
+    return max(folders, key=lambda folder: (load(folder).get("started", 0), folder.name), default=None)
 
 
 def load(folder):

@@ -2,31 +2,45 @@
 
 import difflib
 import json
+import math
 import os
 import re
 from pathlib import Path
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from cookbook import ROOT, UserError
+from cookbook import ROOT, UserError, bootstrap
 from runrecord import same_kind
 
 CONF = ROOT / "conf"
 
 
+OmegaConf.register_new_resolver("cookbook_cache", lambda: str(bootstrap.cache_dir()), replace=True)
+
+
+# The variable that has a worker's rank, the one that says among how many, and the launcher that sets both.
+LAUNCHED = (
+    ("RANK", "WORLD_SIZE", "torchrun"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "mpirun"),
+    ("HOROVOD_RANK", "HOROVOD_SIZE", "horovodrun"),
+    ("PMI_RANK", "PMI_SIZE", "mpiexec"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "srun"),
+)
+ALONE_IS_NONE = ("PMI_RANK", "SLURM_PROCID")  # every shell of an interactive srun has these
+
+
 def refuse_to_be_a_worker(environment=os.environ):
-    """Raises UserError when the driver itself was started once per rank."""
-    for name, launcher in (
-        ("RANK", "torchrun"),
-        ("OMPI_COMM_WORLD_RANK", "mpirun"),
-        ("HOROVOD_RANK", "horovodrun"),
-        ("PMI_RANK", "mpiexec"),
-    ):
-        if name in environment:
+    """Raises UserError when the driver itself was started once per rank. One process of one is none: what a launch has left behind."""
+    for name, size, launcher in LAUNCHED:
+        number = environment.get(size, "" if name not in ALONE_IS_NONE else "1")
+        if name in environment and number != "1":
             raise UserError(
                 f"{name}={environment[name]}: the driver was started by {launcher}, once per rank. It starts the workers itself: "
-                "run `python -m cookbook recipe=...` alone. (Workers by hand: the command that each run prints, with main.py.)"
+                "run `python -m cookbook recipe=...` alone. (Workers by hand: the command that each run prints, with main.py.) "
+                f"If {name} is left over from something else: unset {name} {size}"
             )
 
 
@@ -57,6 +71,8 @@ def check_kinds(config, choices):
     for group, path in [("", CONF / "config.yaml"), *sources]:
         if path.exists():
             _compare(yaml.safe_load(path.read_text()) or {}, config[group] if group else config, group, path)
+    for group in ("", *(group for group in choices if group in config)):
+        check_ranges(config[group] if group else {"seed": config["seed"]}, group)
 
 
 def _compare(defaults, values, prefix, path):
@@ -70,6 +86,46 @@ def _compare(defaults, values, prefix, path):
         elif not same_kind(value, default):
             raise UserError(
                 f"{name}={value!r}: expected {_kind(default)}, like the default {default!r} in {path.relative_to(ROOT)}"
+            )
+
+
+# (lowest, highest) that a setting of this name may have, in whatever group it stands; None: no bound. What only one recipe
+# has, its own settings.py bounds.
+RANGES = {
+    "seed": (0, 2**32 - 1), "split_seed": (0, 2**32 - 1),
+    "port": (1, 65535),
+    "num_threads_per_worker": (1, 4096), "num_hosts": (1, None),
+    "gpus_per_worker": (0, None), "cpus_per_worker": (0.01, None), "memory_mb_per_worker": (64, None),
+    "start_timeout_seconds": (1, None), "stall_timeout_seconds": (1, None), "stop_grace_seconds": (0, 3600),
+    "connect_timeout_seconds": (1, None), "silence_seconds": (1, None), "pull_seconds": (0.01, None), "image_timeout_seconds": (0, None),
+    "poll_seconds": (0.01, None), "snapshot_seconds": (0.01, None), "exchange_timeout_seconds": (1, None),
+    "time_minutes": (1, None), "num_copies": (1, None), "keep_every": (1, None), "num_lines": (1, None), "num_hours": (1, None),
+    "num_train_rows": (1, None), "num_test_rows": (1, None), "rows_per_group": (1, None), "size": (1, 16384), "context_length": (1, None),
+    "warmup_epochs": (0, None), "warmup_share": (0, 1), "momentum": (0, 1), "test_fraction": (0, 1), "max_shift": (0, None),
+    "num_loader_workers": (0, 1024), "max_restarts": (0, None), "num_retries": (0, None), "num_failures": (0, None),
+    "commit_every_steps": (1, None), "checkpoint_every_steps": (0, None), "object_mb": (1, None),
+}  # fmt: skip
+
+
+def check_ranges(values, prefix):
+    """Raises UserError for a number that no such setting can have: out of RANGES, infinite, or none at all."""
+    for key, value in values.items():
+        name = f"{prefix}.{key}" if prefix else key
+        if isinstance(value, dict):
+            if key != "driver":
+                check_ranges(value, name)
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if not math.isfinite(value):
+            raise UserError(f"{name}={value}: expected a finite number")
+        low, high = RANGES.get(key, (None, None))
+        if (low is not None and value < low) or (high is not None and value > high):
+            bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise UserError(
+                f"{name}={value}: expected {'a whole number' if type(low) is int and type(value) is int else 'a number'} {bounds}".replace(
+                    "number at", "number of at"
+                )
             )
 
 
@@ -94,6 +150,171 @@ def plain(config):
             raise UserError(f"recipe.{driver['switch']}={chosen!r} is unknown; expected one of: {', '.join(modes)}")
         driver.update(modes[chosen], variant=chosen)
     return made
+
+
+# Values of these are texts whatever they look like, although the default is null.
+TEXTS = re.compile(r"(^|\.)(path|inventory|uri|format|time_format|\w+_(dir|root|address|host|master|scheduler))$")
+# Mappings that take keys of the user's own: recipe.spark_conf.spark.ui.port=4050
+OPEN = ("recipe.spark_conf", "data.columns")
+HYDRA_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun")  # fmt: skip
+
+
+def defaults_of(words):
+    """{name: default} of all settings that exist under these choices of groups, and the names of the mappings among them."""
+    chosen = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
+    found, mappings = {}, set()
+
+    def take(content, prefix):
+        for key, value in content.items():
+            name = f"{prefix}.{key}" if prefix else str(key)
+            if key in ("defaults", "hydra"):
+                continue
+            if isinstance(value, dict) and name != "recipe.driver":
+                mappings.add(name)
+                take(value, name)
+            elif isinstance(value, dict):
+                mappings.add(name)
+            else:
+                found[name] = value
+
+    def take_file(group, name, seen=()):
+        path = CONF / group / f"{name}.yaml"
+        if not path.exists() or name in seen:
+            return
+        content = yaml.safe_load(path.read_text()) or {}
+        for entry in content.get("defaults", ()):
+            if isinstance(entry, str) and entry != "_self_":
+                take_file(group, entry, (*seen, name))
+        take(content, group)
+
+    main = yaml.safe_load((CONF / "config.yaml").read_text())
+    take(main, "")
+    groups = {
+        key: name
+        for entry in main["defaults"]
+        if isinstance(entry, dict)
+        for key, name in entry.items()
+        if "override" not in key
+    }
+    for recipe in chosen.get("recipe", "").split(","):
+        path = CONF / f"recipe/{recipe}.yaml"
+        entries = yaml.safe_load(path.read_text()).get("defaults", ()) if path.exists() else ()
+        own = [name for entry in entries if isinstance(entry, dict) for key, name in entry.items() if "data" in key]
+        groups["data"] = ",".join(filter(None, [groups["data"], *own]))
+    for group, default in groups.items():
+        mappings.add(group)
+        for name in str(chosen.get(group, default)).split(","):
+            take_file(group, name)
+    return found, mappings
+
+
+def prepared(words):
+    """Overrides as Hydra can take them: every name exists, and a text is a text whatever characters are in it.
+
+    A value of a setting whose default is a text, a path or an address is taken as it is; so is a value that Hydra's grammar does not
+    allow. Who quotes it for Hydra (key='...') may go on doing so. Raises UserError for a name that does not exist, for `~name`, and for
+    a word that is no setting.
+    """
+    several = any(word in ("-m", "--multirun") for word in words)
+    defaults, mappings = defaults_of(words)
+    made, given, value_follows = [], {}, False
+    for word in words:
+        if word.startswith("-") or value_follows:
+            value_follows = word in HYDRA_WITH_VALUE
+            made.append(word)
+            continue
+        sign, key, equals, value = re.fullmatch(r"([+~]*)([^=]*)(=?)(.*)", word, re.DOTALL).groups()
+        if "~" in sign:
+            raise UserError(
+                f"{word}: no setting can be taken away, as the workers read all of them; give it another value: {key}=..."
+            )
+        if not equals:
+            raise UserError(
+                f"{word!r} is no setting: expected key=value. A value with blanks needs quotes around the whole: "
+                f"ARGS=\"'data.path=/my files'\" (or '\"key=value\"')"
+            )
+        group = key.split("@")[0]
+        if key.startswith("hydra.") or (("/" in key or "@" in key or (CONF / group).is_dir()) and "." not in group):
+            if "," in value and not several and (CONF / group).is_dir():
+                raise UserError(f"{word}: several values make a sweep: say -m, or choose one")
+            made.append(f"{sign}{key}={value}" if key.startswith("hydra.") else f"{key}={value}")
+            continue
+        if opened := next((name for name in OPEN if key.startswith(f"{name}.") and name in mappings), None):
+            made.append(f"++{opened}={{{key.removeprefix(opened + '.')}: {_scalar(value)}}}")
+            continue
+        if key not in defaults and not (key in mappings or key.startswith("recipe.driver.")):
+            raise UserError(_no_such_setting(word, key, [*defaults, *mappings]))
+        default = defaults.get(key)
+        text = (isinstance(default, str) or default is None) and (isinstance(default, str) or TEXTS.search(key))
+        if text and given.setdefault(key, value) != value:
+            raise UserError(
+                f"{key} is given twice, as {given[key]} and as {value}: say one. If a shell has made two of one value with {{a,b}}, "
+                f"put quotes around it: '{key}=...{{a,b}}...'"
+            )
+        plus = "++" if key in OPEN else ""
+        made.append(f"{plus}{key}={_for_hydra(key, value, text, several, default)}")
+    return made
+
+
+def _for_hydra(key, value, text, several, default):
+    try:
+        override = OverridesParser.create().parse_override(f"{key}={value}")
+        parsed = override.value() if not override.is_sweep_override() else None
+        sweep = override.is_sweep_override()
+    except HydraException:
+        if isinstance(default, list):
+            raise UserError(
+                f"{key}={value} is not a list: expected something like {json.dumps(default)}; texts in it with other characters than "
+                "letters, digits and -_./ need quotes"
+            ) from None
+        return _quoted(value)
+    if sweep and several and key not in ("output_root", "cache_dir", "resume"):
+        return value
+    if text or default is None:
+        own_quotes = value[:1] in ("'", '"') and value[-1:] == value[:1] and not sweep
+        plain = not sweep and isinstance(parsed, str) and (parsed == value or own_quotes)
+        null = not sweep and parsed is None
+        if plain or null or "${" in value or (not text and not sweep):
+            return value
+        return _quoted(value)
+    if sweep:
+        what = f"a list is written {key}=[{value}]" if isinstance(default, list) else "choose one"
+        raise UserError(f"{key}={value}: several values make a sweep, which takes -m; {what}")
+    return value
+
+
+def _quoted(value):
+    """A text in Hydra's quotes: a backslash counts only before a quote."""
+    inner = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", value)
+    trailing = len(inner) - len(inner.rstrip("\\"))
+    return f"'{inner}{inner[len(inner) - trailing :] if trailing else ''}'"
+
+
+def _scalar(value):
+    kind = yaml.safe_load(value) if value else ""
+    return value if isinstance(kind, (bool, int, float)) else _quoted(value)
+
+
+def _no_such_setting(word, key, names):
+    """What to say of a name that does not exist: the nearest one, or where one of that name stands."""
+    last = key.rpartition(".")[2]
+    same = [name for name in names if name.rpartition(".")[2] == last]
+    near = same[:1] or difflib.get_close_matches(key, names, 1, 0.6)
+    near = (
+        near
+        or [
+            name
+            for name in names
+            if name.rpartition(".")[2]
+            in difflib.get_close_matches(last, [n.rpartition(".")[2] for n in names], 1, 0.75)
+        ][:1]
+    )
+    group = key.rpartition(".")[0]
+    there = sorted(name for name in names if name.rpartition(".")[0] == group) or sorted(
+        name for name in names if "." not in name
+    )
+    hint = f"; did you mean {near[0]}?" if near else "."
+    return f"{word.lstrip('+')}: there is no setting {key}{hint} There are: {', '.join(there)}"
 
 
 def with_defaults_of_mode(words):

@@ -1,0 +1,252 @@
+"""What a run takes from the shell that it is started in, and what it does not.
+
+Whatever is in the environment would reach every worker: another Python's packages, what another launcher has set, the network interface of
+another cluster. So it is chosen here, once, before anything is started: `settle` changes the driver's own environment, which all that it
+starts inherits. `cluster.inherit` names variables that are kept all the same.
+"""
+
+import atexit
+import fnmatch
+import os
+import shutil
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cookbook import UserError
+
+ORIGINAL = dict(os.environ)  # as the user has it; a sweep settles anew for each of its runs
+LOOPBACK = ("localhost", "127.0.0.1", "::1", "127.0.0.0/8")
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy", "grpc_proxy")
+LONGEST_TMPDIR = (
+    40  # characters: names of sockets stand behind it, and have 107 in all; Ray's and Python's take up to 64 of them
+)
+SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
+LOADER_BYTES = 8 << 20  # of shared memory, for each process that reads ahead
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Variables that workers do not inherit: names as patterns, the reason, and where they are inherited all the same."""
+
+    names: tuple[str, ...]
+    reason: str
+    but: tuple[str, ...] = ()  # names that are inherited although a pattern of `names` fits
+    kinds: tuple[str, ...] = ("local", "hosts", "slurm", "kubernetes")  # of `cluster=`, where the rule holds
+    address: str = ""  # not where this setting of the cluster names a running system: then they say how to reach it
+
+
+RULES = (
+    Rule(
+        ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP", "PYTHONUSERBASE", "PYTHONPLATLIBDIR", "PYTHONEXECUTABLE",
+         "PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONIOENCODING", "__PYVENV_LAUNCHER__"),
+        "the recipe's environment is whole: nothing of another Python belongs into it",
+    ),
+    Rule(("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "COOKBOOK_ARGS"), "of the make that has started the driver"),
+    Rule(
+        ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE",
+         "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_*", "PET_*"),
+        "of another torchrun",
+    ),
+    Rule(
+        ("OMPI_*", "PMIX_*", "PMI_*", "PRTE_*", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "I_MPI_*", "MV2_*"),
+        "of another MPI job",
+        kinds=("local", "hosts"),
+    ),
+    Rule(
+        ("OMPI_COMM_WORLD_*", "OMPI_UNIVERSE_*", "PMIX_RANK", "PMIX_NAMESPACE", "PMIX_SERVER_*", "PMI_RANK", "PMI_SIZE", "PMI_FD", "PRTE_*"),
+        "of another MPI job",
+    ),
+    Rule(
+        ("HOROVOD_*",),
+        "of another horovodrun; tuning has settings of the recipe's",
+        but=("HOROVOD_WITH*", "HOROVOD_GPU*", "HOROVOD_CUDA*", "HOROVOD_NCCL_*", "HOROVOD_ROCM*", "HOROVOD_BUILD*", "HOROVOD_ENABLE*"),
+    ),
+    Rule(
+        ("SLURM_*", "SLURMD_*"),
+        "of the allocation that the driver is in: launchers would start their workers through it",
+        but=("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_TIME_FORMAT"),
+    ),
+    Rule(("PBS_*", "LSB_*", "LSF_*", "PE_HOSTFILE", "SGE_*", "COBALT_*"), "of the batch job that the driver is in"),
+    Rule(
+        ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_COMM_ID", "NCCL_IB_*", "NCCL_NET*", "UCX_NET_DEVICES", "UCX_TLS", "FI_PROVIDER"),
+        "of another cluster's network: here workers meet on loopback",
+        kinds=("local",),
+    ),
+    Rule(("TF_CONFIG", "TFRUN_ATTEMPT"), "of another TensorFlow cluster"),
+    Rule(
+        ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS", "VECLIB_MAXIMUM_THREADS", "OMP_*", "GOMP_*", "KMP_*"),
+        "cluster.num_threads_per_worker says how many threads there are",
+        but=("OMP_NUM_THREADS",),  # which every worker gets anew
+    ),
+    Rule(("RAY_*", "TUNE_*", "RAYRUN_SECONDS"), "of another Ray; cluster.ray_address names one", but=("RAY_AUTH_*", "RAY_TLS_*", "RAY_USE_TLS")),
+    Rule(
+        ("DASK_*",),
+        "of another Dask; cluster.dask_scheduler names one",
+        but=("DASK_DISTRIBUTED__COMM__TLS__*", "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION"),
+        address="dask_scheduler",
+    ),
+    Rule(("SPARK_HOME", "PYSPARK_*"), "of another Spark: the recipe's environment has its own"),
+    Rule(
+        ("SPARK_*", "HADOOP_*", "YARN_CONF_DIR"),
+        "of another Spark; cluster.spark_master names one",
+        address="spark_master",
+    ),
+    Rule(
+        ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"),
+        "tracking=mlflow says where the metrics go, and each run is a run of its own",
+    ),
+)  # fmt: skip
+# A value that does harm, where others of the same variable do not.
+VALUES = {
+    ("TORCH_DISTRIBUTED_DEBUG", "DETAIL"): "DistributedDataParallel of this PyTorch dies of it (SIGSEGV), in a bare program as well; INFO is taken",
+}  # fmt: skip
+
+
+def choose(environment, cluster):
+    """(what is inherited, {name: reason} of what is not). `cluster`: the composed settings of the cluster."""
+    kept, dropped, wanted = {}, {}, cluster.get("inherit") or ()
+    rules = [
+        rule for rule in RULES if cluster["kind"] in rule.kinds and not (rule.address and cluster.get(rule.address))
+    ]
+    for name, value in environment.items():
+        reason = next((rule.reason for rule in rules if _fits(name, rule.names) and not _fits(name, rule.but)), None)
+        reason = reason or VALUES.get((name, value.upper()))
+        if reason and not _fits(name, wanted):
+            dropped[name] = reason
+        else:
+            kept[name] = value
+    return kept | without_proxy(environment), dropped
+
+
+def _fits(name, patterns):
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def without_proxy(environment, addresses=()):
+    """{name: value} so that nothing on loopback, and none of these addresses, is asked for through a proxy.
+
+    Programs differ in the variable that they read, and gRPC reads one of its own first.
+    """
+    proxied = any(name.lower() in PROXIES for name in environment)
+    listed = [environment.get(name, "") for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy")]
+    if not (proxied or any(listed) or addresses):
+        return {}
+    made = {}
+    for name, other in (("no_proxy", "NO_PROXY"), ("NO_PROXY", "no_proxy"), ("no_grpc_proxy", "")):
+        if name == "no_grpc_proxy" and name not in environment:
+            continue
+        there = environment.get(name) or environment.get(other, "")
+        entries = [entry.strip() for entry in there.split(",") if entry.strip()]
+        entries += [entry for entry in (*LOOPBACK, *addresses) if entry not in entries]
+        made[name] = ",".join(entries)
+    return made
+
+
+def settle(cluster):
+    """Makes the driver's environment what its workers are to inherit; returns notes for the user, one line each.
+
+    Raises UserError when a place that everything needs cannot be used.
+    """
+    kept, dropped = choose(ORIGINAL, cluster)
+    tmpdir, notes = temporary_folder(kept)
+    kept |= {"PYTHONUTF8": "1"} | ({"TMPDIR": tmpdir} if tmpdir else {})
+    if tmpdir is None:
+        kept.pop("TMPDIR", None)
+    os.environ.clear()
+    os.environ.update(kept)
+    tempfile.tempdir = None
+    by_reason = {}
+    for name, reason in dropped.items():
+        if not reason.startswith("of the make"):
+            by_reason.setdefault(reason, []).append(name)
+    notes += [
+        f"{', '.join(sorted(names))}: not handed on to the workers ({reason}); cluster.inherit=[...] keeps it"
+        for reason, names in by_reason.items()
+    ]
+    return notes
+
+
+def temporary_folder(environment):
+    """(value for TMPDIR or None, notes): a link with a short name where the folder's own is too long for sockets in it."""
+    wanted = environment.get("TMPDIR", "")
+    if not wanted:
+        return None, []
+    if not os.access(wanted, os.W_OK | os.X_OK) or not Path(wanted).is_dir():
+        return None, [f"TMPDIR={wanted} is no folder that can be written: {tempfile.gettempdir()} is used instead"]
+    if len(os.fsencode(wanted)) <= LONGEST_TMPDIR:
+        return wanted, []
+    for place in SHORT_PLACES:
+        if os.access(place, os.W_OK | os.X_OK):
+            folder = Path(tempfile.mkdtemp(prefix="cb-", dir=place))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the link goes, not what it leads to
+            try:
+                (folder / "t").symlink_to(Path(wanted).absolute())
+            except OSError:
+                continue
+            return str(folder / "t"), []
+    raise UserError(
+        f"TMPDIR={wanted} has {len(os.fsencode(wanted))} characters, and the names of sockets in it would be too long for the system "
+        f"(107 in all); none of {', '.join(SHORT_PLACES)} can take a link to it: set TMPDIR to a folder with a shorter name"
+    )
+
+
+def check_machine(config):
+    """Raises UserError, naming place and setting, when this machine lacks what the run certainly needs."""
+    recipe, cluster = config["recipe"], config["cluster"]
+    if cluster["kind"] != "local":
+        return
+    if not cluster.get(recipe["driver"].get("address", "")) and "object_store_mb" in recipe:
+        check_object_store(recipe["object_store_mb"], memory_bytes())
+    loaders = recipe.get("num_loader_workers", 0) if recipe["driver"]["launcher"] == "torchrun" else 0
+    if loaders and recipe.get("pool", "process") == "process":
+        check_shared_memory(loaders * cluster["num_workers"])
+    if recipe["driver"]["launcher"] in ("horovodrun",) or recipe["driver"].get("needs_localhost"):
+        check_localhost()
+
+
+def check_object_store(megabytes, available):
+    if megabytes << 20 > available * 0.8:
+        raise UserError(
+            f"recipe.object_store_mb={megabytes}: this machine has {available >> 20} MB of memory for everything; "
+            f"expected at most {int(available * 0.8) >> 20}"
+        )
+
+
+def memory_bytes():
+    """Of this machine, or what its container may use."""
+    import psutil
+
+    limits = [psutil.virtual_memory().total]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(path).read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return min(limits)
+
+
+def check_shared_memory(num_loaders, place="/dev/shm"):
+    if not Path(place).is_dir():
+        return
+    free = shutil.disk_usage(place).free
+    if free < num_loaders * LOADER_BYTES:
+        raise UserError(
+            f"{place} has {free >> 10} kB free, and {num_loaders} processes that read ahead hand their rows over in it: expected at least "
+            f"{num_loaders * LOADER_BYTES >> 20} MB. Make it larger (docker run --shm-size=1g; mount -o remount,size=1g {place}), or say "
+            "recipe.num_loader_workers=0"
+        )
+
+
+def check_localhost():
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo("localhost", None, socket.AF_INET)}
+    except OSError:
+        found = set()
+    if not any(address.startswith("127.") for address in found):
+        what = f"leads to {', '.join(sorted(found))}" if found else "does not resolve"
+        raise UserError(
+            f"the name localhost {what} on this machine, and this launcher starts its workers by it: "
+            "add the line `127.0.0.1 localhost` to /etc/hosts"
+        )

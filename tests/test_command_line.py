@@ -1,0 +1,206 @@
+"""The command line: values are taken as they are, names exist, numbers make sense, and make hands on what was typed."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from cookbook import ROOT, UserError, compare, report, runs, settings
+from cookbook.eject import compose_recipe, eject
+from cookbook.words import words_of_make
+from tests.helpers import CLEAN
+
+REGEX = r"^(?<time>\S+) \[(?<level>\w+)\] (?<message>.*)$"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/tmp/lr=0.1", "/tmp/ümlaut", "/tmp/week#3", "/tmp/Bilder (1)", "/tmp/a, b", "/logs/{a,b}.log", "/x/[1].log", "it's", "a\\", "C:\\x\\'y",
+        "50%", "~/x", "/tmp/日本 語", "a:b", "2024", "1e3", "true", '"quoted" text', "a'b'c", "*.log", "!x", "&x", "a;b", "a|b", "@x", REGEX,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["output_root", "data.path", "data.format"])
+def test_a_text_is_taken_as_it_is(name, value):
+    if name == "output_root":
+        assert compose_recipe("pytorch", [f"output_root={value}"])[0]["output_root"] == value
+    else:
+        config, _ = compose_recipe("spark", ["data=log_files", f"{name}={value}"])
+        assert config["data"][name.split(".")[1]] == value
+        assert config["data"]["parameters"][name.split(".")[1]] == value
+
+
+@pytest.mark.parametrize("word", ["output_root='/tmp/x y'", 'output_root="/tmp/x y"'])
+def test_who_quotes_for_hydra_may_go_on(word):
+    assert compose_recipe("pytorch", [word])[0]["output_root"] == "/tmp/x y"
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("recipe.lerning_rate=0.5", "there is no setting recipe.lerning_rate; did you mean recipe.learning_rate?"),
+        ("+recipe.lerning_rate=0.5", "there is no setting recipe.lerning_rate; did you mean recipe.learning_rate?"),
+        ("++recipe.lerning_rate=0.5", "did you mean recipe.learning_rate?"),
+        ("num_epochs=3", "did you mean recipe.num_epochs?"),
+        ("cluster.num_worker=3", "did you mean cluster.num_workers?"),
+        ("sed=3", "did you mean seed?"),
+        ("scale.max_row=3", "did you mean scale.max_rows?"),
+        ("data.parameters.test_fractoin=0.1", "did you mean data.parameters.test_fraction?"),
+        ("~recipe.momentum", "no setting can be taken away"),
+        ("(1)", "is no setting: expected key=value. A value with blanks needs quotes"),
+        ("data=digits,images", "several values make a sweep: say -m"),
+        ("recipe.num_epochs=1,2", "several values make a sweep, which takes -m"),
+    ],
+)
+def test_what_is_no_setting_is_refused(word, text):
+    with pytest.raises(UserError) as raised:
+        compose_recipe("pytorch", [word])
+    assert text in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("seed=-1", "seed=-1: expected a whole number from 0 to 4294967295"),
+        ("seed=4294967296", "expected a whole number from 0"),
+        ("cluster.port=99999", "cluster.port=99999: expected a whole number from 1 to 65535"),
+        ("cluster.port=0", "cluster.port=0: expected a whole number from 1 to 65535"),
+        ("cluster.num_threads_per_worker=0", "cluster.num_threads_per_worker=0: expected a whole number"),
+        ("cluster.start_timeout_seconds=-5", "cluster.start_timeout_seconds=-5: expected a whole number of at least 1"),
+        ("recipe.learning_rate=inf", "recipe.learning_rate=inf: expected a finite number"),
+        ("recipe.learning_rate=nan", "recipe.learning_rate=nan: expected a finite number"),
+        ("recipe.momentum=1.5", "recipe.momentum=1.5: expected a number from 0 to 1"),
+        ("data.parameters.test_fraction=2.0", "expected a number from 0 to 1"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(word, text):
+    with pytest.raises(UserError) as raised:
+        compose_recipe("pytorch", [word])
+    assert text in str(raised.value)
+
+
+def test_every_default_is_within_its_range():
+    for recipe in sorted(path.stem for path in (settings.CONF / "recipe").glob("*.yaml")):
+        for cluster in ("local", "slurm", "kubernetes"):
+            compose_recipe(recipe, [f"cluster={cluster}"])  # raises where not
+
+
+def test_a_mapping_of_the_user_s_own_keys():
+    words = ["recipe.spark_conf.spark.ui.port=4050", "recipe.spark_conf.spark.ui.enabled=true"]
+    conf = compose_recipe("spark", words)[0]["recipe"]["spark_conf"]
+    assert (conf["spark.ui.port"], conf["spark.ui.enabled"], conf["spark.log.level"]) == (4050, True, "ERROR")
+
+
+def test_one_text_given_twice_was_made_two_by_a_shell():
+    with pytest.raises(UserError, match=r"data.path is given twice, as /l/a.log and as /l/b.log: say one"):
+        compose_recipe("spark", ["data=log_files", "data.path=/l/a.log", "data.path=/l/b.log"])
+
+
+def test_a_sweep_stays_one():
+    words = ["-m", "recipe=pytorch", "recipe.learning_rate=0.1,0.2", "recipe.precision=float32,bfloat16"]
+    assert settings.prepared([*words, "output_root=/a,b"]) == [*words, "output_root='/a,b'"]
+
+
+def test_what_was_typed_reaches_the_driver_through_make(tmp_path):
+    """make, its shell and `words_of_make`: a program that prints its words stands for the driver's Python."""
+    for name in ("Makefile", "requirements.txt", "cookbook/bootstrap.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    show = "import json, os, sys; from cookbook.words import words_of_make; "
+    show += "print(json.dumps([words_of_make(sys.argv[1:]), sorted(n for n in os.environ if n.startswith(chr(80)))]))"
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\ncd {ROOT} && exec {sys.executable} -c '{show}' \"$@\"\n")
+    python.chmod(0o755)
+    (python.parent.parent / ".complete").touch()
+    asked = r"""data.path=/logs/{a,b}.log 'data.path=/tmp/Bilder (1)' data.format='^(?<a>\S+) (?<b>.*)$' x=#3 y=*"""
+    environment = CLEAN | {"PYTHONPATH": "/elsewhere", "PYTHONSAFEPATH": "1"}
+    for target in ("recipe-spark", "report", "compare", "eject"):
+        done = subprocess.run(["make", "-s", target, f"PYTHON={python}", f"ARGS={asked}"], cwd=tmp_path, env=environment, capture_output=True, text=True)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        for line in done.stdout.splitlines():
+            words, variables = json.loads(line)
+            assert words[-5:] == ["data.path=/logs/{a,b}.log", "data.path=/tmp/Bilder (1)", r"data.format=^(?<a>\S+) (?<b>.*)$", "x=#3", "y=*"]  # fmt: skip
+            assert "PYTHONPATH" not in variables and "PYTHONSAFEPATH" not in variables
+
+
+def test_quotes_that_do_not_close():
+    with pytest.raises(UserError, match="No closing quotation"):
+        words_of_make(["@ARGS"], {"COOKBOOK_ARGS": "data.path='/x"})
+    assert words_of_make(["a=b"], {}) == ["a=b"]
+    assert words_of_make(["@ARGS"], {"COOKBOOK_ARGS": "data.format='x$$'"}) == ["data.format=x$"]
+
+
+def test_eject_with_a_regex_that_ends_in_a_dollar_sign(tmp_path):
+    folder = eject("spark", tmp_path / "mine", ["data=log_files", f"data.path={tmp_path}", f"data.format={REGEX}"])
+    makefile = folder / "Makefile"
+    done = subprocess.run(["make", "-n", "-o", ".venv/.stamp", "run"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert REGEX in done.stdout
+    assert "$PATH" in done.stdout and str(folder) in done.stdout
+    assert REGEX.replace("$", "$$") in makefile.read_text()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["output_dir"] == "outputs/run"
+
+
+def run_of(root, name, started, recipe="pytorch"):
+    folder = root / recipe / name
+    folder.mkdir(parents=True)
+    content = {"recipe": recipe, "status": "ok", "started": started, "curves": {}, "choices": {}}
+    (folder / "run.json").write_text(json.dumps(content))
+    (folder / "config.yaml").write_text("seed: 0\n")
+    return folder
+
+
+def test_report_heeds_output_root(tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(report, "write_overview", lambda root: (seen.append(root), (root, 3))[1])
+    report.main([f"output_root={tmp_path}"])
+    report.main([str(tmp_path)])
+    assert seen == [str(tmp_path)] * 2
+    with pytest.raises(SystemExit, match="there are no runs in '/nowhere' yet"):
+        report.main(["output_root=/nowhere"])
+    with pytest.raises(SystemExit, match="expected output_root=FOLDER"):
+        report.main(["seed=3"])
+
+
+def test_compare_heeds_output_root(tmp_path, monkeypatch):
+    started = []
+
+    def run(words, **options):
+        started.append(words)
+        root = next(word for word in words if word.startswith("output_root=")).removeprefix("output_root=")
+        run_of(runs.Path(root), "2026-01-01_00-00-00", 1.0)
+
+    monkeypatch.setattr(compare.subprocess, "run", run)
+    monkeypatch.setattr(compare, "show", lambda *args: None)
+    monkeypatch.setattr(compare.report, "write_compare_page", lambda folder, members, *rest: [m[1] for m in members])
+    folders, _ = compare.compare(["pytorch", "pytorch:recipe.num_epochs=2"], [f"output_root={tmp_path}/out"])
+    assert [str(folder).startswith(f"{tmp_path}/out/compare/") for folder in folders] == [True, True]
+    assert all(sum(word.startswith("output_root=") for word in words) == 1 for words in started)
+    with pytest.raises(UserError, match=r"did you mean recipe.num_epochs\?"):
+        compare.compare(["pytorch", "pytorch:recipe.num_epoch=2"], [])
+
+
+def test_a_disk_without_links_has_runs_without_latest(tmp_path, monkeypatch):
+    def refused(self, *args, **kwargs):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(runs.Path, "symlink_to", refused)
+    run = runs.open_run(tmp_path, "pytorch", "x", "never")
+    run.write(recipe="pytorch", started=1.0)
+    run.close()
+    assert [path.name for path in (tmp_path / "pytorch").iterdir()] == [run.folder.name]
+    assert runs.newest(tmp_path, "pytorch") == run.folder
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, monkeypatch):
+    def refused(self, *args, **kwargs):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(runs.FileLock, "acquire", refused)
+    with pytest.raises(OSError, match="No locks available"):
+        runs.open_run(tmp_path, "pytorch", "x", "never")
+    assert list((tmp_path / "pytorch").iterdir()) == []
