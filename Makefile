@@ -6,61 +6,81 @@ BIN := .venv/bin
 COOKBOOK := $(BIN)/python -m cookbook
 ALL_RECIPES := $(patsubst recipes/%/main.py,%,$(wildcard recipes/*/main.py))
 ARGS ?=
-# Two `make` at once in one checkout: the second waits for the first one's environment (where there is flock).
-ONE_AT_A_TIME := $(if $(shell command -v flock),flock .setup.lock) bash -c
+# What ARGS holds reaches the programs as it was typed: neither make nor the shell looks for $, braces or brackets in it.
+export COOKBOOK_ARGS := $(value ARGS)
+# Another Python's packages and switches have no place in the driver.
+unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS PYTHONINSPECT PYTHONIOENCODING
+SETUP := .venv/.complete
 
 help: ## this help
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 	@echo; echo "  recipes: $(ALL_RECIPES)"
 	@echo '  settings: make recipe-horovod ARGS="recipe.num_epochs=3 cluster.num_workers=4 scale=smoke"'
 
-setup: $(BIN)/.stamp ## the driver's own environment, in .venv
+setup: $(SETUP) ## the driver's own environment, in .venv
 
-# The stamp is written last: an interrupted setup is done again.
-$(BIN)/.stamp: requirements.txt Makefile
-	@echo "setup        the driver's environment (.venv)"
-	@$(ONE_AT_A_TIME) 'test $@ -nt requirements.txt && test $@ -nt Makefile || { \
-		rm -rf .venv && $(PYTHON) -m venv .venv && \
-		$(BIN)/pip install -q "$$(grep "^uv==" requirements.txt)" && \
-		UV_COMPILE_BYTECODE=1 $(BIN)/uv pip install -q --python $(BIN)/python -r requirements.txt && \
-		touch $@; }'
+# The environment lies in the user's cache, .venv is a link to it: the next checkout on this machine has it at once.
+$(SETUP): requirements.txt cookbook/bootstrap.py
+	@$(PYTHON) -m cookbook.bootstrap
 
-recipe-%: $(BIN)/.stamp ## run one recipe: data, environment, workers, evidence, report
-	@$(COOKBOOK) recipe=$* $(ARGS)
+recipe-%: tools-for-% $(SETUP) ## run one recipe: data, environment, workers, evidence, report
+	@$(COOKBOOK) recipe=$* @ARGS
 
-doctor: ## which tools the recipes need, found or missing
-	@$(PYTHON) -m cookbook.doctor
+# Before anything is installed, with the system's own Python.
+HAS_PYTHON = test -n "$(PYTHON)" || { echo "error: there is no Python; README.md has the line that installs all that is needed" >&2; exit 1; }
 
-report: $(BIN)/.stamp ## one page over all past runs
-	@$(BIN)/python -m cookbook.report
+tools-for-%:
+	@$(HAS_PYTHON)
+	@$(PYTHON) -m cookbook.tools before $* @ARGS
 
-compare: $(BIN)/.stamp ## the same task in several recipes: RECIPES="horovod pytorch" ARGS="recipe.num_epochs=4"
-	@$(BIN)/python -m cookbook.compare "$(RECIPES)" $(ARGS)
+doctor: ## what the recipes need from the machine, found or missing (or: RECIPE=horovod)
+	@$(HAS_PYTHON)
+	@$(PYTHON) -m cookbook.doctor $(RECIPE)
 
-eject: $(BIN)/.stamp ## copy a recipe out so that it runs by itself: RECIPE=horovod TO=../mine
-	@$(BIN)/python -m cookbook.eject "$(RECIPE)" "$(TO)" $(ARGS)
+tools: ## install what is missing; asks first (YES=1: does not; RECIPE=horovod; USE=tests)
+	@$(HAS_PYTHON)
+	@YES="$(YES)" $(PYTHON) -m cookbook.tools install $(RECIPE) $(USE)
 
-bench: $(BIN)/.stamp ## measure a recipe against the bare framework: RECIPE=horovod
+report: $(SETUP) ## one page over all past runs
+	@$(BIN)/python -m cookbook.report @ARGS
+
+compare: $(SETUP) ## the same task in several recipes: RECIPES="horovod pytorch" ARGS="recipe.num_epochs=4"
+	@$(BIN)/python -m cookbook.compare "$(RECIPES)" @ARGS
+
+eject: $(SETUP) ## copy a recipe out so that it runs by itself: RECIPE=horovod TO=../mine
+	@$(BIN)/python -m cookbook.eject "$(RECIPE)" "$(TO)" @ARGS
+
+bench: $(SETUP) ## measure a recipe against the bare framework: RECIPE=horovod
 	@PYTHONPATH=. $(BIN)/python recipes/$(RECIPE)/benchmark.py
 
-bench-hosts: $(BIN)/.stamp ## all-reduce over limited links against a model (as root, Linux)
+bench-hosts: $(SETUP) ## all-reduce over limited links against a model (as root, Linux)
 	@PYTHONPATH=. $(BIN)/python infra/local/benchmark.py
 
-infra-%: $(BIN)/.stamp ## machines: infra-plan, -up, -status, -down: TARGET=local|aws|gcp|eks|gke|kubernetes ARGS="infra.variables.num_hosts=3"
+infra-%: $(SETUP) ## machines: infra-plan, -up, -status, -down: TARGET=local|aws|gcp|eks|gke|kubernetes ARGS="infra.variables.num_hosts=3"
 	@$(BIN)/python -m cookbook.infra $* "$(TARGET)" $(ARGS)
 
-test: $(BIN)/.stamp ## the whole suite
-	@$(BIN)/python -m cookbook.environments make
-	@$(BIN)/python -m pytest $(ARGS)
+# Two tests at a time: most of a run is waiting. Each area stays on one of the two.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-lint: $(BIN)/.stamp ## ruff
+test: $(SETUP) ## every recipe and mode once, small, and all unit tests (20 minutes; ARGS="-k spark")
+	@$(BIN)/python -m tests.prepare $(ARGS)
+	@$(PYTEST) $(ARGS)
+
+test-all: $(SETUP) ## everything: each fault, place, ejected copy, parity pair (or one area: AREA=spark)
+	@$(BIN)/python -m tests.prepare --all $(if $(AREA),--area $(AREA)) $(ARGS)
+	@$(PYTEST) --all $(if $(AREA),--area $(AREA)) $(ARGS)
+
+areas: $(SETUP) ## the areas of test-all, one a line
+	@$(BIN)/python -m tests.areas
+
+lint: $(SETUP) ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-lock: $(BIN)/.stamp ## renew all locks (or: RECIPE=horovod)
+lock: $(SETUP) ## renew all locks (or: RECIPE=horovod)
 	@$(BIN)/python -m cookbook.environments lock $(RECIPE)
 
 clean: ## remove environments, runs and caches of this checkout
-	@rm -rf .venv .venvs outputs .setup.lock .pytest_cache .ruff_cache runrecord/build runrecord/*.egg-info
+	@rm -rf .venv .venvs outputs .pytest_cache .ruff_cache runrecord/build runrecord/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup doctor report compare eject bench bench-hosts test lint lock clean
+.PHONY: help setup doctor tools report compare eject bench bench-hosts test test-all areas lint lock clean

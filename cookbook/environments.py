@@ -3,20 +3,25 @@
 As a program it renews the locks or makes the environments: python -m cookbook.environments lock|make [recipe ...]
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from filelock import FileLock
+import psutil
+from filelock import FileLock, Timeout
 
 from cookbook import ROOT, UserError
+from cookbook.bootstrap import complete, interpreter, mark_as_used, point, uv_environment
 from cookbook.processes import run_tool
 
 PYTHON = "3.11"  # the Python of every recipe's environment
+UNUSED_DAYS = 30  # an environment that was not used for so long is removed when another one is made
 # torch's own metadata pins these exactly: a CPU build does not want them, and a machine with GPUs gets them all the same.
 GPU_PACKAGES = re.compile(r"^(nvidia-|cuda-|triton)")
 
@@ -26,19 +31,6 @@ def uv():
     import uv as package
 
     return package.find_uv_bin()
-
-
-def uv_environment():
-    """uv does not read pip's settings: hands on the folders where pip looks for wheels (a local CPU build of torch, say)."""
-    if "UV_FIND_LINKS" in os.environ:
-        return {}
-    links = os.environ.get("PIP_FIND_LINKS")
-    if links is None:
-        answer = subprocess.run(
-            [sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True
-        )
-        links = answer.stdout.strip() if answer.returncode == 0 else ""
-    return {"UV_FIND_LINKS": ",".join(links.split())} if links else {}
 
 
 def lock_of(recipe, variant=None):
@@ -54,13 +46,12 @@ def overrides_of(recipe):
     return ["--override", str(path)] if path.exists() else []
 
 
-def environment_folder(recipe, variant=None):
-    lock = lock_of(recipe, variant)
-    return ROOT / ".venvs" / (recipe + lock.stem.removeprefix("requirements"))
+def environment_name(recipe, variant=None):
+    return recipe + lock_of(recipe, variant).stem.removeprefix("requirements")
 
 
 def fingerprint(recipe, variant=None):
-    """Changes when anything changes that goes into the environment."""
+    """Changes when anything changes that goes into the environment: lock, interpreter, run record, where wheels come from."""
     sources = [
         lock_of(recipe, variant),
         *map(Path, overrides_of(recipe)[1:]),
@@ -68,48 +59,78 @@ def fingerprint(recipe, variant=None):
         ROOT / "runrecord/pyproject.toml",
     ]
     build = ROOT / "recipes" / recipe / "build_wheels.py"
-    # An environment holds absolute paths: moved with its checkout it must be made again.
-    content = [PYTHON.encode(), str(environment_folder(recipe, variant)).encode()]
+    switches = (
+        {name: value for name, value in os.environ.items() if name.startswith("HOROVOD_")} if build.exists() else {}
+    )
+    content = [
+        interpreter(sys.executable).encode(),
+        repr([sorted(uv_environment().items()), sorted(switches.items())]).encode(),
+    ]
     content += [path.read_bytes() for path in [*sources, *([build] if build.exists() else [])]]
     return hashlib.sha256(b"\0".join(content)).hexdigest()
 
 
 def ensure(recipe, cache_dir, stage, mark, variant=None):
-    """Makes the recipe's environment unless it is there and up to date; returns (its Python, whether it was made now).
+    """Makes the recipe's environment unless this machine has it already; returns (its Python, whether it was made now).
 
-    The stamp is written last, so an interrupted creation is never mistaken for a finished one; a lock file makes a second
-    run wait for the first one's environment.
+    It lies in the user's cache under the hash of all that goes into it, so that every checkout shares it; `.venvs/` has links.
+    It is marked as complete last, so an interrupted creation is never mistaken for a finished one; a lock file makes a second run wait.
     """
-    folder, wanted = environment_folder(recipe, variant), fingerprint(recipe, variant)
-    python, stamp = folder / "bin/python", folder / ".stamp"
-    folder.parent.mkdir(exist_ok=True)
-    if stamp.exists() and stamp.read_text() == wanted and python.exists():
-        return python, False
-    with FileLock(folder.with_suffix(".lock")):
-        if stamp.exists() and stamp.read_text() == wanted and python.exists():
-            return python, False
-        shutil.rmtree(folder, ignore_errors=True)
-        log = folder.with_suffix(".log")
-        log.unlink(missing_ok=True)
-        tools = {
-            **uv_environment(),
-            "UV_NO_PROGRESS": "1",
-            "UV_COMPILE_BYTECODE": "1",
-        }  # else each worker compiles at its first import
+    name = environment_name(recipe, variant)
+    folder = Path(cache_dir).absolute() / "environments" / f"{name}-{fingerprint(recipe, variant)[:12]}"
+    python, made = folder / "bin/python", False
+    if not complete(folder).exists() or not python.exists():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_suffix(".lock")):
+                if not complete(folder).exists() or not python.exists():
+                    _make(recipe, folder, Path(cache_dir), stage, mark, variant)
+                    made = True
+        except PermissionError as error:
+            raise UserError(
+                f"the cache folder {cache_dir} cannot be written ({error.strerror}), and it lacks the environment "
+                f"of {name}: set COOKBOOK_CACHE to a folder of your own"
+            ) from None
+        remove_unused(folder.parent)
+    mark_as_used(folder)
+    with contextlib.suppress(OSError):  # the links are for people: a checkout that cannot have them works all the same
+        (ROOT / ".venvs").mkdir(exist_ok=True)
+        point(ROOT / ".venvs" / name, folder)
+    return python, made
 
-        def step(text, *argv):
-            stage.update(text)
-            run_tool(argv, stage, log, f"{recipe}: {text} failed; the whole output is in {log}", mark, tools)
 
-        step("making the environment", uv(), "venv", "--python", PYTHON, folder)
-        install = [uv(), "pip", "install", "--python", python]
-        step("installing the lock", *install, "-r", lock_of(recipe, variant), *overrides_of(recipe))
-        step("installing runrecord", *install, "--no-deps", "--refresh-package", "runrecord", ROOT / "runrecord")
-        build = ROOT / "recipes" / recipe / "build_wheels.py"
-        if build.exists():
-            step("compiling what has no wheel (minutes, once)", python, build, Path(cache_dir) / "wheels")
-        stamp.write_text(wanted)
-    return python, True
+def _make(recipe, folder, cache_dir, stage, mark, variant):
+    shutil.rmtree(folder, ignore_errors=True)
+    log = folder.with_suffix(".log")
+    log.unlink(missing_ok=True)
+    # Bytecode: else each worker compiles at its first import.
+    tools = {**uv_environment(), "UV_NO_PROGRESS": "1", "UV_COMPILE_BYTECODE": "1"}
+
+    def step(text, *argv):
+        stage.update(text)
+        run_tool(argv, stage, log, f"{recipe}: {text} failed; the whole output is in {log}", mark, tools)
+
+    step("making the environment", uv(), "venv", "--python", PYTHON, folder)
+    install = [uv(), "pip", "install", "--python", folder / "bin/python"]
+    step("installing the lock", *install, "-r", lock_of(recipe, variant), *overrides_of(recipe))
+    step("installing runrecord", *install, "--no-deps", "--refresh-package", "runrecord", ROOT / "runrecord")
+    build = ROOT / "recipes" / recipe / "build_wheels.py"
+    if build.exists():
+        step("compiling what has no wheel (minutes, once)", folder / "bin/python", build, cache_dir / "wheels")
+    complete(folder).touch()
+
+
+def remove_unused(parent, days=UNUSED_DAYS):
+    """Removes the environments that nobody has used for so many days, and that no living process was started from."""
+    limit = time.time() - days * 86_400
+    running = " ".join(" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+    for folder in sorted(path for path in parent.iterdir() if path.is_dir()):
+        # One that is not complete is being made, or was interrupted: its folder's own time tells.
+        state = complete(folder) if complete(folder).exists() else folder
+        if state.stat().st_mtime < limit and f"{folder}/" not in running:
+            with contextlib.suppress(Timeout), FileLock(folder.with_suffix(".lock"), timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.with_suffix(".log").unlink(missing_ok=True)
 
 
 def renew_lock(source, *extra):
@@ -161,8 +182,8 @@ def make_all(recipes):
         cache_dir = compose_recipe(recipe)[0]["cache_dir"]
         for variant in variants_of(recipe):
             with Stage("environment") as stage:
-                python, made = ensure(recipe, cache_dir, stage, f"make-{os.getpid()}", variant)
-                stage.done(f"{python.parent.parent.relative_to(ROOT)} {'made' if made else 'is up to date'}")
+                _, made = ensure(recipe, cache_dir, stage, f"make-{os.getpid()}", variant)
+                stage.done(f".venvs/{environment_name(recipe, variant)} {'made' if made else 'is up to date'}")
 
 
 def main(argv):

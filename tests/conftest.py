@@ -1,17 +1,38 @@
 """What several test files need: the recipes' environments, and runs of the driver that are looked at more than once."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 
 import pytest
+from filelock import FileLock
 
-from cookbook import ROOT, environments
+from cookbook import ROOT, bootstrap, environments
 from cookbook.eject import compose_recipe
 from cookbook.environments import uv, uv_environment
-from tests.helpers import CLEAN, Silent, run_cookbook
+from tests.areas import area_of, areas
+from tests.helpers import CLEAN, Silent, latest, run_cookbook
 
 TOOLS = ROOT / "tests/infra/requirements.txt"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="also the tests that are marked as full")
+    parser.addoption("--area", choices=areas(), help="only the tests of this area")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Chooses the tier and the area; tests of one area stay together, on one of the processes that share the tests."""
+    every, wanted = config.getoption("all"), config.getoption("area")
+    chosen = []
+    for item in items:
+        area = area_of(item)
+        if (every or item.get_closest_marker("full") is None) and wanted in (None, area):
+            item.add_marker(pytest.mark.xdist_group(getattr(item.module, "LANE", area)))
+            chosen.append(item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    items[:] = chosen
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +48,22 @@ def recipe_python():
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """Returns (run.json, folder, output) of a short undisturbed run of a recipe; each recipe and setting runs once."""
-    known = {}
+    """Returns (run.json, folder, output) of a short undisturbed run of a recipe.
+
+    Each recipe and setting runs once in a session, also when two processes share its tests: the run record on disk serves all.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed"
+    shared.mkdir(exist_ok=True)
 
     def run(*words):
-        if words not in known:
-            known[words] = run_cookbook(*words, output_root=tmp_path_factory.mktemp("undisturbed"))
-        return known[words]
+        root = shared / hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
+        with FileLock(root.with_suffix(".lock")):
+            if not (root / "output.txt").exists():
+                _, _, output = run_cookbook(*words, output_root=root)
+                (root / "output.txt").write_text(output)
+        (recipe,) = (word.removeprefix("recipe=") for word in words if word.startswith("recipe="))
+        return *latest(root, recipe), (root / "output.txt").read_text()
 
     return run
 
@@ -41,14 +71,15 @@ def undisturbed(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tools():
     """The Python of an environment with schemas, linters, and AWS on loopback (moto and an old provider)."""
-    folder, stamp = ROOT / ".venvs/infra-tests", ROOT / ".venvs/infra-tests/.stamp"
-    wanted = hashlib.sha256(TOOLS.read_bytes()).hexdigest()
-    if not stamp.exists() or stamp.read_text() != wanted:
-        shutil.rmtree(folder, ignore_errors=True)
-        environment = {**CLEAN, **uv_environment()}
-        subprocess.run([uv(), "venv", "-q", "--python", "3.11", folder], check=True, env=environment)
-        subprocess.run(
-            [uv(), "pip", "install", "-q", "--python", folder / "bin/python", "-r", TOOLS], check=True, env=environment
-        )
-        stamp.write_text(wanted)
+    name = f"infra-tests-{hashlib.sha256(TOOLS.read_bytes()).hexdigest()[:12]}"
+    folder = bootstrap.cache_dir() / "environments" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not bootstrap.complete(folder).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            environment = {**CLEAN, **uv_environment()}
+            subprocess.run([uv(), "venv", "-q", "--python", "3.11", folder], check=True, env=environment)
+            install = [uv(), "pip", "install", "-q", "--python", folder / "bin/python", "-r", TOOLS]
+            subprocess.run(install, check=True, env=environment)
+        bootstrap.mark_as_used(folder)
     return folder / "bin/python"

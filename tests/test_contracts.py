@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,17 +15,27 @@ import yaml
 
 from cookbook import ROOT
 from cookbook.eject import compose_recipe
-from cookbook.environments import uv, uv_environment
 from runrecord import read_records
 from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook
 
 RECIPES = recipes()
 COMPOSED = {recipe: compose_recipe(recipe)[0] for recipe in RECIPES}
 DRIVER = {recipe: config["recipe"]["driver"] for recipe, config in COMPOSED.items()}
-CACHE_DIR = {recipe: config["cache_dir"] for recipe, config in COMPOSED.items()}
 # What makes a run of the recipe short.
 SHORT = {recipe: driver.get("short", ["recipe.num_epochs=4"]) for recipe, driver in DRIVER.items()}
+FROM_NOTHING = "pytorch"  # its ejected copy makes its own environment; one is enough, and costs a gigabyte
 DATA_PARALLEL = [recipe for recipe, driver in DRIVER.items() if "same_parameters" in driver["proof"]]
+
+
+def quick(recipes, *chosen):
+    """Parameters of a test: the chosen recipes in every suite, the others in `make test-all` only."""
+    assert set(chosen) <= set(recipes)
+    return [one if one in chosen else pytest.param(one, marks=pytest.mark.full) for one in recipes]
+
+
+# One recipe of each launcher: what only depends on the launcher is shown by it.
+OF_EACH_LAUNCHER = {DRIVER[recipe]["launcher"]: recipe for recipe in RECIPES}.values()
+TRAINING_OF_EACH_LAUNCHER = {DRIVER[recipe]["launcher"]: recipe for recipe in DATA_PARALLEL}.values()
 
 # Top-level modules whose package has another name.
 PACKAGES = {
@@ -135,7 +144,7 @@ def test_a_run_proves_that_it_was_distributed(recipe, undisturbed):
 
 
 # The command is the launcher's, so one recipe of each launcher shows it.
-@pytest.mark.parametrize("recipe", {driver["launcher"]: recipe for recipe, driver in DRIVER.items()}.values())
+@pytest.mark.parametrize("recipe", quick(OF_EACH_LAUNCHER, "horovod", "pytorch"))
 def test_the_printed_command_does_the_same_by_hand(recipe, undisturbed, tmp_path):
     content, folder, _ = undisturbed(f"recipe={recipe}", *SHORT[recipe])
     before = {path: path.read_bytes() for path in folder.glob("workers/*")}
@@ -150,7 +159,7 @@ def test_the_printed_command_does_the_same_by_hand(recipe, undisturbed, tmp_path
     )
 
 
-@pytest.mark.parametrize("recipe", DATA_PARALLEL)
+@pytest.mark.parametrize("recipe", quick(DATA_PARALLEL, "pytorch"))
 def test_one_worker_and_two_reach_the_same_loss(recipe, undisturbed):
     """Same global batches, so the same steps: what differs is the order of float32 sums.
 
@@ -178,7 +187,7 @@ def in_the_middle_of_an_epoch(driver, epoch=1):
     )
 
 
-@pytest.mark.parametrize("recipe", DATA_PARALLEL)
+@pytest.mark.parametrize("recipe", quick(DATA_PARALLEL, *TRAINING_OF_EACH_LAUNCHER))
 def test_a_killed_worker_fails_the_run_and_the_same_command_goes_on(recipe, undisturbed, tmp_path):
     words = [f"recipe={recipe}", *SHORT[recipe]]
     expected, _, _ = undisturbed(*words)
@@ -199,7 +208,7 @@ def test_a_killed_worker_fails_the_run_and_the_same_command_goes_on(recipe, undi
     assert content["num_rows"] == expected["num_rows"]
 
 
-@pytest.mark.parametrize("recipe", DATA_PARALLEL)
+@pytest.mark.parametrize("recipe", quick(DATA_PARALLEL, "pytorch"))
 def test_a_driver_killed_after_the_last_checkpoint(recipe, undisturbed, tmp_path):
     """It leaves no process; nothing is left to train then, and the run is whole all the same."""
     words = [f"recipe={recipe}", *SHORT[recipe]]
@@ -215,44 +224,22 @@ def test_a_driver_killed_after_the_last_checkpoint(recipe, undisturbed, tmp_path
     assert digests(content) == digests(expected)
 
 
-@pytest.fixture(scope="module")
-def ejected(tmp_path_factory, recipe_python):
-    """Returns the outcome of a recipe's ejected copy. Two of them at a time are set up and tested, from the first call on: it is mostly waiting."""
-    pool, futures = ThreadPoolExecutor(2), {}
-
-    def outcome(recipe, wanted):
-        if not futures:
-            for name in wanted:
-                recipe_python(
-                    name
-                )  # its compiled wheels are then in the cache, which stands for the one of a second set-up
-            futures.update(
-                {name: pool.submit(run_ejected, name, tmp_path_factory.mktemp(f"ejected-{name}")) for name in wanted}
-            )
-        return futures[recipe].result()
-
-    yield outcome
-    pool.shutdown(cancel_futures=True)
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_an_ejected_recipe_runs_by_itself(recipe, request, ejected):
+@pytest.mark.parametrize("recipe", quick(RECIPES, FROM_NOTHING))
+def test_an_ejected_recipe_runs_by_itself(recipe, recipe_python, tmp_path):
     """In an empty folder, with the repository out of reach, and its own test passes."""
-    chosen = [
-        item.callspec.params["recipe"]
-        for item in request.session.items
-        if item.originalname == request.node.originalname
-    ]
-    done, texts = ejected(recipe, chosen)
+    environment = None if recipe == FROM_NOTHING else recipe_python(recipe).parent.parent
+    done, texts = run_ejected(recipe, tmp_path, environment)
     assert [path.name for path, text in texts.items() if "cookbook" in text.lower()] == []
     assert [path.name for path, text in texts.items() if str(ROOT) in text] == []
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     assert re.search(r"\d+ passed", done.stdout)
 
 
-def run_ejected(recipe, tmp_path):
-    """(the finished `make setup test` of an ejected copy, its files' texts before)."""
-    wheels = f"{CACHE_DIR[recipe]}/wheels"
+def run_ejected(recipe, tmp_path, environment_folder):
+    """(the finished `make setup test` of an ejected copy, its files' texts before).
+
+    `environment_folder`: an environment of this recipe's lock to work in; None: the copy makes its own, by pip.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "cookbook.eject", recipe, tmp_path / "mine"], cwd=ROOT, capture_output=True, text=True
     )
@@ -263,18 +250,14 @@ def run_ejected(recipe, tmp_path):
         name: value for name, value in CLEAN.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV", "COOKBOOK_CACHE")
     }
     folders = [p for p in environment["PATH"].split(os.pathsep) if not p.startswith(str(ROOT))]
-    folders = [p for p in folders if not Path(p, "uv").exists()]
-    if recipe != "pytorch":  # one of them is installed by pip, the others by uv, which is much faster
-        (tmp_path / "bin").mkdir()
-        shutil.copy(uv(), tmp_path / "bin/uv")
-        folders.insert(0, str(tmp_path / "bin"))
-        environment |= uv_environment()
-    environment["PATH"] = os.pathsep.join(folders)
-    words = [*hide_repository(), "make", "setup", "test", f"WHEELS={wheels}"]
+    environment["PATH"] = os.pathsep.join(p for p in folders if not Path(p, "uv").exists())
+    words = ["make", "setup", "test", *([f"ENVIRONMENT={environment_folder}"] if environment_folder else [])]
+    words = [*hide_repository(), *words]
     try:
         done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
     finally:
-        shutil.rmtree(folder / ".venv", ignore_errors=True)
+        if not (folder / ".venv").is_symlink():
+            shutil.rmtree(folder / ".venv", ignore_errors=True)
     return done, texts
 
 

@@ -98,6 +98,7 @@ def test_a_killed_worker_changes_no_result(undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize("scheduler", ["processes", "threads"])
+@pytest.mark.full
 def test_without_a_cluster_the_features_are_the_same(undisturbed, tmp_path, scheduler):
     words = ["recipe=dask", "scale=smoke", "recipe.steps=[ingest,features,store]", f"recipe.scheduler={scheduler}"]
     content, folder, _ = run_cookbook(*words, output_root=tmp_path)
@@ -105,11 +106,13 @@ def test_without_a_cluster_the_features_are_the_same(undisturbed, tmp_path, sche
     assert len({worker["pid"] for worker in content["workers"]}) == {"processes": 2, "threads": 1}[scheduler]
 
 
+@pytest.mark.full
 def test_a_cluster_that_grows_with_the_work(tmp_path):
     content, _, _ = run_cookbook(*ONE_MODEL, "recipe.elastic=true", output_root=tmp_path)
     assert content["worlds"][:2] == [1, 2]
 
 
+@pytest.mark.full
 def test_the_last_fit_runs_where_there_is_what_it_asks_for(tmp_path):
     words = ["recipe.worker_resources=[{},{learner: 1}]", "recipe.learner_resource=learner", "recipe.num_trees=5"]
     content, folder, _ = run_cookbook(
@@ -120,6 +123,7 @@ def test_the_last_fit_runs_where_there_is_what_it_asks_for(tmp_path):
     assert row["best setting"].endswith(f"pid {learner['pid']}")
 
 
+@pytest.mark.full
 def test_a_cluster_that_is_there_already(recipe_python, tmp_path):
     python = recipe_python("dask")
     with socket.socket() as free:

@@ -92,6 +92,7 @@ def test_a_user_s_folder_that_is_not_there(tmp_path):
     assert content["status"] == "failed"
 
 
+@pytest.mark.full
 def test_more_workers_than_cores_warns_and_goes_on(tmp_path):
     num_workers = (os.cpu_count() or 1) + 1
     content, _, output = run_cookbook(*SMOKE, f"cluster.num_workers={num_workers}", output_root=tmp_path)
@@ -169,6 +170,7 @@ def copy_checkout(target):
     return target
 
 
+@pytest.mark.full
 def test_ctrl_c_while_the_environment_is_made_and_workers_with_faults(tmp_path):
     """A fresh checkout: interrupted while its environment is made, then run with programs that are wrong on purpose.
 
@@ -220,6 +222,7 @@ def test_two_runs_at_once_in_the_same_checkout(tmp_path):
     assert len({worker["pid"] for content in contents for worker in content["workers"]}) == 4
 
 
+@pytest.mark.full
 def test_a_sweep_has_a_folder_each_and_a_table(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "cookbook", "-m", *SMOKE, "recipe.learning_rate=0.01,0.1", f"output_root={tmp_path}"],

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from cookbook import ROOT, UserError, doctor, environments
+from cookbook.bootstrap import complete
 from tests.helpers import Silent
 
 
@@ -31,30 +32,48 @@ def tiny(tmp_path, monkeypatch):
     return tmp_path
 
 
-def ensure():
-    return environments.ensure("tiny", "unused", Silent(), f"test-{os.getpid()}")
+@pytest.fixture
+def ensure(tiny):
+    """Asks for the environment of the recipe; the cache is the checkout's neighbour."""
+    return lambda: environments.ensure("tiny", tiny / "cache", Silent(), f"test-{os.getpid()}")
 
 
-def test_made_once_and_again_when_the_lock_changes(tiny):
+def test_made_once_and_again_when_the_lock_changes(tiny, ensure):
     python, made = ensure()
     assert made
     assert subprocess.run([python, "-c", "import yaml, runrecord"]).returncode == 0
     assert ensure() == (python, False)
+    assert (tiny / ".venvs/tiny/bin/python").samefile(python)
     lock = tiny / "recipes/tiny/requirements.txt"
     lock.write_text(lock.read_text() + "\n# changed\n")
-    assert ensure() == (python, True)
+    other, made = ensure()
+    assert made
+    assert other != python, "a run that still uses the first one keeps it"
+    assert python.exists()
+    assert (tiny / ".venvs/tiny").readlink() == other.parent.parent
 
 
-def test_an_interrupted_creation_is_made_again(tiny):
+def test_another_checkout_has_it_at_once(tiny, ensure, tmp_path, monkeypatch):
     python, _ = ensure()
-    (tiny / ".venvs/tiny/.stamp").unlink()
-    for path in (tiny / ".venvs/tiny/lib").rglob("runrecord.py"):
+    second = tmp_path / "second"
+    shutil.copytree(tiny / "recipes", second / "recipes")
+    shutil.copytree(tiny / "runrecord", second / "runrecord")
+    monkeypatch.setattr(environments, "ROOT", second)
+    assert ensure() == (python, False)
+    assert (second / ".venvs/tiny").readlink() == python.parent.parent
+
+
+def test_an_interrupted_creation_is_made_again(ensure):
+    python, _ = ensure()
+    folder = python.parent.parent
+    complete(folder).unlink()
+    for path in (folder / "lib").rglob("runrecord.py"):
         path.unlink()
     assert ensure() == (python, True)
     assert subprocess.run([python, "-c", "import runrecord"]).returncode == 0
 
 
-def test_two_at_once_make_it_once(tiny):
+def test_two_at_once_make_it_once(ensure):
     results = []
     threads = [threading.Thread(target=lambda: results.append(ensure()[1])) for _ in range(2)]
     for thread in threads:
@@ -64,11 +83,26 @@ def test_two_at_once_make_it_once(tiny):
     assert sorted(results) == [False, True]
 
 
-def test_a_lock_that_cannot_be_installed_is_an_error(tiny):
+def test_what_nobody_has_used_for_a_month_is_removed(tiny, ensure):
+    """But for the one that a living process was started from."""
+    folders = []
+    for change in ("first", "second", "third"):
+        lock = tiny / "recipes/tiny/requirements.txt"
+        lock.write_text(f"{lock.read_text()}\n# {change}\n")
+        folders.append(ensure()[0].parent.parent)
+    long_ago = time.time() - (environments.UNUSED_DAYS + 1) * 86_400
+    for folder in folders[:2]:
+        os.utime(complete(folder), (long_ago, long_ago))
+    with subprocess.Popen([folders[1] / "bin/python", "-c", "input()"], stdin=subprocess.PIPE):
+        environments.remove_unused(tiny / "cache/environments")
+    assert [folder.exists() for folder in folders] == [False, True, True]
+
+
+def test_a_lock_that_cannot_be_installed_is_an_error(tiny, ensure):
     (tiny / "recipes/tiny/requirements.txt").write_text("pyyaml==0.0.0.1\n")
     with pytest.raises(UserError, match="tiny: installing the lock failed; the whole output is in"):
         ensure()
-    assert not (tiny / ".venvs/tiny/.stamp").exists()
+    assert list((tiny / "cache/environments").glob("*/.complete")) == []
 
 
 def test_every_lock_pins_everything_and_names_no_source():

@@ -22,6 +22,7 @@ def test_tensorflow_reaches_the_same_accuracy(tmp_path):
     assert content["num_rows"] == 15 * 1438
 
 
+@pytest.mark.full
 def test_tensorflow_one_worker_and_two_and_a_resume(tmp_path):
     words = ["recipe=horovod", "recipe.framework=tensorflow", "recipe.num_epochs=3"]
     driver = Driver(*words, output_root=tmp_path / "killed")
@@ -36,6 +37,7 @@ def test_tensorflow_one_worker_and_two_and_a_resume(tmp_path):
     assert losses(one)[-1] == pytest.approx(losses(two)[-1], abs=0.05)
 
 
+@pytest.mark.full
 def test_tensorflow_accumulates_gradients(tmp_path):
     words = ["recipe=horovod", "recipe.framework=tensorflow", "recipe.num_epochs=1"]
     parts, _, _ = run_cookbook(
@@ -52,6 +54,7 @@ def test_mpi_takes_the_same_steps_as_gloo(undisturbed, tmp_path):
     assert "--mpi" in mpi["workers_command"]
 
 
+@pytest.mark.full
 def test_adasum_learns(tmp_path):
     content, _, _ = run_cookbook(
         "recipe=horovod", "recipe.op=adasum", "recipe.controller=mpi", "recipe.num_epochs=5", output_root=tmp_path
@@ -59,6 +62,7 @@ def test_adasum_learns(tmp_path):
     assert content["metrics"]["eval/accuracy"] >= 0.9
 
 
+@pytest.mark.full
 def test_elastic_survives_a_lost_worker_and_takes_in_a_new_one(tmp_path):
     driver = Driver(
         "recipe=horovod", "recipe.elastic=true", "recipe.num_epochs=30", "recipe.width=64", output_root=tmp_path
@@ -95,6 +99,7 @@ def test_a_loss_that_is_no_number_fails_the_run(tmp_path):
     assert "result               FAILED: train/loss is nan" in output
 
 
+@pytest.mark.full
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, undisturbed):
     _, folder, _ = undisturbed("recipe=horovod", "recipe.num_epochs=4")
     driver = Driver("recipe=horovod", "recipe.width=64", "recipe.num_epochs=4", output_root=tmp_path)
@@ -111,6 +116,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, undisturbed):
     assert checkpoint.exists(), "nothing is lost"
 
 
+@pytest.mark.full
 def test_a_timeline_on_request(tmp_path):
     _, folder, _ = run_cookbook(
         "recipe=horovod", "recipe.timeline=true", "scale=smoke", "scale.max_steps=4", output_root=tmp_path

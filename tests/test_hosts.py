@@ -20,6 +20,8 @@ from tests.helpers import ROOT, Driver, latest, run_cookbook
 from tests.requirements import needs, skip
 from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch
 
+LANE = "network"  # one after the other: they make namespaces, and look at what is left of them
+
 SCRIPT = ROOT / "infra/local/hosts.py"
 spec = importlib.util.spec_from_file_location("infra_local_hosts", SCRIPT)
 local_hosts = importlib.util.module_from_spec(spec)
@@ -105,6 +107,7 @@ def test_two_hosts_come_to_the_same_result_as_one(two, undisturbed, recipe, tmp_
 
 
 @needs_hosts
+@pytest.mark.full
 def test_horovod_over_mpi(two, undisturbed, tmp_path):
     words = ["recipe=horovod", *SHORT["horovod"]]
     content, _, output = run_cookbook(*words, "recipe.controller=mpi", *two.words, output_root=tmp_path)
@@ -115,6 +118,7 @@ def test_horovod_over_mpi(two, undisturbed, tmp_path):
 
 
 @needs_hosts
+@pytest.mark.full
 def test_parameter_servers_on_two_hosts(two, tmp_path):
     words = ["recipe=tensorflow", "recipe.strategy=parameter_server", "recipe.num_ps=2", "recipe.num_epochs=2"]
     content, _, output = run_cookbook(*words, *two.words, output_root=tmp_path)
@@ -149,6 +153,7 @@ def processes_of(place):
 
 @needs_hosts
 @pytest.mark.parametrize("recipe", ["spark", "dask", "ray_train"])
+@pytest.mark.full
 def test_a_cluster_that_stays_up(two, service, undisturbed, recipe, tmp_path):
     words, more = [f"recipe={recipe}", *SHORT[recipe]], ["recipe.steps=[ingest]"] if recipe == "spark" else []
     here = undisturbed(*words)[0]
@@ -183,6 +188,7 @@ def agents_of_this_machine():
 
 
 @needs_hosts
+@pytest.mark.full
 def test_a_cluster_that_stays_up_loses_a_part_or_its_supervisor(two, service, tmp_path, capfd):
     running = service("dask")
     running.up()
@@ -250,6 +256,7 @@ def test_clusters_that_a_run_cannot_use():
 
 
 @needs_hosts
+@pytest.mark.full
 def test_hosts_that_share_no_files(tmp_path, undisturbed):
     """Checkout, environment and dataset are brought there; records and checkpoints are brought back while it runs."""
     words = ["recipe=pytorch", *SHORT["pytorch"]]
@@ -276,6 +283,7 @@ def test_hosts_that_share_no_files(tmp_path, undisturbed):
 
 @needs_hosts
 @pytest.mark.parametrize("fault", ["link", "host"])
+@pytest.mark.full
 def test_a_host_is_lost_in_the_middle_and_the_same_command_goes_on(tmp_path, undisturbed, fault):
     words = ["recipe=pytorch", *SHORT["pytorch"]]
     place = Place(tmp_path / "hosts")
@@ -312,6 +320,7 @@ def test_a_host_is_lost_in_the_middle_and_the_same_command_goes_on(tmp_path, und
 
 
 @needs_hosts
+@pytest.mark.full
 def test_elastic_training_survives_a_lost_host(tmp_path):
     place = Place(tmp_path / "hosts")
     try:
@@ -383,6 +392,7 @@ def test_a_host_with_another_host_key(two, tmp_path):
 
 
 @needs_hosts
+@pytest.mark.full
 def test_a_host_with_another_version_of_the_recipe(tmp_path):
     place = Place(tmp_path / "hosts", private=[str(ROOT / "recipes")])
     try:
@@ -424,6 +434,7 @@ def test_down_leaves_nothing_and_up_twice_is_once(tmp_path, capsys):
     assert not any(Path(f"/proc/{pid}").exists() for pid in first)
 
 
+@pytest.mark.full
 def test_without_root_hosts_are_processes_on_loopback(tmp_path):
     if local_hosts.SSHD is None:
         skip("sshd", "sshd is missing: apt-get install openssh-server")

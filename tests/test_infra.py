@@ -21,6 +21,7 @@ from tests.test_hosts import links_namespaces_and_mounts, local_hosts, needs_hos
 if not shutil.which("terraform"):
     skip("terraform", "terraform is missing: infra/ cannot be tested (see make doctor)", allow_module_level=True)
 
+LANE = "network"  # one after the other: they make namespaces, and look at what is left of them
 AWS = ROOT / "infra/aws"
 
 
@@ -34,6 +35,7 @@ def make(*words, status=0):
 
 
 @needs_hosts
+@pytest.mark.full
 def test_up_a_recipe_on_it_and_down(tmp_path):
     """The whole circle, as a user types it; and nothing of it is left."""
     before = links_namespaces_and_mounts()
@@ -224,6 +226,7 @@ provider "aws" {{
 WORDS = ["infra.variables.ttl_hours=4", "infra.variables.ami_id=ami-12c6146b", "infra.variables.placement_group=false"]
 
 
+@pytest.mark.full
 def test_aws_apply_an_empty_second_plan_and_destroy(moto, tmp_path, monkeypatch, capfd):
     url, environment = moto
     for name, value in environment.items():
@@ -282,6 +285,7 @@ def test_aws_apply_an_empty_second_plan_and_destroy(moto, tmp_path, monkeypatch,
 
 
 @needs_hosts
+@pytest.mark.full
 def test_the_state_in_a_bucket_is_locked_there(moto, tmp_path, monkeypatch):
     url, environment = moto
     for name, value in {**environment, "AWS_ENDPOINT_URL_S3": url}.items():
@@ -427,6 +431,7 @@ def test_no_secret_is_printed():
 @pytest.mark.parametrize(
     ("provider", "least"), [("aws", {"aws": 150, "eks": 110}), ("google", {"gcp": 80, "gke": 70}), ("kubernetes", {"kubernetes": 25}), ("helm", {"kubernetes": 15})]
 )  # fmt: skip
+@pytest.mark.full
 def test_what_is_written_exists_in_todays_provider(tools, provider, least):
     """Every resource, argument and block against the schema of the provider (AWS 6, Google 7, Kubernetes 2.38, Helm 3)."""
     code = """

@@ -92,6 +92,7 @@ def test_the_server_is_gone_afterwards(whole):
     assert list(whole[1].glob("kfp-*")) == [], "what kfp's runner leaves behind is removed"
 
 
+@pytest.mark.full
 def test_a_closed_gate_says_by_how_much_and_opened_the_pipeline_goes_on(tmp_path):
     content, folder, _ = run_cookbook(*SHORT, "recipe.min_accuracy=0.999", output_root=tmp_path, status=1)
     accuracy = content["metrics"]["eval/accuracy"]
@@ -114,6 +115,7 @@ def test_a_closed_gate_says_by_how_much_and_opened_the_pipeline_goes_on(tmp_path
     assert "in an earlier try of this run" in output
 
 
+@pytest.mark.full
 def test_killed_in_a_late_step_the_model_server_goes_too(tmp_path):
     driver = Driver(*SHORT, output_root=tmp_path)
     root = tmp_path / "kubeflow/latest"
@@ -148,6 +150,7 @@ def test_settings_that_make_no_sense(tmp_path, word, message):
     assert message in output
 
 
+@pytest.mark.full
 def test_a_port_that_is_taken(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -241,6 +244,7 @@ steps.smoke_test(found["url"], "digits", {str(rows)!r}, {str(tmp_path / "other.n
     assert not Path(f"/proc/{pid}").exists(), "the server ends with the process that it was started for"
 
 
+@pytest.mark.full
 def test_on_a_cluster(recipe_python, whole, tmp_path):
     """The pipeline is compiled for a cluster and handed over; there its steps make the objects, and the objects do what they say."""
     data_dir = whole[0]["dataset"]["folder"]
@@ -269,6 +273,7 @@ def test_on_a_cluster(recipe_python, whole, tmp_path):
 
 
 @pytest.mark.parametrize("trainer", ["pytorchjob", "tfjob"])
+@pytest.mark.full
 def test_the_other_jobs_train_too(recipe_python, rows, tmp_path, trainer):
     config = flat_config(
         mount_path=str(tmp_path), kubeflow_host="http://localhost:1", image="me/python:1", trainer=trainer
@@ -289,6 +294,7 @@ on_cluster.train({str(rows)!r}, 0.1, 2, pipeline.settings_of_training(config, Tr
     assert (tmp_path / "model/model.pt").stat().st_size > 50_000
 
 
+@pytest.mark.full
 def test_what_the_cluster_refuses_is_passed_on(recipe_python, rows, tmp_path):
     refused = (
         403,
@@ -308,6 +314,7 @@ on_cluster.train({str(rows)!r}, 0.1, 1, pipeline.settings_of_training(config, Tr
     assert "TrainJob digits-run-1 was refused: trainjobs.trainer.kubeflow.org is forbidden" in done.stderr
 
 
+@pytest.mark.full
 def test_a_step_that_is_ended_takes_its_job_along(recipe_python, rows, tmp_path):
     """As Kubeflow ends a step's pod, when somebody terminates the run."""
     config = flat_config(mount_path=str(tmp_path), kubeflow_host="http://localhost:1", image="me/python:1")
@@ -333,6 +340,7 @@ on_cluster.train({str(rows)!r}, 0.1, 50, pipeline.settings_of_training(config, T
         assert cluster.objects == {}
 
 
+@pytest.mark.full
 def test_a_job_that_fails_is_told(recipe_python, rows, tmp_path):
     config = flat_config(mount_path=str(tmp_path), kubeflow_host="http://localhost:1", image="me/python:1", width=9)
     with FakeCluster(recipe_python("kubeflow"), RECIPE, tmp_path / "cluster") as cluster:
@@ -433,6 +441,7 @@ def test_gpus_by_switch(recipe_python):
     assert found["limits"]["nvidia.com/gpu"] == found["requests"]["nvidia.com/gpu"] == "1"
 
 
+@pytest.mark.full
 def test_the_notebook_runs_and_holds_no_output(recipe_python, tmp_path):
     """Executed from top to bottom by a kernel of the recipe's environment, in a folder of its own."""
     path = ROOT / "notebooks/kubeflow.ipynb"
@@ -456,6 +465,7 @@ nbformat.write(book, {str(tmp_path / "done.ipynb")!r})
     assert "steps that ran again: ['gate', 'register', 'deploy', 'smoke_test', 'stop_server']" in text
 
 
+@pytest.mark.full
 def test_a_killed_pipeline_goes_on_with_what_it_has(tmp_path):
     """SIGKILL for the client in the middle of the training: the steps before it are not run again."""
     driver = Driver(*SHORT, output_root=tmp_path)

@@ -19,6 +19,8 @@ from tests.helpers import ROOT, Driver, latest, run_cookbook
 from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch
 from tests.test_hosts import SYSTEMS, Place, needs_hosts
 
+LANE = "network"  # one after the other: they make namespaces, and look at what is left of them
+
 ON_PODS = ["cluster=kubernetes", "cluster.image=registry.test/cookbook:1"]
 
 
@@ -128,6 +130,7 @@ def test_the_objects_against_their_projects_schemas(tools):
     }
 
 
+@pytest.mark.full
 def test_the_schemas_refuse_what_is_wrong(tools, tmp_path):
     broken = [
         ("torchrun", "numNodes: 2", "numberOfNodes: 2"),
@@ -185,6 +188,7 @@ def test_what_cannot_run_on_pods(recipe, word, message):
         objects_of(recipe, word)
 
 
+@pytest.mark.full
 def test_a_killed_pod_fails_the_run_and_the_same_command_goes_on(kubernetes, undisturbed, tmp_path):
     words = ["recipe=pytorch", *SHORT["pytorch"]]
     expected = undisturbed(*words)[0]
@@ -205,6 +209,7 @@ def test_a_killed_pod_fails_the_run_and_the_same_command_goes_on(kubernetes, und
     assert content["num_rows"] == expected["num_rows"]
 
 
+@pytest.mark.full
 def test_an_interrupted_run_leaves_nothing_on_the_cluster(kubernetes, tmp_path):
     cluster = kubernetes("pytorch")
     driver = Driver(
@@ -234,6 +239,7 @@ def refused(cluster, tmp_path, *words, recipe="pytorch"):
     return output
 
 
+@pytest.mark.full
 def test_what_is_missing_on_the_cluster(kubernetes, tmp_path):
     cluster = kubernetes("pytorch")
     assert "claim 'mine' in namespace 'cookbook' cannot be used" in refused(cluster, tmp_path, "cluster.claim=mine")

@@ -32,6 +32,7 @@ def test_every_row_reaches_one_worker_although_row_groups_do_not_divide_evenly(u
 @pytest.mark.parametrize(
     "words", [["recipe.reader=arrow"], ["recipe.reader=row"], ["recipe.pool=dummy", "recipe.cache=local-disk"]], ids=str
 )
+@pytest.mark.full
 def test_another_reader_trains_the_same_network(undisturbed, tmp_path, words):
     content, folder, _ = run_cookbook(*SHORT, *words, output_root=tmp_path)
     assert digests(content) == digests(undisturbed(*SHORT)[0])
@@ -55,6 +56,7 @@ leave()
 """
 
 
+@pytest.mark.full
 def test_no_reader_ends_before_its_last_row(undisturbed, recipe_python):
     """Petastorm's thread pool alone loses row groups in a quarter of such short reads: see `whole` in readers.py."""
     content, _, _ = undisturbed(*SHORT)
@@ -72,6 +74,7 @@ def test_no_reader_ends_before_its_last_row(undisturbed, recipe_python):
     assert json.loads(done.stdout.splitlines()[-1]) == 0
 
 
+@pytest.mark.full
 def test_spark_converter(undisturbed, tmp_path):
     """Spark writes the rows anew, in other row groups: another order, each row once all the same."""
     content, _, _ = run_cookbook(
@@ -81,6 +84,7 @@ def test_spark_converter(undisturbed, tmp_path):
     assert content["metrics"]["eval/auc"] >= 0.6
 
 
+@pytest.mark.full
 def test_a_predicate_leaves_only_the_rows_that_were_asked_for(tmp_path):
     words = [
         "recipe=petastorm",
@@ -99,6 +103,7 @@ def test_tensors(tmp_path):
     assert content["num_rows"] == 40 * content["dataset"]["rows"]["train"]
 
 
+@pytest.mark.full
 def test_both_codecs_give_back_what_was_put_in(recipe_python, undisturbed, tmp_path):
     folder = tmp_path / "digits_store"
     python, words = recipe_python("petastorm"), ["test_fraction=0.2", "rows_per_group=300", "seed=0"]

@@ -34,6 +34,7 @@ def single(undisturbed):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.full
 def test_a_divided_model_learns_like_a_whole_one(mode, single, tmp_path):
     words = ["recipe=pytorch", f"recipe.mode={mode}", "scale.max_steps=100"]
     content, _, _ = run_cookbook(*words, output_root=tmp_path)
@@ -45,6 +46,7 @@ def test_a_divided_model_learns_like_a_whole_one(mode, single, tmp_path):
     assert [w["samples"] for w in content["workers"]] == ([rows // 2] * 2 if mode == "fsdp" else [rows] * 2)
 
 
+@pytest.mark.full
 def test_the_language_model_beats_counting(undisturbed):
     """At the default scale: fewer bits per byte on held-out files than unigram and bigram counts need."""
     content, folder, _ = undisturbed("recipe=pytorch", "recipe.mode=fsdp")
@@ -54,6 +56,7 @@ def test_the_language_model_beats_counting(undisturbed):
     assert "bigram counts" in (folder / "report.html").read_text()
 
 
+@pytest.mark.full
 def test_two_shards_need_little_more_than_half_the_memory(undisturbed, tmp_path):
     two, _, _ = undisturbed("recipe=pytorch", "recipe.mode=fsdp")
     one, _, _ = run_cookbook(
@@ -63,6 +66,7 @@ def test_two_shards_need_little_more_than_half_the_memory(undisturbed, tmp_path)
     assert two["metrics"]["memory/peak_mb"] / one["metrics"]["memory/peak_mb"] <= 0.6
 
 
+@pytest.mark.full
 def test_other_ways_through_the_same_steps(tmp_path):
     """GPipe and 1F1B, activations that are kept or computed again: the same losses."""
     words = ["recipe=pytorch", "recipe.mode=pipeline", "scale.max_steps=6", "recipe.model_width=64"]
@@ -77,6 +81,7 @@ def test_other_ways_through_the_same_steps(tmp_path):
     assert curve(offloaded) == curve(again)
 
 
+@pytest.mark.full
 def test_half_precision_and_compiled_kernels_learn_the_same(undisturbed, tmp_path):
     """One epoch of DDP: bfloat16 has 8 bits of mantissa; a compiled network adds up float32 numbers in another order."""
     plain, _, _ = undisturbed("recipe=pytorch", "recipe.num_epochs=1")
@@ -100,6 +105,7 @@ def test_a_killed_worker_of_a_divided_model(mode, undisturbed, tmp_path):
     assert curve(content) == curve(expected)
 
 
+@pytest.mark.full
 def test_torchrun_starts_all_anew_in_the_middle_of_an_epoch(tmp_path):
     """The checkpoint has the sampler's place and each rank's random numbers: the curve is that of an undisturbed run, bit for bit."""
     words = ["recipe=pytorch", "recipe.num_epochs=4", "recipe.checkpoint_every_steps=5", "recipe.max_shift=1"]
@@ -165,6 +171,7 @@ def test_a_checkpoint_of_another_mode_is_refused(tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize("words", [[], ["recipe.mode=fsdp", *SHORT]], ids=["ddp", "fsdp"])
+@pytest.mark.full
 def test_another_number_of_workers_goes_on(words, tmp_path):
     """Full (ddp) and sharded (fsdp) checkpoints fit any number of workers; every row still counts once an epoch."""
     words = ["recipe=pytorch", *(words or ["recipe.num_epochs=4", "recipe.checkpoint_every_steps=5"])]
@@ -179,6 +186,7 @@ def test_another_number_of_workers_goes_on(words, tmp_path):
     assert content["status"] == "ok"
 
 
+@pytest.mark.full
 def test_compare_lays_runs_side_by_side(tmp_path):
     page, problems = compare.compare(
         ["pytorch:recipe.mode=single", "pytorch:recipe.mode=pipeline"],
@@ -191,6 +199,7 @@ def test_compare_lays_runs_side_by_side(tmp_path):
     assert "train/loss over time" in text
 
 
+@pytest.mark.full
 def test_compare_says_what_is_not_alike(tmp_path):
     _, problems = compare.compare(
         ["pytorch:recipe.mode=single", "pytorch:recipe.mode=single:seed=1"],

@@ -50,6 +50,7 @@ def test_the_scheduling_environment_is_what_it_says(recipe_python):
     assert found["rule"] > 0.5 * found["random"], "less than half of the time that chance takes (both are negative)"
 
 
+@pytest.mark.full
 def test_a_policy_learns_to_schedule(tmp_path):
     words = ["recipe.environment=scheduling", "recipe.target_return=-24.0", "recipe.num_iterations=30"]
     content, folder, _ = run_cookbook("recipe=ray_rllib", "scale.num_seeds=1", *words, output_root=tmp_path)
@@ -64,6 +65,7 @@ def test_a_policy_learns_to_schedule(tmp_path):
     assert "learning curve" in page
 
 
+@pytest.mark.full
 def test_a_killed_runner_is_replaced(tmp_path):
     driver = Driver(*SHORT, output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "progress" and e["done"] >= 2 for e in driver.events()))
@@ -78,6 +80,7 @@ def test_a_killed_runner_is_replaced(tmp_path):
     assert content["metrics"]["eval/return_mean"] > 5 * content["metrics"]["baseline/any_action"]
 
 
+@pytest.mark.full
 def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
     driver = Driver(*SHORT, output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "checkpoint" for e in driver.events()))
@@ -93,6 +96,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
     assert sum(worker["samples"] for worker in content["workers"]) < row["environment steps"] * 0.7
 
 
+@pytest.mark.full
 def test_killed_after_the_last_checkpoint(tmp_path):
     """Nothing is left to train then, no runner starts, and the run is whole all the same."""
     driver = Driver(*SHORT, output_root=tmp_path)
@@ -107,6 +111,7 @@ def test_killed_after_the_last_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["appo", "impala", "dqn"])
+@pytest.mark.full
 def test_another_algorithm(algorithm, tmp_path):
     words = [f"recipe.algorithm={algorithm}", "recipe.num_iterations=3", "recipe.evaluation_every=3"]
     content, _, _ = run_cookbook(*SHORT, *words, output_root=tmp_path)

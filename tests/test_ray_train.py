@@ -17,6 +17,7 @@ def digests(content):
     return {worker["digest"] for worker in content["workers"]}
 
 
+@pytest.mark.full
 def test_a_killed_worker_is_replaced_and_the_run_ends_where_the_undisturbed_one_ends(undisturbed, tmp_path):
     expected, _, _ = undisturbed(*SHORT)
     driver = Driver(*SHORT, "recipe.max_restarts=1", output_root=tmp_path)
@@ -50,6 +51,7 @@ def test_tensorflow_trains_too_and_goes_on_after_a_killed_worker(tmp_path):
     assert content["metrics"]["eval/accuracy"] >= 0.85
 
 
+@pytest.mark.full
 def test_rows_that_stay_in_the_object_store_train_the_same_network(undisturbed, tmp_path):
     """Prepared once instead of in each epoch beside the training, and in other blocks: the same batches."""
     words = ["recipe.keep_prepared=true", "recipe.rows_per_file=100", "recipe.num_epochs=2"]
@@ -59,6 +61,7 @@ def test_rows_that_stay_in_the_object_store_train_the_same_network(undisturbed, 
     assert content["num_rows"] == 2 * content["dataset"]["rows"]["train"]
 
 
+@pytest.mark.full
 def test_a_last_batch_without_rows_for_one_worker(undisturbed):
     """129 rows in batches of 64: the last batch is one row, and one worker has none of it."""
     content, _, _ = undisturbed(*SHORT, "recipe.num_epochs=2", "scale.max_rows=129")
@@ -66,6 +69,7 @@ def test_a_last_batch_without_rows_for_one_worker(undisturbed):
     assert len(digests(content)) == 1
 
 
+@pytest.mark.full
 def test_accuracy_at_the_default_scale(undisturbed):
     content, _, _ = undisturbed("recipe=ray_train")
     assert content["metrics"]["eval/accuracy"] >= 0.97
@@ -108,6 +112,7 @@ cluster.connect(None)
 """
 
 
+@pytest.mark.full
 def test_a_running_cluster(recipe_python, tmp_path, undisturbed):
     """The recipe on Ray that somebody else has started; and all that may be wrong with one."""
     python = recipe_python("ray_train")
@@ -160,6 +165,7 @@ def test_an_address_where_nobody_listens(tmp_path):
     assert "no Ray cluster answers at 127.0.0.1:1" in output
 
 
+@pytest.mark.full
 def test_gpus_that_are_not_there(tmp_path):
     _, _, output = run_cookbook(*SHORT, "recipe.use_gpu=true", output_root=tmp_path, status=1)
     assert "2 workers need 2 GPU, and the cluster has 0 free of 0" in output

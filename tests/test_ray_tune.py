@@ -27,6 +27,7 @@ def one_after_the_other(trials):
     return all(epochs == list(range(1, len(epochs) + 1)) for epochs in trials.values())
 
 
+@pytest.mark.full
 def test_every_search_spends_the_same_budget(tmp_path):
     content, folder, _ = run_cookbook(*SHORT, output_root=tmp_path)
     table = json.loads((folder / "tables/searches.json").read_text())["rows"]
@@ -56,6 +57,7 @@ def results_so_far(driver, number):
     return driver.wait_until(lambda: any(e["event"] == "progress" and e["done"] >= number for e in driver.events()))
 
 
+@pytest.mark.full
 def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path):
     driver = Driver(*LONG, output_root=tmp_path)
     results_so_far(driver, 20)
@@ -75,6 +77,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path):
     assert len(log.read_text().splitlines()) <= 180 + 3
 
 
+@pytest.mark.full
 def test_a_killed_experiment_is_restored_with_every_trial_counted_once(tmp_path):
     driver = Driver(*LONG, output_root=tmp_path)
     results_so_far(driver, 90)
@@ -92,6 +95,7 @@ def test_a_killed_experiment_is_restored_with_every_trial_counted_once(tmp_path)
     assert sum(worker["samples"] for worker in content["workers"]) < 180
 
 
+@pytest.mark.full
 def test_another_search_space_is_not_gone_on_with(tmp_path):
     first = ["recipe=ray_tune", "recipe.searches=[random]", "recipe.budget_epochs=4", "recipe.epochs_per_trial=2"]
     _, folder, _ = run_cookbook(*first, output_root=tmp_path)

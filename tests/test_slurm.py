@@ -16,6 +16,8 @@ from tests.requirements import needs
 from tests.test_contracts import SHORT, digests, in_the_middle_of_an_epoch
 from tests.test_hosts import MISSING, Place, local_hosts
 
+LANE = "network"  # one after the other: they make namespaces, and look at what is left of them
+
 GOLDEN = ROOT / "tests/golden/slurm"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 NEEDED = MISSING + [name for name in PROGRAMS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
@@ -130,6 +132,7 @@ def keys(slurm, tmp_path):
 
 @needs_slurm
 @pytest.mark.parametrize(("num_nodes", "controller"), [(2, "gloo"), (1, "mpi")])
+@pytest.mark.full
 def test_horovod_with_two_workers(slurm, keys, undisturbed, tmp_path, num_nodes, controller):
     words = ["recipe=horovod", *SHORT["horovod"]]
     places = ["cluster=slurm", f"cluster.num_nodes={num_nodes}", f"recipe.controller={controller}"]
@@ -142,6 +145,7 @@ def test_horovod_with_two_workers(slurm, keys, undisturbed, tmp_path, num_nodes,
 
 
 @needs_slurm
+@pytest.mark.full
 def test_a_job_that_is_requeued_goes_on_from_its_checkpoint(slurm, undisturbed, tmp_path):
     words = ["recipe=pytorch", *SHORT["pytorch"]]
     driver = Driver(*words, "cluster=slurm", output_root=tmp_path, environment=slurm.environment)
@@ -160,6 +164,7 @@ def test_a_job_that_is_requeued_goes_on_from_its_checkpoint(slurm, undisturbed, 
 
 
 @needs_slurm
+@pytest.mark.full
 def test_ctrl_c_cancels_the_job_and_a_cancelled_job_fails_the_run(slurm, tmp_path):
     driver = Driver("recipe=pytorch", "cluster=slurm", output_root=tmp_path, environment=slurm.environment)
     driver.wait_until(lambda: any(event["event"] == "rows" for event in driver.events()))

@@ -76,6 +76,7 @@ def test_a_killed_executor_changes_no_result(undisturbed, tmp_path):
     assert not (folder / "scratch").exists()
 
 
+@pytest.mark.full
 def test_a_stream_that_was_cut_off_scores_every_line_once(undisturbed, tmp_path):
     """The stream compares number and hash sum of what it scored with the input, and fails the run where they differ."""
     expected, _, _ = undisturbed(*SMALL)
@@ -163,6 +164,7 @@ for name, paths, log_format, output_dir in json.loads(sys.argv[2]):
 """
 
 
+@pytest.mark.full
 def test_what_cannot_be_ingested_leaves_no_half_table(tmp_path, recipe_python):
     """One Spark session for all of these; how such an error reaches the user, the other tests show."""
     own_logs(tmp_path / "logs")
@@ -224,6 +226,7 @@ def standalone_cluster(recipe_python, tmp_path):
     processes.stop(mark, 5)
 
 
+@pytest.mark.full
 def test_a_cluster_that_is_there_already(standalone_cluster, tmp_path):
     words = ["recipe=spark", "scale=smoke", FAST, "recipe.steps=[ingest]", f"cluster.spark_master={standalone_cluster}"]
     content, _, output = run_cookbook(*words, "recipe.memory_mb=700", output_root=tmp_path)

@@ -35,6 +35,7 @@ def pid_of(driver, role, rank):
     return next(e["pid"] for e in driver.events() if e["event"] == "start" and (e["role"], e["rank"]) == (role, rank))
 
 
+@pytest.mark.full
 def test_all_workers_start_anew_from_the_checkpoint(undisturbed, tmp_path):
     expected, _, _ = undisturbed(*SHORT)
     driver = Driver(*SHORT, "recipe.max_restarts=1", output_root=tmp_path)
@@ -48,6 +49,7 @@ def test_all_workers_start_anew_from_the_checkpoint(undisturbed, tmp_path):
     assert content["num_rows"] == expected["num_rows"]
 
 
+@pytest.mark.full
 def test_ways_to_divide_the_input_and_devices_take_the_same_first_steps(undisturbed, tmp_path):
     first = losses(undisturbed(*SHORT)[0])[0]
     for number, words in enumerate(
@@ -68,6 +70,7 @@ def test_asynchronous_training_takes_every_row_once(tmp_path):
     assert all(worker["samples"] > 15 * 1438 / 10 for worker in content["workers"])
 
 
+@pytest.mark.full
 def test_a_lost_worker_of_the_parameter_servers_is_replaced(tmp_path):
     driver = Driver(*PS, "recipe.max_restarts=1", output_root=tmp_path)
     driver.wait_until(lambda: in_epoch(driver, 2))
@@ -101,6 +104,7 @@ def test_keras_fit_gives_the_steps_of_a_lost_worker_to_another(tmp_path):
     assert len(losses(content)) == 15
 
 
+@pytest.mark.full
 def test_a_lost_ps_ends_the_run_and_the_same_command_goes_on(tmp_path):
     words = [*PS, "recipe.num_epochs=4", "recipe.num_ps=2", "recipe.partitioner=fixed_shards"]
     driver = Driver(*words, output_root=tmp_path)
@@ -116,6 +120,7 @@ def test_a_lost_ps_ends_the_run_and_the_same_command_goes_on(tmp_path):
     assert content["num_rows"] == 4 * 1438
 
 
+@pytest.mark.full
 def test_another_number_of_workers_goes_on_and_another_program_does_not(tmp_path):
     """Checkpoints hold whole variables: one worker can take over from two. Parameter servers write other ones."""
     driver = Driver(*SHORT, output_root=tmp_path)
@@ -167,6 +172,7 @@ print("RESULT", results)
 
 
 @pytest.mark.parametrize("policy, tolerance", [("float32", 1e-4), ("mixed_bfloat16", 0.05)])
+@pytest.mark.full
 def test_the_step_of_all_strategies_compiles_for_a_tpu(recipe_python, policy, tolerance):
     """XLA refuses dynamic shapes and calls of Python: what it compiles on a CPU holds neither."""
     words = [recipe_python("tensorflow"), "-c", XLA, FOLDER, policy]

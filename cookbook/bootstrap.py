@@ -1,0 +1,112 @@
+"""The driver's own environment, made once per machine. Run: make setup (any Python 3.11; only the standard library is there)
+
+It lies in the user's cache under the hash of what went into it, so that the next checkout only links to it. `.venv` is that link.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cache_dir() -> Path:
+    """The folder for what all checkouts of this user share: datasets, compiled wheels, environments."""
+    if own := os.environ.get("COOKBOOK_CACHE"):
+        return Path(own).expanduser()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base).expanduser() / "distributed-ml-cookbook"
+    home = os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir
+    return Path(home) / ".cache/distributed-ml-cookbook"
+
+
+def interpreter(python: str) -> str:
+    """What tells one interpreter from another: its version and where it is installed."""
+    script = "import sys; print(sys.version, sys.base_prefix)"
+    return subprocess.run([python, "-c", script], capture_output=True, text=True, check=True).stdout
+
+
+def point(link: Path, folder: Path) -> None:
+    """Makes `link` lead to `folder`; a real folder that is in the way (an environment of earlier versions) is removed."""
+    if link.is_symlink() and link.readlink() == folder:
+        return
+    if link.is_dir() and not link.is_symlink():
+        shutil.rmtree(link)
+    partial = link.with_name(f"{link.name}.{os.getpid()}")
+    partial.symlink_to(folder)
+    partial.replace(link)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lets one process at a time into the block; the others wait."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def complete(folder: Path) -> Path:
+    """The file that an environment has once it is whole; its time is when the environment was last used."""
+    return folder / ".complete"
+
+
+def mark_as_used(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # a shared cache may be read-only
+        complete(folder).touch()
+
+
+def uv_environment() -> dict[str, str]:
+    """uv does not read pip's settings: hands on the folders where pip looks for wheels (a local CPU build of torch, say)."""
+    if "UV_FIND_LINKS" in os.environ:
+        return {}
+    links = os.environ.get("PIP_FIND_LINKS")
+    if links is None:
+        answer = subprocess.run(
+            [sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True
+        )
+        links = answer.stdout.strip() if answer.returncode == 0 else ""
+    return {"UV_FIND_LINKS": ",".join(links.split())} if links else {}
+
+
+def make(folder: Path) -> None:
+    """Makes the driver's environment. Raises CalledProcessError when a step fails."""
+    shutil.rmtree(folder, ignore_errors=True)
+    lock = ROOT / "requirements.txt"
+    python = folder / "bin/python"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    (uv,) = re.findall(r"^uv==\S+$", lock.read_text(), re.MULTILINE)
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+    subprocess.run([*pip, uv], check=True)
+    environment = {**os.environ, **uv_environment(), "UV_COMPILE_BYTECODE": "1", "UV_NO_PROGRESS": "1"}
+    install = [folder / "bin/uv", "pip", "install", "-q", "--python", python, "-r", lock]
+    subprocess.run(install, check=True, env=environment)
+    complete(folder).touch()
+
+
+def main() -> None:
+    content = [(ROOT / "requirements.txt").read_bytes(), interpreter(sys.executable).encode()]
+    name = f"driver-{hashlib.sha256(b'-'.join(content)).hexdigest()[:12]}"
+    folder = cache_dir() / "environments" / name
+    if not complete(folder).exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_suffix(".lock")):
+            if not complete(folder).exists():
+                print(f"setup        the driver's environment ({folder})", flush=True)
+                try:
+                    make(folder)
+                except subprocess.CalledProcessError as error:
+                    raise SystemExit(f"error: the driver's environment cannot be made: {error}") from None
+    point(ROOT / ".venv", folder)
+    mark_as_used(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Areas of the suite: a test file is one, and a contract test belongs to the area of its recipe. Run: make areas"""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+def area_of(item) -> str:
+    """The area of a collected test."""
+    recipe = getattr(item, "callspec", None) and item.callspec.params.get("recipe")
+    if recipe and item.path.stem == "test_contracts":
+        return recipe
+    return item.path.stem.removeprefix("test_")
+
+
+def areas() -> list[str]:
+    """Names of all areas, from the files."""
+    found = sorted(path.stem.removeprefix("test_") for path in FOLDER.glob("test_*.py"))
+    assert found, "no test file was found"
+    return found
+
+
+if __name__ == "__main__":
+    print("\n".join(areas()))
