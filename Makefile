@@ -73,8 +73,15 @@ test-all: $(SETUP) ## everything: each fault, place, ejected copy, parity pair (
 areas: $(SETUP) ## the areas of test-all, one a line
 	@$(BIN)/python -m tests.areas
 
-lint: $(SETUP) ## ruff
+lint: $(SETUP) ## ruff; actionlint and zizmor for the workflows
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/python -m tests.lint_workflows
+
+nightly-record: $(SETUP) ## run a recipe and append its line to a history: RECIPE=horovod HISTORY=history.jsonl
+	@$(BIN)/python -m cookbook.health record "$(RECIPE)" "$(HISTORY)" $(ARGS)
+
+health: $(SETUP) ## one page over a history of nightly runs: HISTORY=history.jsonl TO=outputs/health
+	@$(BIN)/python -m cookbook.health page "$(HISTORY)" "$(or $(TO),outputs/health)"
 
 lock: $(SETUP) ## renew all locks (or: RECIPE=horovod)
 	@$(BIN)/python -m cookbook.environments lock $(RECIPE)
@@ -83,4 +90,4 @@ clean: ## remove environments, runs and caches of this checkout
 	@rm -rf .venv .venvs outputs .pytest_cache .ruff_cache runrecord/build runrecord/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup doctor tools report compare eject bench bench-hosts test test-all areas lint lock clean
+.PHONY: help setup doctor tools report compare eject bench bench-hosts test test-all areas lint nightly-record health lock clean
