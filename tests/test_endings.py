@@ -1,5 +1,6 @@
 """How runs end: nothing outlives its driver, signals are heeded at safe points, and the reason is the worker's own error."""
 
+import contextlib
 import json
 import os
 import signal
@@ -209,7 +210,9 @@ def test_a_start_that_never_comes_ends_at_its_bound_and_says_why(tmp_path):
     time.sleep(0.3)
     watcher(waiting=True)  # a job in the queue has not begun to start
     time.sleep(0.3)
-    with pytest.raises(UserError, match=r"none of 2 workers has started within 0 s: rank 0: OSError: \[Errno 28\]") as error:
+    with pytest.raises(
+        UserError, match=r"none of 2 workers has started within 0 s: rank 0: OSError: \[Errno 28\]"
+    ) as error:
         watcher()
     assert "cluster.start_timeout_seconds" in str(error.value)
     assert "stall" not in str(error.value)
@@ -267,15 +270,15 @@ def test_a_closed_terminal(tmp_path):
     """The driver's terminal is a pseudo-terminal that is closed while workers train."""
     master, slave = os.openpty()
     words = [sys.executable, "-m", "cookbook", "recipe=horovod", f"output_root={tmp_path}"]
-    process = subprocess.Popen(words, cwd=ROOT, env=CLEAN, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=CLEAN, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    )
     os.close(slave)
     os.set_blocking(master, False)
 
     def training():
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.read(master, 1 << 16)
-        except BlockingIOError:
-            pass
         return [path for path in tmp_path.glob("horovod/*/workers/*") if '"rows"' in path.read_text()]
 
     wait_for(training, 120)

@@ -1,0 +1,143 @@
+"""What is refused before any work, and what the refusal says: both values, and the next step."""
+
+import json
+
+import pytest
+
+from cookbook import ROOT, UserError, launch_hosts, resume, story
+from cookbook.eject import compose_recipe
+from runrecord import check_position
+from tests.helpers import run_cookbook
+
+
+def config_of(recipe, *words):
+    return compose_recipe(recipe, words)[0]
+
+
+def earlier_run(folder, recipe, *words):
+    """A run folder as a run with these settings leaves it."""
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"position": resume.position(recipe, config_of(recipe, *words))}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "said"),
+    [
+        ("pytorch", ["recipe.global_batch_size=32"], "recipe.global_batch_size is 64 there and 32 here"),
+        ("pytorch", ["seed=7"], "seed is 0 there and 7 here"),
+        ("pytorch", ["scale.max_rows=320"], "scale.max_rows is None there and 320 here"),
+        ("pytorch", ["recipe.mode=fsdp"], "recipe.mode is 'ddp' there and 'fsdp' here"),
+        ("horovod", ["data=images"], "data.builder is 'digits' there and 'images' here"),
+        (
+            "horovod",
+            ["recipe.global_batch_size=128", "seed=1"],
+            "seed is 0 there and 1 here; recipe.global_batch_size is 64 there",
+        ),
+        ("tensorflow", ["recipe.global_batch_size=16"], "recipe.global_batch_size is 64 there and 16 here"),
+        ("ray_train", ["seed=3"], "seed is 0 there and 3 here"),
+        ("kubeflow", ["recipe.global_batch_size=16"], "recipe.global_batch_size is 64 there and 16 here"),
+        ("ray_tune", ["recipe.batch_size=16"], "recipe.batch_size is 64 there and 16 here"),
+    ],
+)
+def test_a_resume_under_settings_that_the_position_depends_on(tmp_path, recipe, words, said):
+    folder = earlier_run(tmp_path / "run", recipe)
+    with pytest.raises(UserError) as error:
+        resume.check(folder, recipe, config_of(recipe, *words))
+    assert said in str(error.value)
+    assert "resume=never" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["cluster.num_workers=1"], ["recipe.learning_rate=0.001"], ["recipe.num_epochs=30"]]
+)
+def test_a_resume_that_is_allowed(tmp_path, words):
+    resume.check(earlier_run(tmp_path / "run", "pytorch"), "pytorch", config_of("pytorch", *words))
+
+
+def test_a_data_parameter_is_named_with_both_values(tmp_path):
+    folder = earlier_run(tmp_path / "run", "horovod", "data=images")
+    with pytest.raises(UserError, match=r"data\.parameters\.num_train_rows is \d+ there and 777 here"):
+        resume.check(folder, "horovod", config_of("horovod", "data=images", "data.parameters.num_train_rows=777"))
+
+
+def test_a_run_of_before_there_was_a_position(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text("seed: 0\nglobal_batch_size: 64\nmax_rows: null\n")
+    resume.check(tmp_path, "pytorch", config_of("pytorch"))
+    with pytest.raises(UserError, match="recipe.global_batch_size is 64 there and 8 here"):
+        resume.check(tmp_path, "pytorch", config_of("pytorch", "recipe.global_batch_size=8"))
+
+
+def test_the_driver_refuses_such_a_resume_before_any_work(tmp_path):
+    folder = earlier_run(tmp_path / "run", "pytorch")
+    (folder / "checkpoints").mkdir()
+    before = (folder / "run.json").read_text()
+    words = ["recipe=pytorch", f"resume={folder}", "seed=7"]
+    _, made, output = run_cookbook(*words, output_root=tmp_path / "out", status=1)
+    assert "seed is 0 there and 7 here" in output
+    assert "Traceback" not in output
+    assert made is None
+    assert (folder / "run.json").read_text() == before
+
+
+def test_a_dataset_that_has_changed_since(tmp_path):
+    before = {"name": "x", "folder": "/cache/x-1", "rows": {"train": 100, "test": 20}}
+    resume.check_dataset(None, "/cache/x-2", {"rows": {"train": 1}}, tmp_path)
+    resume.check_dataset(before, "/other/x-1", {"rows": {"train": 100, "test": 20}}, tmp_path)
+    with pytest.raises(
+        UserError, match="the dataset has 90 train, 20 test rows now and had 100 train, 20 test rows there"
+    ):
+        resume.check_dataset(before, "/cache/x-2", {"rows": {"train": 90, "test": 20}}, tmp_path)
+    with pytest.raises(UserError, match="the dataset is x-2 now and was x-1 there"):
+        resume.check_dataset(before, "/cache/x-2", {"rows": {"train": 100, "test": 20}}, tmp_path)
+
+
+def test_a_checkpoint_of_other_batches_is_refused_by_the_program_itself():
+    mine = {"seed": 0, "global_batch_size": 32, "num_rows": 100}
+    check_position("last.pt", {}, mine)  # of an older version
+    check_position("last.pt", dict(mine), mine)
+    with pytest.raises(
+        SystemExit, match=r"checkpoint last.pt was made with other settings: global_batch_size=32 \(64 there\)"
+    ):
+        check_position("last.pt", {**mine, "global_batch_size": 64}, mine)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rows", "words", "said"),
+    [
+        ("horovod", 1, [], "1 training row for 2 workers: each needs one at least. Set cluster.num_workers=1"),
+        ("pytorch", 1000, ["scale.max_rows=1"], r"1 training row \(scale.max_rows=1 of 1,000\) for 2 workers"),
+        ("tensorflow", 3, ["cluster.num_workers=4"], "3 training rows for 4 workers.* Set cluster.num_workers=3"),
+    ],
+)
+def test_fewer_rows_than_workers(recipe, rows, words, said):
+    with pytest.raises(UserError, match=said):
+        story._check_enough_rows(config_of(recipe, *words), {"rows": {"train": rows, "test": 5}})
+
+
+def test_enough_rows():
+    story._check_enough_rows(config_of("horovod"), {"rows": {"train": 2, "test": 1}})
+    story._check_enough_rows(config_of("spark"), {"rows": {"all": 1}})
+
+
+def test_elastic_on_several_hosts_names_the_hole_and_the_setting(tmp_path):
+    (tmp_path / "hosts.yaml").write_text(
+        "hosts:\n  - {name: a, address: 10.0.0.1, slots: 1}\n  - {name: b, address: 10.0.0.2, slots: 1}\n"
+    )
+    words = ["cluster=hosts", f"cluster.inventory={tmp_path}/hosts.yaml", "recipe.elastic=true"]
+    with pytest.raises(UserError, match=r"CVE-2024-10190.*recipe.allow_unsafe_elastic=true"):
+        plan_on_hosts(*words)
+    assert "--host-discovery-script" in plan_on_hosts(*words, "recipe.allow_unsafe_elastic=true")
+
+
+def plan_on_hosts(*words):
+    from pathlib import Path
+
+    from cookbook import inventory
+
+    config = config_of("horovod", *words)
+    cluster = inventory.with_hosts(config["cluster"])
+    config["cluster"] = {**cluster, "hosts": [{**host, "interface": "eth0"} for host in cluster["hosts"]]}
+    run_dir = Path("/run/x")
+    return launch_hosts.horovodrun(config, ROOT / "recipes/horovod", Path("/env/bin/python"), run_dir)[0].argv
