@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from cookbook import certificates
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -64,16 +66,9 @@ def mark_as_used(folder: Path) -> None:
 
 
 def uv_environment() -> dict[str, str]:
-    """uv does not read pip's settings: hands on the folders where pip looks for wheels (a local CPU build of torch, say)."""
-    if "UV_FIND_LINKS" in os.environ:
-        return {}
-    links = os.environ.get("PIP_FIND_LINKS")
-    if links is None:
-        answer = subprocess.run(
-            [sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True
-        )
-        links = answer.stdout.strip() if answer.returncode == 0 else ""
-    return {"UV_FIND_LINKS": ",".join(links.split())} if links else {}
+    """What uv is told because it does not read pip's settings: where wheels lie (a local CPU build of torch, say), and whom to trust."""
+    links = None if "UV_FIND_LINKS" in os.environ else certificates.pip_setting("find-links")
+    return {**certificates.certificates(), **({"UV_FIND_LINKS": ",".join(links.split())} if links else {})}
 
 
 def make(folder: Path) -> None:

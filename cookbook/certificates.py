@@ -14,6 +14,8 @@ import ssl
 import sys
 from pathlib import Path
 
+from cookbook import UserError
+
 VARIABLES = ["PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]
 SIGNS = re.compile(r"UnknownIssuer|invalid peer certificate|CERTIFICATE_VERIFY_FAILED|certificate verify failed", re.I)
 ADVICE = (
@@ -23,7 +25,7 @@ ADVICE = (
 
 
 def certificates(environment=None):
-    """Environment variables by which uv trusts what pip trusts. Raises ValueError for a file that is not there."""
+    """Environment variables by which uv trusts what pip trusts. Raises UserError for a file that is not there."""
     environment = os.environ if environment is None else environment
     if own := environment.get("SSL_CERT_FILE"):
         return _checked("SSL_CERT_FILE", own)
@@ -43,7 +45,7 @@ def certificates(environment=None):
 def _checked(name, path):
     file = Path(path).expanduser()
     if not file.exists():
-        raise ValueError(
+        raise UserError(
             f"{name}={path}: there is no such file; expected one with certificates (PEM). Set {name} to it, or unset it"
         )
     return {"SSL_CERT_DIR" if file.is_dir() else "SSL_CERT_FILE": str(file)}

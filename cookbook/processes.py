@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from cookbook import ROOT, UserError, signals
+from cookbook import ROOT, UserError, certificates, signals
 
 # The environment variable by which the descendants of a run are known, also those that left its group.
 MARK = "COOKBOOK_RUN"
@@ -160,7 +160,10 @@ def run_tool(argv, stage, log, failure, mark, environment=None):
                 stop(mark, 5)
                 process.wait()
     if process.returncode:
-        raise UserError(f"{failure} (exit status {process.returncode}):\n  " + "\n  ".join(last))
+        words = "\n  ".join(last)
+        raise UserError(
+            "\n".join(filter(None, [f"{failure} (exit status {process.returncode}):\n  {words}", certificates.advice(words)]))
+        )
     return last
 
 

@@ -75,8 +75,8 @@ def agreed_to(findings):
 
 
 def main(argv):
-    command, *words = argv or ["install"]
     try:
+        command, *words = words_of_make(argv) or ["install"]
         if command == "before":
             return before(words[0], words_of_make(words[1:]))
         names = [word for word in words if word in doctor.recipes()]

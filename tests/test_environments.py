@@ -9,9 +9,8 @@ import threading
 import time
 
 import pytest
-import yaml
 
-from cookbook import ROOT, UserError, doctor, environments
+from cookbook import ROOT, UserError, environments
 from cookbook.bootstrap import complete
 from tests.helpers import Silent
 
@@ -115,58 +114,6 @@ def test_every_lock_pins_everything_and_names_no_source():
         assert [line for line in lines if environments.GPU_PACKAGES.match(line)] == [], lock
         source = lock.with_suffix(".in") if lock.parent != ROOT else ROOT / "pyproject.toml"
         assert source.name in lock.read_text().splitlines()[0]
-
-
-def test_doctor_and_conda_name_the_same_tools():
-    conda = {
-        word.split("=")[0]: word.partition("=")[2]
-        for word in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    }
-    assert {tool.conda for tool in doctor.TOOLS} == set(conda)
-    assert conda["python"] == environments.PYTHON
-    assert f'requires-python = ">={conda["python"]}"' in (ROOT / "pyproject.toml").read_text()
-    java = next(tool for tool in doctor.TOOLS if tool.name == "java")
-    assert conda["openjdk"] == java.minimum
-
-
-def test_every_recipe_asks_for_tools_that_doctor_knows():
-    files = sorted(ROOT.glob("conf/recipe/*.yaml"))
-    assert files
-    for file in files:
-        assert set(yaml.safe_load(file.read_text())["driver"]["tools"]) <= {tool.name for tool in doctor.TOOLS}, file
-
-
-def test_a_missing_tool_is_reported_with_the_line_that_installs_it(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(
-        UserError, match=r"(?s)recipe horovod needs tools .*cmake: missing. Install it: apt-get install cmake"
-    ):
-        doctor.require(["cmake"], "horovod")
-
-
-def test_an_old_tool_is_reported(monkeypatch, tmp_path):
-    (tmp_path / "java").write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\"' >&2\n")
-    (tmp_path / "java").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(UserError, match=r"java: version 11.0.2 is too old, expected 17 or newer"):
-        doctor.require(["java"], "spark")
-
-
-def test_doctor_lists_every_tool():
-    text = subprocess.run(
-        [sys.executable, "-m", "cookbook.doctor"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    for tool in doctor.TOOLS:
-        assert f" {tool.name} " in text
-    assert f"of {len(doctor.TOOLS)} tools found" in text
-
-
-def test_pip_settings_reach_uv(monkeypatch):
-    monkeypatch.delenv("UV_FIND_LINKS", raising=False)
-    monkeypatch.setenv("PIP_FIND_LINKS", "/wheels /more")
-    assert environments.uv_environment() == {"UV_FIND_LINKS": "/wheels,/more"}
-    monkeypatch.setenv("UV_FIND_LINKS", "/mine")
-    assert environments.uv_environment() == {}
 
 
 def test_stop_ends_descendants_that_left_their_group():

@@ -1,0 +1,220 @@
+"""What the machine must have: found or named before any work, with one line that installs it; README, conda, CI and doctor agree."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from cookbook import ROOT, UserError, doctor, environments, tools
+
+RECIPES = doctor.recipes()
+
+
+def tool(name):
+    return next(tool for tool in doctor.TOOLS if tool.name == name)
+
+
+def program(folder, name, text, status=0):
+    """A program that prints a text on both of its outputs."""
+    (folder / name).write_text(f"#!/bin/sh\necho '{text}'\nexit {status}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine with no program at all, and an apt that knows Debian 12's packages; root without sudo."""
+    for name in ("CXX", "JAVA_HOME", "CONDA_PREFIX", "YES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "MORE_FOLDERS", [])
+    monkeypatch.setattr(doctor, "is_root", lambda: True)
+    monkeypatch.setattr(doctor, "is_made", lambda recipe: False)
+    program(tmp_path, "apt-get", "")
+    program(tmp_path, "apt-cache", "  Candidate: 3.11.2-1+b1")
+    return tmp_path
+
+
+def test_readme_names_what_doctor_wants_for_the_recipes():
+    line = re.search(r"`apt-get install ([^`]+)`", (ROOT / "README.md").read_text())[1].split()
+    named = [name for recipe in RECIPES for name in doctor.tools_of(recipe)]
+    wanted, without = doctor.packages_of(doctor.tools_for(named, [doctor.EVERY_RECIPE, doctor.MAKE_HELP]), "apt")
+    assert sorted(line) == sorted(wanted) and without == []
+    assert {"python3-dev", "g++", "make", "openjdk-17-jre-headless"} <= set(line)
+
+
+def test_conda_names_what_doctor_wants():
+    file = yaml.safe_load((ROOT / "environment.yml").read_text())
+    listed = [tool for tool in doctor.TOOLS if "conda" in tool.packages and tool.used_by != ("tests",)]
+    assert sorted(set(file["dependencies"])) == sorted(doctor.packages_of(listed, "conda")[0])
+    assert f"python={environments.PYTHON}" in file["dependencies"]
+    assert f'requires-python = ">={environments.PYTHON}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_ci_has_no_list_of_its_own():
+    text = (ROOT / ".ci/run").read_text()
+    assert "YES=1 make tools USE=tests" in text
+    assert set(re.findall(r"missing\+=\((\S+)\)", text)) == {"python3", "make"}
+
+
+def test_doctor_and_the_environments_mean_the_same_python():
+    assert environments.PYTHON == doctor.PYTHON == tool("python").minimum
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_s_tools_are_known_and_read_as_yaml_reads_them(recipe):
+    driver = yaml.safe_load((ROOT / f"conf/recipe/{recipe}.yaml").read_text())["driver"]
+    assert doctor.tools_of(recipe) == driver["tools"]
+    assert set(driver["tools"]) <= {tool.name for tool in doctor.TOOLS}
+    assert doctor.needs_of(recipe) == driver["needs"]
+    assert driver["needs"]["disk_mb"] >= 500 and driver["needs"]["memory_mb"] >= 300
+
+
+def test_one_line_installs_all_that_is_missing(machine):
+    with pytest.raises(UserError) as error:
+        doctor.require(["c++", "java"], "x")
+    assert "\n  c++: missing" in str(error.value) and "\n  java: missing" in str(error.value)
+    assert "\n  apt-get update && apt-get install -y g++ openjdk-17-jre-headless\n" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("manager", "line"),
+    [
+        ("apt", "sudo apt-get update && sudo apt-get install -y python3-dev g++ openjdk-17-jre-headless"),
+        ("dnf", "sudo dnf install -y python3.11-devel gcc-c++ java-17-openjdk-headless"),
+        ("brew", "brew install python@3.11 gcc openjdk@17"),
+        ("conda", "conda install -y -c conda-forge python=3.11 cxx-compiler openjdk=17"),
+    ],
+)
+def test_each_package_manager_has_its_line(machine, monkeypatch, manager, line):
+    monkeypatch.setattr(doctor, "is_root", lambda: False)
+    assert doctor.install_line([tool("headers"), tool("c++"), tool("java")], manager) == (line, [])
+
+
+def test_conda_is_taken_where_the_system_s_packages_are_out_of_reach(machine, monkeypatch):
+    program(machine, "conda", "")
+    assert doctor.manager() == "apt"
+    monkeypatch.setattr(doctor, "is_root", lambda: False)
+    assert doctor.manager() == "conda"
+
+
+def test_only_another_python(machine, monkeypatch):
+    monkeypatch.setattr(doctor, "PYTHON", "3.99")
+    monkeypatch.setattr(doctor, "_release", lambda: "id=ubuntu")
+    program(machine, "apt-cache", "  Candidate: (none)")
+    found = doctor.examine(tool("python"))
+    assert found.problem.startswith("Python 3.99 is missing (there is Python 3.")
+    assert "PYTHON=" in found.problem
+    # A release whose python3 is another one: the packages have the version in their names, where there are any.
+    monkeypatch.setattr(doctor, "_candidate", lambda package: "3.12.3-0ubuntu2" if package == "python3" else "")
+    line, _ = doctor.install_line([tool("python"), tool("venv")], "apt")
+    assert "add-apt-repository -y ppa:deadsnakes/ppa" in line and line.endswith("python3.99 python3.99-venv")
+    monkeypatch.setattr(doctor, "_release", lambda: "id=debian")
+    assert doctor.install_line([tool("python"), tool("venv")], "apt") == ("", [tool("python")])
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ('openjdk version "11.0.2"', "version 11.0.2 is too old, expected 17 or newer"),
+        ('java version "1.8.0_392"', "version 1.8.0 is too old"),
+        ('openjdk version "17.0.15" 2025-04-15', None),
+        ('openjdk version "21" 2023-09-19', None),
+        ("Unable to locate a Java Runtime", "does not tell its version: Unable to locate a Java Runtime"),
+    ],
+)
+def test_java_s_version(machine, words, problem):
+    program(machine, "java", words)
+    found = doctor.examine(tool("java")).problem
+    assert found is None if problem is None else problem in found
+
+
+def test_java_home_wins_over_path(machine, monkeypatch):
+    program(machine, "java", 'openjdk version "17.0.1"')
+    monkeypatch.setenv("JAVA_HOME", "/nowhere")
+    assert doctor.examine(tool("java")).problem == "JAVA_HOME=/nowhere has no bin/java"
+
+
+def test_a_compiler_must_link(machine, monkeypatch):
+    program(machine, "g++", "cannot find crt1.o", status=1)
+    assert "cannot make a small program" in doctor.examine(tool("c++")).problem
+    monkeypatch.setenv("CXX", "clang++-99 -O2")
+    assert doctor.examine(tool("c++")).problem == "CXX=clang++-99 -O2 is not there"
+
+
+def test_headers_are_those_of_the_interpreter(machine, monkeypatch, tmp_path):
+    program(tmp_path, "python3.11", tmp_path / "include")
+    monkeypatch.setattr(doctor, "interpreter", lambda: str(tmp_path / "python3.11"))
+    assert doctor.examine(tool("headers")).problem == f"{tmp_path}/include/Python.h is missing"
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include/Python.h").touch()
+    assert doctor.examine(tool("headers")).problem is None
+
+
+def test_what_only_the_making_of_an_environment_needs_is_not_asked_for_later(machine):
+    assert [finding.tool.name for finding in doctor.missing_for(["c++", "java"], (), made=True)] == ["java"]
+
+
+def test_space_that_is_short_is_named(monkeypatch):
+    monkeypatch.setattr(doctor, "is_made", lambda recipe: False)
+    monkeypatch.setattr(doctor, "free_disk_mb", lambda folder: 100)
+    monkeypatch.setattr(doctor, "free_memory_mb", lambda: 64)
+    short = doctor.lack_of_space(["horovod"])
+    assert short["disk"].startswith("0.1 GB are free where ") and "COOKBOOK_CACHE=" in short["disk"]
+    assert short["memory"].startswith("0.1 GB of memory are free") and "cluster.num_workers=1" in short["memory"]
+    with pytest.raises(UserError, match=r"0\.1 GB are free"):
+        tools.before("dask", [])
+    monkeypatch.setattr(doctor, "is_made", lambda recipe: True)
+    assert set(doctor.lack_of_space(["horovod"])) == {"memory"}
+
+
+def test_a_recipe_stops_with_the_line_where_nobody_can_be_asked(machine):
+    with pytest.raises(
+        UserError, match=r"(?s)recipe horovod needs what this machine lacks.*apt-get install -y .*g\+\+"
+    ):
+        tools.before("horovod", [])
+    with pytest.raises(UserError, match="ssh: missing"):
+        tools.before("dask", ["cluster=hosts"])
+
+
+def test_yes_installs_and_goes_on(machine, monkeypatch):
+    monkeypatch.setenv("YES", "1")
+    missing, lines = ["c++"], []
+    monkeypatch.setattr(doctor, "missing_for", lambda *_: [doctor.Finding(tool(name), None) for name in missing])
+
+    def install(words, **_):
+        lines.append(words[-1])
+        missing.clear()
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(subprocess, "run", install)
+    monkeypatch.setattr(doctor, "manager", lambda: "dnf")
+    tools.before("horovod", [])
+    assert lines == ["dnf install -y gcc-c++"]
+
+
+def test_without_rights_it_says_who_can(machine, monkeypatch):
+    monkeypatch.setattr(doctor, "is_root", lambda: False)
+    with pytest.raises(UserError, match=r"(?s)no sudo.*\n  apt-get update && apt-get install -y g\+\+"):
+        tools.install([doctor.Finding(tool("c++"), None)])
+
+
+def test_doctor_lists_every_tool_and_needs_nothing_installed():
+    words = [sys.executable, "-S", "-E", "-m", "cookbook.doctor"]  # -S: without site-packages
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    for each in doctor.TOOLS:
+        assert f" {each.name} " in done.stdout, done.stderr
+    assert f"of {len(doctor.TOOLS)} tools found" in done.stdout
+    assert "disk" in done.stdout and "memory" in done.stdout
+
+
+def test_doctor_s_status_says_whether_a_recipe_can_run(tmp_path):
+    environment = {"PATH": str(tmp_path), "HOME": os.environ.get("HOME", "/")}
+    words = [shutil.which("python3.11") and sys.executable, "-m", "cookbook.doctor", "spark"]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "--  java " in done.stdout
+    unknown = subprocess.run([*words[:-1], "sparc"], cwd=ROOT, capture_output=True, text=True)
+    assert unknown.returncode == 1 and "RECIPE=sparc does not exist" in unknown.stderr
