@@ -26,10 +26,16 @@ def builder_files(builder):
     return files
 
 
+def read_besides(builder):
+    """Files of a recipe that the builder reads, as its line `# Reads: FILE FILE` says."""
+    lines = re.findall(r"^# Reads: (.+)$", (DATA / f"{builder}.py").read_text(), re.MULTILINE)
+    return [ROOT / name for line in lines for name in line.split()]
+
+
 def fingerprint(builder, parameters):
     """Changes with the builder's code, its parameters, and the user's files if a path is among the parameters."""
     digest = hashlib.sha256()
-    for file in builder_files(builder):
+    for file in [*builder_files(builder), *read_besides(builder)]:
         digest.update(file.read_bytes())
     kept = {key: value for key, value in parameters.items() if key not in ("download_dir", "mirrors")}
     digest.update(json.dumps(kept, sort_keys=True).encode())

@@ -1,34 +1,63 @@
 """The user's own logs: a list of files, nothing copied. Plain, .gz, .bz2 or .zst; a file, a folder or a glob; also object stores.
 
-Says before any work which files cannot be read. Object-store addresses (s3a://, gs://, hdfs://) are handed to Spark as they are.
-Licence: the user's own.
+Says before any work which files cannot be read, which are left out and why, in which format their first lines are, and which file does not fit.
+Object-store addresses (s3a://, gs://, hdfs://) are handed to Spark as they are. Licence: the user's own.
 """
 
 import bz2
 import gzip
+import itertools
+import os
+import re
+import sys
 import zlib
+from dataclasses import replace
 from glob import glob
 from pathlib import Path
 
 from _common import DatasetError, run_builder
 
-KNOWN = (".log", ".txt", ".gz", ".bz2", ".zst", "")
+HERE = Path(__file__).resolve().parent
+# Reads: recipes/spark/formats.yaml recipes/spark/logformat.py
+# Formats are the recipe's; in an ejected copy its files lie one folder up.
+sys.path[:0] = [
+    str(folder)
+    for folder in (HERE.parent / "recipes/spark", HERE.parent / "recipe", HERE.parent)
+    if (folder / "formats.yaml").exists()
+]
+
+import logformat  # noqa: E402 (found by the line above)
+
+KNOWN = (".log", ".txt", ".json", ".jsonl", ".ndjson", ".out", ".err", ".gz", ".bz2", ".zst", "")
+# What logrotate and others put behind a name: .1, -20250327, .2025-03-27
+ROTATED = re.compile(r"(?:\.\d{1,10}|[-._]\d{4}-?\d{2}-?\d{2}(?:[-T_.]?\d{2,10})?)$")
+FOREIGN = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ": ".xz", b"PK\x03\x04": ".zip"}
+SAMPLE_LINES, SAMPLE_BYTES = 1000, 4 << 20
 
 
-def build(folder, path, format):
+def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", event_start="auto"):
     if not path:
         raise DatasetError(
-            "which files? Say data.path=/var/log/nginx (a file, a folder or a glob) and data.format=combined"
+            "which files? Say data.path=/var/log/nginx (a file, a folder or a glob) and data.format=auto, or =combined"
         )
-    if "://" in path:
-        return manifest([path], format, "as the store has it")
-    given = Path(path).expanduser()
-    found = sorted(given.rglob("*") if given.is_dir() else map(Path, glob(str(given), recursive=True)))
-    # A file that is named twice (by a link, say) is read once.
-    files = list(dict.fromkeys(file.resolve() for file in found if not file.is_dir() and file.suffix in KNOWN))
+    options = {"year": year, "time_format": time_format, "epoch_unit": epoch_unit, "event_start": event_start}
+    try:
+        wanted = None if format == "auto" else logformat.resolve(format, **options)
+    except logformat.FormatError as error:
+        raise DatasetError(str(error)) from None
+    if "://" in str(path):
+        if wanted is None:
+            raise DatasetError(
+                f"path={path}: format=auto cannot look into object stores; name the format: data.format=combined"
+            )
+        return manifest([path] if isinstance(path, str) else path, wanted, "as the store has it", [])
+    found = [find(one) for one in ([path] if isinstance(path, str) else path)]
+    files = list(dict.fromkeys(file for files, _ in found for file in files))
+    left_out = [one for _, others in found for one in others]
     if not files:
+        listed = "".join(f"\n  {entry['file']}: {entry['reason']}" for entry in left_out[:20])
         raise DatasetError(
-            f"path={path}: there are no log files (with an ending of: {', '.join(filter(None, KNOWN))}, or none)"
+            f"path={path}: there are no log files (with an ending of: {', '.join(filter(None, KNOWN))}, or none){listed}"
         )
     problems = [f"{file}: {problem}" for file in files if (problem := problem_of(file))]
     if problems:
@@ -36,31 +65,221 @@ def build(folder, path, format):
         raise DatasetError(
             f"{len(problems)} of {len(files)} log files cannot be read:\n  {listed}\nMend or remove them, or leave them out of path="
         )
-    return manifest([str(file) for file in files], format, f"{sum(file.stat().st_size for file in files):,} bytes")
+    first = {file: first_lines(file) for file in files}
+    if not any(first.values()):
+        raise DatasetError(f"path={path}: there are no lines: all {len(files)} files are empty")
+    wanted = choose(first, options) if wanted is None else wanted
+    sample = [line for lines in first.values() for line in lines[: max(20, SAMPLE_LINES // len(first))]]
+    wanted = logformat.with_numbers(wanted, sample)
+    wanted = logformat.with_start(wanted, sample) if event_start == "auto" else wanted
+    check_fit(wanted, first)
+    wanted = replace(wanted, years=years_of(wanted, first))
+    for entry in left_out[:5]:
+        print(f"left out: {entry['file']}: {entry['reason']}", flush=True)
+    return manifest(
+        [str(file) for file in files], wanted, f"{sum(file.stat().st_size for file in files):,} bytes", left_out
+    )
+
+
+def find(path):
+    """(files to read, [{file, reason}] of those that are not): a name that is there is a name; only what is not there is taken as a pattern."""
+    given = Path(path).expanduser()
+    if given.is_file():
+        return [given.resolve()], []
+    left_out, found = [], []
+    if given.is_dir():
+        for folder, folders, names in os.walk(
+            given, onerror=lambda error: left_out.append(entry(error.filename, error.strerror))
+        ):
+            for name in sorted(folders):
+                if name.startswith("."):
+                    left_out.append(entry(Path(folder, name), "a hidden folder"))
+                elif Path(folder, name).is_symlink():
+                    left_out.append(
+                        entry(Path(folder, name), "a link to a folder; name the folder itself in data.path")
+                    )
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            found += [Path(folder, name) for name in sorted(names)]
+    else:
+        found = [Path(name) for pattern in braces(str(given)) for name in sorted(glob(pattern, recursive=True))]
+        found = [file for file in found if not file.is_dir()]
+    files = []
+    for file in sorted(found):
+        if file.name.startswith("."):
+            left_out.append(entry(file, "hidden; name it in data.path to have it read"))
+        elif file.exists() and not file.is_file():
+            left_out.append(entry(file, "no regular file"))
+        elif not is_log(file.name):
+            left_out.append(
+                entry(
+                    file, f"its ending ({ending(file.name)}) is not that of a log; name it in data.path to have it read"
+                )
+            )
+        else:
+            files.append(file.resolve())
+    return list(dict.fromkeys(files)), left_out  # a file that is named twice (by a link, say) is read once
+
+
+def entry(file, reason):
+    return {"file": str(file), "reason": reason}
+
+
+def braces(pattern):
+    """/logs/{a,b}.log as /logs/a.log and /logs/b.log, as shells do it."""
+    found = re.search(r"\{([^{}]*,[^{}]*)\}", pattern)
+    if not found:
+        return [pattern]
+    return [
+        one for word in found[1].split(",") for one in braces(pattern[: found.start()] + word + pattern[found.end() :])
+    ]
+
+
+def ending(name):
+    return Path(name).suffix.lower()
+
+
+def is_log(name):
+    plain = ROTATED.sub("", ROTATED.sub("", name))
+    if Path(plain).suffix.lower() in (".gz", ".bz2", ".zst") and Path(Path(plain).stem).suffix.lower() == ".tar":
+        return False
+    return ending(plain) in KNOWN or ending(name) in KNOWN
+
+
+def opener(file):
+    if ending(file.name) == ".zst":
+        import zstandard
+
+        return zstandard.open
+    return {".gz": gzip.open, ".bz2": bz2.open}.get(ending(file.name), open)
 
 
 def problem_of(file):
     """What keeps the file from being read, or None. Only its beginning is looked at; Spark finds out when a packed file is cut off."""
     try:
-        with {".gz": gzip.open, ".bz2": bz2.open}.get(file.suffix, open)(file, "rb") as content:
-            content.read(1)
+        with open(file, "rb") as content:
+            begin = content.read(6)
+        if not begin:
+            return None
+        for magic, suffix in FOREIGN.items():
+            if begin.startswith(magic) and ending(file.name) != suffix:
+                how = (
+                    "unpack it"
+                    if suffix in (".xz", ".zip")
+                    else "give it that ending, which Spark goes by, or unpack it"
+                )
+                return f"is packed as {suffix}: {how}"
+        with opener(file)(file, "rb") as content:
+            begin = content.read(400)
     except EOFError:
         return "is cut off at its very beginning"
     except (OSError, zlib.error) as error:
         return f"{error.strerror if getattr(error, 'strerror', None) else error}"
+    except Exception as error:  # what zstandard raises
+        return str(error)
+    if begin[:2] in (b"\xff\xfe", b"\xfe\xff") or begin.count(b"\0") > len(begin) // 4:
+        return "is UTF-16, which Spark does not read as lines: iconv -f UTF-16 -t UTF-8 FILE > NEW"
     return None
 
 
-def manifest(paths, format, size):
+def first_lines(file):
+    with opener(file)(file, "rb") as content:
+        text = content.read(SAMPLE_BYTES).removeprefix(b"\xef\xbb\xbf")
+    lines = re.split("\r\n|\n|\r", text.decode("utf-8", "surrogateescape"))
+    lines = lines[:-1] if len(text) == SAMPLE_BYTES or (lines and not lines[-1]) else lines
+    return lines[:SAMPLE_LINES]
+
+
+def choose(first, options):
+    """The format that fits all files; says so."""
+    chosen = {}
+    for file, lines in first.items():
+        if not lines:
+            continue
+        ranking = logformat.choose(lines)
+        share, name = ranking[0]
+        if share < 0.5:
+            shown = "\n  ".join(repr(line[:200]) for line in lines[:3])
+            near = (
+                f"the nearest is {name}, with {100 * share:.0f} % of the lines" if share else "no line fits any of them"
+            )
+            raise DatasetError(
+                f"{file}: no named format fits its first {len(lines):,} lines ({near}). They begin with:\n  {shown}\n"
+                "Give a regular expression with named groups: data.format='(?<time>\\S+) (?<message>.*)'"
+            )
+        print(f"format: {file}: {name} fits {100 * share:.1f} % of the first {len(lines):,} lines", flush=True)
+        chosen.setdefault(name, []).append(file)
+    if len(chosen) > 1:
+        # combined and nginx differ in what may stand behind: where one of them fits all files, it is taken.
+        for name in sorted(chosen, key=lambda name: -len(chosen[name])):
+            fmt = logformat.entries()[name]
+            if all(logformat.fit(fmt, lines)[0] >= 0.9 for lines in first.values() if lines):
+                chosen = {name: list(first)}
+                break
+    if len(chosen) > 1:
+        told = "; ".join(
+            f"{name}: {', '.join(file.name for file in files[:3])}{' ...' if files[3:] else ''}"
+            for name, files in chosen.items()
+        )
+        raise DatasetError(
+            f"the files have different formats ({told}): a run reads one; name those of one format in data.path"
+        )
+    return logformat.resolve(next(iter(chosen)), **options)
+
+
+def check_fit(fmt, first):
+    """Refuses a file of which no line fits; with the format that would."""
+    for file, lines in first.items():
+        share, _, bad = logformat.fit(fmt, lines)
+        lines = [line for line in lines if line]
+        if len(lines) >= 5 and share == 0 and bad:
+            best, name = logformat.choose(lines)[0]
+            near = f" It looks like data.format={name} ({100 * best:.0f} % of them fit)." if best >= 0.5 else ""
+            raise DatasetError(
+                f"{file}: none of its first {len(lines):,} lines fits data.format={fmt.name if fmt.name != 'regex' else fmt.pattern} "
+                f"({bad[1]}): {bad[0][:120]!r}.{near} Leave the file out of data.path, or name the right format"
+            )
+
+
+def years_of(fmt, first):
+    """file -> (year, last month * 100 + day in it), for formats whose lines have no year."""
+    if "month" not in fmt.names() or "year" in fmt.names():
+        return {}
+    found = {}
+    for file, lines in first.items():
+        last, leap = None, False
+        pattern = re.compile(rb"Feb 29 ")
+        with opener(file)(file, "rb") as content:
+            tail = b""
+            while block := content.read(1 << 20):
+                leap = leap or bool(pattern.search(tail[-8:] + block))
+                tail = (tail + block)[-(64 << 10) :]
+        days = [
+            month_day(fmt, line)
+            for line in itertools.chain(lines[:50], tail.decode(errors="replace").splitlines()[-50:])
+        ]
+        days = [day for day in days if day]
+        begin, last = (days[0], days[-1]) if days else (None, None)
+        found[str(file)] = logformat.dated_of(begin, last, leap, fmt.year, file.stat().st_mtime)
+    return found
+
+
+def month_day(fmt, line):
+    found, _ = logformat.parse(fmt, line, (2024, 1231))
+    return found["time"].month * 100 + found["time"].day if found and found["time"] else None
+
+
+def manifest(paths, fmt, size, left_out):
     return {
         "name": "log_files",
-        "version": "1",
+        "version": "2",
         "source": f"{len(paths)} files of the user, {size}",
         "licence": "the user's own",
-        "format": format,
+        "format": fmt.name,
+        "entry": fmt.as_dict(),
         "paths": paths,
+        "left_out": left_out,
         "rows": {},
-        "schema": {"lines": format},
+        "schema": {"lines": fmt.name},
     }
 
 

@@ -31,7 +31,7 @@ COPY --from=build /opt/python /opt/python
 COPY --from=build /srv/venv /srv/venv
 COPY --from=spark /opt/entrypoint.sh /opt/entrypoint.sh
 COPY data /srv/data
-COPY recipes/spark/*.py /srv/recipe/
+COPY recipes/spark/*.py recipes/spark/*.yaml /srv/recipe/
 ENV PATH=/srv/venv/bin:$PATH JAVA_HOME=/opt/java SPARK_HOME=/opt/spark \
     PYSPARK_PYTHON=/srv/venv/bin/python PYSPARK_DRIVER_PYTHON=/srv/venv/bin/python PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 1000:1000

@@ -1,11 +1,21 @@
 """Steps of a recipe that are skipped, and files that are left out: both are seen wherever a run is looked at."""
 
+import importlib.util
 import json
+import sys
 
-from cookbook import evidence, report
+import pytest
+
+from cookbook import ROOT, evidence, report
 from cookbook.console import console
 from cookbook.summary import print_summary
 from runrecord import RunRecord, read_records
+
+sys.path.insert(0, str(ROOT / "recipes/spark"))
+try:
+    from needs import NEEDS, Facts, lacking, lacking_classes
+finally:
+    sys.path.pop(0)  # other recipes have modules of the same names
 
 REASON = "needs a time in each line, and these lines have none"
 
@@ -36,3 +46,49 @@ def test_a_skipped_step_and_a_file_left_out_are_in_terminal_and_report(tmp_path)
         print_summary(content, tmp_path / "report.html")
     assert f"anomalies: {REASON}" in shown.get()
     assert "1 files below data.path were not read" in shown.get()
+
+
+WEB = ("time", "client", "method", "path", "status", "bytes")
+
+
+def facts(columns=WEB, rows=600, windows=40):
+    return Facts(columns, rows, windows, 5)
+
+
+def test_every_step_says_what_it_needs():
+    spec = importlib.util.spec_from_file_location("spark_settings", ROOT / "recipes/spark/settings.py")
+    settings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(settings)
+    assert list(NEEDS) == settings.STEPS
+
+
+@pytest.mark.parametrize(
+    ("step", "given", "reason"),
+    [
+        ("anomalies", facts(), None),
+        ("anomalies", facts(("host", "message")), "needs the field time, and no line has one; there are: host, message"),
+        ("anomalies", facts(windows=1), "needs 10 windows of 5 minutes with lines, there are 1; a smaller recipe.window_minutes makes more"),
+        ("forecast", facts(windows=19), "needs 20 windows of 5 minutes with lines, there are 19; a smaller recipe.window_minutes makes more"),
+        ("recommend", facts(("time", "message")), "needs the field client, and no line has one; there are: time, message"),
+        ("templates", facts(("time", "status")), "needs one of the fields message, path; there are: time, status"),
+        ("explore", facts((), 0, 0), "needs at least 1 good lines, there are 0"),
+        ("explore", facts(("message",)), None),
+    ],
+)  # fmt: skip
+def test_a_step_is_skipped_where_the_events_lack_what_it_needs(step, given, reason):
+    assert lacking(step, given) == reason
+
+
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [
+        ({0.0: 400.0, 1.0: 30.0}, None),
+        ({}, "needs labels"),
+        ({0.0: 400.0}, "one class only: each line is ordinary"),
+        ({1.0: 400.0}, "one class only: each line is an alert"),
+        ({0.0: 400.0, 1.0: 3.0}, "needs 20 lines of each class, and one of them has 3"),
+    ],
+)
+def test_a_classifier_needs_two_classes(counts, reason):
+    found = lacking_classes("classify", counts)
+    assert found is None if reason is None else reason in found

@@ -13,48 +13,100 @@ from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
 from pyspark.sql import functions as F
 
 from formats import window_start
-from ingest import good_events
+from ingest import facts_of, good_events, is_web
 
 
-def windows_of(events, config):
-    """One row a window: start, lines, and its features, shares of the lines: so the hour of the day matters little."""
+def windows_of(events, config, there):
+    """One row a window: start, lines, and its features, shares of the lines: so the hour of the day matters little.
+
+    `there`: the fields that the events have; what needs another one is no feature.
+    """
+    events = events.where(F.col("time").isNotNull())
     window = window_start(config.window_minutes).alias("start")
-    if "status" not in events.columns:  # other logs: how much, and how various
-        words = F.get(F.split("message", " "), F.lit(0))
-        lines = F.count("*")
+    lines = F.count("*")
+    if not is_web(events) or "status" not in there:  # other logs: how much, and how various
+        text = "message" if "message" in there else "path"
         kinds = [
-            F.approx_count_distinct(words).alias("kinds"),
-            (F.approx_count_distinct("message") / lines).alias("new_messages"),
+            F.approx_count_distinct(F.get(F.split(text, " "), F.lit(0))).alias("kinds"),
+            (F.approx_count_distinct(text) / lines).alias("new_messages"),
         ]
-        return events.groupBy(window).agg(lines.alias("lines"), F.log(lines + 0.0).alias("log_lines"), *kinds)
+        return events.groupBy(window).agg(
+            lines.alias("lines"), F.log(lines + 0.0).alias("log_lines"), *(kinds if text in there else [])
+        )
+    features = {
+        "server_errors": ("status", F.count_if(F.col("status") >= 500) / lines),
+        "client_errors": ("status", F.count_if(F.col("status").isin(403, 404)) / lines),
+        "logins_refused": ("status", F.count_if(F.col("status") == 401) / lines),
+        "p95_seconds": ("request_time", F.log(F.percentile_approx("request_time", F.lit(0.95)) + 1e-3)),
+        "median_seconds": ("request_time", F.log(F.percentile_approx("request_time", F.lit(0.5)) + 1e-3)),
+        "new_paths": ("path", F.approx_count_distinct("path") / lines),
+    }
+    kept = [value.alias(name) for name, (field, value) in features.items() if field in there]
+    counted = events.groupBy(window).agg(lines.alias("lines"), *kept)
+    if "client" not in there:
+        return counted
     # Distributed: two steps of counting: lines of a client in a window first, then the clients of a window. Most is added up where
     # it is read, before anything travels.
     clients = events.groupBy(window, "client").agg(F.count("*").alias("n"))
     busiest = clients.groupBy("start").agg(F.max("n").alias("most"))
-    lines = F.count("*")
-    counted = events.groupBy(window).agg(
-        lines.alias("lines"),
-        (F.count_if(F.col("status") >= 500) / lines).alias("server_errors"),
-        (F.count_if(F.col("status").isin(403, 404)) / lines).alias("client_errors"),
-        (F.count_if(F.col("status") == 401) / lines).alias("logins_refused"),
-        F.log(F.percentile_approx("request_time", F.lit(0.95)) + 1e-3).alias("p95_seconds"),
-        F.log(F.percentile_approx("request_time", F.lit(0.5)) + 1e-3).alias("median_seconds"),
-        (F.approx_count_distinct("path") / lines).alias("new_paths"),
-    )
     return counted.join(busiest, "start").withColumn("busiest_client", F.col("most") / F.col("lines")).drop("most")
+
+
+def telling(windows, there):
+    """(features that differ between windows, {others: why they are none}, {feature: its mean})."""
+    names = [name for name in windows.columns if name not in ("start", "lines")]
+    numbers = [
+        number(name).alias(f"{kind} {name}")
+        for name in names
+        for kind, number in (("least", F.min), ("most", F.max), ("mean", F.avg))
+    ]
+    row = windows.agg(*numbers).first() if names else {}
+    left_out = (
+        {}
+        if {"request_time"} <= there or "server_errors" not in names
+        else {"p95_seconds, median_seconds": "no line has a request time"}
+    )
+    for name in names:
+        if row[f"most {name}"] is None or row[f"most {name}"] - row[f"least {name}"] <= 1e-12:
+            left_out[name] = "is the same in all windows"
+    kept = [name for name in names if name not in left_out]
+    return kept, left_out, {name: row[f"mean {name}"] for name in kept}
 
 
 def anomalies(spark, config, run):
     """Writes <output_dir>/windows with a score and a flag; returns precision and recall where the incidents are known."""
     events = good_events(spark, config)
-    windows = windows_of(events, config).cache()
-    features = [name for name in windows.columns if name not in ("start", "lines")]
+    there = set(facts_of(spark, config).columns)
+    windows = windows_of(events, config, there).cache()
+    features, left_out, means = telling(windows, there)
+    if not features:
+        found = windows.select("start", "lines").toPandas().assign(score=0.0)
+    else:
+        windows = windows.fillna(means)  # a window without a single request time, say
+        found = distances(windows, features, config)
+    median = found["score"].median()
+    spread = 1.4826 * (found["score"] - median).abs().median()
+    threshold = median + config.threshold * spread
+    # Where most windows are alike to the last digit there is no scale for how far the others are from them.
+    found["flagged"] = (found["score"] > threshold) & (spread > 1e-9 * max(1.0, median))
+    found = found.sort_values("start").reset_index(drop=True)
+    spark.createDataFrame(found).write.mode("overwrite").parquet(f"{config.output_dir}/windows")
+    truth = Path(config.data_dir) / "incidents.json"
+    result = {"windows": len(found), "flagged": int(found["flagged"].sum()), "left_out": left_out}
+    incidents = json.loads(truth.read_text()) if truth.exists() else []
+    result |= judge(found, incidents, config, run) if incidents else {}
+    timeline(found, incidents, threshold, config)
+    return result
+
+
+def distances(windows, features, config):
+    """The windows in pandas with `score`, the distance to the nearest common cluster; the model is saved, and read back before it is used."""
     stages = [
         VectorAssembler(inputCols=features, outputCol="raw"),
         StandardScaler(inputCol="raw", outputCol="scaled", withMean=True),
     ]
     if config.pca_components:
-        stages.append(PCA(k=config.pca_components, inputCol="scaled", outputCol="reduced"))
+        stages.append(PCA(k=min(config.pca_components, len(features)), inputCol="scaled", outputCol="reduced"))
     kmeans = KMeans(
         k=config.num_clusters, seed=config.seed, featuresCol=stages[-1].getOutputCol(), predictionCol="cluster"
     )
@@ -70,22 +122,10 @@ def anomalies(spark, config, run):
     )
     points = [row.toArray() for row in found.pop(model.stages[-1].getFeaturesCol())]
     common = found["cluster"].value_counts(normalize=True)
-    centres = [
-        centre for n, centre in enumerate(model.stages[-1].clusterCenters()) if common.get(n, 0) >= config.common_share
-    ]
+    large = [n for n in common.index if common[n] >= config.common_share] or [common.index[0]]
+    centres = [model.stages[-1].clusterCenters()[n] for n in large]
     found["score"] = [min(float(((point - centre) ** 2).sum()) ** 0.5 for centre in centres) for point in points]
-    median = found["score"].median()
-    spread = 1.4826 * (found["score"] - median).abs().median()
-    threshold = median + config.threshold * spread
-    found["flagged"] = found["score"] > threshold
-    found = found.sort_values("start").reset_index(drop=True)
-    spark.createDataFrame(found).write.mode("overwrite").parquet(f"{config.output_dir}/windows")
-    truth = Path(config.data_dir) / "incidents.json"
-    result = {"windows": len(found), "flagged": int(found["flagged"].sum())}
-    incidents = json.loads(truth.read_text()) if truth.exists() else []
-    result |= judge(found, incidents, config, run) if incidents else {}
-    timeline(found, incidents, threshold, config)
-    return result
+    return found
 
 
 def judge(found, incidents, config, run):

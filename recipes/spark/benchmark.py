@@ -33,7 +33,7 @@ PATTERN = r'^(\\S+) \\S+ \\S+ \\[([^\\]]+)\\] "(\\S+) (\\S+) [^"]*" (\\d+) (\\d+
 NAMES = ["client", "time", "method", "path", "status", "bytes", "referrer", "agent", "request_time"]
 def work():
     if kind == "ingest":
-        return write_events(spark, [source], "combined", target)
+        return write_events(spark.read.text(source).select("value", F.col("_metadata.file_path").alias("file")), "combined", target)
     lines = spark.read.text(source)
     if kind == "regexp":
         fields = {name: F.regexp_extract("value", PATTERN, n + 1) for n, name in enumerate(NAMES)}

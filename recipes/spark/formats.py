@@ -1,44 +1,72 @@
 """Log lines to columns, with native Spark expressions only: no Python sees a line, and each line is taken apart once.
 
-Web formats are split at the blanks, and what stands in quotes behind them at the quotes. For all others one regular expression puts a separator between its
+What a format is stands in formats.yaml, what it means in logformat.py. Web formats are split at the blanks, and what stands in quotes behind them at
+the quotes; only lines that do not fit so are given to the format's pattern. For all others one regular expression puts a separator between its
 groups and the result is split there, instead of one `regexp_extract` for each field, which would match once per field.
 """
 
 import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
+from pyspark.sql import Window
 from pyspark.sql import functions as F
 
-WEB = ("combined", "common", "nginx")
-LONGEST_LINE = 1 << 20  # bytes: no log has a longer line on purpose
-SEPARATOR = "\x01"
-MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
-PATTERNS = {
-    "syslog": r"^(?<month>[A-Z][a-z]{2}) +(?<day>\d{1,2}) (?<clock>[\d:]{8}) (?<host>\S+) (?<component>[^:\[]+)(?:\[(?<pid>\d+)\])?: ?(?<message>.*)$",
-    "hdfs": r"^(?<date>\d{6}) (?<clock>\d{6}) (?<pid>\d+) (?<level>[A-Z]+) (?<component>[^:]+): (?<message>.*)$",
-    "bgl": r"^(?<label>\S+) (?<epoch>\d+) \S+ (?<host>\S+) \S+ \S+ \S+ (?<component>\S+) (?<level>\S+) ?(?<message>.*)$",
-    "apache": r"^\[\w{3} (?<month>\w{3}) +(?<day>\d+) (?<clock>[\d:]{8}) (?<year>\d{4})\] \[(?<level>\w+)\] (?<message>.*)$",
-}
+from logformat import (
+    BACKSLASH,
+    LONGEST_LINE,
+    MONTHS,
+    PIECES,
+    QUOTE,
+    SEPARATOR,
+    TIME_GROUPS,
+    UNITS,
+    FormatError,
+    java,
+    resolve,
+)
 
 
-def parse(lines, name):
+def parse(lines, fmt, columns=None):
     """Adds to `lines` (column `value`) the fields of the format, and `reason`: null for a good line, else what is wrong with it.
 
+    `fmt`: a Format, or what names one. `columns`: for W3C files {tuple of the columns: [files]}; needs `file` in the lines then. A column `dated`
+    (year * 10,000 + month * 100 + day of the file's last line) gives years to formats without one; without it they are those of today.
     Fields of web formats: time, client, method, path, status, bytes, referrer, agent, request_time (seconds, where the line
-    has it). Others: time (where the format has a date) and the named groups, `message` among them.
+    has it). Others: time and the named groups, `message` among them.
     Raises SystemExit for a format that is neither known nor a regular expression with the named group `message`.
     """
-    parsed = parse_web(lines, name) if name in WEB else parse_by_pattern(lines, name)
+    if isinstance(fmt, str):
+        try:
+            fmt = resolve(fmt)
+        except FormatError as error:
+            raise SystemExit(str(error)) from None
+    if fmt.may_lack_year() and "dated" not in lines.columns:
+        today = datetime.now(UTC) + timedelta(days=1)
+        number = fmt.year * 10_000 + 1231 if fmt.year else today.year * 10_000 + today.month * 100 + today.day
+        lines = lines.withColumn("dated", F.lit(number))
+    if fmt.fast == "words":
+        parsed = parse_web(lines, fmt)
+    elif fmt.json:
+        parsed = parse_json(lines, fmt)
+    elif fmt.w3c:
+        parsed = parse_w3c(lines, fmt, columns or {})
+    else:
+        parsed = parse_by_pattern(lines, fmt)
     reason = (
         F.when(F.octet_length("value") > LONGEST_LINE, f"longer than {LONGEST_LINE:,} bytes")
         .when(~F.is_valid_utf8("value"), "not UTF-8")
         .otherwise(F.col("reason"))
     )
-    return parsed.withColumn("reason", reason)
+    return parsed.withColumn("reason", reason).drop("dated")
 
 
-def parse_web(lines, name):
-    """client - user [time zone] "METHOD path protocol" status bytes "referrer" "agent" seconds: ten words, and the quoted rest."""
-    with_agent = name != "common"
+def parse_web(lines, fmt):
+    """client - user [time zone] "METHOD path protocol" status bytes "referrer" "agent" seconds: ten words, and the quoted rest.
+
+    Lines that are not so (no request, blanks in it or in the user, \\" in an agent, one more quoted field) are tried by the pattern.
+    """
+    with_agent = fmt.name != "common"
     words = lines.withColumn("words", F.split("value", " ", 11))
     words = words.withColumn("rest", F.split(F.get("words", F.lit(10)), '"')) if with_agent else words
 
@@ -48,13 +76,19 @@ def parse_web(lines, name):
     stamp, zone, method = part("words", 3), part("words", 4), part("words", 5)
     # Put together as a text that a cast understands, without its zone: faster than a pattern for `to_timestamp`, and several
     # times faster than a cast that has to look for a zone in each line.
-    local = F.concat(
-        F.substring(stamp, 9, 4), F.lit("-"), month_number(F.substring(stamp, 5, 3)), F.lit("-"), F.substring(stamp, 2, 2),
-        F.lit(" "), F.substring(stamp, 14, 8),
-    ).try_cast("timestamp")  # fmt: skip
+    day = [F.substring(stamp, 9, 4), month_number(F.substring(stamp, 5, 3)), F.substring(stamp, 2, 2)]
+    local = F.concat(day[0], F.lit("-"), day[1], F.lit("-"), day[2], F.lit(" "), F.substring(stamp, 14, 8)).try_cast(
+        "timestamp"
+    )
+    taken = F.trim(part("rest", 4))
+    ended = (
+        (F.size("rest") == 5) & ((taken == "") | (taken == "-") | taken.try_cast("double").isNotNull())
+        if with_agent
+        else None
+    )
     fields = words.select(
         *lines.columns,
-        (F.size("rest") == 5 if with_agent else F.size("words") == 10).alias("whole"),
+        (ended if with_agent else F.size("words") == 10).alias("whole"),
         (method.startswith('"') & part("words", 7).endswith('"')).alias("requested"),
         F.when(zone == "+0000]", local).otherwise(local - zone_offset(zone)).alias("time"),
         part("words", 0).alias("client"),
@@ -63,48 +97,153 @@ def parse_web(lines, name):
         part("words", 8).try_cast("int").alias("status"),
         F.when(part("words", 9) == "-", F.lit(0)).otherwise(part("words", 9).try_cast("bigint")).alias("bytes"),
         *([part("rest", 1).alias("referrer"), part("rest", 3).alias("agent")] if with_agent else []),
-        *([F.trim(part("rest", 4)).try_cast("double").alias("request_time")] if with_agent else []),
+        *([taken.try_cast("double").alias("request_time")] if with_agent else []),
     )
     reason = (
         F.when(~F.coalesce("requested", F.lit(False)), "no request line in quotes")
         .when(F.col("time").isNull(), "no time")
         .when(F.col("status").isNull() | F.col("bytes").isNull(), "status or size is no number")
-        .when(~F.col("whole"), "fields are missing or too many")
+        .when(~F.coalesce("whole", F.lit(False)), "fields are missing or too many")
     )
-    return fields.withColumn("reason", reason).drop("whole", "requested")
+    names = [name for name in fields.columns if name not in (*lines.columns, "whole", "requested")]
+    fields = fields.withColumn("why", reason).drop("whole", "requested")
+    # Only lines with a reason get here; what does not match has one piece.
+    fields = fields.withColumn("pieces", F.when(F.col("why").isNotNull(), pieces_of(fmt)))
+    fields = fields.withColumn("hit", F.coalesce(F.size("pieces") == len(fmt.groups()), F.lit(False)))
+    slow = fields_of(fmt)
+    merged = {name: F.when(F.col("hit"), slow[name]).otherwise(F.col(name)) for name in names if name in slow}
+    kept = [merged[name].alias(name) if name in merged else F.col(name) for name in names]
+    return fields.select(
+        *lines.columns, *kept, F.when(~F.col("hit") | merged["time"].isNull(), F.col("why")).alias("reason")
+    )
 
 
-def parse_by_pattern(lines, name):
-    pattern = pattern_of(name)
-    names = re.findall(r"\(\?<([A-Za-z]\w*)>", pattern)
-    joined = SEPARATOR.join(f"${number + 1}" for number in range(len(names)))
-    # What does not match stays as it is, and has no separator.
-    fields = lines.withColumn("fields", F.split(F.regexp_replace("value", pattern, joined), SEPARATOR))
-    fields = fields.withColumns({name: F.get("fields", F.lit(number)) for number, name in enumerate(names)})
-    fields = fields.withColumn("time", time_of(names))
-    reason = F.when(F.size("fields") != len(names), "does not match the format")
-    if any(given in names for given in ("clock", "epoch")):
+def pieces_of(fmt):
+    """A column: the groups of the format's pattern in `value`; one piece, the line itself, where it does not match."""
+    value = F.col("value")
+    if fmt.escapes:
+        value = F.replace(F.replace(value, F.lit("\\\\"), F.lit(BACKSLASH)), F.lit('\\"'), F.lit(QUOTE))
+    joined = SEPARATOR.join(f"${number + 1}" for number in range(len(fmt.groups())))
+    return F.split(F.regexp_replace(value, F.lit(java(fmt.pattern)), F.lit(joined)), SEPARATOR)
+
+
+def fields_of(fmt):
+    """field -> column, from the column `pieces`; `time` among them."""
+    raw = {name: F.get("pieces", F.lit(number)) for number, name in enumerate(fmt.groups())}
+    if fmt.escapes:
+        raw = {
+            name: F.replace(F.replace(value, F.lit(BACKSLASH), F.lit("\\")), F.lit(QUOTE), F.lit('"'))
+            for name, value in raw.items()
+        }
+    return finished(fmt, raw)
+
+
+def finished(fmt, raw):
+    """The raw texts as fields: empty ones null, second places filled in, numbers as numbers, the time put together."""
+    raw = {name: value if name == "message" else F.nullif(value, F.lit("")) for name, value in raw.items()}
+    for name in [name for name in raw if name.endswith("2")]:
+        second = raw.pop(name)
+        raw[name[:-1]] = F.coalesce(raw[name[:-1]], second) if name[:-1] in raw else second
+    time = time_of(fmt, raw)
+    for name in [name for name in fmt.numbers if name in raw]:
+        raw[name] = number(name, raw[name])
+    for name, unit in (("request_ms", 1000.0), ("request_us", 1_000_000.0), ("taken", 1.0)):
+        if name in raw:
+            raw["request_time"] = raw.pop(name) / unit
+    return {"time": time} | {name: value for name, value in raw.items() if name not in TIME_GROUPS}
+
+
+def number(name, text):
+    if name in ("status", "bytes"):
+        whole = F.when(text.rlike(r"^\d{1,18}$"), text.try_cast("bigint"))
+        return whole.cast("int") if name == "status" else F.when(text == "-", F.lit(0)).otherwise(whole)
+    value = F.when(text.rlike(r"^(\d+(\.\d*)?|\.\d+)$"), text.try_cast("double"))
+    return F.when(text.contains("."), value).otherwise(value / 1000) if name == "taken" else value
+
+
+def parse_by_pattern(lines, fmt):
+    fields = lines.withColumn("pieces", pieces_of(fmt))
+    fields = fields.select(*lines.columns, "pieces", *[value.alias(name) for name, value in fields_of(fmt).items()])
+    controls = F.col("value").rlike("[\x01\x02\x03]")
+    reason = F.when(controls, "holds a control character (U+0001 to U+0003)").when(
+        F.size("pieces") != len(fmt.groups()), "does not match the format"
+    )
+    if fmt.has_time():
         reason = reason.when(F.col("time").isNull(), "no time")
-    return fields.withColumn("reason", reason).drop("fields", "month", "day", "clock", "year", "date", "epoch")
+    return fields.withColumn("reason", reason).drop("pieces")
 
 
-def pattern_of(name):
-    """The regular expression of a format, in Java's dialect; Python's named groups are understood, too."""
-    if name in PATTERNS:
-        return PATTERNS[name]
-    pattern = name.replace("(?P<", "(?<")
-    if "(?<message>" not in pattern:
-        raise SystemExit(
-            f"format={name!r} is unknown; expected one of {', '.join([*WEB, *PATTERNS])}, or a regular expression with named "
-            "groups, (?<message>...) among them"
-        )
-    if re.search(r"(?<!\\)\((?!\?)", pattern):
-        raise SystemExit(f"format={name!r} has groups without a name: name them, (?<host>...), or say (?:...)")
-    try:
-        re.compile(pattern.replace("(?<", "(?P<"))
-    except re.error as error:
-        raise SystemExit(f"format={name!r} is no regular expression: {error}") from None
-    return pattern
+def parse_json(lines, fmt):
+    keys = list(dict.fromkeys(key for keys in fmt.json.values() for key in keys))
+    schema = ", ".join(f"`{key}` STRING" for key in [*keys, "_corrupt"])
+    strict = {"allowSingleQuotes": "false", "columnNameOfCorruptRecord": "_corrupt"}
+    whole = F.trim("value").startswith("{") & F.trim("value").endswith("}")
+    fields = lines.withColumn("object", F.when(whole, F.from_json("value", schema, strict)))
+    raw = {
+        name: F.coalesce(*[F.nullif(F.col("object").getField(key), F.lit("")) for key in keys])
+        for name, keys in fmt.json.items()
+    }
+    if "message" in raw:
+        raw["message"] = F.coalesce(raw["message"], F.col("value"))
+    told = F.coalesce(
+        *[F.nullif(raw[name], F.lit("")) for name in TIME_GROUPS if name in raw], F.lit(None).cast("string")
+    ).isNotNull()
+    fields = fields.select(
+        *lines.columns, "object", told.alias("told"), *[value.alias(name) for name, value in finished(fmt, raw).items()]
+    )
+    reason = (
+        F.when(F.col("value").rlike("[\x01\x02\x03]"), "holds a control character (U+0001 to U+0003)")
+        .when(F.col("object").isNull() | F.col("object").getField("_corrupt").isNotNull(), "no JSON object")
+        .when(F.col("told") & F.col("time").isNull(), "no time")
+    )
+    return fields.withColumn("reason", reason).drop("object", "told")
+
+
+def parse_w3c(lines, fmt, columns):
+    """Lines of files with several lists of columns: {tuple of columns: [files]}."""
+    value = F.regexp_replace("value", "[ \t]+$", "")
+    fields = lines.withColumn(
+        "pieces", F.when(value.contains("\t"), F.split(value, "\t")).otherwise(F.split(value, " "))
+    )
+    wanted = {name for names in columns for column in names if (name := fmt.w3c.get(column))}
+    places, size = {name: F.lit(None).cast("string") for name in fmt.names() if name in wanted}, F.lit(0)
+    for names, files in columns.items():
+        here = F.col("file").isin(files) if len(columns) > 1 else F.lit(True)
+        size = F.when(here, len(names)).otherwise(size)
+        for place, column in enumerate(names):
+            if column in fmt.w3c:
+                places[fmt.w3c[column]] = F.when(here, F.get("pieces", F.lit(place))).otherwise(places[fmt.w3c[column]])
+    found = finished(fmt, places)
+    fields = fields.select(
+        *lines.columns, "pieces", size.alias("size"), *[value.alias(name) for name, value in found.items()]
+    )
+    reason = (
+        F.when(F.col("value").rlike("[\x01\x02\x03]"), "holds a control character (U+0001 to U+0003)")
+        .when(F.col("size") == 0, "there is no '#Fields:' line before it")
+        .when(F.size("pieces") > F.col("size"), "has more columns than the '#Fields:' line")
+        .when(F.size("pieces") < F.col("size"), "has fewer columns than the '#Fields:' line")
+        .when(F.col("time").isNull(), "no time")
+    )
+    return fields.withColumn("reason", reason).drop("pieces", "size")
+
+
+def events_of(lines, start):
+    """Joins the lines of each event, where only lines that match `start` begin one: stack traces. Columns: value, file, block, and dated where it is there."""
+    # Distributed: all lines of a file meet on one executor, in their order: that of the splits, and that of the lines within each.
+    numbered = lines.withColumn("n", F.monotonically_increasing_id())
+    begins = F.col("value").rlike(java(start))
+    order = Window.partitionBy("file").orderBy("block", "n")
+    numbered = numbered.withColumn(
+        "event", F.sum(begins.cast("long")).over(order.rowsBetween(Window.unboundedPreceding, 0))
+    )
+    # Lines before the first event belong to none: each of them is looked at by itself.
+    numbered = numbered.withColumn("event", F.when(F.col("event") > 0, F.col("event")).otherwise(-F.col("n") - 1))
+    kept = [name for name in ("dated",) if name in lines.columns]
+    joined = numbered.groupBy("file", "event").agg(
+        F.array_sort(F.collect_list(F.struct("block", "n", "value"))).alias("parts"),
+        *[F.first(name).alias(name) for name in kept],
+    )
+    return joined.select(F.array_join(F.col("parts.value"), "\n").alias("value"), "file", *kept)
 
 
 def window_start(minutes):
@@ -124,17 +263,76 @@ def month_number(name):
     return F.try_element_at(F.create_map(*[F.lit(v) for n, m in enumerate(MONTHS) for v in (m, str(n + 1))]), name)
 
 
-def time_of(names):
-    """The time that the named groups hold, UTC; syslog leaves the year out: 1970 then stands for all years."""
-    names = set(names)
-    if "epoch" in names:
-        return F.timestamp_seconds(F.col("epoch").try_cast("bigint"))
-    if {"month", "day", "clock"} <= names:
-        year = F.col("year") if "year" in names else F.lit("1970")
-        return F.concat_ws(" ", F.concat_ws("-", year, month_number(F.col("month")), "day"), "clock").try_cast(
-            "timestamp"
+def time_of(fmt, raw):
+    """The time that the fields hold, UTC, or null."""
+    if "epoch" in raw:
+        return from_epoch(raw["epoch"], fmt.epoch_unit)
+    if {"month", "day", "clock"} <= raw.keys():
+        return from_pieces(raw.get("year"), raw["month"], raw["day"], raw["clock"], raw.get("zone"), fmt)
+    if "time" in raw or "date" in raw:
+        text = (
+            raw["time"]
+            if "time" in raw
+            else F.concat_ws(" ", *[raw[name] for name in ("date", "clock", "zone") if name in raw])
         )
-    if {"date", "clock"} <= names:  # 081109 203615
-        pairs = [F.substring("date", n, 2) for n in (1, 3, 5)] + [F.substring("clock", n, 2) for n in (1, 3, 5)]
-        return F.concat(F.lit("20"), F.format_string("%s-%s-%s %s:%s:%s", *pairs)).try_cast("timestamp")
+        found = []
+        for pattern in fmt.kinds():
+            joined = SEPARATOR.join(f"${place_of(pattern, name)}" for name in PIECES)
+            pieces = F.split(F.regexp_replace(text, F.lit(java(pattern)), F.lit(joined)), SEPARATOR)
+            parts = [F.nullif(F.get(pieces, F.lit(number)), F.lit("")) for number in range(len(PIECES))]
+            found.append(F.when(F.size(pieces) == len(PIECES), from_pieces(*parts, fmt)))
+        if fmt.time in ("", "any", "epoch") and not fmt.time_format:
+            found.append(F.when(text.rlike(r"^\d{9,19}(\.\d+)?$"), from_epoch(text, fmt.epoch_unit)))
+        return F.coalesce(*found) if len(found) > 1 else found[0]
     return F.lit(None).cast("timestamp")
+
+
+def place_of(pattern, name):
+    return re.findall(r"\(\?<([A-Za-z]\w*)>", pattern).index(name) + 1
+
+
+def from_pieces(year, month, day, clock, zone, fmt):
+    month = F.coalesce(month_number(month), month)
+    if year is None:
+        year = year_of(month, day, fmt)
+    else:
+        century = F.when(year.try_cast("int") >= 70, F.lit("19")).otherwise(F.lit("20"))
+        year = F.when(F.length(year) == 2, F.concat(century, year)).otherwise(year)
+        if fmt.may_lack_year():
+            year = F.coalesce(year, year_of(month, day, fmt))
+    clock = F.coalesce(F.translate(clock, ",", "."), F.lit("0:0:0"))
+    if fmt.time in ("", "any", "short", "compact") or fmt.time_format:  # 203615
+        clock = F.regexp_replace(clock, r"^(\d{2})(\d{2})(\d{2})(?=$|\.)", "$1:$2:$3")
+    local = F.concat(year, F.lit("-"), month, F.lit("-"), day, F.lit(" "), clock).try_cast("timestamp")
+    if zone is None:
+        return local
+    there = F.rpad(F.translate(zone, ":", ""), 5, "0")
+    utc = zone.isNull() | zone.isin("Z", "z", "UTC", "GMT")
+    return F.when(utc, local).when(
+        (F.substring(there, 2, 2).try_cast("int") <= 18) & (F.substring(there, 4, 2).try_cast("int") <= 59),
+        local - zone_offset(there),
+    )
+
+
+def year_of(month, day, fmt):
+    """The year of a line without one, as a text: from the column `dated`, or else from data.year, or else from when the file was last written."""
+    here = month.try_cast("int") * 100 + day.try_cast("int")
+    dated = F.col("dated")
+    return F.when(here <= dated % 10_000, F.floor(dated / 10_000)).otherwise(F.floor(dated / 10_000) - 1).cast("string")
+
+
+def from_epoch(text, unit):
+    """Seconds, milliseconds, microseconds or nanoseconds, told apart by their size; null for what is between."""
+    value = F.when(text.rlike(r"^\d{1,19}(\.\d*)?$"), text.try_cast("decimal(38,9)"))
+    found = F.lit(None).cast("timestamp")
+    for name, (low, high, factor) in UNITS.items():
+        if unit in ("auto", name):
+            low = low if unit == "auto" else 0
+            micros = (
+                (value * F.lit(1_000_000 // factor)) if factor <= 1_000_000 else (value / F.lit(factor // 1_000_000))
+            )
+            found = F.when(
+                (value >= F.lit(Decimal(low))) & (value < F.lit(Decimal(high))),
+                F.timestamp_micros(F.floor(micros).cast("bigint")),
+            ).otherwise(found)
+    return found

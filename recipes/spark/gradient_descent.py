@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 
 from ingest import good_events
 from models import feature_stages, sample
+from needs import lacking_classes
 
 
 def descend(blocks, num_features, num_rows, l2, num_rounds, curvature):
@@ -54,9 +55,9 @@ def to_block(rows):
 
 
 def gradient_descent(spark, config, run):
-    data = sample(good_events(spark, config), config)
-    if data is None:
-        return {"skipped": "these logs have no labels"}
+    data, counts = sample(good_events(spark, config), config)
+    if reason := lacking_classes("gradient_descent", counts):
+        return {"skipped": reason}
     # Mean 0 and variance 1: on one scale, or the steepest of the features dictates the step for all.
     scaler = StandardScaler(inputCol="features", outputCol="scaled", withMean=True)
     pipeline = Pipeline(stages=[*feature_stages(data), scaler])

@@ -21,8 +21,9 @@ from anomalies import anomalies
 from executors import Executors
 from explore import explore
 from gradient_descent import gradient_descent
-from ingest import ingest
+from ingest import facts_of, ingest
 from models import classify, forecast, recommend
+from needs import lacking
 from runrecord import RunRecord, load_config
 from settings import check_settings
 from streaming import stream
@@ -61,7 +62,10 @@ def main():
 
 def do(name, spark, config, run, number):
     started = time.perf_counter()
-    result = STEPS[name](spark, config, run) | {"seconds": round(time.perf_counter() - started, 3)}
+    reason = None if name == "ingest" else lacking(name, facts_of(spark, config))
+    result = ({"skipped": reason} if reason else STEPS[name](spark, config, run)) | {
+        "seconds": round(time.perf_counter() - started, 3)
+    }
     path = result_path(config, name)
     path.parent.mkdir(exist_ok=True)
     path.with_suffix(".partial").write_text(json.dumps(result) + "\n")
@@ -84,6 +88,10 @@ def report(name, result, run, number):
     if name == "ingest":
         run.account(result["read"], result["good"], result["quarantined"])
         run.metric("lines_per_second", result["read"] / result["seconds"], number, unit="lines/s")
+    if "skipped" in result:
+        run.skip(name, result["skipped"])
+    for feature, reason in result.get("left_out", {}).items():
+        run.skip(f"{name}: {feature}", reason)
     for key, value in result.items():
         if isinstance(value, (int, float)):
             run.metric(f"{name}/{key}", value, number)

@@ -17,6 +17,7 @@ from pyspark.sql import Window
 from pyspark.sql import functions as F
 
 from ingest import good_events
+from needs import lacking_classes
 
 NUM_FEATURES = 64  # of the hashed features
 K = 10  # recommendations that are judged
@@ -36,13 +37,19 @@ def labelled(events, config):
 def line_features(events):
     """What a line says of itself, without who sent it and with which program: an attacker chooses both."""
     if "message" in events.columns:
-        return events.withColumn("text", F.concat_ws(" ", "component", F.regexp_replace("message", r"\d+", "0")))
+        component = ["component"] if "component" in events.columns else []
+        return events.withColumn("text", F.concat_ws(" ", *component, F.regexp_replace("message", r"\d+", "0")))
+    seconds = F.coalesce("request_time", F.lit(0.0)) if "request_time" in events.columns else F.lit(0.0)
+    answer = F.col("status").cast("string") if "status" in events.columns else F.lit("-")
+    missing = {name: F.lit("-") for name in ("method", "path", "referrer") if name not in events.columns}
+    missing |= {"bytes": F.lit(0)} if "bytes" not in events.columns else {}
+    events = events.withColumns(missing) if missing else events
     return events.withColumns({
         "section": F.get(F.split("path", "[/?]"), F.lit(1)),
-        "answer": F.col("status").cast("string"),
+        "answer": answer,
         "referred": F.col("referrer") != "-",
-        "size": F.log(F.col("bytes") + 1.0),
-        "seconds": F.coalesce("request_time", F.lit(0.0)),
+        "size": F.log(F.coalesce(F.col("bytes"), F.lit(0)) + 1.0),
+        "seconds": seconds,
     })  # fmt: skip
 
 
@@ -62,20 +69,21 @@ def share_of(events, seed):
 
 
 def sample(events, config):
-    """About `model_rows` labelled lines with their features; None where there are no labels."""
+    """(about `model_rows` labelled lines with their features, {label: about how many lines}); (None, {}) where there are no labels."""
     data = labelled(events, config)
     if data is None:
-        return None
-    return line_features(data).where(
-        share_of(data, config.seed) < 1000 * min(1.0, config.model_rows / max(1, data.count()))
-    )
+        return None, {}
+    counts = {row["label"]: row["count"] for row in data.groupBy("label").count().collect() if row["label"] is not None}
+    share = min(1.0, config.model_rows / max(1, sum(counts.values())))
+    rows = line_features(data).where("label IS NOT NULL").where(share_of(data, config.seed) < 1000 * share)
+    return rows, {label: count * share for label, count in counts.items()}
 
 
 def classify(spark, config, run):
     """Logistic regression and a decision tree, each with its best setting by cross-validation; F1 of the rare class."""
-    data = sample(good_events(spark, config), config)
-    if data is None:
-        return {"skipped": "these logs have no labels"}
+    data, counts = sample(good_events(spark, config), config)
+    if reason := lacking_classes("classify", counts):
+        return {"skipped": reason}
     share = share_of(data, config.seed + 1)
     train, test = data.where(share < 800).cache(), data.where(share >= 800).cache()
     f1 = MulticlassClassificationEvaluator(metricName="fMeasureByLabel", metricLabel=1.0)
@@ -129,22 +137,22 @@ def forecast(spark, config, run):
 def recommend(spark, config, run):
     """Alternating least squares on who has seen which product page; judged on pages that were kept back."""
     events = good_events(spark, config)
-    if "client" not in events.columns:
-        return {"skipped": "these logs have no clients"}
     page = F.regexp_extract("path", r"^/product/(\d+)$", 1)
     seen = events.select("client", page.alias("page")).where("page != ''").groupBy("client", "page").count()
     # A client's number follows from its name, so it is the same in every run.
     seen = seen.select(
         F.pmod(F.xxhash64("client"), F.lit(2**31 - 1)).cast("int").alias("user"),
-        F.col("page").cast("int").alias("item"),
+        F.col("page").try_cast("int").alias("item"),
         F.col("count").cast("float").alias("times"),
     )
     active = seen.groupBy("user").count().where("count >= 8").select("user")
-    seen = seen.join(active, "user").cache()
+    seen = seen.where("item IS NOT NULL").join(active, "user").cache()
     if seen.isEmpty():
         return {"skipped": "no client has seen 8 product pages or more"}
     share = F.pmod(F.xxhash64("user", "item", F.lit(config.seed)), F.lit(5))
     train, kept_back = seen.where(share > 0).cache(), seen.where(share == 0)
+    if train.isEmpty() or kept_back.isEmpty():
+        return {"skipped": "needs pages that can be kept back to judge by, and there are too few"}
     # Distributed: users and items are two sets of blocks on the executors; factors of one travel to where the other needs them.
     num_blocks = 2 * spark.sparkContext.defaultParallelism
     als = ALS(

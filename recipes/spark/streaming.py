@@ -11,7 +11,7 @@ from pyspark.ml.functions import vector_to_array
 from pyspark.sql import functions as F
 
 from formats import parse
-from ingest import input_files
+from ingest import input_files, links, read_lines
 from models import line_features
 
 
@@ -19,18 +19,17 @@ def stream(spark, config, run):
     """Writes <output_dir>/scored; returns how many lines were scored, and whether they are those that were ingested."""
     saved = Path(config.output_dir) / "models/logistic_regression"
     if not saved.exists():
-        return {"skipped": "these logs have no labels, so there is no model to score with"}
-    paths, name, _ = input_files(config)
+        return {"skipped": "needs the model of the step classify, which was skipped"}
+    paths, fmt, _ = input_files(config)
+    if fmt.start or fmt.w3c or fmt.may_lack_year() or "://" in paths[0]:
+        return {"skipped": f"scores each line by itself, and lines of the format {fmt.name} need others, or their file"}
     model = PipelineModel.load(str(saved))
-    folder, table = str(Path(paths[0]).parent), f"{config.output_dir}/scored"
+    # A stream reads a folder: one with a link to each file that was asked for, and to none besides.
+    known = links(paths, config, all_of_them=True)
+    table = f"{config.output_dir}/scored"
     # Distributed: a stream of files is planned like a table; each batch is a job of its own on the executors.
-    lines = (
-        spark.readStream.format("text")
-        .option("maxFilesPerTrigger", 1)
-        .option("pathGlobFilter", f"*{Path(paths[0]).suffix}")
-        .load(folder)
-    )
-    good = parse(lines, name).where("reason IS NULL")
+    lines = spark.readStream.format("text").option("maxFilesPerTrigger", 1).load(str(Path(next(iter(known))).parent))
+    good = parse(lines, fmt).where("reason IS NULL")
     scored = model.transform(line_features(good)).select(
         "time", F.xxhash64("value").alias("line"), F.element_at(vector_to_array("probability"), 2).alias("score")
     )
@@ -45,7 +44,7 @@ def stream(spark, config, run):
             run.progress(progress["batchId"], len(paths), f"stream: batch {progress['batchId'] + 1}")
     # The same lines again as a plain table, from what is on disk: number and sum of hashes must agree.
     once = (
-        parse(spark.read.text(paths), name)
+        parse(read_lines(spark, links(paths, config), fmt)[0], fmt)
         .where("reason IS NULL")
         .agg(F.count("*"), F.sum(F.xxhash64("value").cast("decimal(38,0)")))
         .first()

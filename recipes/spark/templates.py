@@ -41,7 +41,7 @@ def templates(spark, config, run):
     message = "message" if "message" in events.columns else "path"
     window = window_start(config.window_minutes).alias("window")
     # Distributed: counted before masking: messages repeat, and only the distinct ones are masked.
-    counted = events.groupBy(window, F.col(message).alias("message")).count()
+    counted = events.where(F.col(message).isNotNull()).groupBy(window, F.col(message).alias("message")).count()
     masked = counted.select("window", "message", "count", template_of(F.col("message")).alias("template"))
     per_window = masked.groupBy("template", "window").agg(
         F.sum("count").alias("lines"), F.min("message").alias("example")

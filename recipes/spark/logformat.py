@@ -1,0 +1,581 @@
+"""What a log format is, and how one line is read by it: the reference that the Spark expressions in formats.py must agree with.
+
+A format is data: an entry of formats.yaml, a regular expression of your own, or nginx's `log_format` line. Needs no Spark, so the dataset's builder
+uses it to look at the first lines of each file before a cluster starts.
+"""
+
+import calendar
+import functools
+import json
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import yaml
+
+SEPARATOR, BACKSLASH, QUOTE = (
+    "\x01",
+    "\x02",
+    "\x03",
+)  # stand between fields, and for \\ and \" while a line is taken apart
+LONGEST_LINE = 1 << 20  # bytes: no log has a longer line on purpose
+MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+TIME_GROUPS = ("time", "epoch", "date", "month", "day", "clock", "year", "zone")
+NUMBERS = ("status", "bytes", "request_time", "request_ms", "request_us", "taken")
+OWN = ("value", "file", "line", "reason", "quality", "pieces", "dated")  # columns that are no fields
+PIECES = ("y", "m", "d", "clock", "zone")  # of a time, as the patterns below name them
+CLOCK = r"(?<clock>\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?)"
+ZONE = r"(?<zone>[Zz]|UTC|GMT|[+-]\d{2}(?::?\d{2})?)"
+MONTH = r"(?<m>[A-Z][a-z]{2})"
+TIMES = {  # how a time may be written; all pieces are groups, those that it lacks are empty
+    "iso": rf"^(?<y>\d{{4}})[-/](?<m>\d{{1,2}})[-/](?<d>\d{{1,2}})(?:[Tt_ ]+{CLOCK} ?{ZONE}?)?$",
+    "clf": rf"^(?<d>\d{{1,2}})/{MONTH}/(?<y>\d{{4}})[: ]{CLOCK} ?{ZONE}?$",
+    "ctime": rf"^(?:[A-Z][a-z]{{2}},? )?{MONTH} +(?<d>\d{{1,2}}) {CLOCK} ?{ZONE}? (?<y>\d{{4}})$",
+    "mail": rf"^(?:[A-Z][a-z]{{2}}, )?(?<d>\d{{1,2}})[- ]{MONTH}[- ](?<y>\d{{4}}) {CLOCK} ?{ZONE}?$",
+    "syslog": rf"^{MONTH} +(?<d>\d{{1,2}}) {CLOCK}(?<y>)(?<zone>)$",
+    "compact": rf"^(?<y>\d{{4}})(?<m>\d{{2}})(?<d>\d{{2}})[Tt ](?<clock>\d{{6}}(?:[.,]\d+)?){ZONE}?$",
+    "short": r"^(?<y>\d{2})(?<m>\d{2})(?<d>\d{2}) (?<clock>\d{6})(?<zone>)$",
+}
+EPOCH = r"^\d{9,19}(?:\.\d+)?$"
+# Which unit a number has is seen from its size; what lies between has none, and is refused.
+UNITS = {
+    "s": (0, 10**10, 1),
+    "ms": (10**11, 10**13, 10**3),
+    "us": (10**14, 10**16, 10**6),
+    "ns": (10**17, 10**19, 10**9),
+}
+CONTINUES = re.compile(
+    r"^(\s|$|Caused by:|Suppressed:|\.\.\. |\}|\)|Traceback |[\w.$]+(Exception|Error|Throwable|Warning)\b)"
+)
+
+
+class FormatError(Exception):
+    """Something is wrong with the format that was asked for; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How lines become fields. `pattern`, `json` or `w3c` says how; the comments of formats.yaml explain them and the rest."""
+
+    name: str
+    about: str = ""
+    pattern: str = ""
+    json: dict = field(default_factory=dict)
+    w3c: dict = field(default_factory=dict)
+    time: str = ""
+    start: str = ""
+    escapes: bool = False
+    fast: str = ""
+    only_with: tuple = ()
+    numbers: tuple = (
+        NUMBERS  # fields that are numbers; of a regular expression of the user's only those that its lines show to be
+    )
+    time_format: str = ""  # like %d.%m.%Y %H:%M:%S
+    epoch_unit: str = "auto"
+    year: int | None = None  # in which the files begin, for formats without one
+    years: dict = field(
+        default_factory=dict
+    )  # file -> (year, last month * 100 + day in it): where year and date of the file do not say it
+
+    def groups(self):
+        return re.findall(r"\(\?P?<([A-Za-z]\w*)>", self.pattern)
+
+    def names(self):
+        """The groups, or the fields of JSON or W3C lines, without the second places."""
+        given = self.groups() or list(self.json) or list(dict.fromkeys(self.w3c.values()))
+        return [name for name in dict.fromkeys(name.removesuffix("2") for name in given)]
+
+    def has_time(self):
+        names = set(self.names())
+        return bool(names & {"time", "epoch"}) or {"date", "clock"} <= names or {"month", "day", "clock"} <= names
+
+    def kinds(self):
+        """The patterns of times that are tried, in order."""
+        if self.time_format:
+            return [time_pattern(self.time_format)]
+        return list(TIMES.values()) if self.time in ("", "any") else [TIMES[self.time]] if self.time in TIMES else []
+
+    def may_lack_year(self):
+        """Whether a line's time may have no year, so that the file's date is needed."""
+        names = set(self.names())
+        if "month" in names:
+            return "year" not in names
+        return bool(names & {"time", "date"}) and any(r"(?<y>)" in pattern for pattern in self.kinds())
+
+    def as_dict(self):
+        return asdict(self)
+
+
+def from_dict(entry):
+    return Format(
+        **{**entry, "only_with": tuple(entry.get("only_with", ())), "numbers": tuple(entry.get("numbers", NUMBERS))}
+    )
+
+
+@functools.lru_cache
+def entries():
+    """name -> Format of formats.yaml, in its order."""
+    table = yaml.safe_load(Path(__file__).with_name("formats.yaml").read_text())
+    parts = table["parts"]
+
+    def whole(pattern):
+        while found := re.search(r"%\{(\w+)\}", pattern):
+            pattern = pattern.replace(found[0], parts[found[1]])
+        return pattern
+
+    found = {}
+    for name, entry in table["formats"].items():
+        known = {key: value for key, value in entry.items() if key != "samples"}
+        known = {key: whole(value) if key in ("pattern", "start") else value for key, value in known.items()}
+        found[name] = from_dict({"name": name, **known})
+    return found
+
+
+def samples():
+    """[(Format, header or None, line, fields expected)] of formats.yaml."""
+    table = yaml.safe_load(Path(__file__).with_name("formats.yaml").read_text())["formats"]
+    return [
+        (entries()[name], sample.get("header"), sample["line"], sample["fields"])
+        for name, entry in table.items()
+        for sample in entry["samples"]
+    ]
+
+
+def resolve(text, time_format=None, epoch_unit=None, year=None, event_start=None):
+    """The Format that a setting names. Raises FormatError for one that is neither known nor a usable regular expression."""
+    text = str(text).strip()
+    if text in entries():
+        found = entries()[text]
+    elif re.match(r"log_format\s|.*\$(remote_addr|request|status|time_local|time_iso8601|msec)\b", text, re.S):
+        found = from_log_format(text)
+    else:
+        found = from_regex(text)
+    if epoch_unit not in (None, "auto", *UNITS):
+        raise FormatError(f"epoch_unit={epoch_unit!r}: expected auto, {', '.join(UNITS)}")
+    if year is not None and (type(year) is not int or not 1970 <= year <= 2200):
+        raise FormatError(f"year={year!r}: expected a year from 1970 to 2200, in which the files begin")
+    if time_format:
+        time_pattern(time_format)
+    if event_start not in (None, "", "auto"):
+        check_regex(event_start, "event_start")
+        found = replace(found, start=python(event_start).replace("(?P<", "(?<"))
+    return replace(found, time_format=time_format or "", epoch_unit=epoch_unit or "auto", year=year)
+
+
+def from_regex(text):
+    pattern = text.replace("(?P<", "(?<")
+    if "(?<" not in re.sub(r"\(\?<[=!]", "", pattern):
+        raise FormatError(
+            f"format={text!r} is unknown; expected auto, one of {', '.join(entries())}, nginx's log_format line, or a regular expression with "
+            "named groups, (?<message>...) or (?<path>...) among them"
+        )
+    check_regex(pattern, "format")
+    if re.search(r"(?<!\\)\((?!\?)", re.sub(r"\[(?:\\.|[^\]\\])+\]", "", pattern)):
+        raise FormatError(f"format={text!r} has groups without a name: name them, (?<host>...), or say (?:...)")
+    found = Format(
+        "regex",
+        "a regular expression of the user's",
+        pattern,
+        time="any",
+        numbers=("request_time", "request_ms", "request_us"),
+    )
+    twice = [name for name, count in Counter(found.groups()).items() if count > 1]
+    if twice:
+        raise FormatError(
+            f"format={text!r} has two groups with the name {twice[0]!r}; the second place of a field is {twice[0]}2"
+        )
+    taken = [name for name in found.names() if name.lower() in OWN]
+    if taken:
+        raise FormatError(
+            f"format={text!r}: a group cannot be called {taken[0]!r}, which is a column of the table itself; choose another name"
+        )
+    if not {"message", "path"} & set(found.names()):
+        raise FormatError(
+            f"format={text!r} has the groups {', '.join(found.names())}: one must be (?<message>...), the text of the event, or (?<path>...)"
+        )
+    return found
+
+
+def check_regex(pattern, setting):
+    try:
+        re.compile(python(pattern))
+    except re.error as error:
+        raise FormatError(f"{setting}={pattern!r} is no regular expression: {error}") from None
+
+
+VARIABLES = {
+    "remote_addr": "%{ip}", "remote_user": r".*?", "time_local": '%{clf}', "time_iso8601": r"(?<time>\S+)", "msec": r"(?<epoch>[\d.]+)",
+    "status": r"(?<status>\d{3})", "body_bytes_sent": r"(?<bytes>\d+|-)", "bytes_sent": r"(?<bytes>\d+|-)", "http_referer": r'(?<referrer>[^"]*)',
+    "http_user_agent": r'(?<agent>[^"]*)', "request_time": r"(?<request_time>[\d.]+|-)", "host": r"(?<host>\S*)", "server_name": r"(?<host>\S*)",
+    "request": r'(?:(?<method>[A-Za-z][A-Za-z_-]*) (?<path>[^"]*?)(?: HTTP/\d(?:\.\d)?)?|[^"]*)', "request_method": r"(?<method>\S*)",
+    "request_uri": r"(?<path>\S*)", "uri": r"(?<path>\S*)",
+}  # fmt: skip
+CLF = r"(?<day>\d{1,2})/(?<month>[A-Z][a-z]{2})/(?<year>\d{4}):(?<clock>[\d:]{8}) (?<zone>[+-]\d{4})"
+
+
+def from_log_format(text):
+    """nginx's `log_format name 'string' 'string';`, or the string alone."""
+    quoted = re.findall(r"'((?:[^'\\]|\\.)*)'", text) if text.startswith("log_format") else []
+    string = "".join(quoted) if quoted else re.sub(r"^log_format\s+\S+\s+|;$", "", text)
+    if string.lstrip().startswith("{"):
+        keys = {value: key for key, value in re.findall(r'"([^"]+)"\s*:\s*"?\$(\w+)', string)}
+        known = {"time_iso8601": "time", "time_local": "time", "msec": "epoch", "remote_addr": "client", "request_method": "method", "request_uri": "path",
+                 "uri": "path", "http_referer": "referrer", "http_user_agent": "agent", "body_bytes_sent": "bytes", "bytes_sent": "bytes"}  # fmt: skip
+        fields = {}
+        for variable, key in keys.items():
+            fields.setdefault(known.get(variable, variable), [key])
+        return Format("log_format", "nginx's log_format, JSON", json=fields, time="any")
+    pattern, seen = "", set()
+    for literal, variable in re.findall(r"([^$]*)(?:\$\{?(\w+)\}?|$)", string):
+        pattern += re.escape(literal).replace('\\"', '"').replace("\\ ", " ")
+        if not variable:
+            continue
+        rest = string.split(variable, 1)[1]
+        part = VARIABLES.get(variable) or (
+            rf'(?<{variable}>[^"]*)' if pattern.endswith('"') else rf"(?<{variable}>[^\s\"]*(?:[,:] +[^\s\"]+)*)"
+            if variable.startswith("upstream_") else rf"(?<{variable}>[^\s{re.escape(rest[:1]) if rest[:1] in ']),;|' else ''}]*)"
+        )  # fmt: skip
+        part = part.replace("%{ip}", r"(?<client>\S+)").replace("%{clf}", CLF)
+        for name in re.findall(r"\(\?<(\w+)>", part):
+            if name in seen:
+                part = part.replace(f"(?<{name}>", "(?:")
+            seen.add(name)
+        pattern += part
+    if not {"path", "message"} & seen or not seen & {"time", "epoch", "clock"}:
+        raise FormatError(
+            f"format={text!r} reads like nginx's log_format, but has no $request (or $request_uri) or no $time_local, $time_iso8601 or $msec"
+        )
+    kind = "iso" if "time" in seen else ""
+    return Format("log_format", "nginx's log_format", rf"^{pattern}\s*$", time=kind, escapes=True)
+
+
+def time_pattern(time_format):
+    """The pattern of a format like %d.%m.%Y %H:%M:%S, or dd.MM.yyyy HH:mm:ss. Raises FormatError where it cannot be read."""
+    java = {
+        "yyyy": "%Y",
+        "yy": "%y",
+        "MMM": "%b",
+        "MM": "%m",
+        "dd": "%d",
+        "HH": "%H",
+        "mm": "%M",
+        "ss": "%S",
+        "SSSSSS": "%f",
+        "SSS": "%f",
+        "XXX": "%z",
+        "Z": "%z",
+    }
+    text = time_format
+    if "%" not in text:
+        text = re.sub("|".join(java), lambda found: java[found[0]], text).replace("'", "")
+    parts = {
+        "%Y": r"(?<y>\d{4})",
+        "%y": r"(?<y>\d{2})",
+        "%b": MONTH,
+        "%m": r"(?<m>\d{1,2})",
+        "%d": r"(?<d>\d{1,2})",
+        "%e": r" *(?<d>\d{1,2})",
+        "%z": ZONE,
+        "%a": r"[A-Za-z]+",
+        "%%": "%",
+    }
+    text = text.replace("%F", "%Y-%m-%d").replace("%T", "%H:%M:%S")
+    clock = re.search(r"%H(:?)%M(?:\1%S(?:[.,]%f)?)?", text)
+    made, given = "", set()
+    digits = r"\d{6}(?:[.,]\d+)?" if clock and not clock[1] else r"\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?"
+    pieces = (
+        [*re.split(r"(%.)", text[: clock.start()]), None, *re.split(r"(%.)", text[clock.end() :])]
+        if clock
+        else re.split(r"(%.)", text)
+    )
+    for piece in pieces:
+        if piece is None:
+            made, given = f"{made}(?<clock>{digits})", given | {"clock"}
+        elif piece.startswith("%"):
+            if piece not in parts:
+                raise FormatError(
+                    f"time_format={time_format!r}: {piece} is not understood; expected %Y %y %m %b %d %e %H:%M:%S %f %z %a %F %T in an order of your own, "
+                    "with hours, minutes and seconds together"
+                )
+            made += parts[piece]
+            given |= set(re.findall(r"\(\?<(\w+)>", parts[piece]))
+        else:
+            made += re.escape(piece)
+    if not {"m", "d"} <= given:
+        raise FormatError(f"time_format={time_format!r} has no month and day: expected one like %d.%m.%Y %H:%M:%S")
+    return "^" + made + "".join(f"(?<{name}>)" for name in PIECES if name not in given) + "$"
+
+
+def python(pattern):
+    return re.sub(r"\(\?<([A-Za-z]\w*)>", r"(?P<\1>", pattern)
+
+
+@functools.lru_cache(maxsize=256)
+def compiled(pattern):
+    return re.compile(python(pattern), re.ASCII | re.DOTALL)
+
+
+def java(pattern):
+    """The pattern for Java: groups by number (their names may have no underscore there), and only \\n ends a line."""
+    return "(?sd)" + re.sub(r"\(\?P?<[A-Za-z]\w*>", "(", pattern)
+
+
+def parse(fmt, line, dated=None, columns=()):
+    """(fields, None) of a good line, or (None, reason). `dated`: (year, last month * 100 + day in it) of its file; `columns`: of a W3C file."""
+    if len(line.encode(errors="surrogatepass")) > LONGEST_LINE:
+        return None, f"longer than {LONGEST_LINE:,} bytes"
+    if any("\ud800" <= letter <= "\udfff" for letter in line):
+        return None, "not UTF-8"
+    if any(mark in line for mark in (SEPARATOR, BACKSLASH, QUOTE)):
+        return None, "holds a control character (U+0001 to U+0003)"
+    raw, reason = (_json if fmt.json else _w3c if fmt.w3c else _pattern)(fmt, line, columns)
+    if raw is None:
+        return None, reason
+    for name in [name for name in raw if name.endswith("2")]:
+        second = raw.pop(name)
+        raw[name[:-1]] = raw.get(name[:-1]) or second
+    fields = {name: value if value or name == "message" else None for name, value in raw.items()}
+    text = any(fields.get(name) for name in TIME_GROUPS)
+    fields["time"] = time_of(fmt, fields, dated)
+    if text and fields["time"] is None:
+        return None, "no time"
+    if fmt.has_time() and not text and not fmt.json:
+        return None, "no time"
+    for name in [name for name in fmt.numbers if name in fields]:
+        fields[name] = number(name, fields[name])
+    taken = fields.pop("taken", None)
+    for name, unit in (("request_ms", 1000), ("request_us", 1_000_000)):
+        if name in fields:
+            value = fields.pop(name)
+            fields["request_time"] = None if value is None else value / unit
+    if taken is not None:
+        fields["request_time"] = taken
+    return {name: value for name, value in fields.items() if name == "time" or name not in TIME_GROUPS}, None
+
+
+def number(name, text):
+    if text is None:
+        return None
+    if name == "bytes" and text == "-":
+        return 0
+    if name in ("status", "bytes"):
+        return int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else None
+    value = float(text) if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text, re.ASCII) else None
+    # IIS writes milliseconds, CloudFront seconds with a point.
+    return value / 1000 if name == "taken" and value is not None and "." not in text else value
+
+
+def _pattern(fmt, line, columns):
+    text = line.replace("\\\\", BACKSLASH).replace('\\"', QUOTE) if fmt.escapes else line
+    found = compiled(fmt.pattern).search(text)
+    if not found:
+        return None, "does not match the format"
+    fields = {name: found[name] or "" for name in fmt.groups()}
+    if fmt.escapes:
+        fields = {name: value.replace(BACKSLASH, "\\").replace(QUOTE, '"') for name, value in fields.items()}
+    return fields, None
+
+
+def _json(fmt, line, columns):
+    try:
+        made = json.loads(line, parse_float=str, parse_int=str) if line.lstrip().startswith("{") else None
+    except (ValueError, RecursionError):
+        made = None
+    if not isinstance(made, dict):
+        return None, "no JSON object"
+    fields = {}
+    for name, keys in fmt.json.items():
+        values = [made[key] for key in keys if made.get(key) is not None]
+        value = values[0] if values else ""
+        if isinstance(value, bool):
+            value = str(value).lower()
+        fields[name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if "message" in fields and not fields["message"]:
+        fields["message"] = line  # what it says is under another key
+    return fields, None
+
+
+def _w3c(fmt, line, columns):
+    words = re.split("\t" if "\t" in line else " ", line.rstrip(" \t"))
+    if not columns:
+        return None, "there is no '#Fields:' line before it"
+    if len(words) != len(columns):
+        return None, f"has {'more' if len(words) > len(columns) else 'fewer'} columns than the '#Fields:' line"
+    return {fmt.w3c[column]: word for column, word in zip(columns, words, strict=True) if column in fmt.w3c}, None
+
+
+def w3c_columns(line):
+    """The columns that a `#Fields:` line names, or None for another line."""
+    return line.partition(":")[2].split() if line.startswith("#Fields:") else None
+
+
+def time_of(fmt, fields, dated):
+    """The time (UTC, without a zone) that the fields hold, or None."""
+    if fields.get("epoch"):
+        return _from_epoch(fields["epoch"], fmt.epoch_unit)
+    if fields.get("month") and fields.get("clock"):
+        return _from_pieces(
+            fields.get("year"), fields["month"], fields["day"], fields["clock"], fields.get("zone"), fmt, dated
+        )
+    text = fields.get("time") or " ".join(fields[name] for name in ("date", "clock", "zone") if fields.get(name))
+    if not text:
+        return None
+    for pattern in fmt.kinds():
+        if found := compiled(pattern).search(text):
+            return _from_pieces(*[found[name] for name in PIECES], fmt, dated)
+    if fmt.time in ("", "any", "epoch") and not fmt.time_format and re.search(EPOCH, text, re.ASCII):
+        return _from_epoch(text, fmt.epoch_unit)
+    return None
+
+
+def _from_pieces(year, month, day, clock, zone, fmt, dated):
+    month = str(MONTHS.index(month) + 1) if month in MONTHS else month
+    found = re.fullmatch(r"(\d{1,2}):(\d{1,2})(?::(\d{1,2})(?:[.,](\d+))?)?", clock or "0:0", re.ASCII)
+    packed = re.fullmatch(r"(\d{2})(\d{2})(\d{2})(?:[.,](\d+))?", clock or "", re.ASCII)
+    if not (found or packed) or not str(month).isdigit() or not str(day).isdigit():
+        return None
+    hour, minute, second, fraction = (found or packed).groups()
+    if not year:
+        year = year_of(int(month) * 100 + int(day), fmt.year, dated)
+    elif len(str(year)) == 2:
+        year = int(year) + (1900 if int(year) >= 70 else 2000)
+    try:
+        local = datetime(
+            int(year),
+            int(month),
+            int(day),
+            int(hour),
+            int(minute),
+            int(second or 0),
+            int((fraction or "0")[:6].ljust(6, "0")),
+        )
+        return local - _offset(zone)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _offset(zone):
+    if not zone or zone in ("Z", "z", "UTC", "GMT"):
+        return timedelta(0)
+    digits = zone[1:].replace(":", "").ljust(4, "0")
+    if int(digits[:2]) > 18 or int(digits[2:]) > 59:
+        raise ValueError(zone)
+    return (-1 if zone[0] == "-" else 1) * timedelta(hours=int(digits[:2]), minutes=int(digits[2:]))
+
+
+def _from_epoch(text, unit):
+    if not re.fullmatch(r"\d{1,19}(\.\d*)?", text, re.ASCII):
+        return None
+    value = Decimal(text)
+    if unit == "auto":
+        units = [factor for low, high, factor in UNITS.values() if low <= value < high]
+    else:
+        units = [UNITS[unit][2]] if value < UNITS[unit][1] else []
+    return datetime(1970, 1, 1) + timedelta(microseconds=int(value * 1_000_000 / units[0])) if units else None
+
+
+def year_of(month_day, year, dated):
+    """The year of a line that has none. Lines up to `dated` (year, month * 100 + day) are of that year, later ones of the one before."""
+    if dated:
+        return dated[0] if month_day <= dated[1] else dated[0] - 1
+    return year or datetime.now(UTC).year
+
+
+def dated_by(modified):
+    """(year, month * 100 + day) for a file that was last written at `modified` (seconds since 1970); a day more, for zones."""
+    last = datetime.fromtimestamp(modified, UTC) + timedelta(days=1)
+    return last.year, last.month * 100 + last.day
+
+
+def dated_of(first, last, leap_day, year, modified):
+    """(year, month * 100 + day) of a file by its first and last line (month * 100 + day each, or None), whether it has a 29 February, data.year
+    (of its first line, or None) and when it was last written."""
+    over = first is not None and last is not None and first > last  # over New Year
+    if year is not None:
+        return (year + 1, first - 1) if over else (year, 1231)
+    dated = dated_by(modified)
+    while leap_day and not calendar.isleap(dated[0] if dated[1] >= 229 else dated[0] - 1):
+        dated = dated[0] - 1, dated[1]
+    return dated
+
+
+def events_of(fmt, lines):
+    """Joins the lines of each event, for formats whose events have several."""
+    if not fmt.start:
+        return list(lines)
+    start, events, begun = compiled(fmt.start), [], False
+    for line in lines:
+        begins = bool(start.search(line))
+        if begun and not begins:
+            events[-1] += "\n" + line
+        else:
+            events.append(line)
+        begun = begun or begins
+    return events
+
+
+def fit(fmt, lines):
+    """(share of the events that are good, the fields that some of them fill, an event that is not good with its reason) of a file's first lines."""
+    columns, good, filled, bad, count = [], 0, set(), None, 0
+    for event in events_of(fmt, lines):
+        if fmt.w3c and event.startswith("#"):
+            columns = w3c_columns(event) or columns
+            continue
+        count += 1
+        fields, reason = parse(fmt, event, (2024, 1231), columns)
+        if fields is None:
+            bad = bad or (event, reason)
+        else:
+            good += 1
+            filled |= {name for name, value in fields.items() if value is not None}
+    return (good / count if count else 0.0), filled, bad
+
+
+def choose(lines):
+    """[(share, name)] of all named formats, the best first; of equal ones the first in formats.yaml."""
+    found = []
+    for name, fmt in entries().items():
+        share, filled, _ = fit(fmt, lines)
+        # Stack traces in another format's file are no events of several lines, unless those begin as they should.
+        if fmt.start and sum(bool(compiled(fmt.start).search(line)) for line in lines) == 0:
+            share = 0.0
+        if (
+            not fmt.only_with
+            or set(fmt.only_with) & filled
+            or (name == "nginx" and share and fit(entries()["combined"], lines)[0] < share)
+        ):
+            found.append((share, name))
+    return sorted(found, key=lambda pair: -pair[0])
+
+
+def with_numbers(fmt, lines):
+    """A regular expression's fields `status` and `bytes` are numbers where all that the lines have are: a status may well be OK."""
+    if fmt.name != "regex":
+        return fmt
+    values = {name: set() for name in ("status", "bytes")}
+    for event in events_of(fmt, lines):
+        fields, _ = parse(replace(fmt, numbers=()), event, (2024, 1231))
+        for name in values.keys() & (fields or {}).keys():
+            values[name].add(fields[name])
+    looks = {"status": r"[1-5]\d\d", "bytes": r"\d{1,18}|-"}
+    given = [
+        name
+        for name, found in values.items()
+        if found - {None} and all(re.fullmatch(looks[name], v, re.ASCII) for v in found - {None})
+    ]
+    return replace(fmt, numbers=(*fmt.numbers, *given))
+
+
+def with_start(fmt, lines):
+    """Events of several lines where a regular expression leaves lines over that continue others: indented, or an exception's name."""
+    over = (
+        [line for line in lines if not compiled(fmt.pattern).search(line)]
+        if fmt.name == "regex" and not fmt.start
+        else []
+    )
+    if not over or len(over) == len(lines) or sum(bool(CONTINUES.match(line)) for line in over) < 0.9 * len(over):
+        return fmt
+    return replace(fmt, start=fmt.pattern)

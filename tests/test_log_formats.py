@@ -1,0 +1,412 @@
+"""Log formats: each entry's samples, what `auto` says, times and years; what Spark makes of the same lines, in one session."""
+
+import gzip
+import json
+import random
+import subprocess
+import sys
+from datetime import datetime
+
+import pytest
+from hypothesis import given, seed, settings
+from hypothesis import strategies as st
+
+from cookbook import ROOT
+from tests.helpers import CLEAN
+
+sys.path[:0] = FOLDERS = [str(ROOT / "recipes/spark"), str(ROOT / "data")]
+try:
+    import log_files
+    from _common import DatasetError
+
+    import logformat
+finally:  # other recipes have modules of the same names
+    sys.path[:] = [folder for folder in sys.path if folder not in FOLDERS]
+
+UA = "Mozilla/5.0 (X11; Linux x86_64) Firefox/128.0"
+DATED = (2024, 1231)
+
+
+def access(
+    count, extra="", request="GET /product/{k} HTTP/1.1", status=200, agent=UA, user="-", client="192.0.2.{k}", front=""
+):
+    return [
+        f'{front}{client.format(k=k % 60)} - {user} [29/Mar/2025:22:{k % 60:02d}:00 +0000] "{request.format(k=k)}" {status} {k} "-" "{agent}"{extra}'
+        for k in range(count)
+    ]  # fmt: skip
+
+
+# Files as people have them, and the name that `auto` must say.
+FILES = {
+    "combined": access(60),
+    "common": [line.split(' "-"')[0] for line in access(60)],
+    "nginx": access(60, ' "203.0.113.7"'),
+    "vhost_combined": access(60, front="www.example.org:443 "),
+    "vhost_common": [line.split(' "-"')[0] for line in access(60, front="www.example.org:443 ")],
+    "nginx_timed": access(60, ' "-" urt="0.1, 0.2" rt=0.3'),
+    "apache": [f"[Wed Oct {1 + k:02d} 14:32:00.00{k:04d} 2024] [core:error] [pid 3:tid 4] [client 192.0.2.9:40] no file {k}" for k in range(30)],
+    "nginx_error": [f"2025/03/29 22:{k:02d}:00 [error] 12#12: *{k} open() failed" for k in range(60)],
+    "syslog": [f"Mar 29 22:{k:02d}:00 web01 sshd[{k}]: session opened" for k in range(60)],
+    "syslog_iso": [f"2025-03-01T22:{k:02d}:02.000123+01:00 web01 cron[{k}]: (root) CMD (true)" for k in range(60)],
+    "syslog_5424": [f"<34>1 2025-03-01T22:{k:02d}:02.003Z web01 app {k} ID47 - signed in" for k in range(60)],
+    "json_lines": [json.dumps({"time": f"2025-03-29T22:{k:02d}:00Z", "level": "info", "msg": f"request {k}"}) for k in range(60)],
+    "journald": [json.dumps({"__REALTIME_TIMESTAMP": str(1743285660000000 + k), "MESSAGE": f"m {k}", "_HOSTNAME": "a"}) for k in range(60)],
+    "w3c": ["#Version: 1.0", "#Fields: date time c-ip cs-method cs-uri-stem sc-status", *[f"2025-03-29 22:{k:02d}:00 192.0.2.1 GET /a 200" for k in range(60)]],
+    "squid": [f"{1743285600 + k}.007 {k:6d} 192.0.2.1 TCP_MISS/200 1046 GET http://example.org/{k} - HIER_DIRECT/198.51.100.9 text/html" for k in range(60)],
+    "cri": [f"2025-03-29T22:{k:02d}:00.123456789Z stdout F line {k}" for k in range(60)],
+    "log4j": [text for k in range(60) for text in (f"2025-03-29 22:{k:02d}:00,003 ERROR [main] com.example.App: request {k}", "java.lang.IllegalStateException: no", "\tat com.example.App.run(App.java:1)")],
+    "bgl": [f"- {1117838570 + k} 2005.06.03 R02 2005-06-03-15.42.50.675872 R02 RAS KERNEL INFO corrected {k}" for k in range(60)],
+    "hdfs": [f"081109 2036{k:02d} 148 INFO dfs.DataNode: block {k}" for k in range(60)],
+    "iso_lines": [f"2025-03-29T22:{k:02d}:00.003Z ERROR web01 request {k} done" for k in range(60)],
+    "epoch_lines": [f"{1743285600007 + k} INFO web01 request {k} done" for k in range(60)],
+}  # fmt: skip
+
+
+def write(path, lines, end="\n", encoding="utf-8"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes((end.join(lines) + end).encode(encoding))
+    return path
+
+
+def built(path, name="auto", **options):
+    return log_files.build(path, str(path), name, **options)
+
+
+@pytest.mark.parametrize("sample", logformat.samples(), ids=lambda sample: f"{sample[0].name}-{sample[2][:20]}")
+def test_each_sample_of_each_format(sample):
+    fmt, header, line, expected = sample
+    got, reason = logformat.parse(fmt, line, DATED, logformat.w3c_columns(header) if header else ())
+    assert reason is None
+    for name, value in expected.items():
+        if name == "time":
+            value = datetime.fromisoformat(
+                f"{str(value).replace('????', '2024'):0<26}"
+                if "." in str(value)
+                else str(value).replace("????", "2024")
+            )
+        assert got.get(name) == value, name
+
+
+def test_every_format_has_three_samples():
+    names = [fmt.name for fmt, *_ in logformat.samples()]
+    assert {name: names.count(name) for name in logformat.entries() if names.count(name) < 3} == {}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_auto_names_the_right_format(tmp_path, name):
+    path = write(tmp_path / "a.log", FILES[name])
+    found = built(path)
+    assert found["format"] == name
+    assert logformat.fit(logformat.from_dict(found["entry"]), FILES[name])[0] == 1.0
+
+
+def test_auto_shows_lines_and_the_nearest_format_where_none_fits(tmp_path):
+    write(tmp_path / "a.log", access(4) + [f"quite another line {k}" for k in range(16)])
+    with pytest.raises(
+        DatasetError, match=r"(?s)no named format fits .*the nearest is combined, with 20 % of the lines.*quite|192"
+    ):
+        built(tmp_path)
+
+
+def test_awkward_lines_are_requests_too():
+    lines = [
+        *access(1, request="-", status=408), *access(1, request=r"\x16\x03\x01\x02\x00", status=400), *access(1, agent=r"Foo \"bar\" 1.0"),
+        *access(1, request="GET /my file.html HTTP/1.1"), *access(1, user="john doe"), *access(1, client="2001:db8::1"), *access(1, request="GET /"),
+    ]  # fmt: skip
+    got = [logformat.parse(logformat.entries()["combined"], line)[0] for line in lines]
+    assert [row["status"] for row in got] == [408, 400, 200, 200, 200, 200, 200]
+    assert [row["path"] for row in got] == [None, None, "/product/0", "/my file.html", "/product/0", "/product/0", "/"]
+    assert got[2]["agent"] == 'Foo "bar" 1.0'
+    assert got[5]["client"] == "2001:db8::1"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2025-03-29T22:01:00.001Z", datetime(2025, 3, 29, 22, 1, 0, 1000)),
+        ("2025-03-29T22:01:00.123456789+01:00", datetime(2025, 3, 29, 21, 1, 0, 123456)),
+        ("2025-03-29T22:01:00-0430", datetime(2025, 3, 30, 2, 31)),
+        ("20250329T220100Z", datetime(2025, 3, 29, 22, 1)),
+        ("2025-03-29", datetime(2025, 3, 29)),
+        ("1743285660", datetime(2025, 3, 29, 22, 1)),
+        ("2025-02-30T00:00:00Z", None),
+        ("03/04/2025", None),  # day or month first? nobody knows
+    ],
+)
+def test_a_time_in_a_users_own_regex(text, expected):
+    fmt = logformat.resolve(r"^(?<time>\S+) (?<message>.*)$")
+    got, reason = logformat.parse(fmt, f"{text} x")
+    assert (got["time"], reason) == (expected, None) if expected else (got, reason) == (None, "no time")
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "expected"),
+    [
+        ("1743285660", "auto", datetime(2025, 3, 29, 22, 1)),
+        ("1743285660.007", "auto", datetime(2025, 3, 29, 22, 1, 0, 7000)),
+        ("1743285660007", "auto", datetime(2025, 3, 29, 22, 1, 0, 7000)),
+        ("1743285660000007", "auto", datetime(2025, 3, 29, 22, 1, 0, 7)),
+        ("1743285660000000007", "auto", datetime(2025, 3, 29, 22, 1)),
+        ("50000000000", "auto", None),  # the year 3554, or August 1971
+        ("50000000000", "ms", datetime(1971, 8, 2, 16, 53, 20)),
+    ],
+)
+def test_epochs_of_any_unit(text, unit, expected):
+    fmt = logformat.resolve(r"(?<epoch>\S+) (?<message>.*)", epoch_unit=unit)
+    got, reason = logformat.parse(fmt, f"{text} x")
+    assert (got and got["time"], reason) == (expected, None if expected else "no time")
+
+
+def test_a_time_format_of_ones_own():
+    for time_format in ("%d.%m.%Y %H:%M:%S", "dd.MM.yyyy HH:mm:ss"):
+        fmt = logformat.resolve(r"(?<time>\S+ \S+) (?<message>.*)", time_format=time_format)
+        assert logformat.parse(fmt, "29.03.2025 22:00:01 x")[0]["time"] == datetime(2025, 3, 29, 22, 0, 1)
+        assert logformat.parse(fmt, "2025-03-29 22:00:01 x") == (None, "no time")
+    with pytest.raises(logformat.FormatError, match="%I is not understood"):
+        logformat.resolve(r"(?<time>\S+) (?<message>.*)", time_format="%I:%M %p")
+
+
+def test_nginxs_own_log_format_line():
+    line = """log_format main '$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent '
+        '"$http_referer" "$http_user_agent" rt=$request_time urt="$upstream_response_time" $host';"""
+    text = '192.0.2.1 - - [29/Mar/2025:22:00:00 +0100] "GET /a HTTP/1.1" 200 5 "-" "curl" rt=0.3 urt="0.1, 0.2" shop.example'
+    got, reason = logformat.parse(logformat.resolve(line), text)
+    assert reason is None
+    assert (got["time"], got["path"], got["request_time"], got["host"]) == (
+        datetime(2025, 3, 29, 21),
+        "/a",
+        0.3,
+        "shop.example",
+    )
+    assert got["upstream_response_time"] == "0.1, 0.2"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("combind", "format='combind' is unknown; expected auto, one of"),
+        (r"(\S+) (?<message>.*)", "has groups without a name"),
+        (r"(?<host>\S+)", "one must be"),
+        (r"(?<line>\d+) (?<message>.*)", "a group cannot be called 'line'"),
+        (r"(?<host>\S+ (?<message>.*)", "is no regular expression"),
+    ],
+)
+def test_formats_that_make_no_sense(text, message):
+    with pytest.raises(logformat.FormatError) as caught:
+        logformat.resolve(text)
+    assert message in str(caught.value)
+
+
+def test_years_come_from_the_file_or_the_setting():
+    assert logformat.dated_of(227, 302, True, None, datetime(2026, 11, 25).timestamp()) == (
+        2024,
+        1126,
+    )  # the last leap year
+    assert logformat.dated_of(1230, 105, False, None, datetime(2025, 1, 5).timestamp()) == (2025, 106)
+    assert logformat.dated_of(1230, 105, False, 2022, 0) == (2023, 1229)
+    assert [logformat.year_of(day, None, (2023, 1229)) for day in (1230, 1231, 101, 105)] == [2022, 2022, 2023, 2023]
+    assert [logformat.year_of(day, None, (2025, 106)) for day in (1230, 101, 105)] == [2024, 2025, 2025]
+
+
+def test_leap_day_and_new_year_of_syslog(tmp_path):
+    lines = [f"Feb {day} 12:00:00 web01 sshd[1]: x" for day in (28, 29)] + ["Mar  1 12:00:00 web01 sshd[1]: x"]
+    path = write(tmp_path / "messages", lines)
+    found = built(path, "syslog")
+    fmt, dated = logformat.from_dict(found["entry"]), found["entry"]["years"][str(path)]
+    times = [logformat.parse(fmt, line, dated)[0]["time"] for line in lines]
+    assert [(time.month, time.day) for time in times] == [(2, 28), (2, 29), (3, 1)]
+    assert len({time.year for time in times}) == 1
+    over = write(tmp_path / "over", ["Dec 31 23:59:00 web01 a: x", "Jan  1 00:01:00 web01 a: x"])
+    found = built(over, "syslog", year=2022)
+    got = [
+        logformat.parse(fmt, line, found["entry"]["years"][str(over)])[0]["time"].year
+        for line in over.read_text().splitlines()
+    ]
+    assert got == [2022, 2023]
+
+
+def test_stack_traces_belong_to_their_event(tmp_path):
+    pattern = r"^(?<date>\S+) (?<clock>\S+) (?<level>\w+) +\[(?<thread>[^\]]+)\] (?<component>[^:]+): (?<message>.*)$"
+    write(tmp_path / "app.log", FILES["log4j"])
+    fmt = logformat.from_dict(built(tmp_path, pattern)["entry"])
+    events = logformat.events_of(fmt, FILES["log4j"])
+    assert len(events) == 60
+    got = logformat.parse(fmt, events[0])[0]
+    assert got["time"] == datetime(2025, 3, 29, 22, 0, 0, 3000)
+    assert got["message"].endswith("App.java:1)")
+
+
+def test_a_status_may_be_a_text(tmp_path):
+    pattern = r"(?<time>\S+) (?<status>\w+) (?<message>.*)"
+    write(tmp_path / "a/a.log", ["2025-03-29T22:00:00Z OK fine"] * 9)
+    write(tmp_path / "b/b.log", ["2025-03-29T22:00:00Z 404 fine"] * 9)
+    assert "status" not in built(tmp_path / "a", pattern)["entry"]["numbers"]
+    assert "status" in built(tmp_path / "b", pattern)["entry"]["numbers"]
+
+
+# Lines of all kinds, cut, joined and spoilt: nothing crashes, each is good or has a reason, and a good one has a time where the format has.
+def check_any_line(chance: random.Random, name, noise):
+    line = chance.choice(FILES[name])
+    place, end = sorted(chance.choices(range(len(line) + 1), k=2))
+    line = chance.choice([line, line[:place], line[:place] + noise + line[end:], noise, line + noise]).replace(
+        "\n", " "
+    )
+    fmt = logformat.entries()[chance.choice([name, chance.choice(list(logformat.entries()))])]
+    fields, reason = logformat.parse(
+        fmt, line, DATED, ["date", "time", "c-ip", "cs-method", "cs-uri-stem", "sc-status"]
+    )
+    assert (fields is None) != (reason is None)
+    if fields and fmt.has_time() and not fmt.json:
+        assert isinstance(fields["time"], datetime)
+    if fields and fields.get("status") is not None:
+        assert 0 <= fields["status"] <= 999
+
+
+ANY_LINE = (st.randoms(use_true_random=False), st.sampled_from(sorted(FILES)), st.text(max_size=20))
+test_any_line_is_good_or_has_a_reason = seed(0)(
+    settings(max_examples=300, deadline=None, database=None)(given(*ANY_LINE)(check_any_line))
+)
+test_any_of_5000_lines_is_good_or_has_a_reason = pytest.mark.full(
+    seed(1)(settings(max_examples=5000, deadline=None, database=None)(given(*ANY_LINE)(check_any_line)))
+)
+
+
+MORE = [
+    [r"^(?<time>\S+) (?<level>\w+) (?<host>\S+) (?<message>.*)$", {}, [f"{text} INFO w x" for text in (
+        "2025-03-29T22:01:00.001Z", "2025-03-29T22:01:00.123456789+01:00", "20250329T220100Z", "2025-03-29", "2025-02-30T00:00:00Z",
+        "2025-03-29T22:01", "2025-03-29T25:01:00", "1743285660", "20000000000", "29/Mar/2025:22:00:00+0100", "2025-03-29T22:01:00+99:00", "2025/3/9")]],
+    [r"(?<time>\S+ \S+) (?<message>.*)", {"time_format": "%d.%m.%Y %H:%M:%S"}, ["29.03.2025 22:00:01 x", "31.04.2025 22:00:01 x"]],
+    [r"(?<epoch>\S+) (?<message>.*)", {}, [f"{text} x" for text in ("1743285660007", "1743285660.5", "1743285660000007", "50000000000", "-5", "0", "x")]],
+    [r"(?<epoch>\d+) (?<message>.*)", {"epoch_unit": "ms"}, ["50000000000 x", "1743285660007 x"]],
+    [r"(?<host>\S+) (?<message>.*)", {}, ["web01 a b", "w "]],
+    ["combined", {}, [*access(1, request="-", status=408), *access(1, request=r"\x16\x03", status=400), *access(1, agent=r"a \"b\" c"), *access(1, user="john doe"),
+                      *access(1, request="GET /"), *access(1, " junk"), *access(1, " 0.5"), *access(1, front="www.example.org:80 "), *access(1, client="2001:db8::1")]],
+    ["syslog", {}, ["Feb 29 12:00:00 web01 sshd[900]: x", "Feb 30 12:00:00 web01 sshd[900]: x", "Dec 31 23:59:59 web01 a: x\u2028y\x85z"]],
+    ["json_lines", {}, ['{"time": 1743285660, "msg": "x"}', '{"time": "yesterday", "msg": "x"}', '{"msg": "x"}', "[1]", '{"a": 1']],
+]  # fmt: skip
+
+PROGRAM = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from pyspark.sql import SparkSession, functions as F
+import logformat
+from formats import parse
+settings = {"spark.ui.enabled": False, "spark.driver.host": "127.0.0.1", "spark.sql.session.timeZone": "UTC", "spark.sql.shuffle.partitions": 1}
+spark = SparkSession.builder.master("local[1]").config(map=settings).getOrCreate()
+jobs = {}
+for fmt, header, line, _ in logformat.samples():
+    jobs.setdefault((fmt.name, header), (fmt, header, []))[2].append(line)
+jobs = list(jobs.values()) + [(logformat.resolve(text, **options), None, lines) for text, options, lines in json.loads(sys.argv[2])]
+different, compared = [], 0
+for fmt, header, lines in jobs:
+    lines = [*lines, "", "x", "a\\x01b"]
+    columns = tuple(logformat.w3c_columns(header)) if header else ()
+    rows = [(line, "f", number) for number, line in enumerate(lines)]
+    table = spark.createDataFrame(rows, "value string, file string, number int").withColumn("dated", F.lit(20241231))
+    for line, row in zip(lines, parse(table, fmt, {columns: ["f"]} if columns else None).orderBy("number").collect()):
+        fields, reason = logformat.parse(fmt, line, (2024, 1231), columns)
+        row = row.asDict()
+        if (fields is None) != (row["reason"] is not None):
+            different.append([fmt.name, line, str(reason), str(row["reason"])])
+        for name, value in (fields or {}).items():
+            if name in row:
+                compared += 1
+                if row[name] != value and not (isinstance(value, float) and abs(value - row[name]) < 1e-9):
+                    different.append([fmt.name, line, name, str(row[name]), str(value)])
+            elif value is not None:
+                different.append([fmt.name, line, name, "lacking"])
+print("FOUND", json.dumps([len(jobs), compared, different]))
+"""
+
+
+@pytest.mark.full
+def test_spark_makes_the_same_of_every_line(recipe_python):
+    done = subprocess.run(
+        [recipe_python("spark"), "-c", PROGRAM, ROOT / "recipes/spark", json.dumps(MORE)], capture_output=True, text=True,
+        env={**CLEAN, "SPARK_LOCAL_IP": "127.0.0.1", "TZ": "UTC"},
+    )  # fmt: skip
+    found = [line.removeprefix("FOUND ") for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    assert found, done.stderr[-3000:]
+    jobs, compared, different = json.loads(found[0])
+    assert different == []
+    assert jobs == len({(fmt.name, header) for fmt, header, *_ in logformat.samples()}) + len(MORE)
+    assert compared > 400
+
+
+# Which files are read, and what becomes of the others.
+
+
+def test_rotated_and_dated_names_are_logs_and_others_are_listed(tmp_path):
+    for name in (
+        "access.log",
+        "access.log.1",
+        "access.log-20250327",
+        "access.log.2025-03-28",
+        "_odd.log",
+        "messages",
+        "a [b] {c}*?.log",
+        "10:00:00.log",
+        "UP.LOG",
+    ):
+        write(tmp_path / name, access(5))
+    (tmp_path / "access.log.2.gz").write_bytes(gzip.compress(("\n".join(access(5)) + "\n").encode()))
+    for name in ("notes.pdf", ".hidden.log", ".git/x.log"):
+        write(tmp_path / name, ["x"])
+    (tmp_path / "elsewhere").symlink_to("/")
+    found = built(tmp_path, "combined")
+    assert len(found["paths"]) == 10
+    reasons = {one["file"].removeprefix(f"{tmp_path}/"): one["reason"] for one in found["left_out"]}
+    assert reasons.keys() == {"notes.pdf", ".hidden.log", ".git", "elsewhere"}
+    assert "its ending (.pdf)" in reasons["notes.pdf"]
+    assert "hidden" in reasons[".hidden.log"]
+    assert "a link to a folder" in reasons["elsewhere"]
+
+
+@pytest.mark.parametrize("name", ["app.weird", "access [prod].log", ".hidden", "a{b,c}.log"])
+def test_a_file_named_in_full_is_read(tmp_path, name):
+    path = write(tmp_path / name, access(5))
+    assert built(path)["paths"] == [str(path)]
+
+
+def test_braces_as_shells_have_them(tmp_path):
+    paths = [write(tmp_path / name, access(5)) for name in ("a.log", "b.log", "c.log")]
+    assert built(tmp_path / "{a,b}.log")["paths"] == [str(path) for path in paths[:2]]
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "text"),
+    [
+        ({"access.log": []}, "combined", "there are no lines"),
+        ({"access.log": FILES["combined"], "error.log": FILES["nginx_error"]}, "combined", "error.log: none of its first 60 lines fits data.format=combined"),
+        ({"access.log": FILES["combined"], "error.log": FILES["nginx_error"]}, "combined", "It looks like data.format=nginx_error (100 % of them fit)"),
+        ({"access.log": FILES["combined"], "error.log": FILES["nginx_error"]}, "auto", "the files have different formats (combined: access.log; nginx_error: error.log)"),
+    ],
+)  # fmt: skip
+def test_what_the_builder_refuses(tmp_path, files, name, text):
+    for file, lines in files.items():
+        (tmp_path / file).write_text("".join(line + "\n" for line in lines))
+    with pytest.raises(DatasetError) as caught:
+        built(tmp_path, name)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("a.log", "\n".join(access(5)).encode("utf-16"), "a.log: is UTF-16"),
+        ("a.log", gzip.compress(b"x\n"), "a.log: is packed as .gz"),
+        ("a.log.gz", b"plain text\n", "a.log.gz: Not a gzipped file"),
+    ],
+)
+def test_files_that_spark_would_misread_are_refused_by_name(tmp_path, name, content, text):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DatasetError) as caught:
+        built(tmp_path, "combined")
+    assert text in str(caught.value)
+
+
+def test_a_bom_and_windows_line_ends_and_letters_that_end_no_line(tmp_path):
+    write(tmp_path / "a.log", access(9), end="\r\n", encoding="utf-8-sig")
+    assert built(tmp_path)["format"] == "combined"
+    line = "Mar 29 22:00:00 web01 app[1]: grüße\u2028zweite \x85 Zeile"
+    assert logformat.parse(logformat.entries()["syslog"], line, DATED)[0]["message"] == "grüße\u2028zweite \x85 Zeile"
