@@ -3,8 +3,10 @@
 import glob
 import hashlib
 import json
+import os
 import re
 import shutil
+import stat
 from pathlib import Path
 
 from filelock import FileLock
@@ -39,12 +41,32 @@ def fingerprint(builder, parameters):
         digest.update(file.read_bytes())
     kept = {key: value for key, value in parameters.items() if key not in ("download_dir", "mirrors")}
     digest.update(json.dumps(kept, sort_keys=True).encode())
-    if parameters.get("path"):
-        root = Path(parameters["path"])
-        for path in sorted(root.rglob("*") if root.is_dir() else map(Path, glob.glob(str(root), recursive=True))):
-            state = path.lstat()
-            digest.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
+    for key in ("path", "test_path"):
+        for line in sorted(states(parameters.get(key) or [])):
+            digest.update(line)
     return digest.hexdigest()[:12]
+
+
+def states(text):
+    """Yields a line of bytes for each file that `text` names (a file, a folder, a glob, or a list of them): name, size, time.
+
+    Links are followed, to files and to folders: what changes behind them changes the dataset. A name that is there is no glob.
+    """
+    for name in text if isinstance(text, list) else [text]:
+        waiting = [(found, ()) for found in ([name] if os.path.lexists(name) else glob.glob(name, recursive=True))]
+        while waiting:
+            path, above = waiting.pop()
+            try:
+                state = os.stat(path)
+                place = (state.st_dev, state.st_ino)
+                if stat.S_ISDIR(state.st_mode):
+                    if place not in above:  # else a link leads back up
+                        waiting += [(os.path.join(path, inside), (*above, place)) for inside in os.listdir(path)]
+                    continue
+                facts = f"{state.st_size} {state.st_mtime_ns}"
+            except OSError as error:  # a link to nothing, or not readable: the builder names it
+                facts = str(error.strerror)
+            yield os.fsencode(path) + f" {facts}\n".encode()
 
 
 def ensure(data, cache_dir, python, stage, log, mark):
@@ -53,16 +75,20 @@ def ensure(data, cache_dir, python, stage, log, mark):
     `data` is the composed config group: `builder` and `parameters`. Raises UserError when it cannot be built or is damaged.
     """
     parameters = dict(data["parameters"])
-    if parameters.get("path") and "://" not in parameters["path"]:
-        parameters["path"] = str(Path(parameters["path"]).expanduser().absolute())
+    for key in ("path", "test_path"):
+        if parameters.get(key) and "://" not in parameters[key]:
+            parameters[key] = str(Path(parameters[key]).expanduser().absolute())
     folder = Path(cache_dir) / f"{data['builder']}-{fingerprint(data['builder'], parameters)}"
+    # It appears whole or not at all, so one that is there needs no lock: a shared cache may be read-only.
+    if folder.exists():
+        return folder, check(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not folder.exists():
                 stage.update(f"building {folder.name}")
                 arguments = [
-                    f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+                    f"{key}={value if isinstance(value, str) and not _is_json(value) else json.dumps(value)}"
                     for key, value in parameters.items()
                 ]
                 run_tool(
@@ -79,6 +105,15 @@ def ensure(data, cache_dir, python, stage, log, mark):
             "set cache_dir=... or COOKBOOK_CACHE to a folder with room"
         ) from None
     return folder, check(folder)
+
+
+def _is_json(text):
+    """Whether a builder would take the text for something else: a column that is called 1, or null."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def check(folder):
@@ -99,5 +134,9 @@ def check(folder):
     if problems:
         raise UserError(
             f"dataset folder {folder} is damaged: {'; '.join(problems)}. Have it built again: rm -r {folder}"
+        )
+    if empty := [part for part, number in manifest.get("rows", {}).items() if not number]:
+        raise UserError(
+            f"dataset folder {folder} has no rows in: {', '.join(empty)}; choose other files or settings (data.*)"
         )
     return manifest

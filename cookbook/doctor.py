@@ -393,9 +393,11 @@ def remedy(tools):
     """One line for the reader: the command that installs these tools on this machine."""
     name = manager()
     if name is None:
-        words, _ = packages_of(tools, "apt")
-        return f"no package manager of apt-get, dnf, brew, conda was found; Debian's names are: {' '.join(words)}"
-    line, without = install_line(tools, name)
+        words, without = packages_of(tools, "apt")
+        line = "no package manager of apt-get, dnf, brew, conda was found"
+        line += f"; Debian's names are: {' '.join(words)}" if words else ""
+    else:
+        line, without = install_line(tools, name)
     places = [f"{tool.name} comes from {tool.elsewhere or 'your system'}" for tool in without]
     return "   and ".join(filter(None, [line, *places]))
 

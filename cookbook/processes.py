@@ -162,7 +162,9 @@ def run_tool(argv, stage, log, failure, mark, environment=None):
     if process.returncode:
         words = "\n  ".join(last)
         raise UserError(
-            "\n".join(filter(None, [f"{failure} (exit status {process.returncode}):\n  {words}", certificates.advice(words)]))
+            "\n".join(
+                filter(None, [f"{failure} (exit status {process.returncode}):\n  {words}", certificates.advice(words)])
+            )
         )
     return last
 

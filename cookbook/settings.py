@@ -245,6 +245,9 @@ def prepared(words):
         if key not in defaults and not (key in mappings or key.startswith("recipe.driver.")):
             raise UserError(_no_such_setting(word, key, [*defaults, *mappings]))
         default = defaults.get(key)
+        # A default that only points at another setting is of that one's kind.
+        while isinstance(default, str) and (other := re.fullmatch(r"\$\{([\w.]+)\}", default)):
+            default = defaults.get(other[1])
         text = (isinstance(default, str) or default is None) and (isinstance(default, str) or TEXTS.search(key))
         if text and given.setdefault(key, value) != value:
             raise UserError(
@@ -318,25 +321,39 @@ def _no_such_setting(word, key, names):
 
 
 def with_defaults_of_mode(words):
-    """Overrides, preceded by those that belong to the recipe's chosen mode; what the words themselves set, wins.
+    """Overrides, preceded by those that belong to the recipe's chosen mode and scale; what the words themselves set, wins.
 
     A mode (`driver.switch` names the setting that chooses it, `driver.modes` has what it brings) may work on other data than
-    its recipe's default, and Hydra must know that before it composes.
+    its recipe's default, and a scale (`driver.scales`) may shorten what only this recipe does; Hydra must know that before it
+    composes.
     """
     chosen = {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
     path = CONF / f"recipe/{chosen.get('recipe')}.yaml"
     driver = yaml.safe_load(path.read_text())["driver"] if path.exists() else {}
-    if "switch" not in driver:
-        return list(words)
-    names = chosen.get(f"recipe.{driver['switch']}", "").split(",")
-    wanted = [driver["modes"].get(name, {}).get("overrides", {}) for name in names]
+    found = _overrides_of("scale", driver.get("scales", {}), chosen)
+    if "switch" in driver:
+        found |= _overrides_of(f"recipe.{driver['switch']}", driver["modes"], chosen)
+    return [f"{key}={_as_word(value)}" for key, value in found.items()] + list(words)
+
+
+def _overrides_of(key, choices, chosen):
+    """{setting: value} that a choice brings and the command line does not set."""
+    names = chosen.get(key, "").split(",")
+    wanted = [choices.get(name, {}).get("overrides", {}) for name in names]
     wanted = [{key: value for key, value in overrides.items() if key not in chosen} for overrides in wanted]
     if any(overrides != wanted[0] for overrides in wanted):
         raise UserError(
-            f"recipe.{driver['switch']}={','.join(names)} needs different settings ({wanted}): sweep over modes that share "
-            "theirs, or say them all on the command line"
+            f"{key}={','.join(names)} needs different settings ({wanted}): sweep over choices that share theirs, or say "
+            "them all on the command line"
         )
-    return [f"{key}={value}" for key, value in wanted[0].items()] + list(words)
+    return wanted[0]
+
+
+def _as_word(value):
+    """A value of a settings file as Hydra reads it on the command line."""
+    if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value):
+        return value
+    return json.dumps(value)
 
 
 def comments_of(*files):

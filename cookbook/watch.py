@@ -47,7 +47,7 @@ class Watcher:
             if (seconds := time.monotonic() - self._launched) > self.start_timeout_seconds:
                 raise UserError(self._nobody(seconds))
         silence = time.monotonic() - self._last_news
-        if silence > self.stall_timeout_seconds:
+        if self.first_start and silence > self.stall_timeout_seconds:
             raise UserError(self._stall(silence))
 
     def _look_around(self):

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pyarrow.parquet as pq
+from _common import DatasetError
 from petastorm.codecs import ScalarCodec
 from petastorm.etl.dataset_metadata import materialize_dataset
 from petastorm.unischema import Unischema, UnischemaField
@@ -14,6 +15,9 @@ from pyspark.sql.types import FloatType, LongType
 
 
 def local_spark(folder, name):
+    address_of(folder)
+    # Java writes a name that its locale cannot spell as question marks.
+    os.environ["LC_ALL"] = "C.UTF-8"
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ["PYSPARK_PYTHON"] = sys.executable  # the executors' Python must have the packages
     return (
@@ -21,6 +25,16 @@ def local_spark(folder, name):
         .config("spark.sql.session.timeZone", "UTC").config("spark.sql.shuffle.partitions", 4).config("spark.ui.showConsoleProgress", False)
         .config("spark.sql.execution.arrow.pyspark.enabled", True).getOrCreate()
     )  # fmt: skip
+
+
+def address_of(folder):
+    """The folder as Petastorm and Spark take it: they decode nothing, so blanks and umlauts stand there as they are."""
+    path = str(folder.absolute())
+    if bad := set(path) & set("#?,"):
+        raise DatasetError(
+            f"{path}: Petastorm's addresses end at {min(bad)!r}; set cache_dir=... or COOKBOOK_CACHE to a folder without it"
+        )
+    return f"file://{path}"
 
 
 def scalar_schema(name, columns):
@@ -37,7 +51,7 @@ def write_store(spark, frame, folder, schema, rows_per_group):
     A row group is what a reader reads, and shuffles, at once: here it is a file. Small stores get seven of them, so that workers have
     something to share; the last one is smaller: groups seldom divide evenly.
     """
-    url, count = folder.as_uri(), frame.count()
+    url, count = address_of(folder), frame.count()
     rows_per_group = min(rows_per_group, count // 7 + 1)
     with materialize_dataset(spark, url, schema):
         frame.coalesce(1).sortWithinPartitions("id").write.option("maxRecordsPerFile", rows_per_group).option(

@@ -1,52 +1,395 @@
-"""Flights of your own: Parquet or CSV files (plain or .gz) with the columns of the flights table; a list of them, nothing is copied.
+"""Flights of your own: Parquet or delimited text, plain or packed. Lists the files and how to read each; copies nothing.
+
+Looks at the beginning of each file before any work: its columns, its separator, its encoding. What is below `path` and not read is
+listed in the manifest's `left_out`, with the reason. Folders named `year=2013` give a column.
 
 Weather, planes and airports are those of the flights dataset; what they do not know is missing in the features.
 Licence: the user's own.
 """
 
-from glob import glob
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import os
+import re
+import zlib
+from glob import glob, has_magic
 from pathlib import Path
+from urllib.parse import unquote
 
+import pyarrow as pa
 import pyarrow.parquet as pq
-from _common import DatasetError, run_builder
+from _common import DatasetError, every_file, printable, run_builder
 from flights import build as build_tables
 
-KNOWN = (".parquet", ".csv", ".gz")
+NUMBERS = ["year", "month", "day", "hour", "minute", "distance", "dep_delay", "arr_delay"]
+TEXTS = ["carrier", "tailnum", "origin", "dest"]
+COLUMNS = [*NUMBERS, *TEXTS, "time_hour"]
+REQUIRED = ["year", "month", "day", "hour", "minute", "carrier", "origin", "dest"]  # the others may lack in all files
+KINDS = {".parquet", ".parq", ".pq", ".csv", ".tsv"}  # endings that are read in a folder, in any case
+PACKED = {".gz", ".bz2", ".zst", ".lz4"}  # may follow them; .gz, .bz2 and .zst also stand alone
+OTHER_KINDS = {".tar", ".log", ".txt", ".json", ".jsonl", ".xml", ".sql"}  # before .gz: no flights
+MAGIC = {
+    b"PAR1": "parquet",
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bz2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PK\x03\x04": "zip",
+    b"\xd0\xcf\x11\xe0": "an old Office file",
+    b"SQLite": "SQLite",
+    b"ARROW1": "Arrow's IPC format",
+    b"ORC": "ORC",
+    b"Obj\x01": "Avro",
+}
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "\\t": "\t"}
+DECIMALS = {"point": ".", "comma": ",", ".": ".", ",": ","}
+BEGINNING = 1 << 18  # bytes of a file that are looked at
+OTHER_NAMES = {  # what such columns are called elsewhere: only to say which setting to use
+    "year": "yyyy flightyear",
+    "month": "mm flightmonth",
+    "day": "dayofmonth dd",
+    "hour": "dephour scheduledhour",
+    "minute": "depminute scheduledminute",
+    "distance": "dist miles",
+    "carrier": "opcarrier opuniquecarrier uniquecarrier reportingairline airline airlinecode marketingairline",
+    "tailnum": "tailnumber tail registration",
+    "origin": "originairport from orig departureairport",
+    "dest": "destination destinationairport destairport to arrivalairport",
+    "dep_delay": "departuredelay",
+    "arr_delay": "arrivaldelay",
+    "time_hour": "timestamp",
+}
 
 
-def build(folder, path):
+class CannotBeRead(Exception):
+    """What keeps a file from being read."""
+
+
+def build(
+    folder,
+    path,
+    columns=None,
+    separator=None,
+    decimal=None,
+    encoding=None,
+    time_format=None,
+    day_first=None,
+    missing=None,
+):
     if not path:
         raise DatasetError("which files? Say data.path=/my/flights (a file, a folder or a glob)")
-    given = Path(path).expanduser()
-    found = sorted(given.rglob("*") if given.is_dir() else map(Path, glob(str(given), recursive=True)))
-    # A file that is named twice (by a link, say) is read once.
-    files = list(dict.fromkeys(file.resolve() for file in found if not file.is_dir() and file.suffix in KNOWN))
-    if not files:
-        raise DatasetError(f"path={path}: there are no flights (files that end in {', '.join(KNOWN)})")
-    problems = [f"{file}: {problem}" for file in files if (problem := problem_of(file))]
+    names = wanted_names(columns or {})
+    settings = check_settings(separator, decimal, encoding, time_format, day_first, missing)
+    files, left_out = found_files(path)
+    readings, problems = [], []
+    for file, folder_columns in files:
+        try:
+            if reading := how_to_read(file, names, folder_columns, settings):
+                readings.append(reading)
+            else:
+                left_out.append({"file": printable(file), "reason": "empty"})
+        except (OSError, CannotBeRead) as error:
+            problems.append(f"{file}: {getattr(error, 'strerror', None) or error}")
     if problems:
         listed = "\n  ".join(problems[:20])
         raise DatasetError(
-            f"{len(problems)} of {len(files)} files cannot be read:\n  {listed}\nMend or remove them, or leave them out of path="
+            f"{len(problems)} of {len(files)} files cannot be read:\n  {listed}\n"
+            "Mend or remove them, or leave them out of data.path"
         )
+    check_columns(readings, names)
+    rows = [reading["rows"] for reading in readings]
+    if None not in rows and not sum(rows):
+        raise DatasetError(f"path={path}: the {len(files)} files have no rows")
     made = build_tables(folder, num_copies=1, keep_every=1, max_jitter_minutes=0, seed=0)
     for file in folder.glob("flights-*.parquet"):
         file.unlink()
-    own = {"name": "flights_files", "source": f"{len(files)} files of the user", "licence": "the user's own"}
-    return made | own | {"paths": [str(file) for file in files], "rows": {}, "malformed": None}
+    own = {"name": "flights_files", "source": f"{len(readings)} files of the user", "licence": "the user's own"}
+    return made | own | {
+        "rows": {} if None in rows else {"flights": sum(rows)},
+        "malformed": None,
+        "schema": {name: "of the user" for name in COLUMNS if name in readings[0]["columns"] | readings[0]["folder"]},
+        "paths": [reading["path"] for reading in readings],
+        "reading": [{key: value for key, value in reading.items() if key != "names"} for reading in readings],
+        "values": settings,
+        "left_out": sorted(left_out, key=lambda one: one["file"]),
+    }  # fmt: skip
 
 
-def problem_of(file):
-    """What keeps the file from being read, or None. A Parquet file ends with its schema, so a cut one shows here."""
+def wanted_names(columns):
+    """{column of ours: its name in the files, or "" where the user does without it}."""
+    if unknown := sorted(set(columns) - set(COLUMNS)):
+        raise DatasetError(f"data.columns.{unknown[0]} is unknown; there are: {', '.join(COLUMNS)}")
+    names = {name: name if columns.get(name) is None else str(columns[name]).strip() for name in COLUMNS}
+    if without := [name for name in REQUIRED if not names[name]]:
+        raise DatasetError(f"data.columns.{without[0]}='': no flight can do without it")
+    given = [name for name in names.values() if name]
+    if twice := sorted({name for name in given if given.count(name) > 1}):
+        ours = [f"data.columns.{name}" for name in names if names[name] == twice[0]]
+        raise DatasetError(f"{' and '.join(ours)} are both {twice[0]!r}; expected a column of its own for each")
+    return names
+
+
+def check_settings(separator, decimal, encoding, time_format, day_first, missing):
+    """The settings that say how text is read, as the recipe needs them; None: found out for each file."""
+    if separator is not None:
+        separator = SEPARATORS.get(separator, str(separator))
+        if len(separator) != 1 or separator in '"\r\n' or separator.isalnum():
+            raise DatasetError(
+                f"data.separator={separator!r}: expected one character, or one of: {', '.join(SEPARATORS)}"
+            )
+    if decimal is not None:
+        if decimal not in DECIMALS:
+            raise DatasetError(f"data.decimal={decimal!r}: expected point or comma")
+        decimal = DECIMALS[decimal]
+    if encoding is not None:
+        try:
+            "".encode(encoding)
+        except (LookupError, TypeError):
+            raise DatasetError(
+                f"data.encoding={encoding!r} is unknown; for example utf-8, utf-16, latin-1, cp1252"
+            ) from None
+    if time_format is not None and "%" not in str(time_format):
+        raise DatasetError(f"data.time_format={time_format!r}: expected a format such as '%d.%m.%Y %H:%M' (strptime's)")
+    if day_first not in (None, True, False):
+        raise DatasetError(f"data.day_first={day_first!r}: expected true (31/12/2013), false (12/31/2013) or null")
+    if missing is not None:
+        missing = [str(word) for word in ([missing] if isinstance(missing, str) else missing)]
+    return {
+        "separator": separator, "decimal": decimal, "encoding": encoding,
+        "time_format": time_format, "day_first": day_first, "missing": missing,
+    }  # fmt: skip
+
+
+def found_files(path):
+    """([(file, {column: text} that the names of its folders give)], [{file, reason} of each that is not read])."""
+    given = Path(os.path.abspath(Path(path).expanduser()))  # a link stays a link
+    below = len(given.parts)  # folders from here on are the dataset's own
+    if os.path.lexists(given):
+        roots, any_ending = [given], True
+    else:
+        below = next((number for number, part in enumerate(given.parts) if has_magic(part)), below)
+        roots, any_ending = sorted(map(Path, glob(str(given), recursive=True))), not has_magic(given.suffix or "*")
+        if not roots:
+            what = "nothing matches it" if has_magic(str(given)) else "there is no such file or folder"
+            raise DatasetError(f"data.path={path}: {what}")
+    files, left_out, seen = [], {}, {}
+    for root in roots:
+        is_folder = root.is_dir()
+        named = any_ending and not is_folder
+        for file, problem in every_file(root) if is_folder else [(root, None)]:
+            reason = (None if named else why_not(file, root)) or problem
+            if not reason and not file.is_file():
+                reason = "no regular file" if file.exists() else "link to nothing"
+            real = os.path.realpath(file)
+            if not reason and real in seen and seen[real] != file:
+                reason = f"the same file as {printable(seen[real])}"
+            if reason:
+                left_out[printable(file)] = reason
+            elif real not in seen:
+                seen[real] = file
+                files.append((file, folder_columns(file, below)))
+    left_out = [
+        {"file": file, "reason": left_out[file]} for file in left_out.keys() - set(map(printable, seen.values()))
+    ]
+    if not files:
+        why = "; ".join(f"{one['file']}: {one['reason']}" for one in left_out[:5])
+        raise DatasetError(
+            f"data.path={path}: there are no flights (files that end in {', '.join(sorted(KINDS))}, "
+            f"plain or packed: {', '.join(sorted(PACKED))})" + (f". Left out: {why}" if why else "")
+        )
+    return files, left_out
+
+
+def why_not(file, root):
+    """Why a file that was not named in full is not read, or None."""
+    inside = file.relative_to(root) if file != root else Path(file.name)
+    if hidden := next((part for part in inside.parts if part[0] in "._" and "=" not in part), None):
+        return f"{hidden} begins with {hidden[0]}, which hides it; name the file in data.path to have it read"
+    *_, before, last = ["", "", *(ending.lower() for ending in file.suffixes)]
+    if last in KINDS or (last in PACKED and before not in OTHER_KINDS):
+        return None
+    ending = before + last if last in PACKED else last or "(none)"
+    return f"the ending {ending} is not known; name the file in data.path to have it read"
+
+
+def folder_columns(file, below):
+    """{name: (text, whether the folder is one of the dataset's own)} of the folders named name=text around a file."""
+    found = {}
+    for number, part in enumerate(file.parts[:-1]):
+        name, equals, text = part.partition("=")
+        if equals and name:
+            found[unquote(name)] = None if text == "__HIVE_DEFAULT_PARTITION__" else unquote(text), number >= below
+    return found
+
+
+def how_to_read(file, names, folder_columns, settings):
+    """How the recipe shall read a file: a dictionary for the manifest. None for an empty file; raises CannotBeRead."""
+    with open(file, "rb") as content:
+        begin = content.read(16)
+    kind = next((kind for magic, kind in MAGIC.items() if begin.startswith(magic)), "text")
+    size = file.stat().st_size
+    if not size:
+        return None
+    made = {
+        "path": str(file),
+        "bytes": size,
+        "format": "csv",
+        "packed": None,
+        "encoding": None,
+        "separator": None,
+        "rows": None,
+    }
+    if kind == "parquet" or (kind == "text" and file.suffix.lower() in (".parquet", ".parq", ".pq")):
+        made |= {"format": "parquet"} | parquet_facts(file, {name for name in names.values() if name})
+    elif kind in ("text", "gzip", "bz2", "zstd", "lz4"):
+        made["packed"] = None if kind == "text" else kind
+        facts = text_facts(beginning(file, made["packed"]), names, settings)
+        if facts is None:
+            return None
+        made |= facts
+    else:
+        raise CannotBeRead(
+            f"it is {'a zip archive (or an .xlsx sheet)' if kind == 'zip' else kind}; export it as CSV or Parquet"
+        )
+    twice = sorted({name for name in made["names"] if name in names.values() and made["names"].count(name) > 1})
+    if twice:
+        raise CannotBeRead(f"it has the column {twice[0]} {made['names'].count(twice[0])} times; expected each once")
+    made["columns"] = {ours: theirs for ours, theirs in names.items() if theirs in made["names"]}
+    # A folder above data.path gives what the file lacks; one of the dataset's own must agree with the file.
+    made["folder"] = {
+        ours: folder_columns[theirs][0]
+        for ours, theirs in names.items()
+        if theirs in folder_columns and (folder_columns[theirs][1] or ours not in made["columns"])
+    }
+    return made
+
+
+def beginning(file, packed):
+    """The first bytes of a file, unpacked."""
     try:
-        if file.suffix == ".parquet":
-            pq.ParquetFile(file).close()
-        else:
-            with open(file, "rb") as content:
-                content.read(1)
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        return getattr(error, "strerror", None) or str(error)
+        with opened(file, packed) as content:
+            return content.read(BEGINNING)
+    except (EOFError, OSError, zlib.error, ValueError) as error:
+        if getattr(error, "strerror", None):
+            raise
+        raise CannotBeRead(f"its packed content ({packed}) is damaged: {error}") from None
+
+
+def opened(file, packed):
+    """A binary stream of the unpacked content."""
+    if packed in ("zstd", "lz4"):
+        return pa.CompressedInputStream(pa.OSFile(str(file)), packed)
+    return {"gzip": gzip.open, "bz2": bz2.open, None: open}[packed](file, "rb")
+
+
+def text_facts(begin, names, settings):
+    """Encoding, separator and column names of a text file. None for a file without anything in it."""
+    if not begin:
+        return None
+    encoding = settings["encoding"] or next((found for mark, found in MARKS.items() if begin.startswith(mark)), None)
+    if encoding is None and b"\0" in begin[:4096]:
+        zeros = [begin[start:4096:2].count(0) for start in (0, 1)]
+        if max(zeros) > 10 * min(zeros):
+            order = "le" if zeros[1] > zeros[0] else "be"
+            raise CannotBeRead(
+                f"it looks like UTF-16 without its mark at the beginning; say data.encoding=utf-16-{order}"
+            )
+        raise CannotBeRead("it is no text: it has zero bytes")
+    encoding = encoding or "utf-8"
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(begin).removeprefix("\ufeff")
+    if not text.strip():
+        return None
+    csv.field_size_limit(1 << 30)
+    wanted = {name for name in names.values() if name}
+    headers = {}
+    for separator in [settings["separator"]] if settings["separator"] else [",", ";", "\t", "|"]:
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        headers[separator] = [name.strip() for name in next(row for row in rows if row)]
+    # Where no column has a name that is wanted, the separator that gives the most columns is shown.
+    best = max(headers, key=lambda one: (len(wanted & set(headers[one])), len(headers[one])))
+    return {"encoding": encoding, "separator": best, "names": headers[best]}
+
+
+def parquet_facts(file, wanted):
+    """Rows and column names of a Parquet file, which ends with its schema: so a cut one shows here."""
+    try:
+        with pq.ParquetFile(file) as content:
+            schema, rows = content.schema_arrow, content.metadata.num_rows
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are ValueErrors
+        raise CannotBeRead(str(error).splitlines()[0]) from None
+    return {"rows": rows, "names": schema.names, "types": {f.name: str(f.type) for f in schema if f.name in wanted}}
+
+
+def check_columns(readings, names):
+    """Raises DatasetError where a column is missing, or is of a kind that no such value has."""
+    used = {name for reading in readings for name in reading["columns"] | reading["folder"]}
+    problems = []
+    for reading in readings:
+        there = reading["columns"] | reading["folder"]
+        lacking = [name for name in COLUMNS if name not in there and (name in REQUIRED or name in used)]
+        # A column of another name is a mapping that was forgotten, not a column that the user does without.
+        near = {name: near_name(name, reading["names"], names) for name in COLUMNS if name not in there and names[name]}
+        lacking += [name for name in near if near[name] and name not in lacking]
+        if lacking:
+            said = " ".join(f"data.columns.{name}={quoted(near.get(name) or '...')}" for name in lacking)
+            without = [name for name in lacking if name not in REQUIRED]
+            problems.append(
+                f"{reading['path']} lacks the columns {', '.join(names[name] or name for name in lacking)}; it has: "
+                f"{', '.join(reading['names'][:60])}. Say which they are: {said}"
+                + (f" (without one: data.columns.{without[0]}='')" if without else "")
+            )
+        for ours, theirs in reading["columns"].items():
+            if (kind := reading.get("types", {}).get(theirs)) and (reason := wrong_type(ours, kind)):
+                problems.append(f"{reading['path']}: {theirs} is of type {kind}, {reason}")
+    if problems:
+        raise DatasetError("\n  ".join(problems[:5]) + (f"\n  and {len(problems) - 5} more" if problems[5:] else ""))
+
+
+def near_name(ours, there, names):
+    """A column of the file that is probably meant, or None."""
+    taken = set(names.values())
+    alike = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(there) if name not in taken}
+    for candidate in [ours.replace("_", ""), *OTHER_NAMES[ours].split()]:
+        if candidate in alike:
+            return alike[candidate]
     return None
+
+
+def quoted(name):
+    return name if re.fullmatch(r"[\w.-]+", name) else f'"{name}"'
+
+
+def wrong_type(ours, kind):
+    """Why a column of a Parquet file cannot be what it is taken for, or None."""
+    kind = re.sub(r"^dictionary<values=(.+?), indices=.*$", r"\1", kind)
+    number = re.fullmatch(r"u?int\d+|float|double|halffloat|decimal\d*\(.*\)", kind)
+    text = kind in (
+        "string",
+        "large_string",
+        "string_view",
+        "binary",
+        "large_binary",
+        "binary_view",
+    ) or kind.startswith("fixed_size_binary")
+    if kind == "null" or text:
+        return None
+    if ours == "time_hour":
+        if kind.startswith("date"):
+            return "which has no hour; expected a timestamp"
+        return None if kind.startswith("timestamp") or number else "expected a timestamp"
+    if number:
+        return None
+    return f"expected {'a number' if ours in NUMBERS else 'a text'}"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Makes the environments that the chosen tests need, before any of them is timed. Run: python -m tests.prepare [pytest's words]"""
 
+import contextlib
+import io
 import re
 import sys
 
@@ -30,9 +32,11 @@ def recipes_of(items) -> list[str]:
 
 def main(words):
     collected = Collected()
-    status = pytest.main(["--collect-only", "-qq", "-p", "no:terminal", "-p", "no:xdist", *words], plugins=[collected])
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        status = pytest.main(["--collect-only", "-q", *words], plugins=[collected])
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        sys.exit(pytest.main(["--collect-only", "-qq", *words]))
+        print(said.getvalue())
+        sys.exit(int(status))
     make_all(recipes_of(collected.items))
 
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from cookbook import ROOT, report, runs
+from cookbook import ROOT, UserError, bootstrap, doctor, report, runs
 from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook
 from tests.requirements import skip
 
@@ -46,11 +46,17 @@ def test_the_driver_under_a_launcher_by_mistake(tmp_path, name, launcher):
     assert f"{name}=0: the driver was started by {launcher}, once per rank" in output
 
 
-def test_without_a_compiler_nothing_is_started(tmp_path):
-    _, folder, output = run_cookbook(*SMOKE, output_root=tmp_path, status=1, environment={"PATH": str(tmp_path)})
-    assert "recipe horovod needs tools that this machine lacks" in output
-    assert "c++: missing. Install it: apt-get install g++" in output
-    assert folder is None
+def test_without_a_compiler_nothing_is_started(monkeypatch):
+    monkeypatch.setattr(doctor, "is_made", lambda recipe: False)
+    monkeypatch.setattr(doctor, "manager", lambda: "apt")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError) as error:
+        doctor.require(["c++", "headers"], "horovod")
+    assert "recipe horovod needs what this machine lacks" in str(error.value)
+    assert "c++: missing" in str(error.value)
+    assert "apt-get install" in str(error.value)
+    assert "g++" in str(error.value)
 
 
 @pytest.mark.parametrize("root", ["/proc/nope", "a-file"])
@@ -109,10 +115,11 @@ def test_a_full_disk_is_said_and_harms_nothing(tmp_path):
     if mounted.returncode:
         skip("root", f"a small tmpfs cannot be mounted here (needs root): {mounted.stderr.strip()}")
     try:
+        (small / "environments").symlink_to(bootstrap.cache_dir() / "environments")
         content, _, output = run_cookbook(*SMOKE, f"cache_dir={small}", output_root=tmp_path / "out", status=1)
         assert "No space left on device" in output
         assert content["status"] == "failed"
-        assert [path.name for path in small.iterdir() if not path.name.endswith(".lock")] == []
+        assert [path.name for path in small.iterdir() if not path.name.endswith(".lock")] == ["environments"]
     finally:
         subprocess.run([*sudo, "umount", str(small)], check=True)
 
@@ -142,6 +149,8 @@ def test_ctrl_c_while_workers_start(tmp_path):
 
 def test_ctrl_c_while_the_data_is_built(tmp_path):
     cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "environments").symlink_to(bootstrap.cache_dir() / "environments")
     driver = Driver(
         "recipe=horovod",
         "data=images",
@@ -154,7 +163,7 @@ def test_ctrl_c_while_the_data_is_built(tmp_path):
     assert driver.end()[0] == 130
     assert driver.no_process_left()
     assert latest(tmp_path / "out", "horovod")[0]["reason"] == "interrupted by SIGINT during stage 'data'"
-    assert [path.name for path in cache.iterdir() if not path.name.endswith(".lock")] == [], (
+    assert [path.name for path in cache.iterdir() if not path.name.endswith(".lock")] == ["environments"], (
         "nothing half-built is left"
     )
 

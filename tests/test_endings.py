@@ -97,7 +97,14 @@ except signals.Interrupted as error:
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("place", ["safe", "stuck"])
 def test_a_signal_ends_a_run_at_a_safe_point_or_when_patience_ends(name, place):
-    process = subprocess.Popen([sys.executable, "-c", LISTENER, place], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    # The suite itself may have been started by nohup.
+    process = subprocess.Popen(
+        [sys.executable, "-c", LISTENER, place],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(getattr(signal, name))
     seconds, said = process.communicate(timeout=15)[0].splitlines()

@@ -127,7 +127,8 @@ def test_no_terraform(tmp_path):
         text=True,
         env={**CLEAN, "PATH": str(tmp_path)},
     )
-    assert "terraform: missing; apt-get install terraform" in done.stderr
+    assert "terraform: missing" in done.stderr
+    assert "HashiCorp's package source" in done.stderr
 
 
 def test_terraform_is_formatted():

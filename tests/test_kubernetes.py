@@ -178,14 +178,14 @@ def pods_in(value):
         ("tensorflow", "recipe.strategy=parameter_server", "cluster=kubernetes: recipe.strategy=multi_worker"),
         (
             "pytorch",
-            "+data.parameters.path=/home/me/images",
+            ["data=image_folder", "data.path=/home/me/images"],
             "is on this machine: copy the dataset to the claim 'cookbook-shared'",
         ),
     ],
 )
 def test_what_cannot_run_on_pods(recipe, word, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        objects_of(recipe, word)
+        objects_of(recipe, *([word] if isinstance(word, str) else word))
 
 
 @pytest.mark.full

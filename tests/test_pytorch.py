@@ -164,10 +164,9 @@ def test_a_port_that_is_taken(tmp_path):
 
 def test_a_checkpoint_of_another_mode_is_refused(tmp_path, undisturbed):
     _, folder, _ = undisturbed("recipe=pytorch", "recipe.mode=fsdp", *SHORT)
-    (checkpoint,) = folder.glob("checkpoints/step-*")
     words = ["recipe=pytorch", "recipe.mode=tensor_parallel", *SHORT, f"resume={folder}"]
     _, _, output = run_cookbook(*words, output_root=tmp_path, status=1)
-    assert f"checkpoint {checkpoint} is of mode=fsdp, this run is mode=tensor_parallel" in output
+    assert "recipe.mode is 'fsdp' there and 'tensor_parallel' here" in output
 
 
 @pytest.mark.parametrize("words", [[], ["recipe.mode=fsdp", *SHORT]], ids=["ddp", "fsdp"])

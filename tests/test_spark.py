@@ -265,5 +265,5 @@ def test_java_is_asked_for_before_any_work(tmp_path, version, text):
     )  # fmt: skip
     assert done.returncode == 1
     assert text in done.stdout + done.stderr
-    assert "apt-get install openjdk-17" in done.stdout + done.stderr
+    assert "openjdk-17-jre-headless" in done.stdout + done.stderr
     assert not (tmp_path / "out/spark").exists()

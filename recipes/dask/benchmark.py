@@ -41,7 +41,7 @@ flights = flights.merge(weather, on=["origin", "time_hour"], how="left").merge(p
 flights = f.calendar_features(flights, split)
 train = flights[(flights["part"] == "train") & flights["late"].notna()]
 counted = [train.groupby([name, "fold"])["late"].agg(["sum", "count"]).reset_index().rename(columns={name: "value"}).assign(column=name) for name in f.ENCODED]
-flights = f.encode(flights, *f.encodings(pd.concat(counted)))
+flights = f.encode(flights, *f.encodings(pd.concat(counted), train["late"].sum(), len(train)))
 flights[["id", "scheduled", "part", "late", *f.CATEGORIES, *f.NUMERIC]].to_parquet(out / "features.parquet")
 print("RESULT", time.perf_counter() - begun, float(flights["origin_delay_2h"].sum()), flush=True)
 """

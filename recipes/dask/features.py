@@ -14,6 +14,7 @@ LATE_MINUTES = 15  # arriving later than this counts as late
 WINDOW = pd.Timedelta(hours=2)  # how far the recent delays look back
 LONGEST = pd.Timedelta(hours=24)  # no departure delay is longer: ingest.py sees to it
 SMOOTHING = 50.0  # flights that the overall share weighs in a target encoding
+MOST_PARTITIONS = 500  # that flights are read as
 NUM_FOLDS = 5  # parts of the training flights for target encoding
 ENCODED = ["carrier", "dest", "tailnum"]  # encoded by their share of late flights
 CATEGORIES = ["origin", "carrier"]  # also as they are: few values
@@ -31,7 +32,11 @@ def features(config, run, days):
     Returns the moment at which the test part begins, and the numbers of rows.
     """
     divisions, split = calendar_of(days, config.rows_per_partition, config.test_share)
-    flights = dd.read_parquet(f"{config.output_dir}/flights")
+    flights = read_folder(f"{config.output_dir}/flights")
+    if flights.npartitions == 1:
+        flights = flights.repartition(
+            npartitions=2
+        )  # of a single partition Dask forgets the divisions that set_index is told
     # Distributed: rows travel to the partition that has their day (a shuffle); from here on partitions follow each other in time.
     flights = flights.set_index("scheduled", divisions=divisions, shuffle_method="tasks")
     meta = recent_delays(flights._meta)
@@ -54,8 +59,7 @@ def features(config, run, days):
     flights = flights.merge(airports, on="dest", how="left")
     flights = flights.map_partitions(calendar_features, split)
     # Distributed: partial sums in each partition, added up in a tree; the result is small, and comes back here.
-    counts = late_counts(flights[flights["part"] == "train"])
-    prior, tables = encodings(counts.compute())
+    prior, tables = encodings(*dd.compute(*late_counts(flights[flights["part"] == "train"])))
     columns = [
         "id",
         "scheduled",
@@ -68,7 +72,7 @@ def features(config, run, days):
     flights = flights.map_partitions(encode, prior, tables)[columns]
     folder = f"{config.output_dir}/features"
     flights.to_parquet(folder, write_index=False, overwrite=True, name_function=lambda n: f"part-{n:05d}.parquet")
-    table = dd.read_parquet(folder, columns=["part", "late"])
+    table = read_folder(folder, ["part", "late"])
     known = table["late"].notnull()
     train, test, labelled, rows = dd.compute(
         *[((table["part"] == part) & known).sum() for part in ("train", "test")], known.sum(), table["part"].count()
@@ -80,6 +84,22 @@ def features(config, run, days):
         "train_rows": int(train),
         "test_rows": int(test),
     }
+
+
+def read_folder(folder, columns=None):
+    """The Parquet files of a folder as a Dask frame: a partition for each file, or for several where there are very many.
+
+    Not by `dd.read_parquet`, which joins small files as it sees fit, another way for each choice of columns, and takes * and [ in the
+    folder's name for a pattern.
+    """
+    files = sorted(map(str, Path(folder).glob("*.parquet")))
+    together = -(-len(files) // MOST_PARTITIONS)
+    groups = [files[start : start + together] for start in range(0, len(files), together)]
+    return dd.from_map(read_files, groups, columns=columns, meta=read_files(files[:1], columns).iloc[:0])
+
+
+def read_files(paths, columns):
+    return pd.concat([pd.read_parquet(path, columns=columns) for path in paths])
 
 
 def small(config, name, columns, names=None):
@@ -138,20 +158,19 @@ def calendar_features(flights, split):
 
 
 def late_counts(train):
-    """Late flights and flights for each value and fold, a lazy frame: column, value, fold, late, flights."""
+    """Late flights and flights, lazy: (for each value and fold, a frame: column, value, fold, sum, count; all late ones; all)."""
     train = train[train["late"].notnull()]
     found = []
     for name in ENCODED:
         grouped = train.groupby([name, "fold"])["late"].agg(["sum", "count"]).reset_index()
         found.append(grouped.rename(columns={name: "value"}).assign(column=name))
-    return dd.concat(found)
+    return dd.concat(found), train["late"].sum(), train["late"].count()
 
 
-def encodings(counts):
+def encodings(counts, num_late, num_flights):
     """(share of late flights, {column: table of value and fold -> share}). A row of the training part is encoded without its own fold:
     its own label must not be in its features. Fold -1, all of them, is for the test part. Smoothed (Micci-Barreca 2001)."""
-    tables, whole = {}, counts[counts["column"] == ENCODED[0]]
-    prior = whole["sum"].sum() / whole["count"].sum()
+    tables, prior = {}, num_late / num_flights if num_flights else np.nan
     for name, own in counts.groupby("column"):
         by_fold = own.pivot_table(index="value", columns="fold", values=["sum", "count"], fill_value=0.0)
         by_fold = by_fold.reindex(
@@ -170,7 +189,8 @@ def encodings(counts):
 
 def encode(flights, prior, tables):
     fold = flights["fold"].where(flights["part"] == "train", -1)
-    for name, table in tables.items():
+    for name in ENCODED:
         keys = pd.MultiIndex.from_arrays([flights[name], fold])
-        flights = flights.assign(**{f"{name}_late_share": table.reindex(keys).fillna(prior).to_numpy()})
+        share = tables[name].reindex(keys).fillna(prior).to_numpy() if name in tables else np.nan
+        flights = flights.assign(**{f"{name}_late_share": share})
     return flights

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import zlib
 from pathlib import Path
 
 import dask
@@ -14,25 +15,21 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-NUMBERS = ["year", "month", "day", "hour", "minute", "distance", "dep_delay", "arr_delay"]
-TEXTS = ["carrier", "tailnum", "origin", "dest"]
-TIMES = ["time_hour"]
-COLUMNS = [*NUMBERS, *TEXTS, *TIMES]
-NEEDED = ["year", "month", "day", "hour", "minute", "carrier", "origin", "dest", "time_hour"]  # no flight without them
-LONGEST_TEXT = 16  # characters: a carrier, a tail number or an airport is shorter
-MOST_DELAY = 24 * 60  # minutes; features.py relies on it
+from checking import COLUMNS, check
+from reading import plain_reading, read_part
 
 
 def ingest(config, run):
     """Writes <output_dir>/flights and <output_dir>/quarantine; returns counts, and the flights of each day for `features`."""
-    parts = parts_of(config.data_dir)
+    manifest = json.loads((Path(config.data_dir) / "manifest.json").read_text())
+    parts, values = parts_of(manifest, config.data_dir), manifest.get("values")
     folder = Path(config.output_dir)
     partial = folder / ".ingest.partial"
     shutil.rmtree(partial, ignore_errors=True)
     for name in ("flights", "quarantine"):
         (partial / name).mkdir(parents=True)
     # Distributed: nothing is computed yet; each call is a node of a graph, and `compute` sends the nodes to the workers.
-    tasks = [dask.delayed(ingest_part)(number, *part, str(partial)) for number, part in enumerate(parts)]
+    tasks = [dask.delayed(ingest_part)(number, *part, values, str(partial)) for number, part in enumerate(parts)]
     try:
         done = dask.compute(*tasks)
     except (OSError, EOFError, ValueError) as error:
@@ -40,23 +37,16 @@ def ingest(config, run):
         raise SystemExit(
             f"{error}; nothing was written. Mend or remove that file, or leave it out of data.path"
         ) from None
+    check_files(parts, done)
     counts = {key: sum(result[key] for result in done) for key in ("read", "good", "quarantined", "unknown")}
     for name in ("flights", "quarantine"):
         shutil.rmtree(folder / name, ignore_errors=True)
         (partial / name).rename(folder / name)
     partial.rmdir()
-    if not counts["good"]:
-        raise SystemExit(
-            f"{counts['read']:,} rows were read, and none of them is good: see {folder}/quarantine for the reasons"
-        )
-    reasons = {}
-    for result in done:
-        for reason, count in result["reasons"].items():
-            reasons[reason] = reasons.get(reason, 0) + count
-    run.table(
-        "rows in quarantine",
-        [{"reason": r, "rows": n} for r, n in sorted(reasons.items())] or [{"reason": "none", "rows": 0}],
-    )
+    reasons = reasons_of(done)
+    run.table("rows in quarantine", reasons or [{"reason": "none", "rows": 0, "example": ""}])
+    if problem := too_many(counts, reasons, config.max_malformed_share, folder):
+        raise SystemExit(problem)
     places = {}
     for result in done:
         places.setdefault((result["host"], result["pid"]), []).append(result["read"])
@@ -68,81 +58,112 @@ def ingest(config, run):
     return counts | {
         "parts": len(parts),
         "places": places,
+        "known": {name: sum(result["known"].get(name, 0) for result in done) for name in COLUMNS},
         "days": {day: int(count) for day, count in days.sort_index().items()},
     }
 
 
-def parts_of(data_dir):
-    """[(path, row group or None, its rows or None)]; raises SystemExit where a column is missing."""
-    manifest = json.loads((Path(data_dir) / "manifest.json").read_text())
-    paths = manifest.get("paths") or sorted(map(str, Path(data_dir).glob("flights-*.parquet")))
+def parts_of(manifest, data_dir):
+    """[(how to read a file, row group or None, its rows or None)] of all files of the dataset."""
+    readings = manifest.get("reading")
+    if readings is None:  # a dataset of our own: Parquet, with our names
+        readings = [plain_reading(str(path), COLUMNS) for path in sorted(Path(data_dir).glob("flights-*.parquet"))]
     parts = []
-    for path in paths:
-        if path.endswith(".parquet"):
+    for reading in readings:
+        path = reading["path"]
+        if not os.path.exists(path) or os.path.getsize(path) != reading["bytes"]:
+            raise SystemExit(
+                f"{path} is not the file that it was when the dataset was made; run again, once nobody writes to it"
+            )
+        if reading["format"] == "parquet":
             footer = pq.read_metadata(path)
-            check_columns(path, footer.schema.to_arrow_schema().names)
-            for group in range(footer.num_row_groups):
-                parts.append((path, group, footer.row_group(group).num_rows))
-        elif os.path.getsize(path):  # an empty file has no rows, nor a header
-            try:
-                header = pd.read_csv(path, nrows=0)
-            except (OSError, EOFError, ValueError) as error:
-                raise SystemExit(
-                    f"{path} cannot be read: {error}. Mend or remove it, or leave it out of data.path"
-                ) from None
-            check_columns(path, list(header))
-            parts.append((path, None, None))
+            groups = [(group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)]
+            parts += [(reading, group, rows) for group, rows in groups if rows]
+        else:
+            parts.append((reading, None, None))
     if not parts:
-        raise SystemExit(f"the {len(paths)} files have no rows")
+        raise SystemExit(f"the {len(readings)} files have no rows")
     return parts
 
 
-def check_columns(path, names):
-    if missing := [name for name in COLUMNS if name not in names]:
-        raise SystemExit(f"{path} lacks the columns {', '.join(missing)}; it has: {', '.join(names)}")
+def check_files(parts, done):
+    """Raises SystemExit unless the tasks have read the parts of the manifest's files, each once, and each whole."""
+    asked = [(reading["path"], group, rows) for reading, group, rows in parts]
+    found = [
+        (*result["part"], result["read"] if rows is not None else None)
+        for result, (*_, rows) in zip(done, asked, strict=True)
+    ]
+    if found != asked:
+        other = next((f, a) for f, a in zip(found, asked, strict=True) if f != a)
+        raise SystemExit(f"what was read is not what the manifest lists: {other[0]} instead of {other[1]}")
 
 
-def ingest_part(number, path, group, num_rows, folder):
-    """Runs on a worker. Returns counts, reasons, flights per day, and where it ran."""
-    told = {"pid": os.getpid(), "host": socket.gethostname(), "unknown": 0, "reasons": {}, "days": {}}
+def reasons_of(done):
+    """[{reason, rows, example}], the most frequent first."""
+    rows, examples = {}, {}
+    for result in done:
+        for reason, (count, example) in result["reasons"].items():
+            rows[reason] = rows.get(reason, 0) + count
+            examples.setdefault(reason, example)
+    return [
+        {"reason": reason, "rows": rows[reason], "example": examples[reason]}
+        for reason in sorted(rows, key=lambda r: (-rows[r], r))
+    ]
+
+
+def too_many(counts, reasons, limit, folder):
+    """What is wrong with the shares of good and quarantined rows, or None."""
+    if not counts["read"]:
+        return "the files have no rows"
+    told = "; ".join(f"{one['rows']:,} rows: {one['reason']} (such as: {one['example']})" for one in reasons[:3])
+    if not counts["good"]:
+        return f"{counts['read']:,} rows were read, and none of them is good. {told}. See {folder}/quarantine"
+    if counts["quarantined"] > limit * counts["read"]:
+        return (
+            f"{counts['quarantined']:,} of {counts['read']:,} rows are in quarantine, "
+            f"more than max_malformed_share={limit:g} allows. "
+            f"{told}. See {folder}/quarantine; settings of the dataset (data.*) say how values are to be read"
+        )
+    return None
+
+
+def ingest_part(number, reading, group, num_rows, values, folder):
+    """Runs on a worker. Returns counts, reasons, flights per day, values per column, and where it ran."""
+    path = reading["path"]
+    told = {"pid": os.getpid(), "host": socket.gethostname(), "part": (path, group)}
+    told |= {"unknown": 0, "reasons": {}, "days": {}, "known": {}}
     try:
-        rows = read_part(path, group)
+        rows, broken = read_part(reading, group)
     except EOFError:
         raise ValueError(f"{path} is cut off: its packed content ends too early") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, zlib.error) as error:
         if group is None:
             raise ValueError(f"{path} cannot be read: {error}") from None
         reason = "the row group cannot be read"
-        lost = pd.DataFrame(
-            {
-                "file": [path],
-                "row": [-1],
-                "rows": [num_rows],
-                "reason": [f"{reason}: {group}"],
-                "content": [str(error)[:200]],
-            }
-        )
-        lost.to_parquet(f"{folder}/quarantine/part-{number:05d}.parquet", index=False)
-        return told | {
-            "read": num_rows,
-            "good": 0,
-            "quarantined": num_rows,
-            "unknown": num_rows,
-            "reasons": {reason: num_rows},
+        lost = {
+            "file": [path],
+            "row": [-1],
+            "rows": [num_rows],
+            "reason": [f"{reason}: {group}"],
+            "content": [str(error)[:200]],
         }
-    flights, reason = check(rows)
+        pd.DataFrame(lost).to_parquet(f"{folder}/quarantine/part-{number:05d}.parquet", index=False)
+        lost = {"read": num_rows, "good": 0, "quarantined": num_rows, "unknown": num_rows}
+        return told | lost | {"reasons": {reason: (num_rows, f"{path}, row group {group}")}}
+    flights, reason = check(rows, broken, reading["folder"], values, has_nulls=reading["format"] == "parquet")
     bad = reason.notna()
-    first = 0 if group is None else sum(pq.read_metadata(path).row_group(n).num_rows for n in range(group))
+    first = sum(pq.read_metadata(path).row_group(n).num_rows for n in range(group or 0))
     if bad.any():
-        content = [" ".join(map(str, values))[:200] for values in rows[bad].to_numpy()]
-        quarantine = {
-            "file": path,
-            "row": first + rows.index[bad],
-            "rows": 1,
-            "reason": reason[bad],
-            "content": content,
-        }
-        pd.DataFrame(quarantine).to_parquet(f"{folder}/quarantine/part-{number:05d}.parquet", index=False)
+        content = [
+            broken[number][1] if number in broken else " ".join(map(str, line))[:200]
+            for number, line in zip(rows.index[bad], rows[bad].to_numpy(), strict=True)
+        ]
+        quarantine = pd.DataFrame(
+            {"file": path, "row": first + rows.index[bad], "rows": 1, "reason": reason[bad], "content": content}
+        )
+        quarantine.to_parquet(f"{folder}/quarantine/part-{number:05d}.parquet", index=False)
+        examples = quarantine.groupby("reason")["content"].agg(["size", "first"])
+        told["reasons"] = {name: (int(row["size"]), f"{row['first'][:100]}") for name, row in examples.iterrows()}
     # An id that any order of the tasks gives alike.
     flights.insert(0, "id", number * 2**32 + flights.index.to_numpy(dtype="int64"))
     flights = flights[~bad]
@@ -150,41 +171,5 @@ def ingest_part(number, path, group, num_rows, folder):
     days = flights["scheduled"].dt.strftime("%Y-%m-%d").value_counts()
     return told | {
         "read": len(rows), "good": len(flights), "quarantined": int(bad.sum()),
-        "reasons": reason[bad].value_counts().to_dict(), "days": days.to_dict(),
+        "days": days.to_dict(), "known": {name: int(flights[name].notna().sum()) for name in COLUMNS},
     }  # fmt: skip
-
-
-def read_part(path, group):
-    if group is None:
-        return pd.read_csv(path, usecols=COLUMNS, dtype=str, encoding_errors="replace")[COLUMNS]
-    with pq.ParquetFile(path) as file:
-        return file.read_row_group(group, columns=COLUMNS).to_pandas()[COLUMNS]
-
-
-def check(rows):
-    """(flights with the right types and `scheduled`, reason of each row: missing where it is good)."""
-    flights, reason = pd.DataFrame(index=rows.index), pd.Series(None, index=rows.index, dtype="object")
-
-    def object_to(bad, text):
-        reason[bad & reason.isna()] = text
-
-    for name in NUMBERS:
-        flights[name] = pd.to_numeric(rows[name], errors="coerce").astype("float64")
-        object_to(flights[name].isna() & rows[name].notna() & (rows[name].astype(str) != "NA"), f"{name} is no number")
-    for name in TEXTS:
-        flights[name] = rows[name].astype("str")
-        object_to(flights[name].str.len() > LONGEST_TEXT, f"{name} is longer than {LONGEST_TEXT} characters")
-        object_to(flights[name].str.contains("\ufffd", na=False), f"{name} is not UTF-8")
-    for name in TIMES:
-        flights[name] = (
-            pd.to_datetime(rows[name], errors="coerce", utc=True).dt.tz_localize(None).astype("datetime64[us]")
-        )
-    for name in NEEDED:
-        object_to(flights[name].isna(), f"{name} is missing")
-    for name in ("dep_delay", "arr_delay"):
-        object_to(flights[name].abs() > MOST_DELAY, f"{name} is more than a day")
-    days = pd.to_datetime(flights[["year", "month", "day"]], errors="coerce")
-    clock = pd.to_timedelta(flights["hour"] * 60 + flights["minute"], unit="min")
-    object_to(days.isna() | ~flights["hour"].between(0, 24) | ~flights["minute"].between(0, 59), "no such day or hour")
-    flights["scheduled"] = (days + clock).astype("datetime64[us]")
-    return flights, reason

@@ -26,25 +26,77 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from features import CATEGORIES, NUMERIC
+from features import CATEGORIES
 from store import read_store
 
+LEAST_TRAIN, LEAST_TEST = 50, 10  # flights that arrived; fewer teach, or say, nothing
+FOLDS = 3  # of the random search
+# Of each model: how many late and as many other flights it must have, and in which part of the training flights.
+NEEDS = {
+    "logistic_regression": [(1, "the training part")],
+    "incremental": [(1, "the training part")],
+    "random_search": [(FOLDS, "its sample of the training part")],
+    "boosted_trees": [(1, "the first four fifths of the training part"), (1, "the last fifth of the training part")],
+}
 
-def read(config, part):
+
+def read(config, part, columns):
     """(features: a Dask frame, late: a Dask series of 0.0 and 1.0) of one part of the store, flights that arrived only."""
-    columns = [*CATEGORIES, *NUMERIC, *(["dep_delay"] if config.horizon == "after_departure" else [])]
     table = read_store(config, [*columns, "late", "part"])
     table = table[(table["part"] == part) & table["late"].notnull()]
     return table[columns], table["late"]
 
 
-def learn(config, run, client):
-    """Trains, saves, loads and judges the models; returns {model}_auc."""
-    (train, late), (test, test_late) = read(config, "train"), read(config, "test")
+def lacking(late, least, where):
+    """Why labels (0.0 and 1.0) are not enough to learn from or to judge by, or None."""
+    for value, kind in ((1.0, "late"), (0.0, "not late")):
+        if (found := int(np.sum(late == value))) < least:
+            return f"{where} has {found} of {len(late):,} flights that are {kind}; {least} or more are needed"
+    return None
+
+
+def unfit(train_late, test_late, columns):
+    """Why nothing can be learned, or None."""
+    for late, least, where in ((train_late, LEAST_TRAIN, "training"), (test_late, LEAST_TEST, "test")):
+        if len(late) < least:
+            return f"the {where} part has {len(late)} flights with a label (arr_delay); {least} or more are needed"
+    if not columns:
+        return "no feature differs among the training flights"
+    return lacking(train_late, 1, "the training part") or lacking(test_late, 1, "the test part")
+
+
+def sample_of(y, config):
+    """Numbers of the blocks that the random search is done on."""
+    return list(range(0, y.numblocks[0], max(1, y.numblocks[0] // config.search_blocks)))
+
+
+def unfit_for(name, y, config):
+    """Why a model cannot be trained on these labels (a Dask array), or None."""
+    if name == "random_search":
+        parts = [y.blocks[sample_of(y, config)].compute()]
+    elif name == "boosted_trees":
+        late = y.compute()
+        parts = np.split(late, [int(0.8 * len(late))])
+    else:
+        parts = [y.compute()]
+    return next(
+        (problem for part, need in zip(parts, NEEDS[name], strict=True) if (problem := lacking(part, *need))), None
+    )
+
+
+def learn(config, run, client, columns):
+    """Trains, saves, loads and judges the models on the features `columns`; returns {model}_auc.
+
+    A model that lacks what it needs (NEEDS) is skipped, with the reason.
+    """
+    (train, late), (test, test_late) = read(config, "train", columns), read(config, "test", columns)
+    if reason := unfit(*dask.compute(late, test_late), columns):
+        run.skip("learn", reason)
+        return {}
+    categories = [name for name in CATEGORIES if name in columns]
     # Distributed: every step of the preprocessing is fitted by all workers (means, medians, categories), and stays lazy until then.
     prepare = make_pipeline(
-        Categorizer(columns=CATEGORIES),
-        DummyEncoder(columns=CATEGORIES),
+        *([Categorizer(columns=categories), DummyEncoder(columns=categories)] if categories else []),
         FunctionTransformer(as_floats),
         SimpleImputer(strategy="mean"),
         StandardScaler(),
@@ -63,6 +115,9 @@ def learn(config, run, client):
     for name, train_model in candidates.items():
         if name not in config.models:
             continue
+        if reason := unfit_for(name, y, config):
+            run.skip(f"learn/{name}", reason)
+            continue
         started = time.perf_counter()
         model, setting = train_model()
         path = Path(config.output_dir) / "models" / f"{name}.joblib"
@@ -80,7 +135,8 @@ def learn(config, run, client):
         )
         result[f"{name}_auc"] = float(score)
     run.table("late flights", rows)
-    return result | {"auc": max(result.values()), "late_share": float(np.mean(truth)), "test_flights": len(truth)}
+    best = {"auc": max(result.values())} if result else {}
+    return result | best | {"late_share": float(np.mean(truth)), "test_flights": len(truth)}
 
 
 def blocks_of(frame):
@@ -124,13 +180,13 @@ def incremental(x, y, config):
 
 def random_search(x, y, config):
     """Settings of the same linear model by chance, each judged by cross-validation on a sample of the blocks."""
-    blocks = range(0, x.numblocks[0], max(1, x.numblocks[0] // config.search_blocks))
-    sample, labels = dask.compute(x.blocks[list(blocks)], y.blocks[list(blocks)])
+    blocks = sample_of(y, config)
+    sample, labels = dask.compute(x.blocks[blocks], y.blocks[blocks])
     estimator = SGDClassifier(loss="log_loss", average=True, random_state=config.seed)
     grid = {"alpha": np.logspace(-5, -1, 9).tolist(), "penalty": ["l2", "l1", "elasticnet"]}
     # Distributed: every candidate and fold is a task of one graph; folds and the like that they share are computed once.
     search = RandomizedSearchCV(
-        estimator, grid, n_iter=config.search_candidates, cv=3, scoring="roc_auc", random_state=config.seed
+        estimator, grid, n_iter=config.search_candidates, cv=FOLDS, scoring="roc_auc", random_state=config.seed
     ).fit(sample, labels)
     return search.best_estimator_, str(search.best_params_)
 

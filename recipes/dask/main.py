@@ -44,7 +44,7 @@ def work(config, run, workers):
         "ingest": lambda done: ingest(config, run),
         "features": lambda done: features(config, run, done["ingest"]["days"]),
         "store": lambda done: store(config, run),
-        "learn": lambda done: learn(config, run, workers.client),
+        "learn": lambda done: learn(config, run, workers.client, done["store"]["chosen"]),
     }
     done = {}
     for number, (name, step) in enumerate(steps.items()):

@@ -26,6 +26,8 @@ def check_settings(config):
         raise SystemExit(f"models=[]: expected some of {', '.join(MODELS)}; without any, leave learn out of steps")
     if not 0 < config.test_share < 1:
         raise SystemExit(f"test_share={config.test_share}: expected a share between 0 and 1")
+    if not 0 <= config.max_malformed_share <= 1:
+        raise SystemExit(f"max_malformed_share={config.max_malformed_share}: expected a share from 0 to 1")
     for key in ("rows_per_partition", "memory_mb", "search_candidates", "search_blocks", "num_trees"):
         if getattr(config, key) < 1:
             raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 1")

@@ -10,17 +10,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from features import NUMERIC
+from features import CATEGORIES, NUMERIC
 
 STATISTICS = ("count", "missing", "mean", "std", "min", "max")
 
 
 def read_store(config, names=None):
-    """The feature store, or some columns of it, as a Dask frame: a partition for each file.
-
-    Not by `dd.read_parquet`, which joins small files as it sees fit, another way for each choice of columns: arrays made of two such
-    frames would not have the same blocks.
-    """
+    """The feature store, or some columns of it, as a Dask frame: a partition for each file."""
     files = sorted(map(str, (Path(config.output_dir) / "features").glob("*.parquet")))
     return dd.from_map(read_file, files, names=names)
 
@@ -51,12 +47,35 @@ def store(config, run):
     rows = [{"feature": name, **statistics[name], "correlation with late": correlations[name]} for name in numbers]
     run.table("features", rows)
     best = max(correlations, key=lambda name: abs(correlations[name]))
+    chosen, left_out = choose(table, numbers)
+    if left_out:
+        run.skip("features", "left out of the models: " + "; ".join(left_out))
     return {
+        "chosen": chosen,
         "files": len(files),
         "features": len(numbers),
         "strongest": best,
         "strongest_correlation": correlations[best],
     }
+
+
+def choose(table, numbers):
+    """(names of the features that differ among the training flights with a label, sentences on the others)."""
+    train = table[(table["part"] == "train") & table["late"].notnull()]
+    # Distributed: one graph for all; of the categories only the different values travel.
+    lazy = train[numbers].min(), train[numbers].max(), *[train[name].drop_duplicates() for name in CATEGORIES]
+    least, most, *values = dask.compute(*lazy)
+    values = {name: sorted(found) for name, found in zip(CATEGORIES, values, strict=True)}
+    empty = [name for name in numbers if np.isnan(least[name])]
+    constant = [name for name in numbers if least[name] == most[name]]
+    alone = [name for name in CATEGORIES if len(values[name]) < 2]
+    said = [f"{', '.join(empty)} (no training flight has a value)"] if empty else []
+    said += [f"{name} (always {least[name]:g})" for name in constant]
+    said += [
+        f"{name} (always {values[name][0]})" if values[name] else f"{name} (no training flight has a value)"
+        for name in alone
+    ]
+    return [name for name in (*CATEGORIES, *numbers) if name not in (*empty, *constant, *alone)], said
 
 
 def correlate(table, numbers):

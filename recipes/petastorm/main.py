@@ -31,7 +31,7 @@ def main():
     dist.init_process_group("gloo")  # Distributed: torchrun started world_size copies of this program; meet the others.
     rank, world_size = dist.get_rank(), dist.get_world_size()
     check_settings(config, world_size)
-    check_row_groups(config)
+    check_row_groups(config, rank, world_size)
     torch.manual_seed(config.seed)
     manifest = json.loads((Path(config.data_dir) / "manifest.json").read_text())
     network = make_network(manifest, config.width)

@@ -24,7 +24,7 @@ from petastorm import make_batch_reader
 from petastorm.tf_utils import make_petastorm_dataset
 from sklearn.metrics import roc_auc_score
 
-from readers import check_row_groups, columns_of, leave, reader_settings, whole
+from readers import addresses_of, check_row_groups, columns_of, label_of, leave, reader_settings, whole
 from runrecord import RunRecord, load_config
 from settings import check_settings
 
@@ -34,7 +34,7 @@ def main():
     # Distributed: TF_CONFIG tells this process who the others are, and which of them it is.
     rank, world_size = cluster["task"]["index"], len(cluster["cluster"]["worker"])
     config = check_settings(load_config(), world_size)
-    check_row_groups(config)
+    check_row_groups(config, rank, world_size)
     num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
     tf.config.threading.set_inter_op_parallelism_threads(num_threads)
@@ -102,10 +102,11 @@ def make_steps(strategy, model, optimizer):
     return add_up, train_step
 
 
-def batches_of_tensors(reader, batch_size, shuffle_rows, seed, names):
+def batches_of_tensors(reader, batch_size, shuffle_rows, seed, manifest):
     """A tf.data pipeline of (ids, features, late), from the chunks of a Petastorm reader."""
+    names, label = manifest["features"], label_of(manifest)
     dataset = make_petastorm_dataset(reader).map(
-        lambda chunk: (chunk.id, tf.stack([getattr(chunk, name) for name in names], axis=1), chunk.late)
+        lambda chunk: (chunk.id, tf.stack([getattr(chunk, name) for name in names], axis=1), getattr(chunk, label))
     )
     # Chunks are row groups; they are cut up, mixed, and put together again. Shapes are lost on the way from Python.
     dataset = dataset.map(
@@ -124,9 +125,9 @@ def train_epoch(add_up, train_step, manifest, config, epoch, step, rank, world_s
     settings = reader_settings(config, columns_of(manifest), rank, world_size, seed, config.max_rows)
     loss_sum, num_rows, first_step = 0.0, 0, step
     none = (np.empty(0, np.int64), np.empty((0, len(manifest["features"])), np.float32), np.empty(0, np.float32))
-    with whole(make_batch_reader(Path(config.data_dir, "train").absolute().as_uri(), **settings)) as reader:
+    with whole(make_batch_reader(addresses_of(f"{config.data_dir}/train"), **settings)) as reader:
         batches = batches_of_tensors(
-            reader, config.global_batch_size // world_size, config.shuffle_rows, seed, manifest["features"]
+            reader, config.global_batch_size // world_size, config.shuffle_rows, seed, manifest
         )
         stream = batches.as_numpy_iterator()
         while config.max_steps is None or step < config.max_steps:
@@ -149,11 +150,11 @@ def evaluate(model, manifest, config):
     """AUC on the test store. It is small: each worker judges all of it, and the evidence sees that they agree."""
     settings = reader_settings(config, columns_of(manifest), None, None, None) | {"reader_pool_type": "dummy"}
     scores, truth = [], []
-    with make_batch_reader(Path(config.data_dir, "test").absolute().as_uri(), **settings) as reader:
+    with make_batch_reader(addresses_of(f"{config.data_dir}/test"), **settings) as reader:
         for chunk in reader:
             features = np.stack([getattr(chunk, name) for name in manifest["features"]], axis=1)
             scores.append(model(features).numpy()[:, 0])
-            truth.append(chunk.late)
+            truth.append(getattr(chunk, label_of(manifest)))
     return float(roc_auc_score(np.concatenate(truth), np.concatenate(scores)))
 
 

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from readers import label_of
+
 
 class Standardise(nn.Module):
     """(x - mean) / std, column by column; the numbers come with the dataset, and stay with the network."""
@@ -50,7 +52,7 @@ def sum_of_losses(model, batch, manifest):
     if manifest["task"] == "digits":
         return F.cross_entropy(logits, torch.from_numpy(np.asarray(batch["label"])), reduction="sum")
     return F.binary_cross_entropy_with_logits(
-        logits[:, 0], torch.from_numpy(np.asarray(batch["late"], dtype=np.float32)), reduction="sum"
+        logits[:, 0], torch.from_numpy(np.asarray(batch[label_of(manifest)], dtype=np.float32)), reduction="sum"
     )
 
 
@@ -59,4 +61,4 @@ def scores_of(network, batch, manifest):
     logits = network(inputs_of(batch, manifest))
     if manifest["task"] == "digits":
         return logits.argmax(1).numpy(), batch["label"]
-    return logits[:, 0].numpy(), batch["late"]
+    return logits[:, 0].numpy(), batch[label_of(manifest)]

@@ -5,6 +5,7 @@ number of workers, leaves its rank. So the batches, and with them the result, do
 """
 
 import functools
+import json
 import operator
 import os
 import random
@@ -13,11 +14,14 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 from petastorm import TransformSpec, make_batch_reader, make_reader
 from petastorm.predicates import in_lambda
 from petastorm.workers_pool.dummy_pool import DummyPool
+from pyarrow import types
+from pyarrow.fs import LocalFileSystem
 
 # Petastorm 0.13 still uses the part of pyarrow that pyarrow 14 calls old.
 warnings.filterwarnings("ignore", category=FutureWarning, module="petastorm")
@@ -38,13 +42,12 @@ def chunks_of(store, config, manifest, shard, num_shards, epoch, limit=None):
         yield from arrow_chunks(store, names, shard, num_shards, seed, limit)
         return
     common = reader_settings(config, names, shard, num_shards, seed, limit)
-    url = Path(store).absolute().as_uri()
     if config.reader in COLUMN_READERS:
-        with whole(make_batch_reader(url, **common)) as reader:
+        with whole(make_batch_reader(addresses_of(store), **common)) as reader:
             for chunk in reader:
                 yield {name: getattr(chunk, name) for name in names}
         return
-    with whole(make_reader(url, transform_spec=row_transform(manifest), **common)) as reader:
+    with whole(make_reader(address_of(store), transform_spec=row_transform(manifest), **common)) as reader:
         rows = []
         for row in reader:
             rows.append(row)
@@ -114,23 +117,108 @@ def reader_settings(config, names, shard, num_shards, seed, limit=None):
     return common
 
 
-def check_row_groups(config):
-    """Raises SystemExit when a store has fewer row groups than there are shards: some shards would be empty."""
+def check_row_groups(config, rank=0, world_size=1):
+    """Raises SystemExit when a store does not fit: its files, row groups, columns, rows, or values that no network can take.
+
+    Distributed: each rank looks at the values of its own share of the row groups; together they see all of them before training.
+    """
+    manifest = json.loads((Path(config.data_dir) / "manifest.json").read_text())
     for part in ("train", "test"):
-        store = f"{config.data_dir}/{part}"
-        number = sum(pq.read_metadata(path).num_row_groups for path in sorted(Path(store).glob("*.parquet")))
+        store, number, num_rows = f"{config.data_dir}/{part}", 0, 0
+        files = files_of(store, manifest)
+        if config.reader == "row" and not Path(store, "_common_metadata").exists():
+            raise SystemExit(
+                f"{store} was not written by Petastorm: recipe.reader=row cannot read it; say batch or arrow"
+            )
+        for path in files:
+            file = pq.ParquetFile(path)
+            check_columns(file.schema_arrow, manifest, path)
+            num_rows += file.metadata.num_rows
+            for group in range(file.metadata.num_row_groups):
+                if number % world_size == rank:
+                    check_values(file.read_row_group(group, columns=columns_of(manifest)), path)
+                number += 1
         if number < config.num_shards:
             raise SystemExit(
-                f"{store} has {number} row groups, too few for num_shards={config.num_shards}: ask for fewer, or write smaller row groups "
-                "(data.parameters.rows_per_group)"
+                f"{store} has {number} row groups, too few for num_shards={config.num_shards}: ask for fewer, "
+                "or write smaller row groups (data.parameters.rows_per_group)"
             )
+        if num_rows != manifest["rows"][part]:
+            raise SystemExit(f"{store} has {num_rows:,} rows, but its manifest says {manifest['rows'][part]:,}")
+
+
+def files_of(store, manifest):
+    """The Parquet files of a store, sorted. Raises SystemExit where there are others than the manifest names, or folders."""
+    entries = [path for path in sorted(Path(store).iterdir()) if not path.name.startswith(("_", "."))]
+    if folders := [path.name for path in entries if path.is_dir()]:
+        raise SystemExit(
+            f"{store} holds folders ({', '.join(folders[:3])}): partitioned stores are not read. Write it anew "
+            "as one folder of files, the partition's value as a column"
+        )
+    files = parquet_files(store)
+    part = Path(store).name
+    listed = {name for name in manifest.get("files", {}) if name.startswith(f"{part}/") and name.endswith(".parquet")}
+    found = {f"{part}/{path.name}" for path in files}
+    if listed and listed != found:
+        raise SystemExit(
+            f"{store} has other files than its manifest: missing {sorted(listed - found)[:5]}, too many {sorted(found - listed)[:5]}"
+        )
+    return files
+
+
+def check_columns(schema, manifest, path):
+    """Raises SystemExit unless the file has the columns, once each, as numbers (of the digits: as they are encoded)."""
+    for name in columns_of(manifest):
+        if schema.names.count(name) != 1:
+            there = ", ".join(f"{field.name} ({field.type})" for field in schema)
+            raise SystemExit(f"{path}: expected one column {name!r}; there are: {there}")
+        kind = schema.field(name).type
+        number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+        if manifest["task"] != "digits" and not number:
+            raise SystemExit(
+                f"{path}: column {name!r} is {kind}, expected a number; write it anew as one, or leave it out"
+            )
+
+
+def check_values(table, path):
+    """Raises SystemExit, with the column, where a value is null, not a number or infinite."""
+    for name in table.column_names:
+        column = table[name]
+        if number := column.null_count:
+            what = "null"
+        elif types.is_floating(column.type) and (number := table.num_rows - pc.sum(pc.is_finite(column)).as_py()):
+            what = "not a finite number"
+        else:
+            continue
+        raise SystemExit(
+            f"{path}: column {name!r} has {number} values that are {what}; nothing was trained. "
+            "Fill them, or drop those rows, and write the store anew"
+        )
+
+
+def addresses_of(store):
+    """The addresses of a store's Parquet files. Given the folder, Petastorm would take every other file in it for Parquet too."""
+    return [address_of(path) for path in parquet_files(store)]
+
+
+def parquet_files(store):
+    return [path for path in sorted(Path(store).glob("*.parquet")) if not path.name.startswith(("_", "."))]
+
+
+def address_of(folder):
+    """The folder as Petastorm takes it: it decodes nothing, so blanks and umlauts stand there as they are."""
+    path = str(Path(folder).absolute())
+    if bad := set(path) & set("#?"):
+        raise SystemExit(f"{path}: Petastorm's addresses end at {min(bad)!r}; set cache_dir=... to a folder without it")
+    return f"file://{path}"
 
 
 def arrow_chunks(store, names, shard, num_shards, seed, limit):
     """The modern way: pyarrow's datasets instead of Petastorm. Same shards, same order of row groups."""
+    files = [str(path) for path in parquet_files(store)]
     # Distributed: a fragment is one row group; each process takes its own, by number.
     fragments = [
-        group for file in pyarrow.dataset.dataset(store, format="parquet", exclude_invalid_files=False, ignore_prefixes=["_", "."]).get_fragments()
+        group for file in pyarrow.dataset.dataset(files, format="parquet", filesystem=LocalFileSystem()).get_fragments()
         for group in file.split_by_row_group()
     ]  # fmt: skip
     order = list(range(len(fragments)))
@@ -144,12 +232,19 @@ def arrow_chunks(store, names, shard, num_shards, seed, limit):
 
 
 def columns_of(manifest):
-    return ["id", "late", *manifest["features"]] if manifest["task"] == "flights" else ["id", "label", "image"]
+    return (
+        ["id", "label", "image"] if manifest["task"] == "digits" else ["id", label_of(manifest), *manifest["features"]]
+    )
+
+
+def label_of(manifest):
+    """The column that is learnt: 0 or 1 in each row."""
+    return manifest.get("label", "late")
 
 
 def row_transform(manifest):
     """What Petastorm's own workers do with a row before they hand it on: of the digits they leave the picture out."""
-    return None if manifest["task"] == "flights" else TransformSpec(without_picture, removed_fields=["picture"])
+    return TransformSpec(without_picture, removed_fields=["picture"]) if manifest["task"] == "digits" else None
 
 
 def without_picture(row):

@@ -24,6 +24,11 @@ def check_settings(config, num_workers=None):
         raise SystemExit(
             f"reader={config.reader} with task=tensorflow: only make_batch_reader feeds make_petastorm_dataset here"
         )
+    if config.cache == "local-disk" and config.max_rows:
+        raise SystemExit(
+            f"cache=local-disk with max_rows={config.max_rows}: Petastorm caches no rows that it has to choose; "
+            "use recipe.cache=none, or scale.max_rows=null"
+        )
     if config.global_batch_size % config.num_shards:
         raise SystemExit(
             f"global_batch_size={config.global_batch_size} cannot be divided among num_shards={config.num_shards}; choose a multiple"

@@ -4,9 +4,11 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from urllib.parse import urlparse
 
 import torch.distributed as dist
+
+from readers import address_of, columns_of
 
 
 @contextlib.contextmanager
@@ -19,7 +21,7 @@ def open_store(config, manifest):
     answer, converter, spark = [None], None, None
     if dist.get_rank() == 0:  # Distributed: one rank runs Spark, the others only need to know where the result is.
         converter, spark = convert(folder, manifest, config)
-        answer = [unquote(urlparse(converter.cache_dir_url).path)]
+        answer = [urlparse(converter.cache_dir_url).path]
     dist.broadcast_object_list(answer, 0)
     yield answer[0]
     # Distributed: nobody may still be reading.
@@ -36,13 +38,14 @@ def convert(folder, manifest, config):
 
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ["PYSPARK_PYTHON"] = sys.executable
+    os.environ["LC_ALL"] = "C.UTF-8"  # Java writes a name that its locale cannot spell as question marks
     cache = Path(config.output_dir).absolute() / "scratch/converter"
     cache.mkdir(parents=True, exist_ok=True)
     spark = (
         SparkSession.builder.master("local[1]").appName("petastorm").config("spark.ui.enabled", False).config("spark.ui.showConsoleProgress", False)
-        .config(SparkDatasetConverter.PARENT_CACHE_DIR_URL_CONF, cache.as_uri()).getOrCreate()
+        .config(SparkDatasetConverter.PARENT_CACHE_DIR_URL_CONF, address_of(cache)).getOrCreate()
     )  # fmt: skip
-    frame = spark.read.parquet(folder).select("id", "late", *manifest["features"])
+    frame = spark.read.parquet(folder).select(*columns_of(manifest))
     # Several files, so that there is a row group for each shard.
     frame = frame.repartitionByRange(4 * config.num_shards, "id").sortWithinPartitions("id")
     return make_spark_converter(frame, parquet_row_group_size_bytes=8 << 20), spark

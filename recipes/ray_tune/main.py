@@ -19,7 +19,7 @@ from cluster import connect, require_free
 from pictures import draw_comparison, draw_schedule
 from records import Budget, Reporter, Search
 from runrecord import RunRecord, load_config
-from searches import METRIC, search_of
+from searches import METRIC, most_epochs, search_of
 from settings import check_settings
 from trainable import Classifier, Meeting, read_rows
 
@@ -27,6 +27,7 @@ from trainable import Classifier, Meeting, read_rows
 def main():
     config = check_settings(load_config())
     rows = read_rows(config)
+    most = most_epochs(config, len(rows["train_labels"]))
     with RunRecord(config.output_dir, 0, 1, role="driver", ray=ray.__version__) as run:
         # Tune notes the experiment's state every ten seconds or less often; what comes later is trained again after a kill.
         os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(config.snapshot_seconds)
@@ -35,16 +36,18 @@ def main():
         require_free(config.num_workers, need)
         check_same_space(config)
         phases = [(name, seed) for name in config.searches for seed in range(config.num_seeds)]
-        found = [search(phase, *which, len(phases), config, need, rows, run) for phase, which in enumerate(phases)]
+        found = [
+            search(phase, *which, len(phases), config, most, need, rows, run) for phase, which in enumerate(phases)
+        ]
         compare(config, found, rows, run)
 
 
-def search(phase, name, seed, num_phases, config, need, rows, run):
+def search(phase, name, seed, num_phases, config, most, need, rows, run):
     """One search, or what it found when an earlier try has finished it; see `Search.content` for what is returned."""
     path = Path(config.checkpoint_dir) / f"{name}-{seed}.json"
     if not path.exists():
         (path.parent / "experiments").mkdir(parents=True, exist_ok=True)
-        plan = search_of(name, config, config.seed + seed)
+        plan = search_of(name, config, config.seed + seed, most)
         with Search(name, seed, phase, num_phases, plan["epochs"], config, run) as under_way:
             tuner_of(under_way, plan, config, need, rows).fit()
         path.with_suffix(".partial").write_text(json.dumps(under_way.content()) + "\n")
@@ -95,7 +98,7 @@ def tuner_of(under_way, plan, config, need, rows):
 def check_same_space(config):
     """Raises SystemExit when what is to be gone on with has searched another space, or another budget: its trials would not fit."""
     path = Path(config.checkpoint_dir) / "space.json"
-    names = ["learning_rates", "momenta", "weight_decays", "budget_epochs", "epochs_per_trial", "population", "perturb_every", "width", "batch_size", "validation_share", "max_rows", "data_dir", "seed"]  # fmt: skip
+    names = ["learning_rates", "momenta", "weight_decays", "budget_epochs", "epochs_per_trial", "population", "perturb_every", "width", "batch_size", "validation_share", "max_rows", "max_steps", "data_dir", "seed"]  # fmt: skip
     mine = {name: getattr(config, name) for name in names}
     if path.exists():
         theirs = json.loads(path.read_text())

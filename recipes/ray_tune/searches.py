@@ -26,9 +26,14 @@ def space_of(config):
     }
 
 
-def search_of(name, config, seed):
+def most_epochs(config, num_rows):
+    """How many epochs over these rows a trial may train: `max_steps` bounds its optimizer steps; None: there is no bound."""
+    return max(1, config.max_steps // -(-num_rows // config.batch_size)) if config.max_steps else None
+
+
+def search_of(name, config, seed, most=None):
     """{space, num_samples, search_alg, scheduler, num_trials, epochs: the longest that a trial trains} of a search."""
-    longest, space = config.epochs_per_trial, space_of(config)
+    longest, space = min(config.epochs_per_trial, most or config.epochs_per_trial), space_of(config)
     num_trials = config.budget_epochs // longest
     # Draws what the space says, at most so many trials at a time.
     draws = BasicVariantGenerator(max_concurrent=config.num_workers, random_state=seed)
@@ -70,6 +75,6 @@ def search_of(name, config, seed):
             # A population is compared as a whole: who has to wait for it is paused, and counts as one that runs. So no limit but the resources.
             "search_alg": BasicVariantGenerator(random_state=seed),
             "scheduler": exploit,
-            "epochs": config.budget_epochs // config.population,
+            "epochs": min(config.budget_epochs // config.population, most or config.budget_epochs),
         }
     return plain

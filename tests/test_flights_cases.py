@@ -1,0 +1,692 @@
+"""Other people's tables of flights: what the builder (data/flights_files.py) and the reader (recipes/dask) make of them, by value.
+
+One process of the recipe's environment answers for all cases (tests/flights_server.py). No recipe is run here.
+"""
+
+import bz2
+import gzip
+import json
+import random
+import subprocess
+from datetime import datetime, timedelta
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cookbook import ROOT
+
+NAMES = [
+    "year",
+    "month",
+    "day",
+    "hour",
+    "minute",
+    "carrier",
+    "tailnum",
+    "origin",
+    "dest",
+    "distance",
+    "dep_delay",
+    "arr_delay",
+    "time_hour",
+]
+
+
+def flights(number=40, start=datetime(2013, 1, 20), hours_apart=31):
+    """Rows as dictionaries of texts; dates with days above and below 12, in two months and more."""
+    made = []
+    for count in range(number):
+        moment = start + timedelta(hours=hours_apart * count, minutes=count % 60)
+        made.append({
+            "year": str(moment.year), "month": str(moment.month), "day": str(moment.day), "hour": str(moment.hour), "minute": str(moment.minute),
+            "carrier": ["UA", "B6", "AA"][count % 3], "tailnum": f"N{100 + count}UA", "origin": ["JFK", "EWR"][count % 2], "dest": "ATL",
+            "distance": str(500 + count), "dep_delay": str(count - 5), "arr_delay": str(count - 9),
+            "time_hour": (moment + timedelta(hours=5)).strftime("%Y-%m-%dT%H:00:00Z"),
+        })  # fmt: skip
+    return made
+
+
+def as_text(rows, separator=",", names=None, end="\n"):
+    names = names or list(rows[0])
+    return end.join([separator.join(names), *(separator.join(row[name] for name in names) for row in rows)]) + end
+
+
+@pytest.fixture(scope="module")
+def server(recipe_python):
+    words = [recipe_python("dask"), ROOT / "tests/flights_server.py"]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+
+        def ask(path, wanted=(), program=None, steps=None, **said):
+            asked = {"path": str(path), "settings": said, "wanted": wanted, "program": program}
+            asked |= {} if steps is None else {"steps": steps}
+            print(json.dumps(asked), file=process.stdin, flush=True)
+            found = json.loads(process.stdout.readline())
+            assert "crash" not in found, found["crash"]
+            return found
+
+        yield ask
+        process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def parquet(server):
+    """Makes files in a folder by a few lines of pandas, `rows` being a table of flights()."""
+
+    def make(folder, program, rows=None):
+        folder.mkdir(parents=True, exist_ok=True)
+        source = folder.parent / f".{folder.name}.csv"
+        source.write_text(as_text(rows or flights()))
+        server(folder, program=[str(source), program])
+
+    return make
+
+
+def change(rows, **values):
+    """Rows whose values are changed: a text for all, a list for the first ones."""
+    made = [dict(row) for row in rows]
+    for name, value in values.items():
+        for row, one in zip(made, value if isinstance(value, list) else [value] * len(made), strict=False):
+            row[name] = one
+    return made
+
+
+def all_good(found, number=40):
+    assert found.get("refused") is None
+    assert (found["read"], found["good"], found["reasons"]) == (number, number, {})
+
+
+# ---- what a value means
+
+
+def test_an_ordinary_file_is_read_as_it_is(server, tmp_path):
+    (tmp_path / "flights.csv").write_text(as_text(flights()))
+    found = server(tmp_path, [*NAMES, "scheduled"])
+    all_good(found)
+    values = found["values"]
+    assert values["distance"][:3] == [500, 501, 502]
+    assert values["dep_delay"][:2] == [-5, -4]
+    assert values["carrier"][:3] == ["UA", "B6", "AA"]
+    assert values["scheduled"][1].startswith("2013-01-21T07:01:00")
+    assert values["time_hour"][0].startswith("2013-01-20T05:00:00")
+
+
+@pytest.mark.parametrize("missing", ["", "NA"])
+def test_na_is_a_carrier_where_numbers_are_missing_as_empty_fields(server, tmp_path, missing):
+    rows = change(flights(), carrier=["NA"] * 10, dep_delay=[missing] * 3)
+    (tmp_path / "flights.csv").write_text(as_text(rows))
+    found = server(tmp_path, ["carrier"])
+    if missing == "":
+        all_good(found)
+        assert found["values"]["carrier"].count("NA") == 10
+    else:
+        assert found["reasons"] == {"carrier is missing": 10}
+
+
+def test_na_is_refused_where_nothing_says_what_it_means_and_a_setting_decides(server, tmp_path):
+    (tmp_path / "flights.csv").write_text(as_text(change(flights(), carrier=["NA"] * 10)))
+    found = server(tmp_path)
+    ((reason, count),) = found["reasons"].items()
+    assert count == 10 and "say data.missing" in reason
+    all_good(server(tmp_path, missing=[]))
+    assert server(tmp_path, missing=["NA"])["reasons"] == {"carrier is missing": 10}
+
+
+def test_na_in_a_parquet_file_is_a_value(server, tmp_path, parquet):
+    parquet(tmp_path / "mine", "rows['carrier'] = 'NA'; rows.to_parquet(folder / 'f.parquet')")
+    found = server(tmp_path / "mine", ["carrier"])
+    all_good(found)
+    assert set(found["values"]["carrier"]) == {"NA"}
+
+
+def stamps(rows, form):
+    return change(rows, time_hour=[datetime.fromisoformat(row["time_hour"]).strftime(form) for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("%d/%m/%Y %H:%M", {"day_first": True}), ("%m/%d/%Y %H:%M", {"day_first": False}), ("%d.%m.%Y %H:%M:%S", {"day_first": True}),
+        ("%Y%m%d%H", {"time_format": "%Y%m%d%H"}), ("%d %b %Y %H", {"time_format": "%d %b %Y %H"}), ("%Y-%m-%d %H:%M:%S.000+00:00", {}),
+        ("%Y-%m-%dT%HZ", {}), ("%s", {}), ("%s000", {}), ("%s000000", {}), ("%s000000000", {}), ("%s.0", {}),
+    ],
+)  # fmt: skip
+def test_times_in_many_forms(server, tmp_path, form, said):
+    rows = flights()
+    form = form.replace("%s", "{:.0f}")
+    values = [datetime.fromisoformat(row["time_hour"]) for row in rows]
+    texts = [form.format(value.timestamp()) if "{" in form else value.strftime(form) for value in values]
+    (tmp_path / "flights.csv").write_text(as_text(change(rows, time_hour=texts)))
+    found = server(tmp_path, ["time_hour"], **said)
+    all_good(found)
+    assert [value[:19] for value in found["values"]["time_hour"]] == [row["time_hour"][:19] for row in rows]
+
+
+def test_day_or_month_first_is_asked_and_never_guessed(server, tmp_path):
+    (tmp_path / "flights.csv").write_text(as_text(stamps(flights(), "%d/%m/%Y %H:%M")))
+    found = server(tmp_path)
+    assert found["good"] == 0
+    assert "say data.day_first=true or false" in found["too_many"]
+    # Said wrongly: what cannot be is refused, and what can be is not the flight's own date. A day that equals its month is the same.
+    found = server(tmp_path, ["time_hour"], day_first=False)
+    assert {value[:19] + "Z" for value in found["values"]["time_hour"]} <= {row["time_hour"] for row in flights()}
+    assert sum(found["reasons"].values()) > 35
+    assert not any("missing" in reason for reason in found["reasons"])
+
+
+def test_zones_that_change_within_a_column(server, tmp_path):
+    rows = flights()
+    texts = []
+    for number, row in enumerate(rows):
+        offset = timedelta(hours=(-5, -4, 2)[number % 3])
+        local = datetime.fromisoformat(row["time_hour"]) + offset
+        texts.append(local.strftime("%Y-%m-%dT%H:%M:%S") + ("-05:00", "-0400", "+02")[number % 3])
+    (tmp_path / "flights.csv").write_text(as_text(change(rows, time_hour=texts)))
+    found = server(tmp_path, ["time_hour"])
+    all_good(found)
+    assert [value[:19] for value in found["values"]["time_hour"]] == [row["time_hour"][:19] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("distance", "inf", "distance is infinite"), ("distance", "1e999", "distance is infinite"), ("distance", "-3", "distance is negative"),
+        ("dep_delay", "late", "dep_delay is no number"), ("dep_delay", "0x10", "dep_delay is no number"), ("dep_delay", "1_0", "dep_delay is no number"),
+        ("dep_delay", "1441", "dep_delay is more than a day"), ("month", "2.5", "month is no whole number"), ("month", "13", "no such day or hour"),
+        ("minute", "60", "no such day or hour"), ("year", "13", "no such day or hour"), ("year", "", "year is missing"),
+        ("time_hour", "yesterday", "time_hour is no ISO 8601 time: say data.time_format or data.day_first"), ("time_hour", "", "time_hour is missing"),
+        ("time_hour", "2013-01-32T05:00:00Z", "time_hour is no such moment"), ("time_hour", "2013-01-20", "time_hour has no hour"),
+        ("time_hour", "1", "time_hour is a number, but no count since 1970 (seconds, milli-, micro- or nanoseconds)"),
+        ("time_hour", "2014-01-20T05:00:00Z", "time_hour is more than two days from the flight's own date"),
+        ("origin", "\ufffd", "origin is not UTF-8"), ("origin", "x" * 200_000, "origin is longer than 16 characters"),
+    ],
+)  # fmt: skip
+def test_what_is_quarantined_says_why(server, tmp_path, name, value, reason):
+    (tmp_path / "flights.csv").write_text(as_text(change(flights(), **{name: [value]})))
+    found = server(tmp_path)
+    assert (found["read"], found["good"], found["reasons"]) == (40, 39, {reason: 1})
+
+
+@pytest.mark.parametrize(
+    ("delays", "said", "wanted"),
+    [
+        (["5,0", "1,25"], {}, [5.0, 1.25]), (["5,0", "1,234"], {}, [5.0, 1.234]), (["5,0", "1.234,5"], {"decimal": "comma"}, [5.0, 1234.5]),
+        (["1,234", "2,000"], {}, None), (["1,234", "1,000"], {"decimal": "point"}, [1234.0, 1000.0]), (["1,234", "1,000"], {"decimal": "comma"}, [1.234, 1.0]),
+        (["5.0", "+6.5e0"], {}, [5.0, 6.5]),
+    ],
+)  # fmt: skip
+def test_decimal_commas(server, tmp_path, delays, said, wanted):
+    (tmp_path / "flights.csv").write_text(as_text(change(flights(), dep_delay=delays), ";"))
+    found = server(tmp_path, ["dep_delay"], **said)
+    if wanted is None:
+        ((reason, count),) = found["reasons"].items()
+        assert count == 2 and "say data.decimal" in reason
+    else:
+        all_good(found)
+        assert found["values"]["dep_delay"][:2] == wanted
+
+
+def test_whole_numbers_as_floats_and_names_as_numbers(server, tmp_path, parquet):
+    rows = change(flights(), year="2013.0", hour=["0.0"], carrier="19393.0")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/flights.csv").write_text(as_text(rows))
+    parquet(tmp_path / "mine", "rows.to_parquet(folder / 'f.parquet')", change(rows, carrier="19393"))
+    parquet(
+        tmp_path / "mine",
+        "rows['carrier'] = rows['carrier'].astype(float); rows.to_parquet(folder / 'g.parquet')",
+        change(rows, carrier="19393"),
+    )
+    found = server(tmp_path / "mine", ["carrier", "year"])
+    all_good(found, 120)
+    assert set(found["values"]["carrier"]) == {"19393"}
+    assert set(found["values"]["year"]) == {2013}
+
+
+def test_types_of_parquet_files(server, tmp_path, parquet):
+    program = """
+rows["time_hour"] = pd.to_datetime(rows["time_hour"])
+rows.to_parquet(folder / "a.parquet", coerce_timestamps="ms", allow_truncated_timestamps=True)
+rows.to_parquet(folder / "b.parquet", use_deprecated_int96_timestamps=True)
+from decimal import Decimal
+rows.assign(carrier=rows["carrier"].astype("category"), month=rows["month"].astype("category"), distance=[Decimal(int(v)) for v in rows["distance"]],
+            hour=rows["hour"].astype(str), origin=[v.encode() for v in rows["origin"]]).to_parquet(folder / "c.parquet")
+rows.set_index("time_hour").to_parquet(folder / "d.parquet")
+rows.assign(time_hour=rows["time_hour"].astype("int64")).to_parquet(folder / "e.parquet", row_group_size=7)
+"""
+    parquet(tmp_path / "mine", program)
+    found = server(tmp_path / "mine", [*NAMES])
+    all_good(found, 200)
+    assert found["rows"] == {"flights": 200}
+    for name in NAMES:
+        assert found["values"][name] == found["values"][name][:40] * 5, name
+
+
+@pytest.mark.parametrize(
+    ("program", "text"),
+    [
+        ("rows['dest'] = [[v] for v in rows['dest']]", "dest is of type list<element: string>, expected a text"),
+        ("rows['hour'] = True", "hour is of type bool, expected a number"),
+        (
+            "rows['time_hour'] = pd.to_datetime(rows['time_hour']).dt.date",
+            "time_hour is of type date32[day], which has no hour",
+        ),
+        (
+            "rows['carrier'] = pd.to_datetime(rows['time_hour'])",
+            "carrier is of type timestamp[us, tz=UTC], expected a text",
+        ),
+        ("rows = rows[:0]", "the 1 files have no rows"),
+    ],
+)
+def test_columns_of_the_wrong_type_are_refused_by_name(server, tmp_path, parquet, program, text):
+    parquet(tmp_path / "mine", f"{program}\nrows.to_parquet(folder / 'f.parquet')")
+    assert text in server(tmp_path / "mine")["refused"]
+
+
+# ---- text files
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "latin-1", "utf-16-le"])
+def test_encodings(server, tmp_path, encoding):
+    rows = change(flights(), dest=["ÅBO"])
+    (tmp_path / "flights.csv").write_bytes(as_text(rows, end="\r\n").encode(encoding))
+    if encoding == "utf-16-le":
+        assert "say data.encoding=utf-16-le" in server(tmp_path)["refused"]
+    if encoding == "latin-1":
+        assert server(tmp_path)["reasons"] == {"dest is not UTF-8": 1}
+    found = server(
+        tmp_path, ["dest"], **({} if encoding in ("utf-8-sig", "utf-16", "utf-32") else {"encoding": encoding})
+    )
+    all_good(found)
+    assert found["values"]["dest"][:2] == ["ÅBO", "ATL"]
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolon"), ("\t", "tab"), ("|", "pipe"), ("^", "^")])
+def test_separators_are_found_or_said(server, tmp_path, separator, name):
+    (tmp_path / "flights.csv").write_text(as_text(flights(), separator))
+    all_good(server(tmp_path, separator=name))
+    if name != "^":
+        all_good(server(tmp_path))
+
+
+def test_rows_that_are_not_whole_are_rows(server, tmp_path):
+    lines = as_text(flights()).splitlines()
+    lines[1] = lines[1].rpartition(",")[0]  # cut off
+    lines[2] += ",more"
+    lines[3] += ",,"  # more of nothing
+    lines.insert(4, "")
+    (tmp_path / "flights.csv").write_text("\n".join(lines))
+    found = server(tmp_path)
+    assert (found["read"], found["good"]) == (40, 38)
+    assert found["reasons"] == {
+        "the row has fewer fields than the header": 1,
+        "the row has more fields than the header": 1,
+    }
+
+
+def test_quotes(server, tmp_path):
+    rows = [row | {"note": f'"said ""hi"",\nthen, {number}"'} for number, row in enumerate(flights())]
+    (tmp_path / "flights.csv").write_text(as_text(rows))
+    all_good(server(tmp_path))
+    open_one = change(flights(), tailnum=['"N1', "N2", "N3", 'N4"'])
+    (tmp_path / "flights.csv").write_text(as_text(open_one))
+    assert "the quote that opens in line 2 has whole rows in it" in server(tmp_path)["refused"]
+    (tmp_path / "flights.csv").write_text(as_text([*flights(), change(flights(1), tailnum='"N1')[0]]))
+    assert "the quote that opens in line 42 never closes" in server(tmp_path)["refused"]
+
+
+def test_line_ends_that_are_none(server, tmp_path):
+    rows = [row | {"note": "a\u2028b\u0085c\x0bd"} for row in flights()]
+    (tmp_path / "flights.csv").write_text(as_text(rows), encoding="utf-8")
+    all_good(server(tmp_path))
+
+
+# ---- columns
+
+
+def test_columns_of_other_names(server, tmp_path):
+    rows = [{name.upper(): value for name, value in row.items()} for row in flights()]
+    (tmp_path / "flights.csv").write_text(as_text(rows))
+    refused = server(tmp_path)["refused"]
+    assert "lacks the columns year, month" in refused and "it has: YEAR, MONTH" in refused
+    mapping = dict(
+        word.removeprefix("data.columns.").split("=")
+        for word in refused.split()
+        if word.startswith("data.columns.") and "''" not in word
+    )
+    assert mapping == {name: name.upper() for name in NAMES}
+    all_good(server(tmp_path, columns=mapping))
+
+
+def test_a_table_of_the_bureau_of_transportation(server, tmp_path):
+    theirs = {
+        "carrier": "OP_CARRIER",
+        "origin": "ORIGIN",
+        "dest": "DEST",
+        "dep_delay": "DEP_DELAY",
+        "arr_delay": "ARR_DELAY",
+        "tailnum": "TAIL_NUM",
+    }
+    rows = [{theirs.get(name, name): value for name, value in row.items() if name != "time_hour"} for row in flights()]
+    (tmp_path / "flights.csv").write_text(as_text(rows))
+    assert "data.columns.carrier=OP_CARRIER" in server(tmp_path)["refused"]
+    found = server(tmp_path, ["carrier", "arr_delay", "time_hour"], columns=theirs)
+    all_good(found)
+    assert found["values"]["carrier"][:2] == ["UA", "B6"]
+    assert set(found["values"]["time_hour"]) == {None}
+
+
+def test_optional_columns_may_lack_in_all_files_but_not_in_some(server, tmp_path):
+    lean = [name for name in NAMES if name not in ("tailnum", "distance", "arr_delay", "time_hour")]
+    (tmp_path / "a.csv").write_text(as_text(flights(), names=lean))
+    all_good(server(tmp_path))
+    (tmp_path / "b.csv").write_text(as_text(flights()))
+    refused = server(tmp_path)["refused"]
+    assert "a.csv lacks the columns distance, arr_delay, tailnum, time_hour" in refused
+    without = {"tailnum": "", "distance": "", "arr_delay": "", "time_hour": ""}
+    all_good(server(tmp_path, columns=without), 80)
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ({"columns": {"planet": "x"}}, "data.columns.planet is unknown"), ({"columns": {"year": ""}}, "no flight can do without it"),
+        ({"columns": {"origin": "dest"}}, "are both 'dest'"), ({"separator": "ab"}, "expected one character"), ({"decimal": "dot"}, "expected point or comma"),
+        ({"encoding": "utf-9"}, "data.encoding='utf-9' is unknown"), ({"time_format": "iso"}, "expected a format such as"), ({"day_first": "yes"}, "expected true"),
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_sense(server, tmp_path, said, text):
+    (tmp_path / "flights.csv").write_text(as_text(flights()))
+    assert text in server(tmp_path, **said)["refused"]
+
+
+def test_a_column_that_stands_twice(server, tmp_path):
+    (tmp_path / "flights.csv").write_text(as_text(flights()).replace("tailnum", "carrier", 1))
+    assert "it has the column carrier 2 times" in server(tmp_path)["refused"]
+
+
+def test_an_empty_column_is_like_one_that_lacks(server, tmp_path):
+    (tmp_path / "flights.csv").write_text(as_text(change(flights(), time_hour="", tailnum="", arr_delay="")))
+    all_good(server(tmp_path))
+
+
+# ---- files
+
+
+def test_folders_give_columns(server, tmp_path, parquet):
+    program = """
+rows = rows.drop(columns=["year"])
+for month, part in rows.groupby("month"):
+    (folder / f"year=2013/month={month}").mkdir(parents=True)
+    part.drop(columns=["month"]).to_parquet(folder / f"year=2013/month={month}/part-0.parquet")
+(folder / "_SUCCESS").write_bytes(b"")
+"""
+    parquet(tmp_path / "mine", program, flights(9))
+    found = server(tmp_path / "mine", ["year", "month", "day"])
+    all_good(found, 9)
+    assert set(found["values"]["year"]) == {2013}
+    assert found["values"]["month"] == [1] * 9 or set(found["values"]["month"]) == {1, 2}
+    assert list(found["left_out"]) == ["_SUCCESS"]
+    one = server(tmp_path / "mine/year=2013/month=1", ["month"])  # the folders above give what the files lack
+    assert set(one["values"]["month"]) == {1} and one["read"] == one["good"] > 0
+
+
+def test_a_folder_that_contradicts_its_file(server, tmp_path):
+    (tmp_path / "mine/month=7").mkdir(parents=True)
+    (tmp_path / "mine/month=7/flights.csv").write_text(as_text(flights(5)))
+    assert server(tmp_path / "mine")["reasons"] == {"month is not what the name of its folder says": 5}
+
+
+def test_every_file_is_read_or_named(server, tmp_path, parquet):
+    text = as_text(flights())
+    parquet(tmp_path / "mine", "rows.to_parquet(folder / 'd.parq'); rows.to_parquet(folder / 'PART.PARQUET')")
+    parquet(
+        tmp_path / "mine",
+        "import pyarrow as pa\nwith pa.CompressedOutputStream(str(folder / 'e.csv.zst'), 'zstd') as f: f.write(rows.to_csv(index=False).encode())",
+    )
+    for name, content in {
+        "b.CSV": text.encode(), "c.csv.bz2": bz2.compress(text.encode()), "f.tsv": text.replace(",", "\t").encode(), "g.gz": gzip.compress(text.encode()),
+        "h.csv.gz": gzip.compress(text[:400].encode()) + gzip.compress(text[400:].encode()), "a*[1]{x}:%41.csv": text.encode(), "empty.csv": b"",
+        "notes.txt": b"hello", "_hidden.csv": text.encode(), ".dot.csv": text.encode(), "sheet.xlsx": b"PK\x03\x04", "flights": text.encode(),
+    }.items():  # fmt: skip
+        (tmp_path / "mine" / name).write_bytes(content)
+    (tmp_path / "mine/again.csv").symlink_to(tmp_path / "mine/b.CSV")
+    (tmp_path / "mine/gone.csv").symlink_to(tmp_path / "nowhere")
+    found = server(tmp_path / "mine")
+    all_good(found, 9 * 40)
+    assert sorted(found["paths"]) == sorted(
+        ["b.CSV", "c.csv.bz2", "d.parq", "PART.PARQUET", "e.csv.zst", "f.tsv", "g.gz", "h.csv.gz", "a*[1]{x}:%41.csv"]
+        if "again.csv" in found["left_out"]
+        else [
+            "again.csv",
+            "c.csv.bz2",
+            "d.parq",
+            "PART.PARQUET",
+            "e.csv.zst",
+            "f.tsv",
+            "g.gz",
+            "h.csv.gz",
+            "a*[1]{x}:%41.csv",
+        ]
+    )
+    for name in ("empty.csv", "notes.txt", "_hidden.csv", ".dot.csv", "sheet.xlsx", "flights", "gone.csv"):
+        assert found["left_out"][name], name
+    assert len(found["left_out"]) == 8
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a*[1]{x}:%41.csv", "_hidden.csv", ".dot.csv", "flights", "flights.dat", "flights.parquet.bak", "ümlaut 1.csv"],
+)
+def test_a_file_named_in_full_is_read(server, tmp_path, name):
+    (tmp_path / name).write_text(as_text(flights()))
+    (tmp_path / "a1:A.csv").write_text("what a pattern would find\n")
+    found = server(tmp_path / name)
+    all_good(found)
+    assert found["paths"] == [name]
+
+
+def test_globs_also_of_folders(server, tmp_path):
+    for name in ("2013", "2014"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f.csv").write_text(as_text(flights()))
+        (tmp_path / name / "f.dat").write_text(as_text(flights()))
+    found = server(tmp_path / "20*")
+    all_good(found, 80)
+    assert list(found["left_out"]) == ["f.dat"]
+    all_good(server(tmp_path / "*/*.dat"), 80)
+    assert "nothing matches it" in server(tmp_path / "19*")["refused"]
+    assert "there is no such file or folder" in server(tmp_path / "1999")["refused"]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"PK\x03\x04rest", "zip archive"),
+        (b"\x1f\x8bno gzip", "damaged"),
+        (b"PAR1 cut", "flights.csv:"),
+        (b"\0\1\2\0" * 99, "it has zero bytes"),
+    ],
+)
+def test_files_that_are_something_else(server, tmp_path, content, text):
+    (tmp_path / "flights.csv").write_bytes(content)
+    refused = server(tmp_path / "flights.csv")["refused"]
+    assert "1 of 1 files cannot be read" in refused and text in refused
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", as_text(flights()[:1]).splitlines()[0].encode()])
+def test_no_rows_are_refused(server, tmp_path, content):
+    (tmp_path / "flights.csv").write_bytes(content)
+    found = server(tmp_path)
+    assert "no rows" in (found.get("refused") or found["too_many"])
+
+
+# ---- what the steps need
+
+
+def many(number=600, **values):
+    """Flights of two months, late in the evening more often than in the morning."""
+    chance, made = random.Random(1), flights(number, datetime(2013, 1, 1), 0)
+    for count, row in enumerate(made):
+        moment = datetime(2013, 1, 1) + timedelta(minutes=60 * 24 * 59 * count // number + 7)
+        delay = chance.randint(-20, 30) + moment.hour
+        row |= {
+            "month": str(moment.month),
+            "day": str(moment.day),
+            "hour": str(moment.hour),
+            "minute": str(moment.minute),
+            "dep_delay": str(delay),
+        }
+        row |= {
+            "arr_delay": str(delay + chance.randint(-9, 9)),
+            "time_hour": (moment + timedelta(hours=5)).strftime("%Y-%m-%dT%H:00:00Z"),
+        }
+        row |= {
+            "tailnum": chance.choice(["N14228", "N24211", "N619AA", "N804JB"]),
+            "dest": chance.choice(["ATL", "ORD", "MIA"]),
+        }
+    return change(made, **values)
+
+
+def steps_of(server, folder, rows, files=1, **config):
+    size = -(-len(rows) // files)
+    for number in range(files):
+        (folder / f"f{number}.csv").write_text(as_text(rows[number * size : (number + 1) * size]))
+    return server(folder, steps={"models": ["incremental"]} | config)
+
+
+def test_one_ordinary_file_gives_features_and_models(server, tmp_path):
+    found = steps_of(server, tmp_path, many())
+    assert found["skipped"] == {}
+    assert found["results"]["features"]["rows"] == 600
+    assert found["results"]["learn"]["auc"] > 0.55
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"origin": "JFK"}, {"features": "origin (always JFK)"}),
+        ({"origin": "JFK", "carrier": "UA", "dest": "ATL"}, {"features": "carrier (always UA)"}),
+        ({"distance": "100"}, {"features": "distance (always 100)"}),
+        ({"distance": ""}, {"features": "distance (no training flight has a value)"}),
+        ({"tailnum": ""}, {"features": "plane_age, seats (no training flight has a value); tailnum_late_share"}),
+        ({"tailnum": "N1ZZ"}, {"features": "plane_age, seats (no training flight has a value)"}),
+        ({"time_hour": ""}, {"features": "temp, dewp, humid"}),
+        ({"dep_delay": ""}, {"features": "origin_delay_2h, carrier_delay_2h (no training flight has a value)"}),
+        ({"arr_delay": "3"}, {"learn": "the training part has 0 of"}),
+        ({"arr_delay": "30"}, {"learn": "flights that are not late"}),
+        ({"arr_delay": ""}, {"learn": "the training part has 0 flights with a label (arr_delay)"}),
+        ({"day": "5", "month": "1", "time_hour": ""}, {"learn": "the training part has 0 flights with a label"}),
+        ({"arr_delay": [str(n % 40) for n in range(470)] + [""] * 130}, {"learn": "the test part has 0 flights with a label"}),
+        ({"arr_delay": ["60", "60"] + ["1"] * 588 + ["60"] * 10}, {"learn/random_search": "2 of", "learn/boosted_trees": "last fifth"}),
+    ],
+)  # fmt: skip
+def test_a_step_without_what_it_needs_is_skipped_with_its_reason(server, tmp_path, values, said):
+    models = ["logistic_regression", "incremental", "random_search", "boosted_trees"]
+    found = steps_of(server, tmp_path, many(**values), files=2, models=models)
+    assert "refused" not in found, found
+    for step, text in said.items():
+        assert text in found["skipped"][step]
+    if "learn" not in said:
+        assert found["results"]["learn"]["incremental_auc"] > 0
+    assert found["results"]["features"]["rows"] == 600
+
+
+@pytest.mark.full
+def test_few_rows_short_partitions_and_a_missing_column(server, tmp_path):
+    found = steps_of(server, tmp_path, many(30))
+    assert (
+        found["skipped"]["learn"] == "the training part has 24 flights with a label (arr_delay); 50 or more are needed"
+    )
+    found = steps_of(server, tmp_path, many(), rows_per_partition=10)
+    assert found["results"]["features"]["rows"] == 600 and "learn" not in found["skipped"]
+    found = steps_of(server, tmp_path, [row for row in many(600)], rows_per_partition=100, horizon="after_departure")
+    assert found["results"]["learn"]["auc"] > 0.8
+    names = [name for name in NAMES if name not in ("tailnum", "dep_delay", "arr_delay", "time_hour")]
+    (tmp_path / "f0.csv").write_text(as_text(many(), names=names))
+    found = server(tmp_path, steps={"models": ["incremental"]})
+    assert found["skipped"]["learn"].startswith("the training part has 0 flights with a label")
+
+
+def test_most_rows_in_quarantine_end_the_run(server, tmp_path):
+    found = steps_of(server, tmp_path, many(dep_delay=["late"] * 300))
+    assert "300 of 600 rows are in quarantine, more than max_malformed_share=0.2 allows" in found["refused"]
+    assert "300 rows: dep_delay is no number (such as: 2013 1" in found["refused"]
+
+
+# ---- anything
+
+FIELD = st.one_of(
+    st.sampled_from(["", "NA", "nan", "inf", "-1", "0", "1e5", "1,5", "2.5", "1441", "null", "2013-02-30T05:00Z", "31/12/2013 05:00", "JFK", "\x00", "é", "9" * 30]),
+    st.sampled_from(['"', '""', '"a', 'a"b', '"a\nb"', ";", ",", "\t", "\r", "\u2028", " ", "'"]),
+    st.text(max_size=6),
+)  # fmt: skip
+
+
+@st.composite
+def files(draw):
+    rows = flights(draw(st.integers(1, 6)))
+    for _ in range(draw(st.integers(0, 6))):
+        rows[draw(st.integers(0, len(rows) - 1))][draw(st.sampled_from(NAMES))] = draw(FIELD)
+    separator = draw(st.sampled_from([",", ";", "\t"]))
+    text = as_text(rows, separator, end=draw(st.sampled_from(["\n", "\r\n", "\r"])))
+    if draw(st.booleans()):
+        place = draw(st.integers(0, len(text)))
+        text = text[:place] + draw(FIELD) + text[place + draw(st.integers(0, 30)) :]
+    content = text.encode(draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16"])), "replace")
+    content = content[: draw(st.integers(1, len(content)))] if draw(st.integers(0, 9)) == 0 else content
+    said = draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "day_first": st.booleans(),
+                "decimal": st.sampled_from(["point", "comma"]),
+                "missing": st.just(["NA"]),
+            },
+        )
+    )
+    return content, said
+
+
+def check_any(server, folder, content, said):
+    (folder / "any.csv").write_bytes(content)
+    found = server(folder, **said)
+    if "refused" in found:
+        assert len(found["refused"]) > 20 and "Traceback" not in found["refused"]
+    else:
+        assert found["read"] == found["good"] + found["quarantined"]
+        assert found["quarantined"] == sum(found["reasons"].values())
+
+
+COMMON = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+
+
+@settings(max_examples=150, **COMMON)
+@given(files())
+def test_whatever_comes_is_good_or_quarantined_or_refused(server, tmp_path_factory, made):
+    check_any(server, tmp_path_factory.getbasetemp(), *made)
+
+
+@pytest.mark.full
+@settings(max_examples=5000, **COMMON)
+@given(files())
+def test_whatever_comes_is_good_or_quarantined_or_refused_5000_times(server, tmp_path_factory, made):
+    check_any(server, tmp_path_factory.getbasetemp(), *made)
+
+
+def test_a_good_row_is_never_changed_by_the_bad_ones_beside_it(server, tmp_path):
+    """Spoilt rows among good ones: the good ones come back with the same values."""
+    chance, rows = random.Random(0), flights(200)
+    spoilt = set(chance.sample(range(200), 30))
+    made = [
+        row | {chance.choice(["distance", "dep_delay", "hour"]): "spoilt"} if n in spoilt else row
+        for n, row in enumerate(rows)
+    ]
+    (tmp_path / "flights.csv").write_text(as_text(made))
+    found = server(tmp_path, ["distance", "carrier"])
+    assert found["quarantined"] == 30
+    kept = [row for n, row in enumerate(rows) if n not in spoilt]
+    assert found["values"]["distance"] == [float(row["distance"]) for row in kept]
+    assert found["values"]["carrier"] == [row["carrier"] for row in kept]

@@ -1,0 +1,248 @@
+"""Other people's Parquet stores, and caches in odd places: read right, each file once, or refused with the reason before training."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from cookbook import ROOT, UserError, datasets
+from cookbook.eject import compose_recipe
+from tests.helpers import Silent
+
+# Makes each store in the recipe's own environment, checks it, reads it by both column readers, and prints what came out.
+PROGRAM = """
+import json, sys, warnings
+warnings.filterwarnings("ignore")
+from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
+from readers import check_row_groups, chunks_of, leave
+
+def frame(n=70, seed=0):
+    random = np.random.default_rng(seed)
+    a, b = random.normal(size=n), random.normal(size=n)
+    return pd.DataFrame({"id": np.arange(n), "late": (a + b > 0).astype("f4"), "a": a.astype("f4"), "b": b.astype("f4")})
+
+def column(values, type=None):
+    table = pa.Table.from_pandas(frame(), preserve_index=False)
+    return table.set_column(2, "a", pa.array(values, type))
+
+def save(table, folder, name="part-0.parquet", groups=7):
+    folder.mkdir(parents=True, exist_ok=True)
+    table = table if isinstance(table, pa.Table) else pa.Table.from_pandas(table, preserve_index=False)
+    pq.write_table(table, folder / name, row_group_size=max(1, table.num_rows // groups))
+
+root = Path(sys.argv[1])
+floats = frame()["a"].to_numpy()
+cases = {
+    "plain": frame(), "one_group": frame(), "ints": column((np.arange(70) % 5).astype("i2")), "bools": column(np.arange(70) % 2 == 0),
+    "hidden": frame(), "nulls": column([None if k % 10 == 0 else 1.0 for k in range(70)]),
+    "nan": column(np.where(np.arange(70) == 5, np.nan, floats)), "infinite": column(np.where(np.arange(70) == 5, np.inf, floats)),
+    "decimals": column([Decimal("1.50")] * 70), "lists": column([[1.0]] * 70), "texts": column(["1.5"] * 70),
+    "times": column(pd.date_range("2025-01-01", periods=70)), "lacking": frame().drop(columns="a"), "stray": frame(),
+    "fewer": frame().iloc[:60], "partitioned": frame(),
+}
+answers = {}
+for name, table in cases.items():
+    folder = root / name
+    if name == "partitioned":
+        for month in (1, 2):
+            save(table[table["id"] % 2 == month - 1], folder / f"train/month={month}")
+    else:
+        save(table, folder / "train", groups=1 if name == "one_group" else 7)
+    save(frame(seed=1), folder / "test")
+    files = {"train/part-0.parquet": {}, "test/part-0.parquet": {}} if name == "stray" else {}
+    if name == "stray":
+        save(frame(), folder / "train", "part-1.parquet")
+    if name == "hidden":
+        (folder / "train/_SUCCESS").write_bytes(b"")
+        (folder / "train/.part-0.parquet.crc").write_bytes(b"crc")
+        (folder / "train/_temporary").mkdir()
+        (folder / "train/notes.txt").write_text("x")
+    manifest = {"task": "flights", "features": ["a", "b"], "mean": [0, 0], "std": [1, 1], "rows": {"train": 70, "test": 70}, "files": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for reader in ("batch", "arrow", "row"):
+        config = SimpleNamespace(
+            data_dir=str(folder), seed=0, reader=reader, pool="thread", num_loader_workers=1, prefetch_chunks=4, cache="none", output_dir="",
+            num_shards=2, rows_per_chunk=100,
+        )
+        try:
+            check_row_groups(config)
+            ids, total = [], 0.0
+            for shard in range(2):
+                for chunk in chunks_of(str(folder / "train"), config, manifest, shard, 2, 0):
+                    ids += [int(value) for value in chunk["id"]]
+                    total += float(np.sum(chunk["a"], dtype="f8"))
+            answers[f"{name} {reader}"] = [sorted(ids) == list(range(70)), round(total, 3)]
+        except SystemExit as error:
+            answers[f"{name} {reader}"] = str(error)
+answers["sum"] = round(float(floats.sum(dtype="f8")), 3)
+print(json.dumps(answers))
+leave()
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(recipe_python, tmp_path_factory):
+    """What came out of all stores, in one process; they lie below a folder with a blank, an umlaut and a percent sign."""
+    root = tmp_path_factory.mktemp("stores") / "my cache ü 100%25"
+    paths = os.pathsep.join([str(ROOT / "recipes/petastorm"), str(ROOT / "runrecord")])
+    done = subprocess.run(
+        [recipe_python("petastorm"), "-c", PROGRAM, root],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("reader", ["batch", "arrow"])
+def test_stores_that_are_read(answers, reader):
+    assert answers[f"plain {reader}"] == [True, answers["sum"]]
+    assert answers[f"hidden {reader}"] == [True, answers["sum"]]
+    assert answers[f"ints {reader}"] == [True, 140]
+    assert answers[f"bools {reader}"] == [True, 35]
+
+
+@pytest.mark.parametrize("reader", ["batch", "arrow"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("nulls", "column 'a' has 1 values that are null; nothing was trained"),
+        ("nan", "column 'a' has 1 values that are not a finite number"),
+        ("infinite", "column 'a' has 1 values that are not a finite number"),
+        ("decimals", "column 'a' is decimal128(3, 2), expected a number"),
+        ("lists", "column 'a' is list<"),
+        ("texts", "column 'a' is string, expected a number"),
+        ("times", "column 'a' is timestamp["),
+        ("lacking", "expected one column 'a'; there are: id (int64), late (float), b (float)"),
+        ("stray", "other files than its manifest: missing [], too many ['train/part-1.parquet']"),
+        ("fewer", "has 60 rows, but its manifest says 70"),
+        ("partitioned", "holds folders (month=1, month=2): partitioned stores are not read"),
+        ("one_group", "has 1 row groups, too few for num_shards=2"),
+    ],
+)
+def test_stores_that_are_refused_before_training(answers, name, text, reader):
+    assert text in answers[f"{name} {reader}"]
+
+
+def test_the_row_reader_needs_a_store_of_petastorm_s_own(answers):
+    assert "was not written by Petastorm: recipe.reader=row cannot read it" in answers["plain row"]
+
+
+def test_a_row_group_cache_and_a_limit_of_rows_are_refused_together(tmp_path):
+    """Petastorm would end in a RuntimeError in mid-training; scale=smoke has such a limit."""
+    composed, _ = compose_recipe("petastorm")
+    config = tmp_path / "config.yaml"
+    recipe = {key: value for key, value in composed["recipe"].items() if key != "driver"}
+    config.write_text(json.dumps(recipe | {"cache": "local-disk", "max_rows": 512}))
+    done = subprocess.run(
+        [sys.executable, ROOT / "recipes/petastorm/settings.py", config, "2"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "runrecord")},
+    )
+    assert done.returncode == 1
+    assert "cache=local-disk with max_rows=512: Petastorm caches no rows that it has to choose" in done.stderr
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from _petastorm import local_spark, scalar_schema, tidy, write_store
+folder = Path(sys.argv[1])
+folder.mkdir(parents=True)
+spark = local_spark(folder, "test")
+frame = spark.range(70).selectExpr("id", "cast(id as float) a")
+print(write_store(spark, frame, folder / "train", scalar_schema("own", ["a"]), 100))
+spark.stop()
+tidy(folder)
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_builder_writes_nothing_beside_a_cache_with_a_blank_and_an_umlaut(recipe_python, tmp_path, locale):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "data"), "LC_ALL": locale, "PYTHONUTF8": "1"}
+    words = [recipe_python("petastorm"), "-c", SCRIPT, tmp_path / "my cache ü/store"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split()[-1] == "70"
+    assert [path.name for path in tmp_path.iterdir()] == ["my cache ü"]
+    assert len(list((tmp_path / "my cache ü/store/train").glob("part-*.parquet"))) == 7
+
+
+# ---- the cache -----------------------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_follows_links_sizes_and_times(tmp_path):
+    root, store = tmp_path / "in", tmp_path / "store"
+    (root / "cat").mkdir(parents=True)
+    (store / "more").mkdir(parents=True)
+    (store / "1.png").write_bytes(b"a")
+    (root / "cat/1.png").symlink_to(store / "1.png")
+    (root / "cat/more").symlink_to(store / "more")
+    (root / "cat/loop").symlink_to(root)
+
+    def now():
+        return datasets.fingerprint("image_folder", {"path": str(root)})
+
+    seen = [now()]
+    assert now() == seen[0]
+    for change in (
+        lambda: (store / "1.png").write_bytes(b"ab"),
+        lambda: os.utime(store / "1.png", ns=(0, 10**18)),
+        lambda: (store / "more/2.png").write_bytes(b"c"),
+        lambda: (root / "cat/gone.png").symlink_to("nowhere"),
+    ):
+        change()
+        seen.append(now())
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_name_with_brackets_is_a_name(tmp_path):
+    path = tmp_path / "log[1].txt"
+    path.write_text("a")
+    first = datasets.fingerprint("log_files", {"path": str(path)})
+    path.write_text("ab")
+    assert datasets.fingerprint("log_files", {"path": str(path)}) != first
+
+
+def test_names_that_are_no_utf_8_have_a_fingerprint(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/\xff.png", "w"):
+        pass
+    assert len(datasets.fingerprint("image_folder", {"path": str(tmp_path)})) == 12
+
+
+def ready_dataset(cache, rows):
+    data = {"builder": "images", "parameters": {"seed": 0}}
+    folder = cache / f"images-{datasets.fingerprint('images', data['parameters'])}"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"name": "images", "rows": rows, "files": {}}))
+    return data, folder
+
+
+def test_a_dataset_that_is_there_needs_no_lock(tmp_path, monkeypatch):
+    """A shared cache may be read-only (for root too: whoever asks for the lock fails here)."""
+    data, folder = ready_dataset(tmp_path / "cache", {"train": 3, "test": 1})
+    before = sorted(path.name for path in folder.parent.iterdir())
+    folder.parent.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    monkeypatch.setattr(datasets, "FileLock", lambda path: pytest.fail("the lock was asked for"))
+    try:
+        found, manifest = datasets.ensure(data, tmp_path / "cache", "python", Silent(), tmp_path / "log", "mark")
+    finally:
+        folder.parent.chmod(stat.S_IRWXU)
+    assert (found, manifest["rows"]) == (folder, {"train": 3, "test": 1})
+    assert sorted(path.name for path in folder.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("rows", [{"train": 0, "test": 0}, {"train": 5, "test": 0}])
+def test_a_dataset_without_rows_is_refused(tmp_path, rows):
+    data, _ = ready_dataset(tmp_path / "cache", rows)
+    with pytest.raises(UserError, match=r"has no rows in: .*test; choose other files or settings"):
+        datasets.ensure(data, tmp_path / "cache", "python", Silent(), tmp_path / "log", "mark")
