@@ -25,7 +25,7 @@ def test_smoke(recipe, tmp_path, record_property, recipe_python):
 @pytest.mark.parametrize(
     ("recipe", "key", "value"),
     [
-        ("kubeflow", "min_accuracy", 0.6),
+        ("kubeflow", "min_accuracy", 0.4),
         ("ray_tune", "budget_epochs", 12),
         ("spark", "model_rows", 6000),
         ("petastorm", "num_epochs", None),
