@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -133,36 +134,35 @@ def remove_unused(parent, days=UNUSED_DAYS):
                 folder.with_suffix(".log").unlink(missing_ok=True)
 
 
-def renew_lock(source, *extra):
-    """Writes the lock beside a requirements.in: every package pinned, no package source's address, no GPU packages."""
-    target = source.with_suffix(".txt") if source.suffix == ".in" else source.with_name("requirements.txt")
-    compile_ = [
-        uv(),
-        "pip",
-        "compile",
-        "-q",
-        "--upgrade",
-        "--no-annotate",
-        "--no-header",
-        "--python-version",
-        PYTHON,
-        *extra,
-    ]
+def resolve(source, *words, lock=None):
+    """Returns the text of a lock for a requirements.in: every package pinned, no package source's address, no GPU packages.
+
+    With `lock`, the text of an earlier one, versions stay as they are in it unless `words` (uv's own) ask for others.
+    Raises UserError with uv's reason where no versions fit together.
+    """
+    compile_ = [uv(), "pip", "compile", "-q", "--no-annotate", "--no-header", "--python-version", PYTHON]
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("UV_FIND_LINKS", "UV_INDEX"))
     }
-    words = [*compile_, source.name]
-    done = subprocess.run(words, cwd=source.parent, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"error: {source.relative_to(ROOT)} cannot be locked:\n{done.stderr.strip()}")
-    text = done.stdout
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "lock.txt")
+        if lock:
+            output.write_text(lock)
+        argv = [*compile_, *words, source.name, "-o", output]
+        done = subprocess.run(argv, cwd=source.parent, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{source.name} cannot be locked:\n{done.stderr.strip()}")
+        lines = output.read_text().splitlines()
     built = re.findall(r"^(\S+)==\S+\s+# not in the lock", source.read_text(), re.MULTILINE)
-    lines = [
-        line for line in text.splitlines()
-        if not GPU_PACKAGES.match(line) and line.split("==")[0] not in built
-    ]  # fmt: skip
-    target.write_text(f"# Made by `make lock` from {source.name}; do not edit.\n" + "\n".join(lines) + "\n")
-    print(f"{target.relative_to(ROOT)}: {len(lines)} packages")
+    return "".join(f"{line}\n" for line in lines if not GPU_PACKAGES.match(line) and line.split("==")[0] not in built)
+
+
+def renew_lock(source, *words):
+    """Writes the lock beside a requirements.in (or pyproject.toml), with the newest versions that it allows."""
+    target = source.with_suffix(".txt") if source.suffix == ".in" else source.with_name("requirements.txt")
+    text = resolve(source, "--upgrade", *words)
+    target.write_text(f"# Made by `make lock` from {source.name}; do not edit.\n{text}")
+    print(f"{target.relative_to(ROOT)}: {len(text.splitlines())} packages")
 
 
 def variants_of(recipe):
@@ -192,19 +192,19 @@ def main(argv):
     recipes = sorted({source.parent.name for source in sources})
     if unknown := set(wanted) - set(recipes):
         raise SystemExit(f"error: no such recipe: {', '.join(sorted(unknown))}; there are: {', '.join(recipes)}")
-    if command == "lock":
+    if command not in ("lock", "make"):
+        raise SystemExit("usage: python -m cookbook.environments lock|make [recipe ...]")
+    try:
+        if command == "make":
+            make_all(wanted or recipes)
+            return
         if not wanted:
             renew_lock(ROOT / "pyproject.toml", "--all-extras")
         for source in sources:
             if not wanted or source.parent.name in wanted:
                 renew_lock(source, *overrides_of(source.parent.name))
-    elif command == "make":
-        try:
-            make_all(wanted or recipes)
-        except UserError as error:
-            raise SystemExit(f"error: {error}") from None
-    else:
-        raise SystemExit("usage: python -m cookbook.environments lock|make [recipe ...]")
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -64,3 +64,12 @@ def check():
     """Raises Interrupted if a signal has come: a safe point."""
     if CAME:
         _interrupt()
+
+
+def terminal_is_gone():
+    """Whether standard output was a terminal that is closed now: a write to it fails before SIGHUP comes. It is noted as one."""
+    is_device = stat.S_ISCHR(os.fstat(1).st_mode) and not os.path.samestat(os.fstat(1), os.stat(os.devnull))
+    if is_device and not os.isatty(1):
+        CAME.append("SIGHUP")
+        _let_go_of_the_terminal()
+    return "SIGHUP" in CAME

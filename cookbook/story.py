@@ -72,7 +72,10 @@ class Story:
         except UserError as error:
             self._fail(str(error), resumable=True)
         except OSError as error:
-            self._fail(f"{stage}: {error.strerror or error}: {error.filename or self.folder}", resumable=True)
+            if signals.terminal_is_gone():
+                self._fail(f"interrupted by SIGHUP during stage {stage!r}", resumable=True)
+            else:
+                self._fail(f"{stage}: {error.strerror or error}: {error.filename or self.folder}", resumable=True)
         except Interrupted as error:
             self._fail(f"interrupted by {error} during stage {stage!r}", resumable=True)
         except Exception as error:  # a mistake of the driver's own: the run must not look as if it were still going on

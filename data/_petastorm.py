@@ -32,7 +32,7 @@ def address_of(folder):
     path = str(folder.absolute())
     if bad := set(path) & set("#?,"):
         raise DatasetError(
-            f"{path}: Petastorm's addresses end at {min(bad)!r}; set cache_dir=... or COOKBOOK_CACHE to a folder without it"
+            f"{path}: Petastorm's addresses end at {min(bad)!r}; put the dataset into a folder whose path lacks it"
         )
     return f"file://{path}"
 

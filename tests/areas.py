@@ -1,7 +1,10 @@
 """Areas of the suite: a test file is one, and a contract test belongs to the area of its recipe. Run: make areas"""
 
+import re
 from pathlib import Path
 
+# One after the other: they make network namespaces, and look at what is left of them.
+NETWORK = ("hosts", "infra", "kubernetes", "slurm")
 FOLDER = Path(__file__).parent
 
 
@@ -11,6 +14,15 @@ def area_of(item) -> str:
     if recipe and item.path.stem == "test_contracts":
         return recipe
     return item.path.stem.removeprefix("test_")
+
+
+def group_of(nodeid: str) -> str:
+    """The group of a test, by its id: tests of one group run one after the other. It is the area, or all that make networks."""
+    path, _, name = nodeid.partition("::")
+    area = Path(path).stem.removeprefix("test_")
+    if area == "contracts" and (recipe := re.search(r"\[(\w+)", name)):
+        return recipe[1]
+    return "network" if area in NETWORK else area
 
 
 def areas() -> list[str]:

@@ -7,11 +7,12 @@ import subprocess
 
 import pytest
 from filelock import FileLock
+from xdist.scheduler import LoadScopeScheduling
 
 from cookbook import ROOT, bootstrap, environments
 from cookbook.eject import compose_recipe
 from cookbook.environments import uv, uv_environment
-from tests.areas import area_of, areas
+from tests.areas import area_of, areas, group_of
 from tests.helpers import CLEAN, Silent, latest, run_cookbook
 
 TOOLS = ROOT / "tests/infra/requirements.txt"
@@ -23,16 +24,26 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Chooses the tier and the area; tests of one area stay together, on one of the processes that share the tests."""
+    """Chooses the tier and the area."""
     every, wanted = config.getoption("all"), config.getoption("area")
     chosen = []
     for item in items:
         area = area_of(item)
         if (every or item.get_closest_marker("full") is None) and wanted in (None, area):
-            item.add_marker(pytest.mark.xdist_group(getattr(item.module, "LANE", area)))
             chosen.append(item)
     config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
     items[:] = chosen
+
+
+class Groups(LoadScopeScheduling):
+    """Tests of one group stay together, on one of the processes that share the tests."""
+
+    def _split_scope(self, nodeid):
+        return group_of(nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -186,13 +186,14 @@ def test_ctrl_c_while_the_environment_is_made_and_workers_with_faults(tmp_path):
     Each fault is one that real programs have, and that no exit status shows: the driver must see it in the evidence.
     """
     checkout = copy_checkout(tmp_path / "checkout")
-    driver = Driver("recipe=horovod", output_root=tmp_path / "out", checkout=checkout)
-    driver.wait_until(lambda: list((checkout / ".venvs/horovod").glob("lib/*/site-packages/*")))
+    cache = tmp_path / "cache"
+    driver = Driver("recipe=horovod", f"cache_dir={cache}", output_root=tmp_path / "out", checkout=checkout)
+    driver.wait_until(lambda: list(cache.glob("environments/horovod-*/lib/*/site-packages/*")))
     driver.process.send_signal(signal.SIGTERM)
     assert driver.end()[0] == 130
     assert driver.no_process_left()
     assert latest(tmp_path / "out", "horovod")[0]["reason"] == "interrupted by SIGTERM during stage 'environment'"
-    assert not (checkout / ".venvs/horovod/.stamp").exists()
+    assert not list(cache.glob("environments/*.complete")) and not (checkout / ".venvs/horovod").exists()
 
     program = checkout / "recipes/horovod/main.py"
     right = program.read_text()

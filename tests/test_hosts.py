@@ -20,8 +20,6 @@ from tests.helpers import ROOT, Driver, latest, run_cookbook
 from tests.requirements import needs, skip
 from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch
 
-LANE = "network"  # one after the other: they make namespaces, and look at what is left of them
-
 SCRIPT = ROOT / "infra/local/hosts.py"
 spec = importlib.util.spec_from_file_location("infra_local_hosts", SCRIPT)
 local_hosts = importlib.util.module_from_spec(spec)

@@ -21,7 +21,6 @@ from tests.test_hosts import links_namespaces_and_mounts, local_hosts, needs_hos
 if not shutil.which("terraform"):
     skip("terraform", "terraform is missing: infra/ cannot be tested (see make doctor)", allow_module_level=True)
 
-LANE = "network"  # one after the other: they make namespaces, and look at what is left of them
 AWS = ROOT / "infra/aws"
 
 

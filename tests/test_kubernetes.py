@@ -19,8 +19,6 @@ from tests.helpers import ROOT, Driver, latest, run_cookbook
 from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch
 from tests.test_hosts import SYSTEMS, Place, needs_hosts
 
-LANE = "network"  # one after the other: they make namespaces, and look at what is left of them
-
 ON_PODS = ["cluster=kubernetes", "cluster.image=registry.test/cookbook:1"]
 
 

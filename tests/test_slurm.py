@@ -16,8 +16,6 @@ from tests.requirements import needs
 from tests.test_contracts import SHORT, digests, in_the_middle_of_an_epoch
 from tests.test_hosts import MISSING, Place, local_hosts
 
-LANE = "network"  # one after the other: they make namespaces, and look at what is left of them
-
 GOLDEN = ROOT / "tests/golden/slurm"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 NEEDED = MISSING + [name for name in PROGRAMS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]

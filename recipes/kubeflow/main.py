@@ -96,7 +96,8 @@ def run_on_cluster(package, config, run):
 
 def arguments_of(config):
     """The pipeline's own parameters, which a user may change from run to run without compiling it again."""
-    return {key: getattr(config, key) for key in ("learning_rates", "num_epochs", "trial_epochs", "min_accuracy")}
+    found = {key: getattr(config, key) for key in ("learning_rates", "num_epochs", "trial_epochs")}
+    return found | {"min_accuracy": float(config.min_accuracy)}  # kfp takes no integer for a float
 
 
 class watched:

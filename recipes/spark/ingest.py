@@ -7,6 +7,7 @@ import bz2
 import glob
 import gzip
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -47,7 +48,11 @@ def links(paths, config, all_of_them=False):
     """{path as Spark may have it: path}: links with plain names in <output_dir>/input stand for names that Spark would take for patterns."""
     folder, found = Path(config.output_dir) / "input", {}
     for number, path in enumerate(paths):
-        if "://" in path or (PLAIN.fullmatch(path) and not all_of_them):
+        if "://" in path:
+            found[path] = path
+            continue
+        path = os.path.abspath(path)  # as Spark names it
+        if PLAIN.fullmatch(path) and not all_of_them:
             found[path] = path
             continue
         suffix = Path(path).suffix.lower()
