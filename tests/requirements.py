@@ -13,6 +13,7 @@ KNOWN = {
     "chromium": "a browser without a window",
     "hosts": "root, iproute2, openssh-server and rsync: hosts made of network namespaces",
     "node": "nodejs: the schemas of cloud providers",
+    "runner": "root, sudo and unshare: a user for the workflows' steps",
     "root": "root, or sudo without a password",
     "slurm": "what hosts need, and slurm-wlm and munge",
     "sshd": "openssh-server",
