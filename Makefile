@@ -83,6 +83,9 @@ nightly-record: $(SETUP) ## run a recipe and append its line to a history: RECIP
 health: $(SETUP) ## one page over a history of nightly runs: HISTORY=history.jsonl TO=outputs/health
 	@$(BIN)/python -m cookbook.health page "$(HISTORY)" "$(or $(TO),outputs/health)"
 
+canary: $(SETUP) ## try newer versions than the lock's in a copy, name the upgrade that breaks: RECIPE=horovod HISTORY=history.jsonl
+	@$(BIN)/python -m cookbook.canary "$(RECIPE)" $(if $(HISTORY),--history "$(HISTORY)") $(if $(MINUTES),--minutes "$(MINUTES)")
+
 lock: $(SETUP) ## renew all locks (or: RECIPE=horovod)
 	@$(BIN)/python -m cookbook.environments lock $(RECIPE)
 
@@ -90,4 +93,4 @@ clean: ## remove environments, runs and caches of this checkout
 	@rm -rf .venv .venvs outputs .pytest_cache .ruff_cache runrecord/build runrecord/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup doctor tools report compare eject bench bench-hosts test test-all areas lint nightly-record health lock clean
+.PHONY: help setup doctor tools report compare eject bench bench-hosts test test-all areas lint nightly-record health canary lock clean

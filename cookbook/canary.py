@@ -85,7 +85,7 @@ def limits(requirements: str) -> dict[str, str]:
     return found
 
 
-def beyond(source: Path) -> dict[str, str]:
+def beyond(source: Path, *words: str) -> dict[str, str]:
     """{package: the first release beyond its limit}; packages that have none are absent."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +93,7 @@ def beyond(source: Path) -> dict[str, str]:
             asked = Path(folder, "requirements.in")
             asked.write_text(f"{name}{versions}\n")
             with contextlib.suppress(UserError):
-                found[name] = pins(resolve(asked, "--no-deps", "--resolution", "lowest-direct"))[name.lower()]
+                found[name] = pins(resolve(asked, "--no-deps", "--resolution", "lowest-direct", *words))[name.lower()]
     return found
 
 
@@ -232,7 +232,7 @@ class Question:
     def next_step(self) -> Proposal:
         """One release beyond each limit of requirements.in."""
         target = f"one step beyond the limits of {self.source.name}"
-        steps = beyond(self.source)
+        steps = beyond(self.source, *self.words)
         if not steps:
             return Proposal(target, "current", reason="no package has a newer release beyond its limit")
         taken, out = most_that_fit(steps, lambda names: self.fits({name: steps[name] for name in names}))
