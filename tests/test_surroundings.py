@@ -1,0 +1,154 @@
+"""What the driver and its workers inherit; and whole runs in the surroundings of somebody else."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cookbook import ROOT, UserError, bootstrap, surroundings
+from tests.helpers import latest, recipes
+from tests.requirements import needs
+
+LOCAL = {"kind": "local"}
+
+# A shell in a Slurm allocation of another cluster, with a proxy, another Python and other systems set up.
+OTHERS = {
+    "PYTHONPATH": "/opt/other/lib", "PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "error", "PYTHONOPTIMIZE": "2",
+    "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9", "grpc_proxy": "http://127.0.0.1:9",
+    "GLOO_SOCKET_IFNAME": "eth7", "NCCL_SOCKET_IFNAME": "eth7", "TP_SOCKET_IFNAME": "eth7",
+    "PMI_RANK": "0", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_NODELIST": "n1", "OMPI_MCA_btl": "nonsense",
+    "MASTER_ADDR": "10.255.255.1", "MASTER_PORT": "1", "TORCH_DISTRIBUTED_DEBUG": "DETAIL", "TORCHELASTIC_RUN_ID": "x",
+    "TF_CONFIG": '{"cluster": {}}', "OMP_PROC_BIND": "true", "MKL_NUM_THREADS": "64",
+    "RAY_ADDRESS": "10.255.255.1:6379", "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0", "SPARK_HOME": "/nowhere", "SPARK_MASTER": "spark://nowhere:7077", "PYSPARK_PYTHON": "/nowhere/python",
+    "HADOOP_CONF_DIR": "/nowhere", "HOROVOD_CONTROLLER": "mpi", "MLFLOW_RUN_ID": "gone",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(OTHERS) - {name for name in OTHERS if name.lower().endswith("_proxy")}))
+def test_what_belongs_to_something_else_is_not_inherited(name):
+    kept, dropped = surroundings.choose({name: OTHERS[name], "EDITOR": "vi"}, LOCAL)
+    assert name not in kept and len(dropped[name]) > 10 and kept["EDITOR"] == "vi"
+    kept, dropped = surroundings.choose({name: OTHERS[name]}, LOCAL | {"inherit": [name]})
+    assert kept[name] == OTHERS[name] and dropped == {}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "JAVA_HOME", "HOROVOD_WITHOUT_MPI", "NCCL_DEBUG", "SSL_CERT_FILE", "TORCH_DISTRIBUTED_DEBUG", "SLURM_CONF", "MLFLOW_TRACKING_TOKEN"],
+)  # fmt: skip
+def test_what_is_meant_for_the_run_is_inherited(name):
+    kept, dropped = surroundings.choose({name: "INFO"}, LOCAL)
+    assert kept == {name: "INFO"} and dropped == {}
+
+
+def test_another_cluster_s_network_is_inherited_on_hosts():
+    assert "GLOO_SOCKET_IFNAME" in surroundings.choose({"GLOO_SOCKET_IFNAME": "ib0"}, {"kind": "hosts"})[0]
+
+
+def test_who_names_a_running_system_keeps_what_reaches_it():
+    given = {"SPARK_CONF_DIR": "/etc/spark"}
+    assert surroundings.choose(given, LOCAL)[0] == {}
+    assert surroundings.choose(given, LOCAL | {"spark_master": "spark://a:7077"})[0] == given
+
+
+@pytest.mark.parametrize(
+    ("given", "listed"),
+    [
+        ({"http_proxy": "http://p:3128"}, "localhost,127.0.0.1,::1,127.0.0.0/8"),
+        ({"HTTPS_PROXY": "http://p:3128", "NO_PROXY": "corp.example"}, "corp.example,localhost,127.0.0.1,::1,127.0.0.0/8"),
+        ({"no_proxy": "localhost, corp.example"}, "localhost,corp.example,127.0.0.1,::1,127.0.0.0/8"),
+    ],
+)  # fmt: skip
+def test_loopback_is_never_asked_for_through_a_proxy(given, listed):
+    made = surroundings.choose(given, LOCAL)[0]
+    assert made["no_proxy"] == made["NO_PROXY"] == listed
+
+
+def test_without_a_proxy_nothing_is_added():
+    assert surroundings.choose({"A": "b"}, LOCAL)[0] == {"A": "b"}
+
+
+def test_a_long_tmpdir_gets_a_short_link(tmp_path):
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    short, notes = surroundings.temporary_folder({"TMPDIR": str(long)})
+    assert len(short) <= surroundings.LONGEST_TMPDIR and Path(short).resolve() == long.resolve() and notes == []
+    assert surroundings.temporary_folder({"TMPDIR": "/tmp"}) == ("/tmp", [])
+    gone, (note,) = surroundings.temporary_folder({"TMPDIR": "/nowhere/at/all"})
+    assert gone is None and "TMPDIR=/nowhere/at/all is no folder that can be written" in note
+
+
+def test_an_object_store_larger_than_the_machine_is_refused():
+    with pytest.raises(UserError, match="recipe.object_store_mb=999999: this machine has 4096 MB"):
+        surroundings.check_object_store(999_999, 4 << 30)
+    surroundings.check_object_store(500, 4 << 30)
+
+
+def test_a_small_dev_shm_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(65536, 0, 65536))
+    with pytest.raises(UserError, match="has 64 kB free, and 4 processes that read ahead.*num_loader_workers=0"):
+        surroundings.check_shared_memory(4, tmp_path)
+    surroundings.check_shared_memory(0, tmp_path)
+
+
+# ---- whole runs
+
+MISSING = [name for name in ("unshare", "mount") if not shutil.which(name)] + ([] if os.getuid() == 0 else ["root"])
+
+
+def run_with_hosts(tmp_path, hosts, words, environment):
+    """(run.json or None, output, status) of a driver that sees other lines in /etc/hosts."""
+    (tmp_path / "hosts").write_text(hosts)
+    script = 'mount --bind "$1" /etc/hosts && shift && exec "$@"'
+    namespace = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", tmp_path / "hosts"]
+    driver = [sys.executable, "-m", "cookbook", *words, f"output_root={tmp_path}"]
+    done = subprocess.run([*namespace, *driver], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    recipe = words[0].removeprefix("recipe=")
+    content = latest(tmp_path, recipe)[0] if (tmp_path / recipe / "latest").exists() else None
+    return content, done.stdout + done.stderr, done.returncode
+
+
+@pytest.mark.full
+@needs("root", MISSING)
+@pytest.mark.parametrize("recipe", recipes())
+def test_a_run_in_the_surroundings_of_somebody_else(tmp_path, recipe):
+    """Variables of other systems, no HOME, a long TMPDIR, and the machine's own name with an address that is gone."""
+    long = tmp_path / ("t" * 73)
+    long.mkdir()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "COOKBOOK_CACHE": str(bootstrap.cache_dir()),
+        "TMPDIR": str(long),
+        **OTHERS,
+    }
+    del (
+        environment["PYTHONPATH"],
+        environment["PYTHONSAFEPATH"],
+        environment["PYTHONOPTIMIZE"],
+        environment["PYTHONWARNINGS"],
+    )  # make takes them from the driver
+    hosts = f"127.0.0.1 localhost\n10.255.255.1 {socket.gethostname()}\n"
+    content, output, status = run_with_hosts(tmp_path, hosts, [f"recipe={recipe}", "scale=smoke"], environment)
+    assert status == 0, output
+    assert content["status"] == "ok" and content["world_size"] >= 2
+    assert "GLOO_SOCKET_IFNAME" in output and "not handed on to the workers" in output
+    assert json.dumps(content).count("10.255.255.1") == 0
+
+
+@pytest.mark.full
+@needs("root", MISSING)
+@pytest.mark.parametrize("recipe", recipes())
+def test_localhost_that_does_not_resolve_is_no_matter_or_named_at_once(tmp_path, recipe):
+    environment = {name: value for name, value in os.environ.items() if name != "TEST_MARK"}
+    hosts = f"127.0.1.1 {socket.gethostname()}\n"
+    content, output, status = run_with_hosts(tmp_path, hosts, [f"recipe={recipe}", "scale=smoke"], environment)
+    if status:
+        assert content is None, output
+        assert "the name localhost does not resolve on this machine" in output and "/etc/hosts" in output
+    else:
+        assert content["status"] == "ok" and content["world_size"] >= 2
