@@ -172,7 +172,7 @@ def torchrun(config, recipe_dir, python, run_dir):
     port = cluster["port"] or 0  # 0: torchrun takes a free one
     argv = [*own_network(python), str(python.parent / "torchrun"), "--nnodes", "1"]
     argv += ["--nproc-per-node", str(num_processes(config))]
-    argv += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-conf", "is_host=1"]
+    argv += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-conf", "is_host=1"]
     argv += ["--local-addr", "127.0.0.1", "--max-restarts", str(config["recipe"]["max_restarts"])]
     argv += [
         "--tee",

@@ -115,7 +115,7 @@ def test_a_workflow_that_cannot_be_read_fails(tmp_path, change, said):
 @needs_runner
 def test_the_quick_job_runs_to_its_end(tmp_path):
     """With a choice of the tests, which have a run of their own: how the job calls them is what is shown here. CI_TESTS='' runs all."""
-    chosen = os.environ.get("CI_TESTS", f"-k '{RECIPE} or environments or requirements or sockets'")
+    chosen = os.environ.get("CI_TESTS", f"-k {RECIPE}")
     with Machine() as machine, (tmp_path / "log").open("w+") as log:
         job = Run(ROOT / ".github/workflows/ci.yml", machine, environment={"ARGS": chosen}, log=log).job("test")
         text = (tmp_path / "log").read_text()
@@ -130,7 +130,9 @@ def test_the_quick_job_runs_to_its_end(tmp_path):
 @needs_runner
 def test_a_night_is_green_a_broken_recipe_is_red_and_the_page_has_both(tmp_path):
     with Machine() as machine, (tmp_path / "log").open("w+") as log:
-        run = Run(ROOT / ".github/workflows/nightly.yml", machine, environment={"SMOKE": "1"}, log=log)
+        run = Run(ROOT / ".github/workflows/nightly.yml", machine, log=log)
+        steps = run.workflow["jobs"]["recipe"]["steps"]
+        steps[:] = [step for step in steps if step.get("name") != "canary"]  # it downloads what is newest; see test_canary.py
         assert run.job("found").ok, (tmp_path / "log").read_text()[-6000:]
         run.names["needs"] = {"found": {"outputs": run.done["found"].outputs}}
         assert [one["recipe"] for one in run.matrix("recipe")] == recipes()

@@ -153,7 +153,7 @@ def train(rows_dir, learning_rate, num_epochs, settings, model_dir):
         # torchrun's store listens on all addresses of the machine: netrun gives it a network of its own.
         argv = [sys.executable, "-m", "netrun", str(Path(sys.executable).with_name("torchrun")), "--nnodes", "1"]
         argv += ["--nproc-per-node", num_workers]
-        argv += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-conf", "is_host=1"]
+        argv += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-conf", "is_host=1"]
         argv += ["--local-addr", "127.0.0.1", "--max-restarts", restarts, str(HERE / "train.py"), str(path)]
     interface = "lo0" if sys.platform == "darwin" else "lo"
     status = subprocess.run(argv, env={**os.environ, "GLOO_SOCKET_IFNAME": interface}).returncode
