@@ -44,6 +44,9 @@ tools: ## install what is missing; asks first (YES=1: does not; RECIPE=horovod; 
 report: $(SETUP) ## one page over all past runs
 	@$(BIN)/python -m cookbook.report @ARGS
 
+send: $(SETUP) ## send a finished run to its tracker, later: RUN=outputs/horovod/latest ARGS="tracking=mlflow"
+	@$(BIN)/python -m cookbook.tracking "$(RUN)" @ARGS
+
 compare: $(SETUP) ## the same task in several recipes: RECIPES="horovod pytorch" ARGS="recipe.num_epochs=4"
 	@$(BIN)/python -m cookbook.compare "$(RECIPES)" @ARGS
 
@@ -93,4 +96,4 @@ clean: ## remove environments, runs and caches of this checkout
 	@rm -rf .venv .venvs outputs .pytest_cache .ruff_cache runrecord/build runrecord/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup doctor tools report compare eject bench bench-hosts test test-all areas lint nightly-record health canary lock clean
+.PHONY: help setup doctor tools report send compare eject bench bench-hosts test test-all areas lint nightly-record health canary lock clean

@@ -284,6 +284,16 @@ def check_terraform():
         raise UserError(f"terraform: {found.problem}; {found.remedy}")
 
 
+def check_variables(environment):
+    """Raises UserError at a variable with which terraform would look at another state than the target's, or do another thing."""
+    for name, value in environment.items():
+        if name == "TF_WORKSPACE" or name.startswith("TF_CLI_ARGS"):
+            raise UserError(
+                f"{name}={value} is set, and terraform would heed it: what is made with it cannot be found without it. Unset {name}; "
+                "a second set of machines has a state of its own with infra.folder=FOLDER"
+            )
+
+
 def main(argv):
     command, target, *overrides = argv or ["", ""]
     if command not in COMMANDS or not target:
@@ -292,6 +302,7 @@ def main(argv):
         )
     try:
         check_terraform()
+        check_variables(os.environ)
         chosen = Target(target, overrides)
         lock = FileLock(chosen.folder / ".infra.lock")
         try:

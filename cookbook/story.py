@@ -224,7 +224,11 @@ class Story:
             tracking.send(self.config["tracking"], self.folder, self.content)
         except Exception as error:  # trackers raise what they like; the run itself is done and counts
             kind = self.config["tracking"]["kind"]
-            console.print(f"warning: the metrics could not be sent to {kind}: {error}", markup=False)
+            console.print(
+                f"warning: the metrics could not be sent to {kind}: {error}; they are in the run folder: "
+                f"`make send RUN={shown_path(self.folder)}` sends them later",
+                markup=False,
+            )
 
     def _close(self):
         spent = {stage: self.seconds.get(stage, 0.0) for stage in ("environment", "data", "launch", "run")}

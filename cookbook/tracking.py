@@ -1,14 +1,36 @@
-"""Sends the metrics of a finished run to an experiment tracker. Read from the run record: recipes know nothing of it."""
+"""Sends the metrics of a finished run to an experiment tracker. Read from the run record: recipes know nothing of it.
 
+    make send RUN=outputs/horovod/latest [ARGS="tracking=mlflow tracking.uri=http://127.0.0.1:5000"]
+
+sends them later, or elsewhere: all that a tracker gets is in the run folder.
+"""
+
+import os
+import sys
 from pathlib import Path
+from urllib.parse import urlparse
 
-from cookbook import UserError
+from cookbook import ROOT, UserError, runs
+
+STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+# MLflow asks a server that is gone seven times, for minutes.
+PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 
 
 def check(settings):
     """Raises UserError before any work begins when the tracker cannot be used."""
     if settings["kind"] not in SENDERS:
         raise UserError(f"tracking.kind={settings['kind']!r} is unknown; there are: {', '.join(SENDERS)}")
+    if settings["kind"] == "mlflow" and urlparse(settings["uri"]).scheme.partition("+")[0] not in STORES:
+        folder = settings["uri"].removeprefix("file://") or "."
+        raise UserError(
+            f"tracking.uri={settings['uri']} names no store that MLflow can write: a folder takes tracking.uri=sqlite:///{folder}/mlflow.db, "
+            "a server tracking.uri=http://HOST:PORT"
+        )
     if settings["kind"] == "mlflow" and settings["uri"].startswith("http"):
         import urllib.error
         import urllib.request
@@ -22,6 +44,8 @@ def check(settings):
 
 
 def send(settings, folder, content):
+    """Raises UserError, within seconds, when the tracker has gone since the run began; and whatever a tracker raises."""
+    check(settings)
     SENDERS[settings["kind"]](settings, Path(folder), content)
 
 
@@ -36,9 +60,8 @@ def _flat(content):
 
 def to_mlflow(settings, folder, content):
     """One MLflow run: parameters, every point of every curve, the final metrics, run.json and the report as artifacts."""
-    import os
-
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     import mlflow
     import yaml
 
@@ -72,3 +95,41 @@ def to_tensorboard(settings, folder, content):
 
 
 SENDERS = {"mlflow": to_mlflow, "tensorboard": to_tensorboard}
+
+
+def main(argv):
+    """Sends a run that has ended: its folder, then settings of the tracker; without any, those that the run had."""
+    from cookbook.words import words_of_make
+
+    folder, *words = words_of_make(argv) or [""]
+    content = runs.load(folder) if folder else {}
+    if content.get("status") != "ok":
+        raise UserError(f"RUN={folder}: expected the folder of a run that ended well, such as outputs/horovod/latest")
+    own = [word for word in content["overrides"] if word.startswith(("tracking", "output_root="))]
+    tracker = settings_of(content["recipe"], [*own, *words])
+    if tracker["kind"] == "none":
+        raise UserError('that run had no tracker: say which, ARGS="tracking=mlflow"')
+    send(tracker, Path(folder).resolve(), content)
+    print(f"sent         {folder} to {tracker.get('uri') or tracker['log_dir']}")
+
+
+def settings_of(recipe, words):
+    """The settings of the tracker, as a run of this recipe with these words would have them."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from cookbook import settings
+
+    with initialize_config_dir(str(settings.CONF), version_base="1.3"):
+        composed = compose("config", settings.prepared([f"recipe={recipe}", *words]), return_hydra_config=True)
+    HydraConfig.instance().set_config(composed)
+    return OmegaConf.to_container(composed["tracking"], resolve=True)
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None

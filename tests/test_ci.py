@@ -132,7 +132,9 @@ def test_a_night_is_green_a_broken_recipe_is_red_and_the_page_has_both(tmp_path)
     with Machine() as machine, (tmp_path / "log").open("w+") as log:
         run = Run(ROOT / ".github/workflows/nightly.yml", machine, log=log)
         steps = run.workflow["jobs"]["recipe"]["steps"]
-        steps[:] = [step for step in steps if step.get("name") != "canary"]  # it downloads what is newest; see test_canary.py
+        steps[:] = [
+            step for step in steps if step.get("name") != "canary"
+        ]  # it downloads what is newest; see test_canary.py
         assert run.job("found").ok, (tmp_path / "log").read_text()[-6000:]
         run.names["needs"] = {"found": {"outputs": run.done["found"].outputs}}
         assert [one["recipe"] for one in run.matrix("recipe")] == recipes()

@@ -31,6 +31,10 @@ SMOKE = ("recipe=horovod", "scale=smoke", "scale.max_steps=8")
         (["recipe=horovod", "recipe.cycle_time_ms=abc"], "cycle_time_ms='abc': expected a number of at least 0"),
         (["recipe=horovod", "recipe.op=adasum"], "op=adasum needs controller=mpi"),
         (["recipe=horovod", "tracking=mlflow", "tracking.uri=http://127.0.0.1:9"], "no MLflow server answers there"),
+        (
+            ["recipe=horovod", "tracking=mlflow", "tracking.uri=file:///tmp/x"],
+            "tracking.uri=sqlite:////tmp/x/mlflow.db",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_any_work(tmp_path, words, text):
@@ -268,6 +272,36 @@ def test_mlflow_has_what_the_run_record_says(past_runs):
     assert run.data.metrics["final/eval/accuracy"] == content["objective"]["value"]
     assert run.data.params["global_batch_size"] == "64"
     assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} == {"run.json", "report.html"}
+
+
+def send(past_runs, *words):
+    folder = next(f for f, c in runs.load_all(past_runs) if c["choices"]["tracking"] == "mlflow")
+    return subprocess.run([sys.executable, "-m", "cookbook.tracking", folder, *words], cwd=ROOT, env=CLEAN, capture_output=True, text=True)  # fmt: skip
+
+
+def test_a_run_is_sent_later(past_runs, tmp_path):
+    import mlflow
+
+    done = send(past_runs, f"tracking.uri=sqlite:///{tmp_path}/other.db")
+    assert done.returncode == 0, done.stderr
+    content = next(c for _, c in runs.load_all(past_runs) if c["choices"]["tracking"] == "mlflow")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/other.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "cookbook/horovod"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.metrics["final/eval/accuracy"] == content["objective"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tracking.uri=/tmp/a folder"], "tracking.uri=sqlite:////tmp/a folder/mlflow.db"),
+        (["tracking.uri=http://127.0.0.1:9"], "no MLflow server answers there"),
+        (["tracking=none"], "say which"),
+    ],
+)
+def test_a_tracker_that_cannot_be_used_is_named_within_seconds(past_runs, words, said):
+    done = send(past_runs, *words)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and said in done.stderr
 
 
 def test_tensorboard_has_what_the_run_record_says(past_runs):

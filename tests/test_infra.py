@@ -633,3 +633,10 @@ def test_what_is_paid_for_already_needs_no_time(tmp_path):
     planned.append({"mode": "managed", "type": "aws_instance", "change": {"after": {"instance_type": "g5.xlarge"}}})
     with pytest.raises(UserError, match="expected after how many hours"):
         target.guard({"resource_changes": planned})
+
+
+@pytest.mark.parametrize("name", ["TF_WORKSPACE", "TF_CLI_ARGS", "TF_CLI_ARGS_plan"])
+def test_a_variable_that_leads_to_another_state_is_refused(name):
+    with pytest.raises(UserError, match=f"{name}=dev is set.*Unset {name}; .*infra.folder=FOLDER"):
+        infra.check_variables({"PATH": "/bin", name: "dev"})
+    infra.check_variables({"TF_LOG": "debug"})

@@ -134,3 +134,60 @@ def test_another_algorithm(algorithm, tmp_path):
 def test_settings_that_make_no_sense(tmp_path, words, text):
     _, _, output = run_cookbook(*SHORT, *words, output_root=tmp_path, status=1)
     assert text in output
+
+
+# ---- environments that cannot be played
+
+
+ENVIRONMENTS = """
+import sys
+sys.path[:0] = [{recipe!r}, {runrecord!r}, {here!r}]
+import types
+from settings import check_environment
+from environments import make_environment
+check_environment(types.SimpleNamespace(environment=sys.argv[1], algorithm=sys.argv[2]))
+print(make_environment(sys.argv[1]).observation_space.shape)
+"""
+OWN = """
+import gymnasium
+class Own(gymnasium.Env):
+    action_space, observation_space = gymnasium.spaces.Discrete(2), gymnasium.spaces.MultiDiscrete([3, 4])
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, False, {}
+gymnasium.register("Own-v0", Own, max_episode_steps=10)
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "algorithm", "said"),
+    [
+        ("CartPole-v1", "dqn", "(4,)"),
+        ("FrozenLake-v1", "ppo", "(16,)"),  # the number of a field, one of sixteen
+        ("Pendulum-v1", "ppo", "(3,)"),
+        ("scheduling", "ppo", "(18,)"),
+        ("own_module:Own-v0", "dqn", "(7,)"),
+        ("Pendulum-v1", "dqn", "dqn chooses among whole numbers (Discrete) only; algorithm=ppo takes them"),
+        ("LunarLander-v3", "ppo", "needs packages that this recipe's environment lacks: "),
+        ("CartPole-v7", "ppo", "did you mean CartPole-v1"),
+        ("no_module:Own-v0", "ppo", "the module no_module cannot be imported"),
+        ("own_module:Won-v0", "ppo", "'Won-v0' is unknown to Gymnasium"),
+    ],
+)
+def test_an_environment_is_taken_or_refused_before_any_work(tmp_path, recipe_python, environment, algorithm, said):
+    (tmp_path / "own_module.py").write_text(OWN)
+    program = ENVIRONMENTS.format(
+        recipe=str(ROOT / "recipes/ray_rllib"), runrecord=str(ROOT / "runrecord"), here=str(tmp_path)
+    )
+    words = [recipe_python("ray_rllib"), "-c", program, environment, algorithm]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert said in done.stdout + done.stderr and (done.returncode == 0) == said.startswith("(")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.full
+def test_an_environment_whose_states_are_numbers(tmp_path):
+    words = ["recipe=ray_rllib", "scale=smoke", "recipe.environment=FrozenLake-v1", "recipe.target_return=1.0"]
+    content, _, _ = run_cookbook(*words, output_root=tmp_path)
+    assert content["status"] == "ok"

@@ -118,3 +118,13 @@ def test_another_search_space_is_not_gone_on_with(tmp_path):
 def test_settings_that_make_no_sense(tmp_path, words, text):
     _, _, output = run_cookbook("recipe=ray_tune", *words, output_root=tmp_path, status=1)
     assert text in output
+
+
+@pytest.mark.full
+def test_a_search_whose_trials_all_diverge_says_so(tmp_path):
+    words = ["recipe=ray_tune", "scale=smoke", "recipe.searches=[random]", "recipe.learning_rates=[1e6,1e9]"]
+    content, _, _ = run_cookbook(*words, output_root=tmp_path, status=1)
+    assert (
+        "trials diverged: the loss is no number in any of them. learning_rates=[1000000.0, 1000000000.0] is too high"
+        in content["reason"]
+    )

@@ -26,7 +26,8 @@ def make_config(config, seed):
         # Distributed: learners of their own exchange gradients like any data-parallel training; 0: the program itself learns.
         .learners(num_learners=config.num_learners)
         # Distributed: a runner that dies is replaced, and the training goes on.
-        .fault_tolerance(restart_failed_env_runners=True)
+        # ... but an environment that always fails ends the training, which else would wait for ever.
+        .fault_tolerance(restart_failed_env_runners=True, num_consecutive_env_runner_failures_tolerance=10)
         # Distributed: judged by a runner of its own, while the others sample and the learner learns.
         .evaluation(
             evaluation_interval=config.evaluation_every, evaluation_num_env_runners=1, evaluation_parallel_to_training=True,

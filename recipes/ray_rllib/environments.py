@@ -116,7 +116,13 @@ def any_action(environment):
 
 
 def make_environment(name, **options):
-    return Scheduling(**options) if name == "scheduling" else gymnasium.make(name, **options)
+    """An environment by its name. What it shows becomes a vector where it is neither that nor a picture: a state's number, one of n."""
+    made = Scheduling(**options) if name == "scheduling" else gymnasium.make(name, **options)
+    space = made.observation_space
+    if not isinstance(space, gymnasium.spaces.Box) and space.is_np_flattenable:
+        made = gymnasium.wrappers.FlattenObservation(made)
+    # Networks calculate in float32, and RLlib hands on what it gets.
+    return made if made.observation_space.dtype == np.float32 else gymnasium.wrappers.DtypeObservation(made, np.float32)
 
 
 def returns_of(name, policy, num_episodes, seed):

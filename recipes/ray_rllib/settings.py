@@ -27,14 +27,54 @@ def check_settings(config):
 
 
 def check_environment(config):
-    """Raises SystemExit when nobody knows the environment, with the nearest names."""
-    import difflib
-
+    """Raises SystemExit when the environment is unknown, cannot be made here, or has actions that the algorithm cannot choose."""
     import gymnasium
 
+    from environments import make_environment
+
     name = config.environment
-    if name == "scheduling":
-        return
+    if name != "scheduling":
+        check_known(name, gymnasium)
+    try:
+        made = make_environment(name)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise SystemExit(
+            f"environment={name!r} needs packages that this recipe's environment lacks: {error}. Add them to "
+            "requirements.in, renew the lock (make lock RECIPE=ray_rllib), and run again"
+        ) from None
+    except Exception as error:  # a user's own environment may raise anything
+        raise SystemExit(f"environment={name!r} cannot be made: {type(error).__name__}: {error}") from None
+    actions, seen = made.action_space, made.observation_space
+    made.close()
+    spaces = gymnasium.spaces
+    if config.algorithm == "dqn" and not isinstance(actions, spaces.Discrete):
+        raise SystemExit(
+            f"environment={name!r} has the actions {actions}: dqn chooses among whole numbers (Discrete) only; "
+            "algorithm=ppo takes them"
+        )
+    if not isinstance(actions, spaces.Discrete | spaces.Box | spaces.MultiDiscrete):
+        raise SystemExit(
+            f"environment={name!r} has the actions {actions}; expected Discrete, MultiDiscrete or Box: wrap the environment"
+        )
+    if not isinstance(seen, spaces.Box):
+        raise SystemExit(f"environment={name!r} shows {seen}, which cannot be made a vector: wrap the environment")
+
+
+def check_known(name, gymnasium):
+    """Raises SystemExit with the nearest names; `module:Name-v0` has its module imported, which registers the environment."""
+    import difflib
+    import importlib
+
+    module, colon, _ = name.rpartition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise SystemExit(
+                f"environment={name!r}: the module {module} cannot be imported ({error}); it must lie beside main.py, or be "
+                "installed in the recipe's environment"
+            ) from None
+        name = name.removeprefix(f"{module}:")
     if name not in gymnasium.registry:
         names = [*gymnasium.registry, "scheduling"]
         near = difflib.get_close_matches(name, names, 3, 0.5)

@@ -129,6 +129,11 @@ def compare(config, found, rows, run):
         if content["search"] == "pbt" and content["seed"] == 0:
             draw_schedule(config, content)
     winner = max(found, key=lambda content: content["best"])
+    if best_of(winner)["diverged"]:
+        raise SystemExit(
+            f"all {sum(len(content['trials']) for content in found)} trials diverged: the loss is no number in any of them. "
+            f"learning_rates={config.learning_rates} is too high: choose smaller ones"
+        )
     run.metric("best/accuracy", winner["best"], step=0)
     # On rows that no search has looked at: what the choice among so many trials has made of luck is gone.
     run.metric("best/test_accuracy", best_of(winner)["test_accuracy"], step=0)
@@ -136,10 +141,9 @@ def compare(config, found, rows, run):
 
 
 def best_of(content):
-    """The best epoch of the best trial: {accuracy, test_accuracy, settings, ...}."""
-    return max(
-        (epoch for trial in content["trials"] for epoch in trial["results"]), key=lambda epoch: epoch["accuracy"]
-    )
+    """The best epoch of the best trial: {accuracy, test_accuracy, settings, diverged, ...}; one that diverged is best only among such."""
+    epochs = [epoch for trial in content["trials"] for epoch in trial["results"]]
+    return max(epochs, key=lambda epoch: (not epoch["diverged"], epoch["accuracy"]))
 
 
 if __name__ == "__main__":

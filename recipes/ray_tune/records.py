@@ -98,7 +98,7 @@ class Search:
         self.process_of[trial] = place
         keys = ("learning_rate", "momentum", "weight_decay")
         entry = {
-            "trial": trial, "epoch": result["training_iteration"], "accuracy": result["accuracy"], "test_accuracy": result["test_accuracy"],
+            "trial": trial, "epoch": result["training_iteration"], "accuracy": result["accuracy"], "test_accuracy": result["test_accuracy"], "diverged": result["diverged"],
             "seconds": round(self.before + time.perf_counter() - self.started, 3), "settings": {key: result["config"][key] for key in keys},
         }  # fmt: skip
         self.results[trial, entry["epoch"]] = entry

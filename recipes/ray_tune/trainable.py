@@ -68,12 +68,12 @@ class Classifier(tune.Trainable):
         accuracy, test = (
             accuracy_of(self.network, self.rows[f"{part}_images"], self.rows[f"{part}_labels"]) for part in parts
         )
-        # A rate that is far too high ends in NaN: a bad score, not an error.
-        loss = loss if np.isfinite(loss) else 1e9
+        # A rate that is far too high ends in a loss that is no number: that is a bad score, not an error.
         return {
             "accuracy": accuracy,
             "test_accuracy": test,
             "loss": loss,
+            "diverged": not np.isfinite(loss),
             "epoch_seconds": time.perf_counter() - started,
         }
 
