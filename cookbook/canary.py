@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,12 +24,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import yaml
+from filelock import FileLock
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
 from cookbook import ROOT, UserError, bootstrap, health, report, runs
-from cookbook.environments import environment_name, lock_of, overrides_of, resolve, variants_of
+from cookbook.environments import NoSolution, environment_name, fingerprint, lock_of, overrides_of, resolve, variants_of
 
 MINUTES = 40  # no trial begins after so many
+TRIAL_SECONDS = 1500  # of one trial: the environment (Horovod is compiled) and the run
 # What is not part of a checkout, or is made in it.
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".venvs", "outputs", "__pycache__", ".*_cache", ".terraform")
 
@@ -77,7 +81,9 @@ def limits(requirements: str) -> dict[str, str]:
                 if "not in the lock" in comment:  # compiled by build_wheels.py for this very version
                     continue
                 if (one.operator == "==" and one.version.endswith(".*")) or one.operator == "~=":
-                    found[requirement.name] = f">={one.version.removesuffix('.*')},!={one.version.removesuffix('.*')}.*"
+                    least = one.version.removesuffix(".*")
+                    series = least.rpartition(".")[0] if one.operator == "~=" else least
+                    found[requirement.name] = f">={least},!={series}.*"
                 elif one.operator in ("==", "==="):
                     found[requirement.name] = f">{one.version}"
                 elif one.operator in ("<", "<="):
@@ -92,8 +98,10 @@ def beyond(source: Path, *words: str) -> dict[str, str]:
         for name, versions in limits(source.read_text()).items():
             asked = Path(folder, "requirements.in")
             asked.write_text(f"{name}{versions}\n")
-            with contextlib.suppress(UserError):
-                found[name] = pins(resolve(asked, "--no-deps", "--resolution", "lowest-direct", *words))[name.lower()]
+            with contextlib.suppress(NoSolution):
+                lock = resolve(asked, "--no-deps", "--resolution", "lowest-direct", *words)
+                if version := pins(lock).get(canonicalize_name(name)):
+                    found[name] = version
     return found
 
 
@@ -168,24 +176,54 @@ class Trials:
             shutil.copytree(ROOT, copy, ignore=LEFT_OUT, symlinks=True)
             target = copy / lock_of(self.recipe, self.variant).relative_to(ROOT)
             target.write_text(lock)
-            before = set((bootstrap.cache_dir() / "environments").glob("*/"))
             words = [f"recipe={self.recipe}", *variant_words(self.recipe, self.variant), "scale=smoke", "resume=never"]
             argv = [sys.executable, "-m", "cookbook", *words, f"output_root={copy}/outputs"]
-            try:
-                done = subprocess.run(argv, cwd=copy, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-                content = runs.load((copy / "outputs" / self.recipe / "latest").resolve())
-            finally:
-                # An environment that only this trial needed goes with it.
-                made = (copy / ".venvs" / environment_name(self.recipe, self.variant)).resolve()
-                if made.is_dir() and made not in {one.resolve() for one in before}:
-                    shutil.rmtree(made)
-                    bootstrap.complete(made).unlink(missing_ok=True)
-        if done.returncode == 0:
+            with environment_of(copy, self.recipe, self.variant):
+                status, output = run_to_its_end(argv, copy, TRIAL_SECONDS)
+            content = runs.load((copy / "outputs" / self.recipe / "latest").resolve())
+        if status == 0:
             return ""
-        words = [line for line in done.stdout.splitlines() if line.strip()]
+        words = [line for line in output.splitlines() if line.strip()]
         return content.get("reason") or next(
             (line for line in words if line.startswith("error:")), (words or ["no word"])[-1]
         )
+
+
+def run_to_its_end(argv: list[str], folder: Path, seconds: float) -> tuple[int, str]:
+    """(exit status, output); a driver that takes longer, or whose canary is ended, is asked to end and cleans up after itself."""
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(argv, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            log.write(f"\nerror: it did not end within {seconds:.0f} s\n")
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(60)
+                process.kill()
+                process.wait()
+        log.seek(0)
+        return process.returncode, log.read()
+
+
+@contextlib.contextmanager
+def environment_of(copy: Path, recipe: str, variant: str | None):
+    """The environment that the copy makes is removed afterwards, unless somebody has it already: this checkout, or one before."""
+    asked = "import sys; from cookbook import environments; print(environments.fingerprint(sys.argv[1], sys.argv[2] or None)[:12])"
+    argv = [sys.executable, "-c", asked, recipe, variant or ""]
+    found = subprocess.run(argv, cwd=copy, capture_output=True, text=True, check=True).stdout.strip()
+    folder = bootstrap.cache_dir() / "environments" / f"{environment_name(recipe, variant)}-{found}"
+    keep = folder.exists() or found == fingerprint(recipe, variant)[:12]
+    try:
+        yield
+    finally:
+        if not keep:
+            with FileLock(folder.with_suffix(".lock")):
+                shutil.rmtree(folder, ignore_errors=True)
+            for suffix in (".log", ".lock"):
+                folder.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def variant_words(recipe: str, variant: str | None) -> list[str]:
@@ -216,7 +254,7 @@ class Question:
     def fits(self, versions: dict[str, str]) -> bool:
         try:
             self.lock_with(versions)
-        except UserError:
+        except NoSolution:
             return False
         return True
 
@@ -225,7 +263,7 @@ class Question:
         target = f"the newest versions that {self.source.name} allows"
         try:
             lock = resolve(self.source, "--upgrade", *self.words)
-        except UserError as error:
+        except NoSolution as error:
             return Proposal(target, "impossible", reason=last_line(error))
         return self.judge(target, difference(self.lock, lock), lock)
 
@@ -260,11 +298,15 @@ class Question:
         def breaks(names: list[str]) -> bool:
             try:
                 tried = self.lock_with({name: upgrades[name][1] for name in names})
-            except UserError:  # these do not go without others: nothing is known of them alone
+            except NoSolution:  # these do not go without others: nothing is known of them alone
                 return False
             return bool(self.trial(tried, f"only {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}"))
 
         try:
+            if not breaks(list(upgrades)):
+                return Proposal(
+                    target, "breaks", upgrades, reason=f"{reason} (no upgrade does it: a package that is new here)"
+                )
             culprits = fewest_that_break(list(upgrades), breaks)
         except OutOfTime:
             return Proposal(
@@ -288,7 +330,11 @@ def proposals(recipe: str, deadline: float) -> list[Proposal]:
             found.append(Proposal(f"{path.name} as it is", "breaks", reason=reason))
             continue
         question = Question(path.with_suffix(".in"), lock, tuple(overrides_of(recipe)), trial)
-        found += [question.newest(), question.next_step()]
+        for ask in (question.newest, question.next_step):
+            try:
+                found.append(ask())
+            except UserError as error:
+                found.append(Proposal(ask.__doc__.strip(), "unfinished", reason=last_line(error)))
     return found
 
 
@@ -299,6 +345,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--history", default="", help="a file of JSON lines that the outcome is appended to")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="no trial begins after so many (%(default)s)")
     wanted = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.time()
     found = proposals(wanted.recipe, time.monotonic() + 60 * wanted.minutes)
     for one in found:

@@ -134,11 +134,15 @@ def remove_unused(parent, days=UNUSED_DAYS):
                 folder.with_suffix(".log").unlink(missing_ok=True)
 
 
+class NoSolution(UserError):
+    """No versions of these packages fit together."""
+
+
 def resolve(source, *words, lock=None):
     """Returns the text of a lock for a requirements.in: every package pinned, no package source's address, no GPU packages.
 
     With `lock`, the text of an earlier one, versions stay as they are in it unless `words` (uv's own) ask for others.
-    Raises UserError with uv's reason where no versions fit together.
+    Raises NoSolution with uv's reason where no versions fit together, UserError when uv cannot look (no network, say).
     """
     compile_ = [uv(), "pip", "compile", "-q", "--no-annotate", "--no-header", "--python-version", PYTHON]
     environment = {
@@ -151,7 +155,8 @@ def resolve(source, *words, lock=None):
         argv = [*compile_, *words, source.name, "-o", output]
         done = subprocess.run(argv, cwd=source.parent, env=environment, capture_output=True, text=True)
         if done.returncode:
-            raise UserError(f"{source.name} cannot be locked:\n{done.stderr.strip()}")
+            kind = NoSolution if "No solution found" in done.stderr else UserError
+            raise kind(f"{source.name} cannot be locked:\n{done.stderr.strip()}")
         lines = output.read_text().splitlines()
     built = re.findall(r"^(\S+)==\S+\s+# not in the lock", source.read_text(), re.MULTILINE)
     return "".join(f"{line}\n" for line in lines if not GPU_PACKAGES.match(line) and line.split("==")[0] not in built)

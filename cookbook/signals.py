@@ -43,11 +43,15 @@ def _lose_patience(number, frame):
 
 
 def _interrupt():
+    _ignore()
+    raise Interrupted(CAME[0])
+
+
+def _ignore():
     """From here on a signal would only cut the clean-up short: it is ignored."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    raise Interrupted(CAME[0])
 
 
 def _let_go_of_the_terminal():
@@ -67,9 +71,16 @@ def check():
 
 
 def terminal_is_gone():
-    """Whether standard output was a terminal that is closed now: a write to it fails before SIGHUP comes. It is noted as one."""
-    is_device = stat.S_ISCHR(os.fstat(1).st_mode) and not os.path.samestat(os.fstat(1), os.stat(os.devnull))
-    if is_device and not os.isatty(1):
-        CAME.append("SIGHUP")
-        _let_go_of_the_terminal()
-    return "SIGHUP" in CAME
+    """Whether standard output was a terminal that is closed now: a write to it fails before SIGHUP comes. It is heeded as one."""
+    try:
+        found = os.fstat(1)
+        if not stat.S_ISCHR(found.st_mode) or found.st_rdev == os.stat(os.devnull).st_rdev or os.isatty(1):
+            return False
+    except OSError:  # there is no standard output at all
+        return False
+    if os.major(found.st_rdev) == 1:  # /dev/full and the like: no terminal
+        return False
+    CAME.append("SIGHUP")
+    _ignore()
+    _let_go_of_the_terminal()
+    return True

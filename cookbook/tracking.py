@@ -25,7 +25,8 @@ def check(settings):
     """Raises UserError before any work begins when the tracker cannot be used."""
     if settings["kind"] not in SENDERS:
         raise UserError(f"tracking.kind={settings['kind']!r} is unknown; there are: {', '.join(SENDERS)}")
-    if settings["kind"] == "mlflow" and urlparse(settings["uri"]).scheme.partition("+")[0] not in STORES:
+    named = urlparse(settings.get("uri", "")).scheme.partition("+")[0]
+    if settings["kind"] == "mlflow" and settings["uri"] != "databricks" and named not in STORES:
         folder = settings["uri"].removeprefix("file://") or "."
         raise UserError(
             f"tracking.uri={settings['uri']} names no store that MLflow can write: a folder takes tracking.uri=sqlite:///{folder}/mlflow.db, "
@@ -105,8 +106,17 @@ def main(argv):
     content = runs.load(folder) if folder else {}
     if content.get("status") != "ok":
         raise UserError(f"RUN={folder}: expected the folder of a run that ended well, such as outputs/horovod/latest")
-    own = [word for word in content["overrides"] if word.startswith(("tracking", "output_root="))]
-    tracker = settings_of(content["recipe"], [*own, *words])
+    another = any(word.startswith("tracking=") for word in words)
+    own = [
+        word for word in content["overrides"]
+        if word.startswith("output_root=") or (word.startswith("tracking") and not another)
+    ]  # fmt: skip
+    given = {word.partition("=")[0] for word in words}
+    if hidden := [word for word in own if "***" in word and word.partition("=")[0] not in given]:
+        raise UserError(
+            f"{hidden[0]}: the run folder keeps no secrets; say it again: ARGS='{hidden[0].partition('=')[0]}=...'"
+        )
+    tracker = settings_of(content["recipe"], [*(word for word in own if word.partition("=")[0] not in given), *words])
     if tracker["kind"] == "none":
         raise UserError('that run had no tracker: say which, ARGS="tracking=mlflow"')
     send(tracker, Path(folder).resolve(), content)

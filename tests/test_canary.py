@@ -29,7 +29,7 @@ def test_what_is_beyond_a_limit():
         "ray": ">2.60.0",
         "tf-keras": ">=2.21,!=2.21.*",
         "old": ">1.5",
-        "near": ">=1.2,!=1.2.*",
+        "near": ">=1.2,!=1.*",
     }
 
 

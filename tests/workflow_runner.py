@@ -175,10 +175,10 @@ def read(path):
         if len(set(ids)) != len(ids):
             raise Unreadable(f"job {name}: an id stands at two steps")
         for step in job["steps"]:
+            if ("run" in step) == ("uses" in step):
+                raise Unreadable(f"job {name}: a step has {', '.join(step)}: expected either run or uses")
             where = f"job {name}, step {title_of(step)!r}"
             _only(step, STEP_KEYS, where)
-            if ("run" in step) == ("uses" in step):
-                raise Unreadable(f"{where}: expected either run or uses")
             if step.get("shell") not in SHELLS:
                 raise Unreadable(f"{where}: the shell {step['shell']} is not known here")
             if "uses" in step:
@@ -251,7 +251,7 @@ class Machine:
             etc=$1 uid=$2 umask=$3 workspace=$4 home=$5; shift 5
             for name in passwd group shadow sudoers.d; do mount --bind "$etc/$name" "/etc/$name" || exit 125; done
             [ -z "$home" ] || { mount --bind "$home" "$home" && mount -o remount,bind,ro "$home"; } || exit 125
-            cd "$workspace" && umask "$umask" && exec setpriv --reuid "$uid" --regid "$uid" --clear-groups -- "$@"
+            cd "$workspace" && umask "$umask" && exec setpriv --pdeathsig KILL --reuid "$uid" --regid "$uid" --clear-groups -- "$@"
         """
         home = str(self.home) if self.read_only_home else ""
         words = ["sh", "-c", script, "sh", self.etc, str(self.uid), self.umask, self.workspace, home, *argv]
@@ -274,8 +274,10 @@ class Machine:
         shutil.rmtree(self.workspace, ignore_errors=True)
         short = ["--depth", str(depth)] if depth else []
         subprocess.run(["git", "clone", "-q", *short, f"file://{ROOT}", self.workspace], check=True)
-        changed = subprocess.run(["git", "ls-files", "-zmo", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)  # fmt: skip
-        for name in filter(None, changed.stdout.split("\0")):
+        names = ""
+        for words in (["diff", "--name-only", "-z", "HEAD"], ["ls-files", "-zo", "--exclude-standard"]):
+            names += subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name in filter(None, names.split("\0")):
             (self.workspace / name).unlink(missing_ok=True)
             if (ROOT / name).is_file():
                 (self.workspace / name).parent.mkdir(parents=True, exist_ok=True)
@@ -339,7 +341,7 @@ class Run:
         self._later = []
         for step in job["steps"]:
             self._step(step, done)
-        for save in self._later:
+        for save in self._later if done.ok else []:
             save()
         done.outputs = self._fill(job.get("outputs", {})) if done.ok else {}
         self.done[name] = done
@@ -434,31 +436,33 @@ class Run:
     def _restore(self, words):
         wanted = [words["key"], *str(words.get("restore-keys", "")).split()]
         slots = sorted(self.machine.caches.glob("*.key"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for key in wanted:
-            for slot in slots:
-                if slot.read_text().startswith(key):
-                    for number, path in enumerate(self._cached_paths(words)):
-                        if (held := slot.with_suffix("") / str(number)).exists():
-                            self._copy(held, self._place(path))
-                    return
+        found = next((slot for key in wanted for slot in slots if slot.read_text().startswith(key)), None)
+        if found:
+            for place in json.loads((found.with_suffix("") / "places.json").read_text()):
+                self._copy(found.with_suffix("") / hashlib.sha256(place.encode()).hexdigest(), Path(place))
 
     def _save(self, words):
         slot = self._slot(words["key"])
         if slot.exists():
             return
-        for number, path in enumerate(self._cached_paths(words)):
-            if self._place(path).is_dir():
-                without = [self._place(line[1:]) for line in words["path"].split() if line.startswith("!")]
-
-                def left_out(folder, names, without=without):
-                    return [name for name in names if Path(folder, name) in without]
-
-                shutil.copytree(self._place(path), slot / str(number), symlinks=True, ignore=left_out)
+        slot.mkdir()
+        places = self._cached(words["path"].split())
+        for place in places:
+            copy = shutil.copytree if place.is_dir() else shutil.copy
+            copy(place, slot / hashlib.sha256(str(place).encode()).hexdigest())
+        (slot / "places.json").write_text(json.dumps([str(place) for place in places if place.is_dir()]))
         slot.with_suffix(".key").write_text(words["key"])
 
-    @staticmethod
-    def _cached_paths(words):
-        return [line for line in words["path"].split() if not line.startswith("!")]
+    def _cached(self, patterns):
+        """What the patterns name. As on GitHub, one that is left out must be named by a pattern itself: not something below it."""
+        named = [self._place(pattern) for pattern in patterns if not pattern.startswith("!")]
+        found = {path for one in named for path in one.parent.glob(one.name)}
+        left_out = {self._place(pattern[1:]) for pattern in patterns if pattern.startswith("!")}
+        if stray := {path for path in left_out if any(one in path.parents for one in found)}:
+            raise Unreadable(
+                f"{', '.join(map(str, stray))} lies below a folder that is cached: GitHub caches it all the same"
+            )
+        return sorted(found - left_out)
 
     def _upload(self, target, paths):
         for pattern in paths.split():

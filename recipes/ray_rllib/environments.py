@@ -121,6 +121,8 @@ def make_environment(name, **options):
     space = made.observation_space
     if not isinstance(space, gymnasium.spaces.Box) and space.is_np_flattenable:
         made = gymnasium.wrappers.FlattenObservation(made)
+    if not isinstance(made.observation_space, gymnasium.spaces.Box):
+        return made  # a graph, a sequence: settings.py refuses them
     # Networks calculate in float32, and RLlib hands on what it gets.
     return made if made.observation_space.dtype == np.float32 else gymnasium.wrappers.DtypeObservation(made, np.float32)
 

@@ -69,10 +69,10 @@ def check_known(name, gymnasium):
     if colon:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # it is the user's: it may raise anything
             raise SystemExit(
-                f"environment={name!r}: the module {module} cannot be imported ({error}); it must lie beside main.py, or be "
-                "installed in the recipe's environment"
+                f"environment={name!r}: the module {module} cannot be imported ({type(error).__name__}: {error}); it must lie "
+                "beside main.py, or be installed in the recipe's environment"
             ) from None
         name = name.removeprefix(f"{module}:")
     if name not in gymnasium.registry:

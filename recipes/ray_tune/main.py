@@ -61,7 +61,7 @@ def search(phase, name, seed, num_phases, config, most, need, rows, run):
             [result["epoch"] for result in trial["results"]],
             max(result["accuracy"] for result in trial["results"]),
         )
-    run.metric(f"{name}/accuracy", content["best"], step=seed)
+    run.metric(f"{name}/accuracy", best_of(content)["accuracy"], step=seed)
     return content
 
 
@@ -128,22 +128,26 @@ def compare(config, found, rows, run):
     for content in found:
         if content["search"] == "pbt" and content["seed"] == 0:
             draw_schedule(config, content)
-    winner = max(found, key=lambda content: content["best"])
+    winner = max(found, key=lambda content: rank_of(best_of(content)))
     if best_of(winner)["diverged"]:
         raise SystemExit(
             f"all {sum(len(content['trials']) for content in found)} trials diverged: the loss is no number in any of them. "
             f"learning_rates={config.learning_rates} is too high: choose smaller ones"
         )
-    run.metric("best/accuracy", winner["best"], step=0)
+    run.metric("best/accuracy", best_of(winner)["accuracy"], step=0)
     # On rows that no search has looked at: what the choice among so many trials has made of luck is gone.
     run.metric("best/test_accuracy", best_of(winner)["test_accuracy"], step=0)
-    run.progress(1, 1, f"best: {winner['search']}, {winner['best']:.4f}")
+    run.progress(1, 1, f"best: {winner['search']}, {best_of(winner)['accuracy']:.4f}")
 
 
 def best_of(content):
     """The best epoch of the best trial: {accuracy, test_accuracy, settings, diverged, ...}; one that diverged is best only among such."""
-    epochs = [epoch for trial in content["trials"] for epoch in trial["results"]]
-    return max(epochs, key=lambda epoch: (not epoch["diverged"], epoch["accuracy"]))
+    return max((epoch for trial in content["trials"] for epoch in trial["results"]), key=rank_of)
+
+
+def rank_of(epoch):
+    """What epochs are compared by: one whose loss is no number comes behind all others."""
+    return not epoch["diverged"], epoch["accuracy"]
 
 
 if __name__ == "__main__":
