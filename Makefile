@@ -62,7 +62,7 @@ bench-hosts: $(SETUP) ## all-reduce over limited links against a model (as root,
 infra-%: $(SETUP) ## machines: infra-plan, -up, -status, -down: TARGET=local|aws|gcp|eks|gke|kubernetes ARGS="infra.variables.num_hosts=3"
 	@$(BIN)/python -m cookbook.infra $* "$(TARGET)" $(ARGS)
 
-# Two tests at a time: most of a run is waiting. Each area stays on one of the two (tests/areas.py), in the order of the files.
+# Two tests at a time: most of a run is waiting. Those that make networks stay on one of the two (tests/areas.py).
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test: $(SETUP) ## every recipe and mode once, small, and all unit tests (20 minutes; ARGS="-k spark")

@@ -1,6 +1,5 @@
 """Areas of the suite: a test file is one, and a contract test belongs to the area of its recipe. Run: make areas"""
 
-import re
 from pathlib import Path
 
 # One after the other: they make network namespaces, and look at what is left of them.
@@ -17,12 +16,9 @@ def area_of(item) -> str:
 
 
 def group_of(nodeid: str) -> str:
-    """The group of a test, by its id: tests of one group run one after the other. It is the area, or all that make networks."""
-    path, _, name = nodeid.partition("::")
-    area = Path(path).stem.removeprefix("test_")
-    if area == "contracts" and (recipe := re.search(r"\[(\w+)", name)):
-        return recipe[1]
-    return "network" if area in NETWORK else area
+    """What a test, by its id, must share a process with: all that make networks are one group, any other test is its own."""
+    area = Path(nodeid.partition("::")[0]).stem.removeprefix("test_")
+    return "network" if area in NETWORK else nodeid
 
 
 def areas() -> list[str]:

@@ -12,8 +12,8 @@ from xdist.scheduler import LoadScopeScheduling
 from cookbook import ROOT, bootstrap, environments
 from cookbook.eject import compose_recipe
 from cookbook.environments import uv, uv_environment
-from tests.areas import area_of, areas, group_of
-from tests.helpers import CLEAN, Silent, latest, run_cookbook
+from tests.areas import NETWORK, area_of, areas, group_of
+from tests.helpers import CLEAN, Silent, latest, recipes, run_cookbook
 
 TOOLS = ROOT / "tests/infra/requirements.txt"
 
@@ -24,7 +24,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Chooses the tier and the area."""
+    """Chooses the tier and the area, and the order."""
     every, wanted = config.getoption("all"), config.getoption("area")
     chosen = []
     for item in items:
@@ -32,11 +32,13 @@ def pytest_collection_modifyitems(config, items):
         if (every or item.get_closest_marker("full") is None) and wanted in (None, area):
             chosen.append(item)
     config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    # The long ones first: what comes last is short, and neither process waits long for the other.
+    chosen.sort(key=lambda item: (area_of(item) not in NETWORK, area_of(item) not in recipes()))
     items[:] = chosen
 
 
 class Groups(LoadScopeScheduling):
-    """Tests of one group stay together, on one of the processes that share the tests."""
+    """One test after the other goes to the next idle process; a group stays together."""
 
     def _split_scope(self, nodeid):
         return group_of(nodeid)
