@@ -92,6 +92,7 @@ class Story:
         mark = self.before.get("mark")
         if mark and (left := processes.end_leftovers(mark, self.config["cluster"]["stop_grace_seconds"])):
             console.print(f"{'':<12} ended what was left of it: {', '.join(left)}", markup=False)
+        shutil.rmtree(self.folder / "scratch", ignore_errors=True)  # a driver that was killed has not removed it
 
     def _environment(self, shown):
         variant = self.config["recipe"]["driver"].get("variant")

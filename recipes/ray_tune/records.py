@@ -103,7 +103,10 @@ class Search:
         }  # fmt: skip
         self.results[trial, entry["epoch"]] = entry
         self.log.write(json.dumps(entry) + "\n")
-        budget, best = self.config.budget_epochs, max(result["accuracy"] for result in self.results.values())
+        budget, best = (
+            self.config.budget_epochs,
+            max((result["accuracy"] for result in self.results.values() if not result["diverged"]), default=0.0),
+        )
         label = self.name + (f", seed {self.seed + 1} of {self.config.num_seeds}" if self.config.num_seeds > 1 else "")
         trials = len({trial for trial, _ in self.results})
         text = f"{label}: {self.spent()} of {budget} epochs, {trials} trials, best {best:.4f}"
@@ -119,7 +122,7 @@ class Search:
         trials, history, best = {}, [], 0.0
         for (trial, _), result in self.results.items():
             trials.setdefault(trial, {"id": trial, "results": []})["results"].append(result)
-            best = max(best, result["accuracy"])
+            best = best if result["diverged"] else max(best, result["accuracy"])
             history.append([len(history) + 1, result["seconds"], best])
         return {
             "search": self.name, "seed": self.seed, "trials": list(trials.values()), "best": best, "history": history,
