@@ -18,7 +18,7 @@ from cookbook.clusters import hosts as clusters_hosts
 from cookbook.eject import compose_recipe
 from tests.helpers import ROOT, Driver, latest, run_cookbook
 from tests.requirements import needs, skip
-from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch
+from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch, quick
 
 SCRIPT = ROOT / "infra/local/hosts.py"
 spec = importlib.util.spec_from_file_location("infra_local_hosts", SCRIPT)
@@ -81,7 +81,7 @@ def two(tmp_path_factory):
 
 
 @needs_hosts
-@pytest.mark.parametrize("recipe", SYSTEMS)
+@pytest.mark.parametrize("recipe", quick(SYSTEMS, "horovod"))
 def test_two_hosts_come_to_the_same_result_as_one(two, undisturbed, recipe, tmp_path):
     # Spark's other steps would only take longer.
     more = ["recipe.steps=[ingest,templates]"] if recipe == "spark" else []

@@ -16,7 +16,7 @@ from cookbook.clusters import pod_logs
 from cookbook.eject import compose_recipe
 from tests.fake_kubernetes import FakeKubernetes
 from tests.helpers import ROOT, Driver, latest, run_cookbook
-from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch
+from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch, quick
 from tests.test_hosts import SYSTEMS, Place, needs_hosts
 
 ON_PODS = ["cluster=kubernetes", "cluster.image=registry.test/cookbook:1"]
@@ -44,7 +44,7 @@ def kubernetes(hosts, recipe_python, tmp_path):
 
 
 @needs_hosts
-@pytest.mark.parametrize("recipe", SYSTEMS)
+@pytest.mark.parametrize("recipe", quick(SYSTEMS, "pytorch"))
 def test_two_pods_come_to_the_same_result_as_one_machine(kubernetes, undisturbed, recipe, tmp_path):
     more = ["recipe.steps=[ingest,templates]"] if recipe == "spark" else []
     words = [f"recipe={recipe}", *SHORT[recipe], *more]

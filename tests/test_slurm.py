@@ -120,8 +120,8 @@ def test_pytorch_on_two_nodes(slurm, undisturbed, tmp_path):
 def keys(slurm, tmp_path):
     """An agent with the key that the nodes' ssh servers take, as people have one when they submit."""
     environment = {**slurm.environment, "SSH_AUTH_SOCK": str(tmp_path / "agent")}
-    agent = subprocess.Popen(["ssh-agent", "-D", "-a", environment["SSH_AUTH_SOCK"]], stdout=subprocess.DEVNULL)
-    wait_for(Path(environment["SSH_AUTH_SOCK"]).exists)
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", environment["SSH_AUTH_SOCK"]], stdout=subprocess.PIPE, text=True)
+    assert "SSH_AUTH_SOCK" in agent.stdout.readline(), "it listens"
     subprocess.run(["ssh-add", "-q", slurm.place.folder / "key"], env={**os.environ, **environment}, check=True)
     yield environment
     agent.terminate()

@@ -43,14 +43,11 @@ class Ssh:
             socket = self.folder / "agent"
             # It ends when this process does, however that comes: its input is closed then. Not with the run's mark: a host that is
             # this very machine ends all that has it, before the others are done.
-            words = ["ssh-agent", "-a", socket, "sh", "-c", "cat; kill $SSH_AGENT_PID"]
-            self.agent = subprocess.Popen(
-                words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-            )
-            for _ in range(100):
-                if socket.exists():
-                    break
-                time.sleep(0.02)
+            # Its first line says that the agent listens.
+            words = ["ssh-agent", "-a", socket, "sh", "-c", "echo; cat; kill $SSH_AGENT_PID"]
+            self.agent = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+            with self.agent.stdout as said:
+                said.readline()
             added = subprocess.run(["ssh-add", "-q", key], env={**os.environ, "SSH_AUTH_SOCK": str(socket)}, capture_output=True, text=True, stdin=subprocess.DEVNULL)  # fmt: skip
             if added.returncode:
                 why = added.stderr.strip() or "ssh-add said nothing; does it have a passphrase?"
