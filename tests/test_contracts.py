@@ -161,6 +161,17 @@ def test_the_printed_command_does_the_same_by_hand(recipe, undisturbed, tmp_path
 
 
 @pytest.mark.parametrize("recipe", quick(DATA_PARALLEL, "pytorch"))
+def test_a_checkpoint_of_other_batches_is_refused(recipe, undisturbed, tmp_path):
+    content, folder, _ = undisturbed(f"recipe={recipe}", *SHORT[recipe])
+    mine = shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
+    command = re.sub(r" output_dir=\S+ checkpoint_dir=\S+", f" seed=7 output_dir={tmp_path} checkpoint_dir={mine}", content["workers_command"])  # fmt: skip
+    assert command != content["workers_command"]
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=200, env=CLEAN)
+    assert done.returncode, "it went on with the checkpoints of another seed"
+    assert "was made with other settings: seed=7 (0 there)" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("recipe", quick(DATA_PARALLEL, "pytorch"))
 def test_one_worker_and_two_reach_the_same_loss(recipe, undisturbed):
     """Same global batches, so the same steps: what differs is the order of float32 sums.
 

@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import make_network, scores_of, sum_of_losses
 from readers import batches_of, check_row_groups, chunks_of, leave
-from runrecord import RunRecord, load_config
-from settings import check_settings
+from runrecord import RunRecord, check_position, load_config
+from settings import check_settings, depends_on
 from stores import open_store
 
 
@@ -44,13 +44,13 @@ def main():
         RunRecord(config.output_dir, rank, world_size, int(os.environ["LOCAL_RANK"]), attempt=attempt, **facts) as run,
         open_store(config, manifest) as store,
     ):
-        first, step = load_checkpoint(network, optimizer, config)
+        first, step = load_checkpoint(network, optimizer, config, manifest)
         run.restore(first, 0, generation=shared_clock())
         for epoch in range(first, config.num_epochs):
             step = train_epoch(model, optimizer, store, manifest, config, epoch, step, run)
             evaluate(network, manifest, config, epoch, step, run)
             if rank == 0:  # Distributed: all ranks hold the same parameters, so one of them writes them.
-                run.checkpoint(save_checkpoint(network, optimizer, epoch + 1, step, config), epoch + 1, 0)
+                run.checkpoint(save_checkpoint(network, optimizer, epoch + 1, step, config, manifest), epoch + 1, 0)
             if config.max_steps and step >= config.max_steps:
                 break
         run.digest(parameter.detach().numpy() for parameter in network.state_dict().values())
@@ -134,16 +134,17 @@ def judge(scores, truth, manifest):
     return "eval/auc", float(roc_auc_score(truth, scores))
 
 
-def save_checkpoint(network, optimizer, epoch, step, config):
+def save_checkpoint(network, optimizer, epoch, step, config, manifest):
     path = Path(config.checkpoint_dir) / "last.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "step": step}
+    content["depends_on"] = depends_on(config, manifest)
     torch.save(content, path.with_suffix(".partial"))
     path.with_suffix(".partial").replace(path)
     return path
 
 
-def load_checkpoint(network, optimizer, config):
+def load_checkpoint(network, optimizer, config, manifest):
     """Fills network and optimizer; returns (epoch, step) to go on with, (0, 0) without a checkpoint."""
     path = Path(config.checkpoint_dir) / "last.pt"
     # Distributed: every rank reads the same file, and none before all are here: rank 0 could be writing.
@@ -151,6 +152,7 @@ def load_checkpoint(network, optimizer, config):
     if not path.exists():
         return 0, 0
     content = torch.load(path, weights_only=True)
+    check_position(path, content.get("depends_on", {}), depends_on(config, manifest))
     network.load_state_dict(content["network"])
     optimizer.load_state_dict(content["optimizer"])
     return content["epoch"], content["step"]

@@ -25,8 +25,8 @@ from petastorm.tf_utils import make_petastorm_dataset
 from sklearn.metrics import roc_auc_score
 
 from readers import addresses_of, check_row_groups, columns_of, label_of, leave, reader_settings, whole
-from runrecord import RunRecord, load_config
-from settings import check_settings
+from runrecord import RunRecord, check_position, load_config
+from settings import check_settings, depends_on
 
 
 def main():
@@ -52,7 +52,7 @@ def main():
             optimizer = tf.keras.optimizers.Adam(config.learning_rate)
             optimizer.build(model.trainable_variables)
         add_up, train_step = make_steps(strategy, model, optimizer)
-        first, step = load_checkpoint(model, optimizer, config)
+        first, step = load_checkpoint(model, optimizer, config, manifest)
         # Distributed: the largest of the workers' clocks would do; their sum is as large for all, and grows.
         run.restore(first, 0, generation=float(add_up(tf.constant(time.time(), tf.float64))))
         for epoch in range(first, config.num_epochs):
@@ -61,7 +61,7 @@ def main():
             run.metric("eval/auc", auc, step=step, epoch=epoch)
             run.progress(epoch + 1, config.num_epochs, f"epoch {epoch + 1}  eval/auc {auc:.4f}")
             if rank == 0:  # Distributed: all workers hold the same values, so one of them writes them.
-                run.checkpoint(save_checkpoint(model, optimizer, epoch + 1, step, config), epoch + 1, 0)
+                run.checkpoint(save_checkpoint(model, optimizer, epoch + 1, step, config, manifest), epoch + 1, 0)
             if config.max_steps and step >= config.max_steps:
                 break
         run.digest(variable.numpy() for variable in model.variables)
@@ -158,22 +158,24 @@ def evaluate(model, manifest, config):
     return float(roc_auc_score(np.concatenate(truth), np.concatenate(scores)))
 
 
-def save_checkpoint(model, optimizer, epoch, step, config):
+def save_checkpoint(model, optimizer, epoch, step, config, manifest):
     path = Path(config.checkpoint_dir) / "last.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     values = [variable.numpy() for variable in (*model.variables, *optimizer.variables)]
     with open(path.with_suffix(".partial"), "wb") as file:
-        np.savez(file, *values, position=[epoch, step])
+        np.savez(file, *values, position=[epoch, step], depends_on=json.dumps(depends_on(config, manifest)))
     path.with_suffix(".partial").replace(path)
     return path
 
 
-def load_checkpoint(model, optimizer, config):
+def load_checkpoint(model, optimizer, config, manifest):
     """Fills model and optimizer; returns (epoch, step) to go on with, (0, 0) without a checkpoint."""
     path = Path(config.checkpoint_dir) / "last.npz"
     if not path.exists():
         return 0, 0
     with np.load(path) as content:
+        theirs = json.loads(str(content["depends_on"])) if "depends_on" in content.files else {}
+        check_position(path, theirs, depends_on(config, manifest))
         for number, variable in enumerate((*model.variables, *optimizer.variables)):
             variable.assign(content[f"arr_{number}"])
         return tuple(int(value) for value in content["position"])

@@ -41,6 +41,15 @@ def check_settings(config, num_workers=None):
     return config
 
 
+def depends_on(config, manifest):
+    """What a position (epoch) depends on: with other values the same position stands for other rows."""
+    num_rows = manifest["rows"]["train"]
+    return {
+        "seed": config.seed, "global_batch_size": config.global_batch_size, "num_shards": config.num_shards,
+        "shuffle_rows": config.shuffle_rows, "num_rows": min(num_rows, config.max_rows or num_rows),
+    }  # fmt: skip
+
+
 if __name__ == "__main__":
     *config_words, num_workers = sys.argv[1:]
     check_settings(load_config(config_words), int(num_workers))

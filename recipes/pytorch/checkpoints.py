@@ -13,6 +13,9 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
+from runrecord import check_position
+from settings import depends_on
+
 # One process without a process group is a use that is meant here, not an oversight.
 warnings.filterwarnings("ignore", message=".*torch.distributed is (disabled|unavailable).*")
 
@@ -21,7 +24,7 @@ warnings.filterwarnings("ignore", message=".*torch.distributed is (disabled|unav
 OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
-def save(model, optimizer, step, config, rank=0):
+def save(model, optimizer, step, config, num_rows, rank=0):
     """Writes <checkpoint_dir>/step-<step>/ and then removes the older ones; returns its path."""
     path = Path(config.checkpoint_dir) / f"step-{step:08d}"
     partial = path.with_suffix(".partial")
@@ -33,7 +36,8 @@ def save(model, optimizer, step, config, rank=0):
     # Distributed: all processes write at the same time, each the shards that it holds.
     dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=partial)
     if rank == 0:
-        (partial / "about.json").write_text(json.dumps({"mode": config.mode, "step": step}))
+        about = {"mode": config.mode, "step": step, "depends_on": depends_on(config, num_rows)}
+        (partial / "about.json").write_text(json.dumps(about))
         partial.rename(path)
         for old in sorted(path.parent.glob("step-*")):
             if old != path:
@@ -42,10 +46,10 @@ def save(model, optimizer, step, config, rank=0):
     return path
 
 
-def load(model, optimizer, config, rank=0):
+def load(model, optimizer, config, num_rows, rank=0):
     """Fills model and optimizer from the last whole checkpoint; returns the step to go on with, 0 without one.
 
-    Raises SystemExit when the checkpoint is another mode's or another model's.
+    Raises SystemExit when the checkpoint is another mode's or another model's, or of other batches.
     """
     if (other := Path(config.checkpoint_dir) / "last.pt").exists():
         raise SystemExit(
@@ -60,6 +64,7 @@ def load(model, optimizer, config, rank=0):
             f"checkpoint {found[-1]} is of mode={about['mode']}, this run is mode={config.mode}: use another "
             f"checkpoint_dir, or mode={about['mode']}"
         )
+    check_position(found[-1], about.get("depends_on", {}), depends_on(config, num_rows))
     model_state, optimizer_state = get_state_dict(model, optimizer, options=OPTIONS)
     state = {"model": model_state, "optimizer": optimizer_state}
     try:

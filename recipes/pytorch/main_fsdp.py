@@ -81,7 +81,7 @@ class FullySharded:
         return sum_over_ranks(total, self.device) / len(self.test_data)
 
     def save(self, step):
-        return checkpoints.save(self.model, self.optimizer, step, self.config, self.rank)
+        return checkpoints.save(self.model, self.optimizer, step, self.config, len(self.train_data), self.rank)
 
     def report_memory(self, run):
         """What this process holds of the parameters, and the most memory that parameters and optimizer state take, in MB.
@@ -115,7 +115,7 @@ def main():
         batches = Batches(check_rows(len(sharded.train_data), config), config.global_batch_size, config.seed)
         num_steps = num_steps_of(config, batches)
         with RunRecord(config.output_dir, rank, world_size, **facts(device)) as run:
-            start = checkpoints.load(sharded.model, sharded.optimizer, config, rank)
+            start = checkpoints.load(sharded.model, sharded.optimizer, config, len(sharded.train_data), rank)
             run.restore(*divmod(start, batches.steps_per_epoch), generation=shared_now())
             bits_per_byte = train_language_model(sharded, sharded.optimizer, batches, num_steps, start, config, run)
             sharded.report_memory(run)

@@ -79,7 +79,7 @@ class Pipeline:
         return total / len(self.test_data)
 
     def save(self, step):
-        return checkpoints.save(self.model, self.optimizer, step, self.config, self.rank)
+        return checkpoints.save(self.model, self.optimizer, step, self.config, len(self.train_data), self.rank)
 
 
 def main():
@@ -91,7 +91,7 @@ def main():
         batches = Batches(check_rows(len(pipeline.train_data), config), config.global_batch_size, config.seed)
         num_steps = num_steps_of(config, batches)
         with RunRecord(config.output_dir, rank, world_size, **facts(device)) as run:
-            start = checkpoints.load(pipeline.model, pipeline.optimizer, config, rank)
+            start = checkpoints.load(pipeline.model, pipeline.optimizer, config, len(pipeline.train_data), rank)
             run.restore(*divmod(start, batches.steps_per_epoch), generation=shared_now())
             bits_per_byte = train_language_model(pipeline, pipeline.optimizer, batches, num_steps, start, config, run)
             held = sum(parameter.numel() for parameter in pipeline.model.parameters())

@@ -45,7 +45,7 @@ class Single:
         return total / len(self.test_data)
 
     def save(self, step):
-        return checkpoints.save(self.model, self.optimizer, step, self.config)
+        return checkpoints.save(self.model, self.optimizer, step, self.config, len(self.train_data))
 
 
 def main():
@@ -54,7 +54,7 @@ def main():
     batches = Batches(check_rows(len(single.train_data), config), config.global_batch_size, config.seed)
     num_steps = num_steps_of(config, batches)
     with RunRecord(config.output_dir, 0, 1, device=str(single.device), torch=torch.__version__) as run:
-        start = checkpoints.load(single.model, single.optimizer, config)
+        start = checkpoints.load(single.model, single.optimizer, config, len(single.train_data))
         run.restore(*divmod(start, batches.steps_per_epoch), generation=time.time())
         bits_per_byte = train_language_model(single, single.optimizer, batches, num_steps, start, config, run)
         report_baselines(config, run, bits_per_byte)

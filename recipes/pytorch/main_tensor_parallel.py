@@ -83,7 +83,7 @@ class TensorParallel:
         return total / len(self.test_data)
 
     def save(self, step):
-        return checkpoints.save(self.model, self.optimizer, step, self.config, self.rank)
+        return checkpoints.save(self.model, self.optimizer, step, self.config, len(self.train_data), self.rank)
 
 
 def main():
@@ -94,7 +94,7 @@ def main():
         batches = Batches(check_rows(len(divided.train_data), config), config.global_batch_size, config.seed)
         num_steps = num_steps_of(config, batches)
         with RunRecord(config.output_dir, rank, world_size, **facts(device)) as run:
-            start = checkpoints.load(divided.model, divided.optimizer, config, rank)
+            start = checkpoints.load(divided.model, divided.optimizer, config, len(divided.train_data), rank)
             run.restore(*divmod(start, batches.steps_per_epoch), generation=shared_now())
             bits_per_byte = train_language_model(divided, divided.optimizer, batches, num_steps, start, config, run)
             parameters = list(divided.model.state_dict().values())

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from cluster import connect, require_free
 from data import datasets_of, num_rows_of, read_manifest, write_shards
 from model import torch_network
-from runrecord import RunRecord, load_config, read_records
-from settings import check_settings, learning_rate_at, num_steps_of
+from runrecord import RunRecord, check_position, load_config, read_records
+from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 
 
 def main():
@@ -93,7 +93,7 @@ def train_worker(settings):
     attempt, generation = agreed_attempt(config, settings["began"])
     facts = {"ray": ray.__version__, "torch": torch.__version__, "device": str(device), "node": context.get_node_rank()}
     with RunRecord(config.output_dir, rank, world_size, context.get_local_rank(), attempt=attempt, **facts) as run:
-        epoch = load_checkpoint(network, optimizer)
+        epoch = load_checkpoint(network, optimizer, config, num_rows_of(config, manifest, "train"))
         run.restore(epoch, 0, generation=generation)
         train(model, network, optimizer, epoch, config, manifest, run)
         run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
@@ -151,7 +151,7 @@ def train(model, network, optimizer, epoch, config, manifest, run):
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
         epoch += 1
-        save_checkpoint(network, optimizer, epoch, accuracy, config, run)
+        save_checkpoint(network, optimizer, epoch, accuracy, config, run, num_rows)
 
 
 def joined(shards, num_steps, config, epoch, device):
@@ -208,7 +208,7 @@ def max_over_ranks(value):
     return sum_over_ranks(value, dist.ReduceOp.MAX)
 
 
-def save_checkpoint(network, optimizer, epoch, accuracy, config, run):
+def save_checkpoint(network, optimizer, epoch, accuracy, config, run, num_rows):
     """Hands a checkpoint to Ray Train, which copies it to `storage_path` and only then counts it as one."""
     metrics = {"epoch": epoch, "accuracy": accuracy}
     if dist.get_rank() > 0:
@@ -218,12 +218,13 @@ def save_checkpoint(network, optimizer, epoch, accuracy, config, run):
         return
     with tempfile.TemporaryDirectory() as folder:
         content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
+        content["depends_on"] = depends_on(config, num_rows)
         torch.save(content, Path(folder) / "last.pt")
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
     run.checkpoint(config.checkpoint_dir, epoch, 0)
 
 
-def load_checkpoint(network, optimizer):
+def load_checkpoint(network, optimizer, config, num_rows):
     """Fills network and optimizer from the checkpoint that Ray Train hands to every attempt; returns the epoch to go on with."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
@@ -231,6 +232,7 @@ def load_checkpoint(network, optimizer):
     # Distributed: each worker reads it from the storage, wherever it runs.
     with checkpoint.as_directory() as folder:
         content = torch.load(os.path.join(folder, "last.pt"), map_location="cpu", weights_only=True)
+    check_position(config.checkpoint_dir, content.get("depends_on", {}), depends_on(config, num_rows))
     try:
         network.load_state_dict(content["network"])
     except RuntimeError as error:

@@ -7,6 +7,7 @@ Expect:  test accuracy of at least 0.97 on handwritten digits, about a minute on
 Source:  Ray Train's documentation, "Get Started with Distributed Training using TensorFlow/Keras"; TensorFlow's multi-worker guide.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -22,8 +23,8 @@ from ray.train.tensorflow import TensorflowTrainer
 
 from cluster import connect, require_free
 from data import datasets_of, num_rows_of, read_manifest, write_shards
-from runrecord import RunRecord, load_config, read_records
-from settings import check_settings, learning_rate_at, num_steps_of
+from runrecord import RunRecord, check_position, load_config, read_records
+from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 
 NUM_GROUPS = 8
 
@@ -90,6 +91,9 @@ def train_worker(settings):
     if checkpoint := ray.train.get_checkpoint():
         # Distributed: each worker reads what the first one has written, wherever it runs.
         with checkpoint.as_directory() as folder:
+            path = Path(folder) / "depends_on.json"
+            theirs = json.loads(path.read_text()) if path.exists() else {}
+            check_position(config.checkpoint_dir, theirs, depends_on(config, num_rows_of(config, manifest, "train")))
             keeper.restore(tf.train.latest_checkpoint(folder)).assert_existing_objects_matched()
     exchange = sum_of(tf, strategy)
     earlier = [
@@ -154,7 +158,7 @@ def train(tf, strategy, model, optimizer, epoch, keeper, exchange, config, manif
         run.metric("eval/accuracy", accuracy, done, number)
         run.progress(done, num_steps, f"epoch {number + 1}  accuracy {accuracy:.4f}")
         epoch.assign_add(1)
-        save(keeper, number + 1, accuracy, config, run)
+        save(keeper, number + 1, accuracy, config, run, num_rows)
 
 
 def joined(shards, num_steps, config, epoch):
@@ -175,12 +179,13 @@ def joined(shards, num_steps, config, epoch):
         yield batch
 
 
-def save(keeper, number, accuracy, config, run):
+def save(keeper, number, accuracy, config, run, num_rows):
     """Hands a checkpoint to Ray Train, which copies it to `storage_path` and only then counts it as one."""
     metrics = {"epoch": number, "accuracy": accuracy}
     with tempfile.TemporaryDirectory() as folder:
         # Distributed: reading mirrored variables can take all workers, so all write; the first one's files are handed on.
         keeper.save(str(Path(folder) / "epoch"))
+        (Path(folder) / "depends_on.json").write_text(json.dumps(depends_on(config, num_rows)))
         first = ray.train.get_context().get_world_rank() == 0
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder) if first else None)
     if first:

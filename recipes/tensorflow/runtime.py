@@ -11,6 +11,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no word about GPUs that ar
 
 import tensorflow as tf
 
+from runrecord import check_position
+from settings import depends_on
+
 
 def task():
     """What TF_CONFIG makes of this process: kind (chief, ps, worker), index, num_workers, num_ps, attempt. Alone: worker 0 of 1."""
@@ -23,18 +26,26 @@ def task():
 
 
 def claim_checkpoints(config, program):
-    """Notes whose checkpoints the folder holds. Raises SystemExit when they are another program's, which this one cannot read."""
+    """Notes whose checkpoints the folder holds, and of which batches.
+
+    Raises SystemExit when they are another program's, which this one cannot read, or of other batches.
+    """
     note = Path(config.checkpoint_dir) / "program.txt"
     if note.exists() and (theirs := note.read_text()) != program:
         raise SystemExit(
             f"checkpoint_dir={config.checkpoint_dir} has the checkpoints of {theirs}, this is {program} (strategy={config.strategy}): "
             "use another checkpoint_dir, or the strategy of that run"
         )
-    # Distributed: all write the same; renamed, so that nobody reads half of it. Not named by process: in containers the numbers are alike.
-    partial = note.with_suffix(f".{task().kind}-{task().index}")
+    num_rows = json.loads((Path(config.data_dir) / "manifest.json").read_text())["rows"]["train"]
+    mine, batches = depends_on(config, min(num_rows, config.max_rows or num_rows)), note.with_name("depends_on.json")
+    if batches.exists():
+        check_position(note.parent, json.loads(batches.read_text()), mine)
     note.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(program)
-    partial.replace(note)
+    for path, text in ((note, program), (batches, json.dumps(mine))):
+        # Distributed: all write the same; renamed, so that nobody reads half of it. Not named by process: in containers the numbers are alike.
+        partial = path.with_suffix(f".{task().kind}-{task().index}")
+        partial.write_text(text)
+        partial.replace(path)
 
 
 def prepare(config):

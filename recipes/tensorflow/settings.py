@@ -110,6 +110,11 @@ def num_steps_of(config, batches):
     return wanted if config.max_steps is None else min(wanted, config.max_steps)
 
 
+def depends_on(config, num_rows):
+    """What a position (epoch, step) depends on: with other values the same position stands for other rows."""
+    return {"seed": config.seed, "global_batch_size": config.global_batch_size, "num_rows": num_rows}
+
+
 def learning_rate_at(epoch, config):
     """The learning rate at a fractional epoch: grows with the batch, after a warm-up from 0, and ends at 0 (half a cosine).
 
