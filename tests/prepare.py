@@ -1,6 +1,7 @@
 """Makes the environments that the chosen tests need, before any of them is timed. Run: python -m tests.prepare [pytest's words]"""
 
 import contextlib
+import inspect
 import io
 import re
 import sys
@@ -22,11 +23,28 @@ class Collected:
         self.items = list(session.items)
 
 
+def texts_of(function, seen):
+    """The source of a test, of the functions of its file that it calls, and the words that they use."""
+    function = inspect.unwrap(function)
+    if function in seen:
+        return
+    seen.add(function)
+    yield inspect.getsource(function)
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        if inspect.isfunction(value) and value.__module__ == function.__module__:
+            yield from texts_of(value, seen)
+        elif isinstance(value, str | list | tuple):
+            yield repr(value)
+
+
 def recipes_of(items) -> list[str]:
-    """The recipes that these tests run: named by their area, or in the text of their file as recipe=NAME."""
+    """The recipes that these tests run: named by their area, in their parameters, or as recipe=NAME in what they use."""
     named = {area_of(item) for item in items}
-    for text in {item.path.read_text() for item in items}:
-        named |= set(re.findall(r"\brecipe=(\w+)", text))
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        text = "".join([*texts_of(item.function, set()), repr(list(parameters))])
+        named |= set(re.findall(r"\brecipe=(\w+)", text)) | {value for value in parameters if isinstance(value, str)}
     return [recipe for recipe in recipes() if recipe in named]
 
 

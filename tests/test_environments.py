@@ -7,12 +7,16 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cookbook import ROOT, UserError, environments
 from cookbook.bootstrap import complete
+from tests import test_petastorm, test_spark
 from tests.helpers import Silent
+from tests.prepare import recipes_of
 
 
 @pytest.fixture
@@ -130,3 +134,15 @@ def test_stop_ends_descendants_that_left_their_group():
     with contextlib.suppress(ChildProcessError):
         child.wait()
     assert processes.marked(mark) == []
+
+
+def test_only_what_the_chosen_tests_need_is_prepared():
+    def chosen(function, **parameters):
+        callspec = SimpleNamespace(params=parameters)
+        return SimpleNamespace(function=function, path=Path("tests/test_some.py"), callspec=callspec)
+
+    assert recipes_of([chosen(test_spark.test_own_logs_in_many_forms)]) == ["spark"], (
+        "by the list of words that it uses"
+    )
+    assert recipes_of([chosen(test_petastorm.test_fewer_row_groups_than_shards)]) == ["petastorm"], "by its own words"
+    assert recipes_of([chosen(test_only_what_the_chosen_tests_need_is_prepared, recipe="dask")]) == ["dask"]

@@ -4,11 +4,12 @@ import json
 import os
 import signal
 import socket
+import subprocess
 
 import pytest
 
 from cookbook import compare
-from tests.helpers import Driver, latest, run_cookbook
+from tests.helpers import CLEAN, ROOT, Driver, latest, run_cookbook
 
 MODES = ["fsdp", "tensor_parallel", "pipeline"]
 SHORT = ("scale.max_steps=12", "recipe.num_layers=2", "recipe.model_width=64", "recipe.checkpoint_every_steps=4")
@@ -237,3 +238,26 @@ def test_settings_that_make_no_sense(tmp_path, words, text):
 def test_what_only_the_workers_can_see(tmp_path, words, text):
     _, _, output = run_cookbook("recipe=pytorch", *words, output_root=tmp_path, status=1)
     assert text in output
+
+
+SHARDED = """
+import sys
+from types import SimpleNamespace
+import torch
+import checkpoints
+config = SimpleNamespace(checkpoint_dir=sys.argv[1], mode="fsdp", seed=0, global_batch_size=8)
+model = torch.nn.Linear(2, 2)
+optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+checkpoints.save(model, optimizer, 3, config, 64)
+print(checkpoints.load(model, optimizer, config, 64))
+checkpoints.load(model, optimizer, config, 56)
+"""
+
+
+def test_a_sharded_checkpoint_of_other_batches_is_refused(tmp_path, recipe_python):
+    environment = {**CLEAN, "PYTHONPATH": str(ROOT / "recipes/pytorch")}
+    argv = [recipe_python("pytorch"), "-c", SHARDED, tmp_path]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["going", "on", "from", str(tmp_path / "step-00000003"), "3"]
+    assert done.returncode == 1
+    assert "step-00000003 was made with other settings: num_rows=56 (64 there)" in done.stderr
