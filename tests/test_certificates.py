@@ -13,6 +13,7 @@ import pytest
 from cookbook import UserError, bootstrap, certificates, processes
 from cookbook.environments import uv
 from tests.helpers import Silent
+from tests.requirements import skip
 
 EMPTY = {"PIP_CONFIG_FILE": os.devnull, "HOME": "/nowhere"}
 
@@ -67,7 +68,7 @@ def test_uv_gets_pip_s_folders_of_wheels(monkeypatch):
 def proxy(tmp_path):
     """(address, certificate file) of an empty package index behind TLS, whose certificate only that file vouches for."""
     if not shutil.which("openssl"):
-        pytest.skip("openssl is missing: no certificate of one's own can be made")
+        skip("openssl", "openssl is missing: no certificate of one's own can be made")
     (tmp_path / "extensions").write_text("subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
     for line in (
         "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=company -keyout ca.key -out ca.pem",

@@ -16,6 +16,7 @@ from cookbook import ROOT, UserError, inventory, launch, launch_hosts, processes
 from cookbook.clusters import hosts, pod_logs
 from cookbook.eject import compose_recipe
 from tests.helpers import Driver, recipes, run_cookbook
+from tests.requirements import skip
 
 SECRET = "hunter2hunter2"
 
@@ -246,7 +247,7 @@ def test_a_command_in_a_network_of_its_own_sees_loopback_only():
     )
     assert done.returncode == 0, done.stderr
     if "no network of its own" in done.stdout:
-        pytest.skip(f"namespaces are not allowed here: {done.stdout}")
+        skip("namespaces", f"not allowed here: {done.stdout}")
     assert done.stdout.strip() == "['lo']"
 
 

@@ -17,6 +17,7 @@ import pytest
 from cookbook import ROOT, processes
 from cookbook.eject import compose_recipe
 from tests.helpers import CLEAN, Driver, latest, run_cookbook
+from tests.requirements import skip
 
 SMALL = ["recipe=spark", *compose_recipe("spark")[0]["recipe"]["driver"]["short"]]
 FAST = SMALL[2]  # a Java machine for short runs
@@ -176,7 +177,7 @@ def test_what_cannot_be_ingested_leaves_no_half_table(tmp_path, recipe_python):
     small = tmp_path / "small"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", small], capture_output=True).returncode:
-        pytest.skip("a small tmpfs cannot be mounted here (needs root)")
+        skip("root", "a small tmpfs cannot be mounted here")
     logs = str(tmp_path / "logs")
     cases = [
         ["cut", [f"{logs}/plain.log", f"{logs}/cut.log.gz"], "combined", f"{tmp_path}/cut"],

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from cookbook import ROOT
+from tests.requirements import skip
 
 BEGIN = """
 import json, os, signal, sys, time
@@ -182,7 +183,7 @@ time.sleep(2)
     lines = [process.stdout.readline() for _ in range(4)]
     if "no network of its own" in lines[0]:
         process.kill()
-        pytest.skip(lines[0].strip())
+        skip("namespaces", lines[0].strip())
     assert sum("met" in line for line in lines) == 2
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(re.search(r"PORT (\d+)", "".join(lines))[1])))
