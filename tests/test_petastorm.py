@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from cookbook import bootstrap
 from cookbook.eject import compose_recipe
 from tests.helpers import ROOT, run_cookbook
 
@@ -167,6 +168,7 @@ def test_a_spoilt_row_group_is_noticed_before_anything_is_trained(tmp_path, undi
     store = ROOT / content["dataset"]["folder"]
     # In a copy: other tests read the store at the same time.
     path = shutil.copytree(store, tmp_path / "cache" / store.name) / "train/part-00003.parquet"
+    (tmp_path / "cache/environments").symlink_to(bootstrap.cache_dir() / "environments")
     whole = path.read_bytes()
     path.write_bytes(whole[:1000] + b"\xff" * 24 + whole[1024:])
     _, folder, output = run_cookbook(*SHORT, f"cache_dir={tmp_path / 'cache'}", output_root=tmp_path / "out", status=1)
