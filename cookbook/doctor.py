@@ -252,6 +252,8 @@ def examine(tool):
         return Finding(tool, path)
     answer = _output([path, *tool.version])
     text = answer.stdout + answer.stderr if answer else ""
+    # What Java is told by JAVA_TOOL_OPTIONS it repeats first, numbers among it.
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("Picked up "))
     number = re.search(r"\d+(?:\.\d+)+|(?<=version \")\d+", text)
     if tool.minimum and not number:
         return Finding(tool, path, "", f"does not tell its version: {text.strip()[:120] or 'it does not start'}")

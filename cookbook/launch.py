@@ -136,6 +136,7 @@ def horovodrun(config, recipe_dir, python, run_dir):
     argv = [
         *own_network(python),
         str(python.parent / "horovodrun"),
+        "--disable-cache",  # it would lie in the home, which may be read-only, and only spares checks of other hosts
         "-np",
         str(num_workers),
         "--start-timeout",
@@ -153,7 +154,7 @@ def horovodrun(config, recipe_dir, python, run_dir):
         script = run_dir / "discover_hosts.sh"
         slots = {"localhost": -(-num_workers // 2), "127.0.0.1": num_workers // 2}
         files[str(script)] = "#!/bin/sh\n" + "".join(f"echo {host}:{count}\n" for host, count in slots.items() if count)
-        argv += ["--min-np", "1", "--max-np", str(num_workers), "--host-discovery-script", str(script)]
+        argv += ["--min-np", "1", "--max-np", str(num_workers), "--host-discovery-script", shlex.quote(str(script))]
         argv += ["--blacklist-cooldown-range", "2", "10", "--network-interfaces", loopback]
     elif recipe["controller"] == "mpi":
         argv += ["-H", f"localhost:{num_workers}", "--mpi", "--network-interfaces", loopback]

@@ -5,6 +5,7 @@ A cluster's `hosts` are dictionaries with name, address, slots (workers of this 
 
 import json
 import secrets
+import shlex
 from pathlib import Path
 
 from cookbook import UserError
@@ -79,6 +80,7 @@ def horovodrun(config, recipe_dir, python, run_dir):
     slots = [f"{host['address']}:{host['slots']}" for host in hosts]
     argv = [
         str(python.parent / "horovodrun"),
+        "--disable-cache",
         "-np",
         str(cluster["num_workers"]),
         "--start-timeout",
@@ -99,7 +101,14 @@ def horovodrun(config, recipe_dir, python, run_dir):
             )
         script = str(run_dir / "discover_hosts.sh")
         files[script] = "#!/bin/sh\n" + "".join(f"echo {slot}\n" for slot in slots)
-        argv += ["--min-np", "1", "--max-np", str(cluster["num_workers"]), "--host-discovery-script", script]
+        argv += [
+            "--min-np",
+            "1",
+            "--max-np",
+            str(cluster["num_workers"]),
+            "--host-discovery-script",
+            shlex.quote(script),
+        ]
         argv += ["--blacklist-cooldown-range", "2", "10"]
     else:
         argv += ["-H", ",".join(slots)]

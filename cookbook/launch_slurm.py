@@ -92,7 +92,7 @@ def horovodrun(config, recipe_dir, python, run_dir):
     mapping = f"--bind-to none --map-by ppr:{per_node}:node:OVERSUBSCRIBE"
     controller = ["--gloo"] if recipe["controller"] == "gloo" else ["--mpi", f"'--binding-args={mapping}'"]
     words = [
-        str(python.parent / "horovodrun"), "-np", str(cluster["num_workers"]), "--start-timeout", str(cluster["start_timeout_seconds"]), "-H", '"$slots"',
+        str(python.parent / "horovodrun"), "--disable-cache", "-np", str(cluster["num_workers"]), "--start-timeout", str(cluster["start_timeout_seconds"]), "-H", '"$slots"',
         *controller, "--network-interfaces", '"$interface"' if cluster["num_nodes"] > 1 else "lo", shlex.quote(str(python)),
         shlex.quote(str(program_of(recipe_dir, recipe["driver"].get("variant")))), shlex.quote(str(run_dir / "config.yaml")),
     ]  # fmt: skip

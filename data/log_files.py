@@ -71,6 +71,13 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
     wanted = choose(first, options) if wanted is None else wanted
     sample = [line for lines in first.values() for line in lines[: max(20, SAMPLE_LINES // len(first))]]
     wanted = logformat.with_numbers(wanted, sample)
+    unit = logformat.with_unit(wanted, sample)
+    if unit is not wanted:
+        print(
+            "the whole numbers behind the lines are taken for microseconds (Apache's %D): half are above 300",
+            flush=True,
+        )
+    wanted = unit
     wanted = logformat.with_start(wanted, sample) if event_start == "auto" else wanted
     check_fit(wanted, first)
     wanted = replace(wanted, years=years_of(wanted, first))
@@ -109,6 +116,8 @@ def find(path):
             left_out.append(entry(file, "hidden; name it in data.path to have it read"))
         elif file.exists() and not file.is_file():
             left_out.append(entry(file, "no regular file"))
+        elif is_binary(file):
+            left_out.append(entry(file, "binary, no lines of text"))
         elif not is_log(file.name):
             left_out.append(
                 entry(
@@ -177,8 +186,23 @@ def problem_of(file):
     except Exception as error:  # what zstandard raises
         return str(error)
     if begin[:2] in (b"\xff\xfe", b"\xfe\xff") or begin.count(b"\0") > len(begin) // 4:
+        if is_binary(file):
+            return "is binary, and has no lines of text"
         return "is UTF-16, which Spark does not read as lines: iconv -f UTF-16 -t UTF-8 FILE > NEW"
     return None
+
+
+def is_binary(file):
+    """Whether an unpacked file has zero bytes, and not those of UTF-16 (every other one)."""
+    try:
+        with open(file, "rb") as content:
+            begin = content.read(400)
+    except OSError:
+        return False  # problem_of says why
+    if any(begin.startswith(magic) for magic in (*FOREIGN, b"\xff\xfe", b"\xfe\xff")):
+        return False
+    zeros = [begin[half::2].count(0) for half in (0, 1)]
+    return sum(zeros) > len(begin) // 20 and min(zeros) > 0.1 * max(zeros)
 
 
 def first_lines(file):
@@ -233,10 +257,11 @@ def check_fit(fmt, first):
         lines = [line for line in lines if line]
         if len(lines) >= 5 and share == 0 and bad:
             best, name = logformat.choose(lines)[0]
+            how = " data.time_format says how a time is written." if bad[1] == "no time" else ""
             near = f" It looks like data.format={name} ({100 * best:.0f} % of them fit)." if best >= 0.5 else ""
             raise DatasetError(
                 f"{file}: none of its first {len(lines):,} lines fits data.format={fmt.name if fmt.name != 'regex' else fmt.pattern} "
-                f"({bad[1]}): {bad[0][:120]!r}.{near} Leave the file out of data.path, or name the right format"
+                f"({bad[1]}): {bad[0][:120]!r}.{near}{how} Leave the file out of data.path, or name the right format"
             )
 
 

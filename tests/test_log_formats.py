@@ -130,6 +130,7 @@ def test_awkward_lines_are_requests_too():
         ("2025-03-29", datetime(2025, 3, 29)),
         ("1743285660", datetime(2025, 3, 29, 22, 1)),
         ("2025-02-30T00:00:00Z", None),
+        ("2025032922", None),  # a date and an hour, no second of the year 2034
         ("03/04/2025", None),  # day or month first? nobody knows
     ],
 )
@@ -188,6 +189,7 @@ def test_nginxs_own_log_format_line():
         (r"(\S+) (?<message>.*)", "has groups without a name"),
         (r"(?<host>\S+)", "one must be"),
         (r"(?<line>\d+) (?<message>.*)", "a group cannot be called 'line'"),
+        (r"(?<host>\S+) (?P=host) (?<message>.*)", "(?P=host) refers to a group by its name"),
         (r"(?<host>\S+ (?<message>.*)", "is no regular expression"),
     ],
 )
@@ -276,11 +278,17 @@ MORE = [
         "2025-03-29T22:01:00.001Z", "2025-03-29T22:01:00.123456789+01:00", "20250329T220100Z", "2025-03-29", "2025-02-30T00:00:00Z",
         "2025-03-29T22:01", "2025-03-29T25:01:00", "1743285660", "20000000000", "29/Mar/2025:22:00:00+0100", "2025-03-29T22:01:00+99:00", "2025/3/9")]],
     [r"(?<time>\S+ \S+) (?<message>.*)", {"time_format": "%d.%m.%Y %H:%M:%S"}, ["29.03.2025 22:00:01 x", "31.04.2025 22:00:01 x"]],
-    [r"(?<epoch>\S+) (?<message>.*)", {}, [f"{text} x" for text in ("1743285660007", "1743285660.5", "1743285660000007", "50000000000", "-5", "0", "x")]],
+    [r"(?<epoch>\S+) (?<message>.*)", {}, [f"{text} x" for text in ("1743285660007", "1743285660.5", "1743285660000007", "50000000000", "2025032922", "202503292201", "-5", "0", "x")]],
     [r"(?<epoch>\d+) (?<message>.*)", {"epoch_unit": "ms"}, ["50000000000 x", "1743285660007 x"]],
     [r"(?<host>\S+) (?<message>.*)", {}, ["web01 a b", "w "]],
+    [r"(?<host>[^[&&]+)\[(?<pid>[\]\d]+) (?<message>.*)", {}, ["web01[9 x", "a&&b[]1 x", "[9 x"]],
+    [r"(?<clock>\S+) (?<message>.*)", {}, ["22:00:01 x", "late x"]],
+    [r"user=(?<host>\w+) .*: (?<message>\w+)", {}, ["a user=b c: d e", "user=b c: d"]],
+    [r"(?<date>\S+) (?<time>\S+) (?<md52>\S+) (?<message>.*)", {}, ["2025-03-29 22:00:01 0fe x", "03/29/2025 22:00:01 0fe x"]],
+    [r"(?<time>\S+) (?<zone>\S+) (?<message>.*)", {}, ["2025-03-29T22:00:01 +0100 x", "2025-03-29T22:00:01 CET x"]],
+    ["iso_lines", {}, ["2025-03-29 22:00:00 CET [1] x", "2025-03-29 22:00:00 -0500", "2025-03-29 22:00:00 GMTx"]],
     ["combined", {}, [*access(1, request="-", status=408), *access(1, request=r"\x16\x03", status=400), *access(1, agent=r"a \"b\" c"), *access(1, user="john doe"),
-                      *access(1, request="GET /"), *access(1, " junk"), *access(1, " 0.5"), *access(1, front="www.example.org:80 "), *access(1, client="2001:db8::1")]],
+                      *access(1, request="GET /"), *access(1, " junk"), *access(1, " 0.5"), *access(1, front="www.example.org:80 "), *access(1, client="2001:db8::1"), *access(1, client="192.0.2.1, 10.0.0.1")]],
     ["syslog", {}, ["Feb 29 12:00:00 web01 sshd[900]: x", "Feb 30 12:00:00 web01 sshd[900]: x", "Dec 31 23:59:59 web01 a: x\u2028y\x85z"]],
     ["json_lines", {}, ['{"time": 1743285660, "msg": "x"}', '{"time": "yesterday", "msg": "x"}', '{"msg": "x"}', "[1]", '{"a": 1']],
 ]  # fmt: skip
@@ -403,6 +411,44 @@ def test_files_that_spark_would_misread_are_refused_by_name(tmp_path, name, cont
     with pytest.raises(DatasetError) as caught:
         built(tmp_path, "combined")
     assert text in str(caught.value)
+
+
+def test_a_binary_file_among_logs_is_left_out_by_name(tmp_path):
+    write(tmp_path / "a.log", access(5))
+    (tmp_path / "wtmp").write_bytes(b"\x07\0\0\0~\0\0\0" + bytes(300) + b"reboot")
+    found = built(tmp_path, "combined")
+    assert found["paths"] == [str(tmp_path / "a.log")]
+    assert found["left_out"] == [{"file": str(tmp_path / "wtmp"), "reason": "binary, no lines of text"}]
+    with pytest.raises(DatasetError, match="wtmp: is binary"):
+        built(tmp_path / "wtmp", "combined")
+
+
+def test_clients_behind_proxies(tmp_path):
+    write(tmp_path / "a.log", access(60, client="192.0.2.1, 10.0.0.1"))
+    found = built(tmp_path)
+    assert found["format"] == "combined"
+    fields, _ = logformat.parse(logformat.from_dict(found["entry"]), access(1, client="192.0.2.1, 10.0.0.1")[0])
+    assert (fields["client"], fields["status"]) == ("192.0.2.1", 200)
+
+
+@pytest.mark.parametrize("name", ["auto", "combined"])
+@pytest.mark.parametrize(("behind", "seconds"), [(" 1234567", 1.234567), (" 0", 0.0), (" 12", 12.0), (" 0.250", 0.25)])
+def test_what_stands_behind_is_seconds_or_microseconds(tmp_path, capsys, name, behind, seconds):
+    write(tmp_path / "a.log", access(60, behind))
+    fmt = logformat.from_dict(built(tmp_path, name)["entry"])
+    assert logformat.parse(fmt, access(1, behind)[0])[0]["request_time"] == pytest.approx(seconds)
+    assert ("taken for microseconds (Apache's %D)" in capsys.readouterr().out) == (seconds == 1.234567)
+
+
+def test_a_time_of_which_nobody_knows_how_it_is_written(tmp_path):
+    write(tmp_path / "a.log", [f"03/29/2025 22:00:{n:02d} x" for n in range(60)])
+    with pytest.raises(DatasetError, match="data.time_format says how a time is written"):
+        built(tmp_path, r"(?<time>\S+ \S+) (?<message>.*)")
+
+
+def test_a_name_that_ends_in_2_is_a_name():
+    got, _ = logformat.parse(logformat.resolve(r"(?<md52>\S+) (?<message>.*)"), "0fe x")
+    assert got == {"md52": "0fe", "message": "x", "time": None}
 
 
 def test_a_bom_and_windows_line_ends_and_letters_that_end_no_line(tmp_path):

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -183,7 +184,10 @@ def test_what_cannot_be_ingested_leaves_no_half_table(tmp_path, recipe_python):
         ["cut", [f"{logs}/plain.log", f"{logs}/cut.log.gz"], "combined", f"{tmp_path}/cut"],
         ["format", [f"{logs}/plain.log"], "syslog", f"{tmp_path}/format"],
         ["full", [f"{logs}/large.log"], "combined", f"{small}/full"],
+        ["names", [f"{logs}/PACKED.LOG.GZ", f"{logs}/a{{b}}.log"], "combined", f"{tmp_path}/a [b]{{c}}*"],
     ]
+    shutil.copy(tmp_path / "logs/packed.log.gz", tmp_path / "logs/PACKED.LOG.GZ")
+    shutil.copy(tmp_path / "logs/plain.log", tmp_path / "logs/a{b}.log")
     try:
         done = subprocess.run(
             [recipe_python("spark"), "-c", CASES, ROOT / "recipes/spark", json.dumps(cases)], capture_output=True, text=True,
@@ -193,12 +197,13 @@ def test_what_cannot_be_ingested_leaves_no_half_table(tmp_path, recipe_python):
         subprocess.run(["umount", small], check=True)
     found = [json.loads(line.removeprefix("CASE ")) for line in done.stdout.splitlines() if line.startswith("CASE ")]
     found = {name: (said, left) for name, said, left in found}
-    assert found.keys() == {"cut", "format", "full"}, done.stderr[-3000:]
+    assert found.keys() == {"cut", "format", "full", "names"}, done.stderr[-3000:]
     assert "cut.log.gz is cut off or damaged: nothing was written" in found["cut"][0]
     assert "50 of 50 lines are malformed, more than max_malformed_share=0.1 allows" in found["format"][0]
     assert "Is data.format=syslog the right format?" in found["format"][0]
     assert "No space left on device" in found["full"][0]
-    assert [left for _, left in found.values()] == [[], [], []]
+    assert (found["names"][0]["read"], found["names"][0]["good"]) == (100, 100)
+    assert [found[name][1] for name in ("cut", "format", "full")] == [[], [], []]
 
 
 @pytest.fixture

@@ -32,6 +32,8 @@ MISSING = [
     "none",
     "-",
     ".",
+    "?",
+    "\\N",
 ]
 OF_PYTHON = [
     "",
@@ -47,6 +49,7 @@ THOUSANDS = {".": r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", ",": r"[+-]?\d{1,3}(\.\d{3})
 INFINITE = r"[+-]?(inf|infinity)"
 ISO = r"\d{4}-\d\d-\d\d([T ]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?\s*(Z|[+-]\d\d(:?\d\d)?)?)?"
 DAY_OR_MONTH = r"\d{1,2}[./-]\d{1,2}[./-]\d{4}([T ]+\d{1,2}:\d\d(:\d\d(\.\d+)?)?\s*(Z|[+-]\d\d:?\d\d)?)?"
+PACKED_DATE = r"20\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[01]\d|2[0-3])(?:[0-5]\d)?"
 EPOCHS = {
     "s": (1e8, 1e10),
     "ms": (1e11, 1e13),
@@ -156,10 +159,14 @@ def meaning_of_words(texts, said, has_nulls):
 
 
 def decimal_of(columns):
-    """ "," or "." as the numbers of a part show it, or None where a comma could be either."""
+    """ "," or "." as the numbers of a part show it, or None where a comma, "" where a point could be either."""
     with_comma = [found for column in columns if len(found := column[column.str.contains(",", na=False)])]
     if not with_comma:
-        return "."
+        with_point = [
+            found for column in columns if len(found := column[column.str.contains(".", regex=False, na=False)])
+        ]
+        thousands = with_point and pd.concat(with_point).str.fullmatch(THOUSANDS[","]).all()
+        return "" if thousands else "."
     texts = pd.concat(with_comma)
     if texts.str.fullmatch(THOUSANDS["."]).all():
         return None
@@ -183,6 +190,11 @@ def number_column(name, rows, texts, missing, decimal, settings, judge):
             judge.object_to(
                 text.str.contains(",", na=False),
                 f"{name} has a comma, which may be decimal or not: say data.decimal=comma or point",
+            )
+        if decimal == "":
+            judge.object_to(
+                text.str.contains(".", regex=False, na=False),
+                f"{name} has a point, which may be decimal or not: say data.decimal=point or comma",
             )
         pattern = COMMA if decimal == "," else POINT
         plain = text.str.fullmatch(pattern, na=False)
@@ -249,6 +261,8 @@ def parsed(text, settings, judge):
     count = pd.to_numeric(
         text.where(text.str.fullmatch(r"\d+(\.\d+)?([eE]\+?\d+)?", na=False)), errors="coerce"
     ).astype("float64")
+    packed = text.str.fullmatch(PACKED_DATE, na=False)
+    judge.object_to(packed, "time_hour is a date without marks between its parts: say data.time_format=%Y%m%d%H")
     counted = count.notna()
     for unit, (least, most) in EPOCHS.items():
         inside = count.between(least, most)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.tune.trainable import trainable
 from ray.tune.registry import register_env
 
 from algorithms import make_config
@@ -32,6 +33,8 @@ from settings import check_environment, check_settings, most_iterations
 def main():
     config = check_settings(load_config())
     check_environment(config)
+    # An algorithm makes an empty folder wherever this says, by default in the home, which may be read-only.
+    trainable.DEFAULT_STORAGE_PATH = f"{config.output_dir}/scratch"
     with RunRecord(config.output_dir, 0, 1, role="driver", ray=ray.__version__) as run:
         connect(run)  # Distributed: runners and learners are processes that Ray starts; this program drives them.
         require_free(config.num_workers + config.num_learners + 1, {"CPU": 1.0})

@@ -16,12 +16,14 @@ from logformat import (
     BACKSLASH,
     LONGEST_LINE,
     MONTHS,
+    PACKED_DATE,
     PIECES,
     QUOTE,
     SEPARATOR,
     TIME_GROUPS,
     UNITS,
     FormatError,
+    first_place,
     java,
     resolve,
 )
@@ -123,8 +125,10 @@ def pieces_of(fmt):
     value = F.col("value")
     if fmt.escapes:
         value = F.replace(F.replace(value, F.lit("\\\\"), F.lit(BACKSLASH)), F.lit('\\"'), F.lit(QUOTE))
+    # What a user's expression leaves out, before it and behind it, belongs to no group.
+    pattern = rf"^.*?(?:{fmt.pattern}).*\z" if fmt.name == "regex" else fmt.pattern
     joined = SEPARATOR.join(f"${number + 1}" for number in range(len(fmt.groups())))
-    return F.split(F.regexp_replace(value, F.lit(java(fmt.pattern)), F.lit(joined)), SEPARATOR)
+    return F.split(F.regexp_replace(value, F.lit(java(pattern)), F.lit(joined)), SEPARATOR)
 
 
 def fields_of(fmt):
@@ -141,9 +145,9 @@ def fields_of(fmt):
 def finished(fmt, raw):
     """The raw texts as fields: empty ones null, second places filled in, numbers as numbers, the time put together."""
     raw = {name: value if name == "message" else F.nullif(value, F.lit("")) for name, value in raw.items()}
-    for name in [name for name in raw if name.endswith("2")]:
+    for name in [name for name in raw if first_place(name, raw) != name]:
         second = raw.pop(name)
-        raw[name[:-1]] = F.coalesce(raw[name[:-1]], second) if name[:-1] in raw else second
+        raw[name[:-1]] = F.coalesce(raw[name[:-1]], second)
     time = time_of(fmt, raw)
     for name in [name for name in fmt.numbers if name in raw]:
         raw[name] = number(name, raw[name])
@@ -183,6 +187,11 @@ def parse_json(lines, fmt):
         name: F.coalesce(*[F.nullif(F.col("object").getField(key), F.lit("")) for key in keys])
         for name, keys in fmt.json.items()
     }
+    if "time" in raw:  # a column of its own: many patterns look at it
+        date = F.regexp_replace(raw["time"], r'^\{"\$date":"([^"]*)"\}$', "$1")  # MongoDB's
+        # A number with a point, which Spark writes as 1.7432856605E9.
+        digits = F.when(date.rlike(r"^\d\.\d+E\d+$"), date.try_cast("decimal(28,6)").cast("string")).otherwise(date)
+        fields, raw["time"] = fields.withColumn("stamp", digits), F.col("stamp")
     if "message" in raw:
         raw["message"] = F.coalesce(raw["message"], F.col("value"))
     told = F.coalesce(
@@ -270,11 +279,9 @@ def time_of(fmt, raw):
     if {"month", "day", "clock"} <= raw.keys():
         return from_pieces(raw.get("year"), raw["month"], raw["day"], raw["clock"], raw.get("zone"), fmt)
     if "time" in raw or "date" in raw:
-        text = (
-            raw["time"]
-            if "time" in raw
-            else F.concat_ws(" ", *[raw[name] for name in ("date", "clock", "zone") if name in raw])
-        )
+        names = ("date", "time", "zone") if "time" in raw else ("date", "clock", "zone")
+        given = [raw["time"]] if fmt.json else [raw[name] for name in names if name in raw]
+        text = given[0] if len(given) == 1 else F.concat_ws(" ", *given)
         found = []
         for pattern in fmt.kinds():
             joined = SEPARATOR.join(f"${place_of(pattern, name)}" for name in PIECES)
@@ -335,4 +342,4 @@ def from_epoch(text, unit):
                 (value >= F.lit(Decimal(low))) & (value < F.lit(Decimal(high))),
                 F.timestamp_micros(F.floor(micros).cast("bigint")),
             ).otherwise(found)
-    return found
+    return F.when(~text.rlike(f"^{PACKED_DATE}$"), found) if unit == "auto" else found

@@ -52,10 +52,11 @@ def links(paths, config, all_of_them=False):
             found[path] = path
             continue
         path = os.path.abspath(path)  # as Spark names it
-        if PLAIN.fullmatch(path) and not all_of_them:
+        suffix = Path(path).suffix.lower()
+        unpacked = suffix in OPENERS and Path(path).suffix != suffix  # Spark knows .gz, and takes .GZ for a text
+        if PLAIN.fullmatch(path) and not unpacked and not all_of_them:
             found[path] = path
             continue
-        suffix = Path(path).suffix.lower()
         link = folder / f"{number:06d}{suffix if suffix in OPENERS else '.log'}"
         try:
             folder.mkdir(exist_ok=True)
@@ -67,6 +68,11 @@ def links(paths, config, all_of_them=False):
             ) from None
         found[str(link)] = path
     return found
+
+
+def literal(path):
+    """A path for `spark.read`, which would take some of its characters for a pattern."""
+    return path if "://" in path else re.sub(r"([\[\]{}*?\\])", r"\\\1", path)
 
 
 def ingest(spark, config, run):
@@ -81,7 +87,9 @@ def ingest(spark, config, run):
     if not counts["read"]:
         raise SystemExit(f"there is no line in the {len(paths)} files of data.path: nothing was written")
     # Counted once more, by who reads what was written.
-    written = {row["quality"]: row["count"] for row in spark.read.parquet(folder).groupBy("quality").count().collect()}
+    written = {
+        row["quality"]: row["count"] for row in spark.read.parquet(literal(folder)).groupBy("quality").count().collect()
+    }
     counts["written"] = sum(written.values())
     if counts["written"] != counts["read"] or written.get("malformed", 0) != counts["quarantined"]:
         raise SystemExit(f"{counts['read']:,} lines were read, but {written} were written")
@@ -94,7 +102,7 @@ def read_lines(spark, known, fmt):
     """(lines with their file, {columns: files} of W3C files). Raises SystemExit when Spark would read other files than the manifest's."""
     # Distributed: files are cut into splits (spark.sql.files.maxPartitionBytes), and each split is one task on some executor.
     # Compressed files cannot be cut: one task each.
-    lines = spark.read.text(list(known)).select(
+    lines = spark.read.text([literal(path) for path in known]).select(
         "value", F.col("_metadata.file_path").alias("file"), *extra_columns(fmt)
     )
     addresses = {plain_path(address): address for address in lines.inputFiles()}
@@ -175,7 +183,7 @@ def write_events(lines, fmt, folder, columns=None):
 
 def too_many_malformed(spark, counts, folder, fmt, config, known):
     """The error's text; what was written goes: it would be mistaken for a result."""
-    malformed = spark.read.parquet(folder).where("quality = 'malformed'")
+    malformed = spark.read.parquet(literal(folder)).where("quality = 'malformed'")
     first = malformed.select("line", "reason").first()
     worst = malformed.groupBy("file").count().orderBy(F.desc("count"), "file").first()
     shutil.rmtree(folder, ignore_errors=True)
@@ -209,7 +217,7 @@ def is_web(events):
 
 
 def good_events(spark, config):
-    return spark.read.parquet(f"{config.output_dir}/events").where("quality = 'good'")
+    return spark.read.parquet(literal(f"{config.output_dir}/events")).where("quality = 'good'")
 
 
 def quarantine(spark, config, run, known):
@@ -217,7 +225,7 @@ def quarantine(spark, config, run, known):
 
     A table of the reasons goes into the report.
     """
-    malformed = spark.read.parquet(f"{config.output_dir}/events").where("quality = 'malformed'")
+    malformed = spark.read.parquet(literal(f"{config.output_dir}/events")).where("quality = 'malformed'")
     # Distributed: each file with malformed lines is read again by one task, which finds out where they begin.
     found = (
         malformed.select("file", "line", "reason").distinct().rdd.map(lambda row: (row["file"], (bytes(row["line"]), row["reason"])))
@@ -225,7 +233,7 @@ def quarantine(spark, config, run, known):
     )  # fmt: skip
     columns, folder = "file string, offset long, reason string, line string", f"{config.output_dir}/quarantine"
     spark.createDataFrame(found, columns).write.mode("overwrite").parquet(folder)
-    table = spark.read.parquet(folder)
+    table = spark.read.parquet(literal(folder))
     reasons = table.groupBy("reason").agg(
         F.count("*").alias("lines"), F.min_by(F.substring("line", 1, 80), "offset").alias("example")
     )

@@ -8,6 +8,8 @@ import calendar
 import functools
 import json
 import re
+import statistics
+import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -39,6 +41,7 @@ TIMES = {  # how a time may be written; all pieces are groups, those that it lac
     "compact": rf"^(?<y>\d{{4}})(?<m>\d{{2}})(?<d>\d{{2}})[Tt ](?<clock>\d{{6}}(?:[.,]\d+)?){ZONE}?$",
     "short": r"^(?<y>\d{2})(?<m>\d{2})(?<d>\d{2}) (?<clock>\d{6})(?<zone>)$",
 }
+PACKED_DATE = r"20\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[01]\d|2[0-3])(?:[0-5]\d)?"
 EPOCH = r"^\d{9,19}(?:\.\d+)?$"
 # Which unit a number has is seen from its size; what lies between has none, and is refused.
 UNITS = {
@@ -50,6 +53,11 @@ UNITS = {
 CONTINUES = re.compile(
     r"^(\s|$|Caused by:|Suppressed:|\.\.\. |\}|\)|Traceback |[\w.$]+(Exception|Error|Throwable|Warning)\b)"
 )
+
+
+def first_place(name, names):
+    """The field that a group fills: `thread2` is a second place of `thread` where there is such a group."""
+    return name[:-1] if name.endswith("2") and name[:-1] in names else name
 
 
 class FormatError(Exception):
@@ -86,7 +94,7 @@ class Format:
     def names(self):
         """The groups, or the fields of JSON or W3C lines, without the second places."""
         given = self.groups() or list(self.json) or list(dict.fromkeys(self.w3c.values()))
-        return [name for name in dict.fromkeys(name.removesuffix("2") for name in given)]
+        return list(dict.fromkeys(first_place(name, given) for name in given))
 
     def has_time(self):
         names = set(self.names())
@@ -173,6 +181,10 @@ def from_regex(text):
             "named groups, (?<message>...) or (?<path>...) among them"
         )
     check_regex(pattern, "format")
+    if named := re.search(r"\(\?P=(\w+)\)", pattern):
+        raise FormatError(
+            f"format={text!r}: {named[0]} refers to a group by its name, which Java and Python write differently: repeat what it stands for"
+        )
     if re.search(r"(?<!\\)\((?!\?)", re.sub(r"\[(?:\\.|[^\]\\])+\]", "", pattern)):
         raise FormatError(f"format={text!r} has groups without a name: name them, (?<host>...), or say (?:...)")
     found = Format(
@@ -201,7 +213,8 @@ def from_regex(text):
 
 def check_regex(pattern, setting):
     try:
-        re.compile(python(pattern))
+        with warnings.catch_warnings(action="ignore"):  # of sets that other languages read otherwise: see java()
+            re.compile(python(pattern))
     except re.error as error:
         raise FormatError(f"{setting}={pattern!r} is no regular expression: {error}") from None
 
@@ -315,12 +328,31 @@ def python(pattern):
 
 @functools.lru_cache(maxsize=256)
 def compiled(pattern):
-    return re.compile(python(pattern), re.ASCII | re.DOTALL)
+    with warnings.catch_warnings(action="ignore"):
+        return re.compile(python(pattern), re.ASCII | re.DOTALL)
 
 
 def java(pattern):
-    """The pattern for Java: groups by number (their names may have no underscore there), and only \\n ends a line."""
-    return "(?sd)" + re.sub(r"\(\?P?<[A-Za-z]\w*>", "(", pattern)
+    """The pattern for Java: groups by number (their names may have no underscore there), and only \\n ends a line.
+
+    In a set of characters Java takes [ and && for a set in the set, Python for themselves.
+    """
+    sets = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", _set_for_java, pattern, flags=re.S)
+    return "(?sd)" + re.sub(r"\(\?P?<[A-Za-z]\w*>", "(", sets)
+
+
+def _set_for_java(found):
+    text = found[0]
+    if text.startswith("\\"):
+        return text
+    begin = re.match(r"\[\^?\]?", text)[0]
+    inner = re.sub(
+        r"(\\.)|\[|&&",
+        lambda one: one[1] or one[0].replace("[", "\\[").replace("&&", "&\\&"),
+        text[len(begin) : -1],
+        flags=re.S,
+    )
+    return begin.replace("]", "\\]") + inner + "]"
 
 
 def parse(fmt, line, dated=None, columns=()):
@@ -334,15 +366,13 @@ def parse(fmt, line, dated=None, columns=()):
     raw, reason = (_json if fmt.json else _w3c if fmt.w3c else _pattern)(fmt, line, columns)
     if raw is None:
         return None, reason
-    for name in [name for name in raw if name.endswith("2")]:
+    for name in [name for name in raw if first_place(name, raw) != name]:
         second = raw.pop(name)
-        raw[name[:-1]] = raw.get(name[:-1]) or second
+        raw[name[:-1]] = raw[name[:-1]] or second
     fields = {name: value if value or name == "message" else None for name, value in raw.items()}
     text = any(fields.get(name) for name in TIME_GROUPS)
     fields["time"] = time_of(fmt, fields, dated)
-    if text and fields["time"] is None:
-        return None, "no time"
-    if fmt.has_time() and not text and not fmt.json:
+    if fmt.has_time() and fields["time"] is None and (text or not fmt.json):
         return None, "no time"
     for name in [name for name in fmt.numbers if name in fields]:
         fields[name] = number(name, fields[name])
@@ -392,6 +422,8 @@ def _json(fmt, line, columns):
         value = values[0] if values else ""
         if isinstance(value, bool):
             value = str(value).lower()
+        if name == "time" and isinstance(value, dict) and value.keys() == {"$date"}:  # MongoDB's
+            value = value["$date"]
         fields[name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if "message" in fields and not fields["message"]:
         fields["message"] = line  # what it says is under another key
@@ -420,7 +452,8 @@ def time_of(fmt, fields, dated):
         return _from_pieces(
             fields.get("year"), fields["month"], fields["day"], fields["clock"], fields.get("zone"), fmt, dated
         )
-    text = fields.get("time") or " ".join(fields[name] for name in ("date", "clock", "zone") if fields.get(name))
+    names = ("date", "time", "zone") if "time" in fields and not fmt.json else ("date", "clock", "zone")
+    text = fields.get("time") if fmt.json else " ".join(fields[name] for name in names if fields.get(name))
     if not text:
         return None
     for pattern in fmt.kinds():
@@ -471,6 +504,8 @@ def _from_epoch(text, unit):
         return None
     value = Decimal(text)
     if unit == "auto":
+        if re.fullmatch(PACKED_DATE, text, re.ASCII):  # 2025032922 is no second of 2034
+            return None
         units = [factor for low, high, factor in UNITS.values() if low <= value < high]
     else:
         units = [UNITS[unit][2]] if value < UNITS[unit][1] else []
@@ -567,6 +602,20 @@ def with_numbers(fmt, lines):
         if found - {None} and all(re.fullmatch(looks[name], v, re.ASCII) for v in found - {None})
     ]
     return replace(fmt, numbers=(*fmt.numbers, *given))
+
+
+def with_unit(fmt, lines):
+    """What stands behind an access log's line is seconds (nginx), or microseconds (Apache's %D): whole numbers, half of them above five minutes."""
+    if fmt.name not in ("nginx", "combined", "vhost_combined"):
+        return fmt
+    texts = [
+        found["request_time"]
+        for line in lines
+        if (found := compiled(fmt.pattern).search(line)) and found["request_time"] not in (None, "-")
+    ]
+    if len(texts) < 5 or not all(text.isdigit() for text in texts) or statistics.median(map(int, texts)) <= 300:
+        return fmt
+    return replace(fmt, pattern=fmt.pattern.replace("(?<request_time>", "(?<request_us>"), fast="")
 
 
 def with_start(fmt, lines):

@@ -11,7 +11,7 @@ from pyspark.ml.functions import vector_to_array
 from pyspark.sql import functions as F
 
 from formats import parse
-from ingest import input_files, links, read_lines
+from ingest import input_files, links, literal, read_lines
 from models import line_features
 
 
@@ -28,7 +28,11 @@ def stream(spark, config, run):
     known = links(paths, config, all_of_them=True)
     table = f"{config.output_dir}/scored"
     # Distributed: a stream of files is planned like a table; each batch is a job of its own on the executors.
-    lines = spark.readStream.format("text").option("maxFilesPerTrigger", 1).load(str(Path(next(iter(known))).parent))
+    lines = (
+        spark.readStream.format("text")
+        .option("maxFilesPerTrigger", 1)
+        .load(literal(str(Path(next(iter(known))).parent)))
+    )
     good = parse(lines, fmt).where("reason IS NULL")
     scored = model.transform(line_features(good)).select(
         "time", F.xxhash64("value").alias("line"), F.element_at(vector_to_array("probability"), 2).alias("score")
@@ -50,7 +54,9 @@ def stream(spark, config, run):
         .first()
     )
     got = (
-        spark.read.parquet(table).agg(F.count("*"), F.sum(F.col("line").cast("decimal(38,0)")), F.avg("score")).first()
+        spark.read.parquet(literal(table))
+        .agg(F.count("*"), F.sum(F.col("line").cast("decimal(38,0)")), F.avg("score"))
+        .first()
     )
     if tuple(once) != tuple(got)[:2]:
         raise SystemExit(

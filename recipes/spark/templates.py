@@ -7,7 +7,7 @@ Masking works on distinct messages only, and with native expressions. It is the 
 from pyspark.sql import functions as F
 
 from formats import window_start
-from ingest import good_events
+from ingest import good_events, literal
 
 # In this order: what comes first is part of nothing that comes later. <*> stands for what was there.
 MASKS = [
@@ -47,7 +47,7 @@ def templates(spark, config, run):
         F.sum("count").alias("lines"), F.min("message").alias("example")
     )
     per_window.write.mode("overwrite").parquet(f"{config.output_dir}/templates")
-    found = spark.read.parquet(f"{config.output_dir}/templates").groupBy("template").agg(
+    found = spark.read.parquet(literal(f"{config.output_dir}/templates")).groupBy("template").agg(
         F.sum("lines").alias("lines"), F.count("window").alias("windows"), F.min("example").alias("example")
     )  # fmt: skip
     rows = [row.asDict() for row in found.orderBy(F.desc("lines"), "template").limit(25).collect()]
