@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.tune.trainable import trainable
 from ray.tune.registry import register_env
+from ray.tune.trainable import trainable
 
 from algorithms import make_config
 from cluster import connect, require_free
