@@ -174,3 +174,22 @@ def test_a_spoilt_row_group_is_noticed_before_anything_is_trained(tmp_path, undi
     _, folder, output = run_cookbook(*SHORT, f"cache_dir={tmp_path / 'cache'}", output_root=tmp_path / "out", status=1)
     assert "train/part-00003.parquet has other content than when it was built" in output
     assert not (folder / "workers").exists()
+
+
+STORE = """
+import sys
+import numpy as np, pandas as pd
+random = np.random.default_rng(0)
+x = random.normal(size=7000)
+pd.DataFrame({"clicked": (x + random.normal(size=7000) > 0).astype("i1"), "x": x, "noise": random.normal(size=7000)}).to_parquet(sys.argv[1])
+"""
+
+
+def test_a_store_of_ones_own(tmp_path, recipe_python):
+    subprocess.run([recipe_python("petastorm"), "-c", STORE, tmp_path / "mine.parquet"], check=True)
+    words = ["data=store_files", f"data.path={tmp_path}/mine.parquet", "data.label=clicked", "recipe.num_epochs=8"]
+    content, _, output = run_cookbook("recipe=petastorm", *words, output_root=tmp_path / "out")
+    assert content["account"] == {"read": 7000, "good": 7000, "quarantined": 0}, output
+    assert content["num_rows"] == 8 * content["dataset"]["rows"]["train"]
+    # The best that x allows is 0.84.
+    assert 0.78 <= content["metrics"]["eval/auc"] <= 0.9

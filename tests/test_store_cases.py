@@ -246,3 +246,94 @@ def test_a_dataset_without_rows_is_refused(tmp_path, rows):
     data, _ = ready_dataset(tmp_path / "cache", rows)
     with pytest.raises(UserError, match=r"has no rows in: .*test; choose other files or settings"):
         datasets.ensure(data, tmp_path / "cache", "python", Silent(), tmp_path / "log", "mark")
+
+
+# A store of one's own, by the builder and by the whole recipe.
+
+MINE = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
+import store_files
+from _common import DatasetError
+
+root = Path(sys.argv[2])
+random = np.random.default_rng(0)
+x = random.normal(size=700)
+rows = pd.DataFrame({"clicked": x + 0.1 * random.normal(size=700) > 0, "x": x, "visits": np.arange(700) % 7, "name": "n", "id": 7})
+stores = {
+    "plain": rows, "nulls": rows.assign(x=[None if k % 10 == 0 else 1.0 for k in range(700)]), "three": rows.assign(clicked=np.arange(700) % 3),
+    "one": rows.assign(clicked=1), "texts": rows.assign(visits="7"), "decimals": rows.assign(x=[__import__("decimal").Decimal("1.50")] * 700),
+}
+for name, table in stores.items():
+    for month in (1, 2):
+        folder = root / name / f"month={month}"
+        folder.mkdir(parents=True)
+        table.iloc[month - 1 :: 2].to_parquet(folder / "part-0.parquet", row_group_size=100)
+    (root / name / "_SUCCESS").touch()
+    (root / name / "notes.txt").touch()
+asked = [
+    ("plain", {}), ("plain", {"features": ["x"]}), ("nulls", {}), ("nulls", {"nulls": "drop"}), ("three", {}), ("one", {}), ("texts", {"features": ["visits"]}),
+    ("plain", {"label": "click"}), ("plain", {"features": ["x", "y"]}), ("decimals", {}), ("plain", {"label": None}), ("nothing", {}),
+]
+answers = []
+for number, (name, settings) in enumerate(asked):
+    out = root / f"out-{number}"
+    out.mkdir()
+    try:
+        made = store_files.build(out, **{"path": str(root / name), "label": "clicked", **settings})
+        table = pa.concat_tables([pq.read_table(path) for path in sorted(out.glob("*/*.parquet"))]).to_pandas()
+        made["sum"], made["groups"] = float(table["x"].sum()), len(list(out.glob("train/*.parquet")))
+        made["ids"] = sorted(pq.read_table(out / "train").column("id").to_pylist()) == list(range(made["rows"]["train"]))
+        answers.append(made)
+    except DatasetError as error:
+        answers.append(str(error))
+print(json.dumps({"answers": answers, "sum": float(x.sum())}))
+"""
+
+
+@pytest.fixture(scope="module")
+def mine(recipe_python, tmp_path_factory):
+    words = [recipe_python("petastorm"), "-c", MINE, ROOT / "data", tmp_path_factory.mktemp("mine")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_store_of_ones_own_is_read_as_it_is(mine):
+    found, chosen = mine["answers"][:2]
+    assert found["features"] == ["x", "visits", "month"], "numbers, without the label and id"
+    assert found["account"] == {"read": 700, "good": 700, "quarantined": 0}
+    assert sum(found["rows"].values()) == 700 and 100 < found["rows"]["test"] < 180
+    assert found["sum"] == pytest.approx(mine["sum"], abs=1e-3)
+    assert found["ids"] and found["groups"] >= 7
+    assert found["mean"][2] == pytest.approx(1.5, abs=0.1) and found["std"][1] == pytest.approx(2, abs=0.1)
+    assert [(os.path.basename(one["file"]), one["reason"]) for one in found["left_out"]] == [
+        ("_SUCCESS", "hidden, or a writer's own"),
+        ("notes.txt", "its ending is none of .parq, .parquet, .pq"),
+    ]
+    assert chosen["features"] == ["x"]
+
+
+def test_values_that_no_network_can_take_end_the_build_or_are_counted(mine):
+    refused, dropped = mine["answers"][2:4]
+    assert "column 'x' has" in refused and "data.nulls=drop" in refused
+    assert dropped["account"] == {"read": 700, "good": 630, "quarantined": 70}
+    assert dropped["sum"] == 630
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (4, "label 'clicked' has the value 2; expected 0 or 1"), (5, "label 'clicked' is 1 in all"), (6, "column 'visits' is string, expected a number"),
+        (7, "has no column 'click'; there are: clicked (bool), x (double)"), (8, "has no column 'y'"), (10, "which column is learnt?"),
+        (11, "there is no such file or folder"),
+    ],
+)  # fmt: skip
+def test_stores_of_ones_own_that_are_refused(mine, number, said):
+    assert said in mine["answers"][number]
+
+
+def test_decimals_are_numbers(mine):
+    assert mine["answers"][9]["sum"] == 1.5 * 700
