@@ -5,6 +5,7 @@ Object-store addresses (s3a://, gs://, hdfs://) are handed to Spark as they are.
 """
 
 import bz2
+import contextlib
 import gzip
 import itertools
 import os
@@ -126,7 +127,23 @@ def find(path):
             )
         else:
             files.append(file.resolve())
-    return list(dict.fromkeys(files)), left_out  # a file that is named twice (by a link, say) is read once
+    files = list(dict.fromkeys(files))  # a file that is named twice (by a link, say) is read once
+    for twin in [
+        file for file in files if ending(file.name) in (".gz", ".bz2", ".zst") and file.with_suffix("") in files
+    ]:
+        if same_content(twin, twin.with_suffix("")):
+            files.remove(twin)
+            left_out.append(entry(twin, f"the lines of {twin.with_suffix('').name}, packed"))
+    return files, left_out
+
+
+def same_content(packed, plain):
+    """Whether a packed file holds what another one is; not, where it cannot be read (which is said later)."""
+    with contextlib.suppress(Exception), opener(packed)(packed, "rb") as one, open(plain, "rb") as other:
+        while (block := one.read(1 << 20)) == other.read(1 << 20):
+            if not block:
+                return True
+    return False
 
 
 def entry(file, reason):

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given, seed, settings
@@ -421,6 +422,16 @@ def test_a_binary_file_among_logs_is_left_out_by_name(tmp_path):
     assert found["left_out"] == [{"file": str(tmp_path / "wtmp"), "reason": "binary, no lines of text"}]
     with pytest.raises(DatasetError, match="wtmp: is binary"):
         built(tmp_path / "wtmp", "combined")
+
+
+def test_what_is_there_plain_and_packed_is_read_once(tmp_path):
+    write(tmp_path / "access.log.1", access(5))
+    (tmp_path / "access.log.1.gz").write_bytes(gzip.compress((tmp_path / "access.log.1").read_bytes()))
+    write(tmp_path / "access.log.2", access(6))
+    (tmp_path / "access.log.2.gz").write_bytes(gzip.compress((tmp_path / "access.log.1").read_bytes()))
+    found = built(tmp_path, "combined")
+    assert [Path(path).name for path in found["paths"]] == ["access.log.1", "access.log.2", "access.log.2.gz"]
+    assert [one["reason"] for one in found["left_out"]] == ["the lines of access.log.1, packed"]
 
 
 def test_clients_behind_proxies(tmp_path):

@@ -162,3 +162,9 @@ def test_a_password_stays_out_of_the_record():
         == "tracking.uri=http://me:***@host:5000/x"
     )
     assert settings.without_password("tracking.uri=http://host:5000/x") == "tracking.uri=http://host:5000/x"
+
+
+def test_null_and_nothing_in_a_group_that_takes_any_name():
+    words = ["data=flights_files", "data.columns.time_hour=null", "data.columns.distance=", "data.columns.dest=12"]
+    columns = compose_recipe("dask", words)[0]["data"]["columns"]
+    assert (columns["time_hour"], columns["distance"], columns["dest"]) == (None, "", 12)
