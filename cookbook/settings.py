@@ -295,7 +295,7 @@ def _quoted(value):
 
 def _scalar(value):
     kind = yaml.safe_load(value) if value else ""
-    return value if kind is None or isinstance(kind, (bool, int, float)) else _quoted(value)
+    return value if value.lower() == "null" or isinstance(kind, (bool, int, float)) else _quoted(value)
 
 
 def _no_such_setting(word, key, names):

@@ -164,7 +164,7 @@ def check_settings(separator, decimal, encoding, time_format, day_first, missing
         raise DatasetError(f"data.day_first={day_first!r}: expected true (31/12/2013), false (12/31/2013) or null")
     if isinstance(missing, str) and missing.startswith("["):
         raise DatasetError(
-            f"missing={missing}: expected a list; words with other characters than letters, digits and -_./ need quotes: data.missing='[\"#N/A\"]'"
+            f"data.missing={missing}: expected a list; words with other characters than letters, digits and -_./ need quotes: data.missing='[\"#N/A\"]'"
         )
     if missing is not None:
         missing = [str(word) for word in ([missing] if isinstance(missing, str) else missing)]

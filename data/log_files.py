@@ -36,12 +36,18 @@ FOREIGN = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"\x
 SAMPLE_LINES, SAMPLE_BYTES = 1000, 4 << 20
 
 
-def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", event_start="auto"):
+def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", event_start="auto", request_unit=None):
     if not path:
         raise DatasetError(
             "which files? Say data.path=/var/log/nginx (a file, a folder or a glob) and data.format=auto, or =combined"
         )
-    options = {"year": year, "time_format": time_format, "epoch_unit": epoch_unit, "event_start": event_start}
+    options = {
+        "year": year,
+        "time_format": time_format,
+        "epoch_unit": epoch_unit,
+        "event_start": event_start,
+        "request_unit": request_unit,
+    }
     try:
         wanted = None if format == "auto" else logformat.resolve(format, **options)
     except logformat.FormatError as error:
@@ -72,13 +78,10 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
     wanted = choose(first, options) if wanted is None else wanted
     sample = [line for lines in first.values() for line in lines[: max(20, SAMPLE_LINES // len(first))]]
     wanted = logformat.with_numbers(wanted, sample)
-    unit = logformat.with_unit(wanted, sample)
-    if unit is not wanted:
-        print(
-            "the whole numbers behind the lines are taken for microseconds (Apache's %D): half are above 300",
-            flush=True,
-        )
-    wanted = unit
+    try:
+        logformat.check_unit(wanted, sample)
+    except logformat.FormatError as error:
+        raise DatasetError(str(error)) from None
     wanted = logformat.with_start(wanted, sample) if event_start == "auto" else wanted
     check_fit(wanted, first)
     wanted = replace(wanted, years=years_of(wanted, first))
@@ -117,7 +120,7 @@ def find(path):
             left_out.append(entry(file, "hidden; name it in data.path to have it read"))
         elif file.exists() and not file.is_file():
             left_out.append(entry(file, "no regular file"))
-        elif is_binary(file):
+        elif is_binary(beginning(file)):
             left_out.append(entry(file, "binary, no lines of text"))
         elif not is_log(file.name):
             left_out.append(
@@ -203,23 +206,26 @@ def problem_of(file):
     except Exception as error:  # what zstandard raises
         return str(error)
     if begin[:2] in (b"\xff\xfe", b"\xfe\xff") or begin.count(b"\0") > len(begin) // 4:
-        if is_binary(file):
+        if is_binary(begin):
             return "is binary, and has no lines of text"
         return "is UTF-16, which Spark does not read as lines: iconv -f UTF-16 -t UTF-8 FILE > NEW"
     return None
 
 
-def is_binary(file):
-    """Whether an unpacked file has zero bytes, and not those of UTF-16 (every other one)."""
-    try:
-        with open(file, "rb") as content:
-            begin = content.read(400)
-    except OSError:
-        return False  # problem_of says why
+def is_binary(begin):
+    """Whether bytes have zeros among them, and not those of UTF-16 (every other one), nor only before all else (a file that was cut while written)."""
+    begin = begin.lstrip(b"\0")
     if any(begin.startswith(magic) for magic in (*FOREIGN, b"\xff\xfe", b"\xfe\xff")):
         return False
     zeros = [begin[half::2].count(0) for half in (0, 1)]
     return sum(zeros) > len(begin) // 20 and min(zeros) > 0.1 * max(zeros)
+
+
+def beginning(file):
+    """The first bytes; none of a file that cannot be read, of which `problem_of` says why."""
+    with contextlib.suppress(OSError), open(file, "rb") as content:
+        return content.read(1 << 16)
+    return b""
 
 
 def first_lines(file):

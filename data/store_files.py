@@ -5,6 +5,8 @@ number, infinite) end the build with the column and their number, or are left ou
 and `test`: `id` int64 (0, 1, ... in the order of the files), the label and the features float32. Licence: the user's own.
 """
 
+import keyword
+import re
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
@@ -20,45 +22,46 @@ ROWS_AT_ONCE = 65_536
 
 
 def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, rows_per_group=20_000, seed=0):
-    if not path or not label:
+    if not path or label in (None, ""):
         raise DatasetError(
             "which store, and which column is learnt? Say data.path=/my/store data.label=clicked (0 or 1 in each row)"
         )
     if nulls not in ("error", "drop"):
-        raise DatasetError(f"nulls={nulls}: expected error or drop")
+        raise DatasetError(f"data.nulls={nulls}: expected error or drop")
     if not 0 < test_fraction < 1:
-        raise DatasetError(f"test_fraction={test_fraction}: expected a number between 0 and 1")
+        raise DatasetError(f"data.test_fraction={test_fraction}: expected a number between 0 and 1")
+    if rows_per_group < 1:
+        raise DatasetError(f"data.parameters.rows_per_group={rows_per_group}: expected a whole number of at least 1")
     files, left_out = found_files(path)
-    features = check_columns(files, label, [features] if isinstance(features, str) else features)
+    label, features = str(label), [str(name) for name in ([features] if isinstance(features, str) else features or [])]
+    features = check_columns(files, label, features)
     count, dropped = sum(pq.read_metadata(file).num_rows for file, _ in files), 0
+    parts = {}
+    for part, share in (("train", 1 - test_fraction), ("test", test_fraction)):
+        # Small stores get seven row groups, so that workers have something to share.
+        parts[part] = Part(folder / part, label, features, min(rows_per_group, int(count * share) // 7 + 1))
     chance = np.random.default_rng(seed)
-    parts = {
-        part: Part(folder / part, label, features, min(rows_per_group, count // 14 + 1)) for part in ("train", "test")
-    }
-    for file, constants in files:
-        for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE):
-            values = {name: numbers_of(batch, name, constants, file) for name in (label, *features)}
-            good = np.logical_and.reduce([np.isfinite(column) for column in values.values()])
-            if nulls == "error" and not good.all():
-                name = next(name for name, column in values.items() if not np.isfinite(column).all())
-                raise DatasetError(
-                    f"{file}: column {name!r} has {np.sum(~np.isfinite(values[name]))} values that are null, not a number or infinite; "
-                    "fill them, or say data.nulls=drop to leave such rows out"
-                )
-            if strange := set(values[label][good]) - {0.0, 1.0}:
-                raise DatasetError(
-                    f"{file}: label {label!r} has the value {min(strange):g}; expected 0 or 1 in each row"
-                )
-            dropped += int(np.sum(~good))
-            to_test = chance.random(len(good)) < test_fraction
-            for part, mine in (("train", good & ~to_test), ("test", good & to_test)):
-                parts[part].add({name: column[mine] for name, column in values.items()})
+    for file, values in batches_of(files, (label, *features)):
+        good = np.logical_and.reduce([np.isfinite(column) for column in values.values()])
+        if nulls == "error" and not good.all():
+            name = next(name for name, column in values.items() if not np.isfinite(column).all())
+            raise DatasetError(
+                f"{file}: column {name!r} has {np.sum(~np.isfinite(values[name]))} values that are null, not a number or infinite (as float32); "
+                "fill them, or say data.nulls=drop to leave such rows out"
+            )
+        if strange := set(values[label][good].tolist()) - {0.0, 1.0}:
+            raise DatasetError(f"{file}: label {label!r} has the value {min(strange)!r}; expected 0 or 1 in each row")
+        dropped += int(np.sum(~good))
+        to_test = chance.random(len(good)) < test_fraction
+        for part, mine in (("train", good & ~to_test), ("test", good & to_test)):
+            parts[part].add({name: column[mine] for name, column in values.items()})
     for name, part in parts.items():
         part.close()
         if part.num_rows and part.num_ones in (0, part.num_rows):
             raise DatasetError(
                 f"label {label!r} is {int(bool(part.num_ones))} in all {part.num_rows} rows of the {name} part: nothing can be learnt"
             )
+    std = np.sqrt(parts["train"].squares / max(parts["train"].num_rows - 1, 1))
     return {
         "name": "store_files",
         "version": "1",
@@ -70,10 +73,21 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
         "label": label,
         "features": features,
         "mean": parts["train"].mean.tolist(),
-        "std": np.sqrt(parts["train"].squares / max(parts["train"].num_rows - 1, 1)).tolist(),
+        "std": np.where(std > 0, std, 1.0).tolist(),  # a constant column says nothing, and does no harm
         "schema": {"id": "int64", **dict.fromkeys([label, *features], "float32")},
         "left_out": left_out,
     }
+
+
+def batches_of(files, names):
+    """Yields (file, {column: float32 (n,)}), nan where there is no value. Raises DatasetError for a file that cannot be read."""
+    for file, constants in files:
+        try:
+            stored = [name for name in names if name not in constants]
+            for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=stored):
+                yield file, {name: numbers_of(batch, name, constants, file) for name in names}
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(f"{file} cannot be read: {error}") from None
 
 
 def found_files(path):
@@ -108,9 +122,12 @@ def check_columns(files, label, features):
     for file, constants in files:
         try:
             schema = pq.read_schema(file)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{file} cannot be read: {error}") from None
-        kinds[file] = {field.name: field.type for field in schema} | dict.fromkeys(constants, pa.float64())
+        folders = {
+            name: pa.float64() if number_in(text) is not None else pa.string() for name, text in constants.items()
+        }
+        kinds[file] = {field.name: field.type for field in schema} | folders
         if twice := [a for a, b in pairwise(sorted(schema.names)) if a == b]:
             raise DatasetError(f"{file} has two columns named {twice[0]!r}")
         if both := sorted(set(schema.names) & constants.keys()):
@@ -118,18 +135,17 @@ def check_columns(files, label, features):
                 f"{file} has a column {both[0]!r}, and so has the name of its folder: leave one of them out"
             )
     first = next(iter(kinds))
-    features = features or [
-        name for name, kind in kinds[first].items() if is_number(kind) and name not in (label, "id")
-    ]
-    if label in features or len(set(features)) < len(features) or "id" in features:
+    numbers = [name for name in kinds[first] if all(is_number(there.get(name)) for there in kinds.values())]
+    features = features or [name for name in numbers if name not in (label, "id")]
+    if label in features or label == "id" or "id" in features or len(set(features)) < len(features):
         raise DatasetError(
-            f"data.features={features}: expected each column once, without the label {label!r} and `id`, which numbers the rows"
+            f"data.label={label} data.features={features}: expected each column once, and not `id`, which numbers the rows here"
         )
     if not features:
         raise DatasetError(f"{first} has no number column beside the label {label!r}")
     for file, there in kinds.items():
+        listed = ", ".join(f"{column} ({kind})" for column, kind in there.items())
         for name in (label, *features):
-            listed = ", ".join(f"{column} ({kind})" for column, kind in there.items())
             if name not in there:
                 raise DatasetError(
                     f"{file} has no column {name!r}; there are: {listed}. data.label and data.features name them"
@@ -138,29 +154,50 @@ def check_columns(files, label, features):
                 raise DatasetError(
                     f"{file}: column {name!r} is {there[name]}, expected a number; there are: {listed}. data.features=[...] chooses"
                 )
-    return list(features)
+    if odd := [
+        name
+        for name in (label, *features)
+        if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_")
+    ]:
+        raise DatasetError(
+            f"column {odd[0]!r}: Petastorm takes only names of letters, digits and _ that begin with a letter; rename it, or choose others: data.features=[...]"
+        )
+    return features
 
 
 def is_number(kind):
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
+    """Whether a column of this type holds numbers; one without any value may."""
+    kind = kind.value_type if kind is not None and types.is_dictionary(kind) else kind
+    return kind is not None and any(
+        fits(kind) for fits in (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
+    )
+
+
+def number_in(text):
+    """The number that a folder's name says, nan for Hive's "no value", None for another text."""
+    if text == "__HIVE_DEFAULT_PARTITION__":
+        return float("nan")
+    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", text) else None
 
 
 def numbers_of(batch, name, constants, file):
-    """A column as float64 (n,); nan where it is null."""
+    """A column as float32 (n,); nan where it is null. Raises DatasetError for whole numbers that it cannot hold."""
     if name in constants:
-        try:
-            return np.full(batch.num_rows, float(constants[name]))
-        except ValueError:
-            raise DatasetError(
-                f"{file}: the name of its folder says {name}={constants[name]}, expected a number; data.features=[...] chooses columns"
-            ) from None
+        return np.full(batch.num_rows, number_in(constants[name]), np.float32)
     column = batch.column(batch.schema.get_field_index(name))
     if types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if types.is_boolean(column.type):
         column = column.cast(pa.uint8())
-    return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
+    whole = types.is_integer(column.type)
+    numbers = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
+    with np.errstate(over="ignore"):
+        short = numbers.astype(np.float32)
+    if whole and (changed := numbers[np.isfinite(numbers) & (short != numbers)]).size:
+        raise DatasetError(
+            f"{file}: column {name!r} has whole numbers that float32 cannot hold ({int(changed[0])}); leave it out: data.features=[...] chooses"
+        )
+    return short
 
 
 class Part:
@@ -173,7 +210,10 @@ class Part:
         self.mean, self.squares = np.zeros(len(features)), np.zeros(len(features))
 
     def add(self, columns):
-        new, rows = len(columns[self.label]), np.stack([columns[name] for name in self.features], axis=1)
+        new, rows = (
+            len(columns[self.label]),
+            np.stack([columns[name] for name in self.features], axis=1, dtype=np.float64),
+        )
         if not new:
             return
         # Chan, Golub and LeVeque 1979: mean and squares of two groups together.
@@ -182,7 +222,7 @@ class Part:
         self.mean += (mean - self.mean) * new / total
         self.num_ones += int(columns[self.label].sum())
         ids = pa.array(np.arange(self.num_rows, total))
-        floats = {name: pa.array(columns[name].astype(np.float32)) for name in (self.label, *self.features)}
+        floats = {name: pa.array(columns[name]) for name in (self.label, *self.features)}
         self.waiting.append(pa.table({"id": ids, **floats}))
         self.num_rows = total
         while sum(table.num_rows for table in self.waiting) >= self.rows_per_group:

@@ -30,8 +30,10 @@ def texts_of(function, seen):
         return
     seen.add(function)
     yield inspect.getsource(function)
-    for name in function.__code__.co_names:
+    arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
+    for name in (*function.__code__.co_names, *arguments):
         value = function.__globals__.get(name)
+        value = getattr(value, "__wrapped__", value)  # of a fixture
         if inspect.isfunction(value) and value.__module__ == function.__module__:
             yield from texts_of(value, seen)
         elif isinstance(value, str | list | tuple):
@@ -44,7 +46,9 @@ def recipes_of(items) -> list[str]:
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         text = "".join([*texts_of(item.function, set()), repr(list(parameters))])
-        named |= set(re.findall(r"\brecipe=(\w+)", text)) | {value for value in parameters if isinstance(value, str)}
+        named |= set(re.findall(r"(?:\brecipe=|recipe_python\([\"'])(\w+)", text)) | {
+            value for value in parameters if isinstance(value, str)
+        }
     return [recipe for recipe in recipes() if recipe in named]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from cookbook import ROOT, UserError, environments
 from cookbook.bootstrap import complete
-from tests import test_petastorm, test_spark
+from tests import test_petastorm, test_spark, test_store_cases
 from tests.helpers import Silent
 from tests.prepare import recipes_of
 
@@ -145,4 +145,5 @@ def test_only_what_the_chosen_tests_need_is_prepared():
         "by the list of words that it uses"
     )
     assert recipes_of([chosen(test_petastorm.test_fewer_row_groups_than_shards)]) == ["petastorm"], "by its own words"
+    assert recipes_of([chosen(test_store_cases.test_stores_that_are_read)]) == ["petastorm"], "by its fixture"
     assert recipes_of([chosen(test_only_what_the_chosen_tests_need_is_prepared, recipe="dask")]) == ["dask"]

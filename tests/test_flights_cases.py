@@ -198,7 +198,7 @@ def test_zones_that_change_within_a_column(server, tmp_path):
         ("minute", "60", "no such day or hour"), ("year", "13", "no such day or hour"), ("year", "", "year is missing"),
         ("time_hour", "yesterday", "time_hour is no ISO 8601 time: say data.time_format or data.day_first"), ("time_hour", "", "time_hour is missing"),
         ("time_hour", "2013-01-32T05:00:00Z", "time_hour is no such moment"), ("time_hour", "2013-01-20", "time_hour has no hour"),
-        ("time_hour", "2013012005", "time_hour is a date without marks between its parts: say data.time_format=%Y%m%d%H"),
+        ("time_hour", "2013012005", "time_hour is a date without marks between its parts: say data.time_format, such as %Y%m%d%H"),
         ("tailnum", "?", None), ("tailnum", r"\N", None),
         ("time_hour", "1", "time_hour is a number, but no count since 1970 (seconds, milli-, micro- or nanoseconds)"),
         ("time_hour", "2014-01-20T05:00:00Z", "time_hour is more than two days from the flight's own date"),

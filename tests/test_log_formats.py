@@ -191,6 +191,8 @@ def test_nginxs_own_log_format_line():
         (r"(?<host>\S+)", "one must be"),
         (r"(?<line>\d+) (?<message>.*)", "a group cannot be called 'line'"),
         (r"(?<host>\S+) (?P=host) (?<message>.*)", "(?P=host) refers to a group by its name"),
+        (r"\[(\d+)\] (?<host>[a-z]+) (?<message>.*)", "has groups without a name"),
+        (r"(?<a>x)(?<a2>y)(?<a22>z) (?<message>.*)", "has a third place of a field, 'a22'"),
         (r"(?<host>\S+ (?<message>.*)", "is no regular expression"),
     ],
 )
@@ -287,7 +289,10 @@ MORE = [
     [r"user=(?<host>\w+) .*: (?<message>\w+)", {}, ["a user=b c: d e", "user=b c: d"]],
     [r"(?<date>\S+) (?<time>\S+) (?<md52>\S+) (?<message>.*)", {}, ["2025-03-29 22:00:01 0fe x", "03/29/2025 22:00:01 0fe x"]],
     [r"(?<time>\S+) (?<zone>\S+) (?<message>.*)", {}, ["2025-03-29T22:00:01 +0100 x", "2025-03-29T22:00:01 CET x"]],
-    ["iso_lines", {}, ["2025-03-29 22:00:00 CET [1] x", "2025-03-29 22:00:00 -0500", "2025-03-29 22:00:00 GMTx"]],
+    ["combined", {"request_unit": "us"}, [*access(1, " 1500"), *access(1, " -"), *access(1)]],
+    ["vhost_combined", {}, access(1, front="www.example.org ", client="192.0.2.1, 10.0.0.1")],
+    ["json_lines", {}, ['{"time": "", "timestamp": 1743285660.1234567}', '{"t": {"$date": 1743285660123}}', '{"t": {"$date": {"x": 1}}}', '{"ts": "1.7432856605e9"}']],
+    ["iso_lines", {}, ["[2025-03-29 22:00:00 -0500][INFO] x", "2025-03-29 22:00:00 -1234 left", "2025-03-29 22:00:00 UTC, x", "2025-03-29 22:00:00 CET [1] x", "2025-03-29 22:00:00 -0500", "2025-03-29 22:00:00 GMTx"]],
     ["combined", {}, [*access(1, request="-", status=408), *access(1, request=r"\x16\x03", status=400), *access(1, agent=r"a \"b\" c"), *access(1, user="john doe"),
                       *access(1, request="GET /"), *access(1, " junk"), *access(1, " 0.5"), *access(1, front="www.example.org:80 "), *access(1, client="2001:db8::1"), *access(1, client="192.0.2.1, 10.0.0.1")]],
     ["syslog", {}, ["Feb 29 12:00:00 web01 sshd[900]: x", "Feb 30 12:00:00 web01 sshd[900]: x", "Dec 31 23:59:59 web01 a: x\u2028y\x85z"]],
@@ -443,12 +448,25 @@ def test_clients_behind_proxies(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["auto", "combined"])
-@pytest.mark.parametrize(("behind", "seconds"), [(" 1234567", 1.234567), (" 0", 0.0), (" 12", 12.0), (" 0.250", 0.25)])
-def test_what_stands_behind_is_seconds_or_microseconds(tmp_path, capsys, name, behind, seconds):
+@pytest.mark.parametrize(
+    ("behind", "unit", "seconds"),
+    [(" 0", None, 0.0), (" 2", None, 2.0), (" 0.250", None, 0.25), (" 150", "us", 0.00015), (" 150", "ms", 0.15), (" 150", "s", 150.0)],
+)  # fmt: skip
+def test_the_unit_of_what_stands_behind(tmp_path, name, behind, unit, seconds):
     write(tmp_path / "a.log", access(60, behind))
-    fmt = logformat.from_dict(built(tmp_path, name)["entry"])
+    fmt = logformat.from_dict(built(tmp_path, name, request_unit=unit)["entry"])
     assert logformat.parse(fmt, access(1, behind)[0])[0]["request_time"] == pytest.approx(seconds)
-    assert ("taken for microseconds (Apache's %D)" in capsys.readouterr().out) == (seconds == 1.234567)
+
+
+def test_whole_numbers_of_an_unknown_unit_are_refused(tmp_path):
+    write(tmp_path / "a.log", access(60, " 150"))
+    with pytest.raises(DatasetError, match=r"half of them above 150.* say data.request_unit=us for Apache's %D"):
+        built(tmp_path)
+
+
+def test_a_line_with_zeros_before_it_is_text(tmp_path):
+    """What `copytruncate` leaves where a program goes on writing at its old place."""
+    assert not log_files.is_binary(bytes(400) + b"\n".join(line.encode() for line in access(5)))
 
 
 def test_a_time_of_which_nobody_knows_how_it_is_written(tmp_path):

@@ -165,6 +165,12 @@ def test_a_password_stays_out_of_the_record():
 
 
 def test_null_and_nothing_in_a_group_that_takes_any_name():
-    words = ["data=flights_files", "data.columns.time_hour=null", "data.columns.distance=", "data.columns.dest=12"]
+    words = [
+        "data=flights_files",
+        "data.columns.time_hour=null",
+        "data.columns.distance=",
+        "data.columns.dest=12",
+        "data.columns.origin=#N/A",
+    ]
     columns = compose_recipe("dask", words)[0]["data"]["columns"]
-    assert (columns["time_hour"], columns["distance"], columns["dest"]) == (None, "", 12)
+    assert (columns["time_hour"], columns["distance"], columns["dest"], columns["origin"]) == (None, "", 12, "#N/A")

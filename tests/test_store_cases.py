@@ -264,6 +264,8 @@ x = random.normal(size=700)
 rows = pd.DataFrame({"clicked": x + 0.1 * random.normal(size=700) > 0, "x": x, "visits": np.arange(700) % 7, "name": "n", "id": 7})
 stores = {
     "plain": rows, "nulls": rows.assign(x=[None if k % 10 == 0 else 1.0 for k in range(700)]), "three": rows.assign(clicked=np.arange(700) % 3),
+    "large": rows.assign(visits=(1 << 24) + 1), "infinite": rows.assign(x=1e39), "blank": rows.rename(columns={"x": "my x"}),
+    "words": rows.assign(visits=pd.Categorical(np.arange(700) % 7)), "constant": rows.assign(visits=3),
     "one": rows.assign(clicked=1), "texts": rows.assign(visits="7"), "decimals": rows.assign(x=[__import__("decimal").Decimal("1.50")] * 700),
 }
 for name, table in stores.items():
@@ -276,7 +278,16 @@ for name, table in stores.items():
 asked = [
     ("plain", {}), ("plain", {"features": ["x"]}), ("nulls", {}), ("nulls", {"nulls": "drop"}), ("three", {}), ("one", {}), ("texts", {"features": ["visits"]}),
     ("plain", {"label": "click"}), ("plain", {"features": ["x", "y"]}), ("decimals", {}), ("plain", {"label": None}), ("nothing", {}),
+    ("large", {}), ("infinite", {"features": ["x"]}), ("blank", {}), ("words", {}), ("constant", {}), ("plain", {"label": "id"}), ("dated", {}), ("dated", {"features": ["day"]}),
+    ("plain", {"rows_per_group": 0}), ("cut", {}),
 ]
+for day in ("2025-01-01", "2025-01-02"):
+    (root / f"dated/day={day}").mkdir(parents=True)
+    rows.to_parquet(root / f"dated/day={day}/part-0.parquet")
+(root / "cut").mkdir()
+rows.to_parquet(root / "cut/a.parquet")
+content = (root / "cut/a.parquet").read_bytes()
+(root / "cut/a.parquet").write_bytes(content[:4] + bytes(2000) + content[2004:])
 answers = []
 for number, (name, settings) in enumerate(asked):
     out = root / f"out-{number}"
@@ -284,6 +295,7 @@ for number, (name, settings) in enumerate(asked):
     try:
         made = store_files.build(out, **{"path": str(root / name), "label": "clicked", **settings})
         table = pa.concat_tables([pq.read_table(path) for path in sorted(out.glob("*/*.parquet"))]).to_pandas()
+        made["visits"] = float(table["visits"].sum()) if "visits" in table else None
         made["sum"], made["groups"] = float(table["x"].sum()), len(list(out.glob("train/*.parquet")))
         made["ids"] = sorted(pq.read_table(out / "train").column("id").to_pylist()) == list(range(made["rows"]["train"]))
         answers.append(made)
@@ -326,14 +338,20 @@ def test_values_that_no_network_can_take_end_the_build_or_are_counted(mine):
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (4, "label 'clicked' has the value 2; expected 0 or 1"), (5, "label 'clicked' is 1 in all"), (6, "column 'visits' is string, expected a number"),
+        (4, "label 'clicked' has the value 2.0; expected 0 or 1"), (5, "label 'clicked' is 1 in all"), (6, "column 'visits' is string, expected a number"),
         (7, "has no column 'click'; there are: clicked (bool), x (double)"), (8, "has no column 'y'"), (10, "which column is learnt?"),
-        (11, "there is no such file or folder"),
+        (11, "there is no such file or folder"), (12, "column 'visits' has whole numbers that float32 cannot hold (16777217)"),
+        (13, "column 'x' has 350 values that are null, not a number or infinite (as float32)"), (14, "column 'my x': Petastorm takes only names"),
+        (17, "and not `id`, which numbers the rows here"), (19, "column 'day' is string, expected a number"), (20, "rows_per_group=0: expected"),
+        (21, "cut/a.parquet cannot be read"),
     ],
 )  # fmt: skip
 def test_stores_of_ones_own_that_are_refused(mine, number, said):
     assert said in mine["answers"][number]
 
 
-def test_decimals_are_numbers(mine):
+def test_decimals_and_dictionaries_are_numbers_and_a_constant_does_no_harm(mine):
     assert mine["answers"][9]["sum"] == 1.5 * 700
+    assert mine["answers"][15]["visits"] == sum(range(7)) * 100
+    assert mine["answers"][16]["std"][1] == 1.0
+    assert mine["answers"][18]["features"] == ["x", "visits"], "a folder's date is no number"

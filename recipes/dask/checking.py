@@ -45,7 +45,7 @@ OF_PYTHON = [
 ]  # in a Parquet file, which has real nulls, only these mean "no value"
 NO_SETTINGS = {"decimal": None, "missing": None, "time_format": None, "day_first": None}
 POINT, COMMA = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", r"[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?"
-THOUSANDS = {".": r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", ",": r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?"}
+THOUSANDS = {".": r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", ",": r"[+-]?[1-9]\d{0,2}(\.\d{3})+(,\d*)?"}
 INFINITE = r"[+-]?(inf|infinity)"
 ISO = r"\d{4}-\d\d-\d\d([T ]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?\s*(Z|[+-]\d\d(:?\d\d)?)?)?"
 DAY_OR_MONTH = r"\d{1,2}[./-]\d{1,2}[./-]\d{4}([T ]+\d{1,2}:\d\d(:\d\d(\.\d+)?)?\s*(Z|[+-]\d\d:?\d\d)?)?"
@@ -262,7 +262,9 @@ def parsed(text, settings, judge):
         text.where(text.str.fullmatch(r"\d+(\.\d+)?([eE]\+?\d+)?", na=False)), errors="coerce"
     ).astype("float64")
     packed = text.str.fullmatch(PACKED_DATE, na=False)
-    judge.object_to(packed, "time_hour is a date without marks between its parts: say data.time_format=%Y%m%d%H")
+    judge.object_to(
+        packed, "time_hour is a date without marks between its parts: say data.time_format, such as %Y%m%d%H"
+    )
     counted = count.notna()
     for unit, (least, most) in EPOCHS.items():
         inside = count.between(least, most)

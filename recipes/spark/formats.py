@@ -188,9 +188,11 @@ def parse_json(lines, fmt):
         for name, keys in fmt.json.items()
     }
     if "time" in raw:  # a column of its own: many patterns look at it
-        date = F.regexp_replace(raw["time"], r'^\{"\$date":"([^"]*)"\}$', "$1")  # MongoDB's
+        date = F.regexp_replace(raw["time"], r'^\{"\$date":"?([^"{}]*)"?\}$', "$1")  # MongoDB's
         # A number with a point, which Spark writes as 1.7432856605E9.
-        digits = F.when(date.rlike(r"^\d\.\d+E\d+$"), date.try_cast("decimal(28,6)").cast("string")).otherwise(date)
+        digits = F.when(date.rlike(r"^\d\.\d+[eE]\d{1,2}$"), date.try_cast("decimal(28,9)").cast("string")).otherwise(
+            date
+        )
         fields, raw["time"] = fields.withColumn("stamp", digits), F.col("stamp")
     if "message" in raw:
         raw["message"] = F.coalesce(raw["message"], F.col("value"))

@@ -83,6 +83,7 @@ class Format:
     )
     time_format: str = ""  # like %d.%m.%Y %H:%M:%S
     epoch_unit: str = "auto"
+    request_unit: str = ""  # s, ms or us: what stands behind an access log's lines; without it, seconds
     year: int | None = None  # in which the files begin, for formats without one
     years: dict = field(
         default_factory=dict
@@ -152,7 +153,7 @@ def samples():
     ]
 
 
-def resolve(text, time_format=None, epoch_unit=None, year=None, event_start=None):
+def resolve(text, time_format=None, epoch_unit=None, year=None, event_start=None, request_unit=None):
     """The Format that a setting names. Raises FormatError for one that is neither known nor a usable regular expression."""
     text = str(text).strip()
     if text in entries():
@@ -170,6 +171,14 @@ def resolve(text, time_format=None, epoch_unit=None, year=None, event_start=None
     if event_start not in (None, "", "auto"):
         check_regex(event_start, "event_start")
         found = replace(found, start=python(event_start).replace("(?P<", "(?<"))
+    if request_unit not in (None, "s", "ms", "us"):
+        raise FormatError(f"request_unit={request_unit!r}: expected s, ms or us")
+    if request_unit and "request_time" in found.groups():
+        group = "request_time" if request_unit == "s" else f"request_{request_unit}"
+        pattern = found.pattern.replace("(?<request_time>", f"(?<{group}>")
+        # Split at the blanks, a line's number would be seconds.
+        fast = found.fast if request_unit == "s" else ""
+        found = replace(found, pattern=pattern, fast=fast, request_unit=request_unit)
     return replace(found, time_format=time_format or "", epoch_unit=epoch_unit or "auto", year=year)
 
 
@@ -185,7 +194,7 @@ def from_regex(text):
         raise FormatError(
             f"format={text!r}: {named[0]} refers to a group by its name, which Java and Python write differently: repeat what it stands for"
         )
-    if re.search(r"(?<!\\)\((?!\?)", re.sub(r"\[(?:\\.|[^\]\\])+\]", "", pattern)):
+    if compiled(pattern).groups != len(re.findall(r"\(\?P?<[A-Za-z]", pattern)):
         raise FormatError(f"format={text!r} has groups without a name: name them, (?<host>...), or say (?:...)")
     found = Format(
         "regex",
@@ -198,6 +207,10 @@ def from_regex(text):
     if twice:
         raise FormatError(
             f"format={text!r} has two groups with the name {twice[0]!r}; the second place of a field is {twice[0]}2"
+        )
+    if third := [name for name in found.groups() if name.endswith("22") and name[:-1] in found.groups()]:
+        raise FormatError(
+            f"format={text!r} has a third place of a field, {third[0]!r}: a field has two, as in host and host2"
         )
     taken = [name for name in found.names() if name.lower() in OWN]
     if taken:
@@ -418,12 +431,14 @@ def _json(fmt, line, columns):
         return None, "no JSON object"
     fields = {}
     for name, keys in fmt.json.items():
-        values = [made[key] for key in keys if made.get(key) is not None]
+        values = [made[key] for key in keys if made.get(key) not in (None, "")]
         value = values[0] if values else ""
         if isinstance(value, bool):
             value = str(value).lower()
         if name == "time" and isinstance(value, dict) and value.keys() == {"$date"}:  # MongoDB's
             value = value["$date"]
+        if name == "time" and isinstance(value, str) and re.fullmatch(r"\d\.\d+[eE]\d{1,2}", value, re.ASCII):
+            value = f"{Decimal(value):f}"
         fields[name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if "message" in fields and not fields["message"]:
         fields["message"] = line  # what it says is under another key
@@ -604,18 +619,24 @@ def with_numbers(fmt, lines):
     return replace(fmt, numbers=(*fmt.numbers, *given))
 
 
-def with_unit(fmt, lines):
-    """What stands behind an access log's line is seconds (nginx), or microseconds (Apache's %D): whole numbers, half of them above five minutes."""
-    if fmt.name not in ("nginx", "combined", "vhost_combined"):
-        return fmt
+def check_unit(fmt, lines):
+    """Raises FormatError where whole numbers behind an access log's lines may be seconds, milliseconds or microseconds (Apache's %T and %D)."""
+    if (
+        fmt.name not in ("nginx", "combined", "vhost_combined")
+        or "request_time" not in fmt.groups()
+        or fmt.request_unit
+    ):
+        return
     texts = [
         found["request_time"]
         for line in lines
         if (found := compiled(fmt.pattern).search(line)) and found["request_time"] not in (None, "-")
     ]
-    if len(texts) < 5 or not all(text.isdigit() for text in texts) or statistics.median(map(int, texts)) <= 300:
-        return fmt
-    return replace(fmt, pattern=fmt.pattern.replace("(?<request_time>", "(?<request_us>"), fast="")
+    if texts and all(text.isdigit() for text in texts) and (middle := statistics.median(map(int, texts))) > 10:
+        raise FormatError(
+            f"the whole numbers behind the lines (half of them above {middle:g}) may be seconds, milliseconds or microseconds: "
+            "say data.request_unit=us for Apache's %D, =ms for %{ms}T, =s for %T"
+        )
 
 
 def with_start(fmt, lines):

@@ -38,10 +38,12 @@ def claim_checkpoints(config, program):
         )
     num_rows = json.loads((Path(config.data_dir) / "manifest.json").read_text())["rows"]["train"]
     mine, batches = depends_on(config, min(num_rows, config.max_rows or num_rows)), note.with_name("depends_on.json")
-    if batches.exists():
+    # Without one of this note, nobody knows of which batches the checkpoints are; without a checkpoint, it does not matter.
+    saved = any(note.parent.rglob("*.index")) or (note.parent / "last.npz").exists()
+    if saved and batches.exists():
         check_position(note.parent, json.loads(batches.read_text()), mine)
     note.parent.mkdir(parents=True, exist_ok=True)
-    for path, text in ((note, program), (batches, json.dumps(mine))):
+    for path, text in [(note, program), *([] if saved else [(batches, json.dumps(mine))])]:
         # Distributed: all write the same; renamed, so that nobody reads half of it. Not named by process: in containers the numbers are alike.
         partial = path.with_suffix(f".{task().kind}-{task().index}")
         partial.write_text(text)
