@@ -76,48 +76,69 @@ def parse_web(lines, fmt):
         return F.get(column, F.lit(number))
 
     stamp, zone, method = part("words", 3), part("words", 4), part("words", 5)
+    taken = F.trim(part("rest", 4)) if with_agent else None
+    if with_agent:
+        whole = (F.size("rest") == 5) & (taken.isin("", "-") | taken.try_cast("double").isNotNull())
+    else:
+        whole = F.size("words") == 10
+    requested = method.startswith('"') & part("words", 7).endswith('"')
+    texts = {
+        "client": part("words", 0),
+        "day": F.substring(stamp, 2, 2),
+        "month": F.substring(stamp, 5, 3),
+        "year": F.substring(stamp, 9, 4),
+        "clock": F.substring(stamp, 14, 8),
+        "zone": zone,
+        "method": F.substring(method, 2, 32),
+        "path": part("words", 6),
+        "status": part("words", 8),
+        "bytes": part("words", 9),
+    }
+    if with_agent:
+        texts |= {"referrer": part("rest", 1), "agent": part("rest", 3), "request_time": taken}
+    # Only lines that are not so are given to the pattern; what does not match has one piece.
+    no = F.lit(False)
+    found = words.withColumns({"whole": F.coalesce(whole, no), "requested": F.coalesce(requested, no)})
+    plain = F.col("whole") & F.col("requested") & (F.length(stamp) == 21)
+    found = found.withColumn("pieces", F.when(~plain, pieces_of(fmt)))
+    hit = F.coalesce(F.size("pieces") == len(fmt.groups()), no)
+    # Texts first, numbers behind them: Java leaves methods of more than 8,000 bytes uncompiled, and the second half, written out once for the
+    # words and once more for the pieces, made one of 22,000: three times as slow.
+    slow = texts_of(fmt)
+    slow |= {name: F.nullif(slow[name], F.lit("")) for name in ("method", "path", "referrer", "agent") if name in slow}
+    raw = {name: F.when(F.col("hit"), value).otherwise(texts[name]) for name, value in slow.items()}
+    found = found.withColumn("hit", hit).select(
+        *lines.columns,
+        (F.col("whole") | F.col("hit")).alias("whole"),
+        (F.col("requested") | F.col("hit")).alias("requested"),
+        *[value.alias(f"_{name}") for name, value in raw.items()],
+    )
+    text = {name: F.col(f"_{name}") for name in raw}
     # Put together as a text that a cast understands, without its zone: faster than a pattern for `to_timestamp`, and several
     # times faster than a cast that has to look for a zone in each line.
-    day = [F.substring(stamp, 9, 4), month_number(F.substring(stamp, 5, 3)), F.substring(stamp, 2, 2)]
-    local = F.concat(day[0], F.lit("-"), day[1], F.lit("-"), day[2], F.lit(" "), F.substring(stamp, 14, 8)).try_cast(
-        "timestamp"
-    )
-    taken = F.trim(part("rest", 4))
-    ended = (
-        (F.size("rest") == 5) & ((taken == "") | (taken == "-") | taken.try_cast("double").isNotNull())
-        if with_agent
-        else None
-    )
-    fields = words.select(
-        *lines.columns,
-        (ended if with_agent else F.size("words") == 10).alias("whole"),
-        (method.startswith('"') & part("words", 7).endswith('"')).alias("requested"),
-        F.when(zone == "+0000]", local).otherwise(local - zone_offset(zone)).alias("time"),
-        part("words", 0).alias("client"),
-        F.substring(method, 2, 32).alias("method"),
-        part("words", 6).alias("path"),
-        part("words", 8).try_cast("int").alias("status"),
-        F.when(part("words", 9) == "-", F.lit(0)).otherwise(part("words", 9).try_cast("bigint")).alias("bytes"),
-        *([part("rest", 1).alias("referrer"), part("rest", 3).alias("agent")] if with_agent else []),
-        *([taken.try_cast("double").alias("request_time")] if with_agent else []),
-    )
+    day = [text["year"], F.lit("-"), month_number(text["month"]), F.lit("-"), text["day"]]
+    found = found.withColumn("local", F.concat(*day, F.lit(" "), text["clock"]).try_cast("timestamp"))
+    local = F.col("local")
+    size = F.when(text["bytes"] == "-", F.lit(0)).otherwise(text["bytes"].try_cast("bigint"))
+    fields = {
+        "time": F.when(F.substring(text["zone"], 1, 5) == "+0000", local).otherwise(local - zone_offset(text["zone"])),
+        "client": text["client"],
+        "method": text["method"],
+        "path": text["path"],
+        "status": text["status"].try_cast("int"),
+        "bytes": size,
+    }
+    if with_agent:
+        seconds = text["request_time"].try_cast("double")
+        fields |= {"referrer": text["referrer"], "agent": text["agent"], "request_time": seconds}
+    found = found.select(*lines.columns, "whole", "requested", *[value.alias(name) for name, value in fields.items()])
     reason = (
-        F.when(~F.coalesce("requested", F.lit(False)), "no request line in quotes")
+        F.when(~F.col("requested"), "no request line in quotes")
         .when(F.col("time").isNull(), "no time")
         .when(F.col("status").isNull() | F.col("bytes").isNull(), "status or size is no number")
-        .when(~F.coalesce("whole", F.lit(False)), "fields are missing or too many")
+        .when(~F.col("whole"), "fields are missing or too many")
     )
-    names = [name for name in fields.columns if name not in (*lines.columns, "whole", "requested")]
-    fields = fields.withColumn("why", reason).drop("whole", "requested")
-    # Only lines with a reason get here; what does not match has one piece.
-    fields = fields.withColumn("pieces", F.when(F.col("why").isNotNull(), pieces_of(fmt)))
-    fields = fields.withColumn("hit", F.coalesce(F.size("pieces") == len(fmt.groups()), F.lit(False)))
-    slow = fields_of(fmt)
-    merged = {name: F.when(F.col("hit"), slow[name]).otherwise(F.col(name)) for name in names if name in slow}
-    kept = [merged[name].alias(name) if name in merged else F.col(name) for name in names]
-    return fields.select(
-        *lines.columns, *kept, F.when(~F.col("hit") | merged["time"].isNull(), F.col("why")).alias("reason")
-    )
+    return found.withColumn("reason", reason).drop("whole", "requested")
 
 
 def pieces_of(fmt):
@@ -128,18 +149,15 @@ def pieces_of(fmt):
     # What a user's expression leaves out, before it and behind it, belongs to no group.
     pattern = rf"^.*?(?:{fmt.pattern}).*\z" if fmt.name == "regex" else fmt.pattern
     joined = SEPARATOR.join(f"${number + 1}" for number in range(len(fmt.groups())))
-    return F.split(F.regexp_replace(value, F.lit(java(pattern)), F.lit(joined)), SEPARATOR)
-
-
-def fields_of(fmt):
-    """field -> column, from the column `pieces`; `time` among them."""
-    raw = {name: F.get("pieces", F.lit(number)) for number, name in enumerate(fmt.groups())}
+    found = F.regexp_replace(value, F.lit(java(pattern)), F.lit(joined))
     if fmt.escapes:
-        raw = {
-            name: F.replace(F.replace(value, F.lit(BACKSLASH), F.lit("\\")), F.lit(QUOTE), F.lit('"'))
-            for name, value in raw.items()
-        }
-    return finished(fmt, raw)
+        found = F.replace(F.replace(found, F.lit(BACKSLASH), F.lit("\\")), F.lit(QUOTE), F.lit('"'))
+    return F.split(found, SEPARATOR)
+
+
+def texts_of(fmt):
+    """group -> its text, from the column `pieces`."""
+    return {name: F.get("pieces", F.lit(number)) for number, name in enumerate(fmt.groups())}
 
 
 def finished(fmt, raw):
@@ -167,7 +185,9 @@ def number(name, text):
 
 def parse_by_pattern(lines, fmt):
     fields = lines.withColumn("pieces", pieces_of(fmt))
-    fields = fields.select(*lines.columns, "pieces", *[value.alias(name) for name, value in fields_of(fmt).items()])
+    fields = fields.select(
+        *lines.columns, "pieces", *[value.alias(name) for name, value in finished(fmt, texts_of(fmt)).items()]
+    )
     controls = F.col("value").rlike("[\x01\x02\x03]")
     reason = F.when(controls, "holds a control character (U+0001 to U+0003)").when(
         F.size("pieces") != len(fmt.groups()), "does not match the format"
