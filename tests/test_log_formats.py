@@ -294,8 +294,12 @@ MORE = [
     ["json_lines", {}, ['{"time": "", "timestamp": 1743285660.1234567}', '{"t": {"$date": 1743285660123}}', '{"t": {"$date": {"x": 1}}}', '{"ts": "1.7432856605e9"}']],
     ["iso_lines", {}, ["[2025-03-29 22:00:00 -0500][INFO] x", "2025-03-29 22:00:00 -1234 left", "2025-03-29 22:00:00 UTC, x", "2025-03-29 22:00:00 CET [1] x", "2025-03-29 22:00:00 -0500", "2025-03-29 22:00:00 GMTx"]],
     ["combined", {}, [*access(1, request="-", status=408), *access(1, request=r"\x16\x03", status=400), *access(1, agent=r"a \"b\" c"), *access(1, user="john doe"),
-                      *access(1, request="GET /"), *access(1, " junk"), *access(1, " 0.5"), *access(1, front="www.example.org:80 "), *access(1, client="2001:db8::1"), *access(1, client="192.0.2.1, 10.0.0.1")]],
+                      *access(1, request="GET /"), *access(1, " junk"), *access(1, " 0.5"), *access(1, front="www.example.org:80 "), *access(1, client="2001:db8::1"), *access(1, client="192.0.2.1, 10.0.0.1"),
+                      *[access(1)[0].replace("+0000", zone) for zone in ("+9900", "-1860", "+1859", "+0560", "x0100")]]],
+    [r"^(?<host>\S+) (?<request_ms>\S+) (?<message>.*)", {}, ["w 12 x", "w - x", "w 12ms x", "w 1.5 x", "w 1e3 x"]],
     ["syslog", {}, ["Feb 29 12:00:00 web01 sshd[900]: x", "Feb 30 12:00:00 web01 sshd[900]: x", "Dec 31 23:59:59 web01 a: x\u2028y\x85z"]],
+    ["json_lines", {}, ['{"date": "2025-03-29", "time": "22:01", "msg": "x"}', '{"date": 5, "time": "22:01Z"}', '{"date": {"a": 1}, "time": "22:01"}',
+                        '{"time": "22:01", "msg": "x"}', '{"date": "2025-03-29", "time": "x"}', '{"date": "22:01"}']],
     ["json_lines", {}, ['{"time": 1743285660, "msg": "x"}', '{"time": "yesterday", "msg": "x"}', '{"msg": "x"}', "[1]", '{"a": 1']],
 ]  # fmt: skip
 
@@ -456,6 +460,13 @@ def test_the_unit_of_what_stands_behind(tmp_path, name, behind, unit, seconds):
     write(tmp_path / "a.log", access(60, behind))
     fmt = logformat.from_dict(built(tmp_path, name, request_unit=unit)["entry"])
     assert logformat.parse(fmt, access(1, behind)[0])[0]["request_time"] == pytest.approx(seconds)
+
+
+def test_a_number_that_is_none_is_refused():
+    fmt = logformat.resolve(r"^(?<host>\S+) (?<request_ms>\S+) (?<message>.*)")
+    assert logformat.parse(fmt, "web01 12 x")[0]["request_time"] == 0.012
+    assert logformat.parse(fmt, "web01 - x")[0]["request_time"] is None
+    assert logformat.parse(fmt, "web01 12ms x") == (None, "request_time is no number")
 
 
 def test_whole_numbers_of_an_unknown_unit_are_refused(tmp_path):

@@ -13,7 +13,7 @@ from pyspark.ml.feature import PCA, StandardScaler, VectorAssembler
 from pyspark.sql import functions as F
 
 from formats import window_start
-from ingest import facts_of, good_events, is_web
+from ingest import facts_of, good_events, is_web, literal
 
 
 def windows_of(events, config, there):
@@ -114,7 +114,7 @@ def distances(windows, features, config):
     model = Pipeline(stages=[*stages, kmeans]).fit(windows)
     path = f"{config.output_dir}/models/anomalies"
     model.write().overwrite().save(path)
-    model = PipelineModel.load(path)
+    model = PipelineModel.load(literal(path))
     found = (
         model.transform(windows)
         .select("start", "lines", *features, model.stages[-1].getFeaturesCol(), "cluster")

@@ -14,11 +14,13 @@ from pyspark.sql import functions as F
 
 from logformat import (
     BACKSLASH,
+    CLOCK_ALONE,
     LONGEST_LINE,
     MONTHS,
     PACKED_DATE,
     PIECES,
     QUOTE,
+    REQUEST_TIMES,
     SEPARATOR,
     TIME_GROUPS,
     UNITS,
@@ -161,18 +163,23 @@ def texts_of(fmt):
 
 
 def finished(fmt, raw):
-    """The raw texts as fields: empty ones null, second places filled in, numbers as numbers, the time put together."""
+    """The raw texts as fields: empty ones null, second places filled in, numbers as numbers, the time put together.
+
+    One field more, `_wrong`: the name of one that is to be a number and is none, or null.
+    """
     raw = {name: value if name == "message" else F.nullif(value, F.lit("")) for name, value in raw.items()}
     for name in [name for name in raw if first_place(name, raw) != name]:
         second = raw.pop(name)
         raw[name[:-1]] = F.coalesce(raw[name[:-1]], second)
     time = time_of(fmt, raw)
-    for name in [name for name in fmt.numbers if name in raw]:
-        raw[name] = number(name, raw[name])
+    wrong = F.lit(None).cast("string")
+    for name in [name for name in reversed(fmt.numbers) if name in raw]:
+        text, raw[name] = raw[name], number(name, raw[name])
+        wrong = F.when((text != "-") & raw[name].isNull(), REQUEST_TIMES.get(name, name)).otherwise(wrong)
     for name, unit in (("request_ms", 1000.0), ("request_us", 1_000_000.0), ("taken", 1.0)):
         if name in raw:
             raw["request_time"] = raw.pop(name) / unit
-    return {"time": time} | {name: value for name, value in raw.items() if name not in TIME_GROUPS}
+    return {"time": time, "_wrong": wrong} | {name: value for name, value in raw.items() if name not in TIME_GROUPS}
 
 
 def number(name, text):
@@ -194,7 +201,7 @@ def parse_by_pattern(lines, fmt):
     )
     if fmt.has_time():
         reason = reason.when(F.col("time").isNull(), "no time")
-    return fields.withColumn("reason", reason).drop("pieces")
+    return with_reason(fields, reason, "pieces")
 
 
 def parse_json(lines, fmt):
@@ -213,6 +220,9 @@ def parse_json(lines, fmt):
         digits = F.when(date.rlike(r"^\d\.\d+[eE]\d{1,2}$"), date.try_cast("decimal(28,9)").cast("string")).otherwise(
             date
         )
+        if "date" in keys:
+            day = F.col("object").getField("date")
+            digits = F.when(digits.rlike(java(CLOCK_ALONE)), F.concat_ws(" ", day, digits)).otherwise(digits)
         fields, raw["time"] = fields.withColumn("stamp", digits), F.col("stamp")
     if "message" in raw:
         raw["message"] = F.coalesce(raw["message"], F.col("value"))
@@ -227,7 +237,7 @@ def parse_json(lines, fmt):
         .when(F.col("object").isNull() | F.col("object").getField("_corrupt").isNotNull(), "no JSON object")
         .when(F.col("told") & F.col("time").isNull(), "no time")
     )
-    return fields.withColumn("reason", reason).drop("object", "told")
+    return with_reason(fields, reason, "object", "told")
 
 
 def parse_w3c(lines, fmt, columns):
@@ -255,7 +265,12 @@ def parse_w3c(lines, fmt, columns):
         .when(F.size("pieces") < F.col("size"), "has fewer columns than the '#Fields:' line")
         .when(F.col("time").isNull(), "no time")
     )
-    return fields.withColumn("reason", reason).drop("pieces", "size")
+    return with_reason(fields, reason, "pieces", "size")
+
+
+def with_reason(fields, reason, *dropped):
+    reason = reason.otherwise(F.concat("_wrong", F.lit(" is no number")))
+    return fields.withColumn("reason", reason).drop("_wrong", *dropped)
 
 
 def events_of(lines, start):
@@ -283,10 +298,10 @@ def window_start(minutes):
 
 
 def zone_offset(zone):
-    """The interval that a text like +0130] stands for; null for anything else."""
-    minutes = F.substring(zone, 2, 2).try_cast("int") * 60 + F.substring(zone, 4, 2).try_cast("int")
+    """The interval that a text like +0130] stands for, 18:59 at most; null for anything else."""
+    hours, minutes = F.substring(zone, 2, 2).try_cast("int"), F.substring(zone, 4, 2).try_cast("int")
     sign = F.when(F.substring(zone, 1, 1) == "-", -1).when(F.substring(zone, 1, 1) == "+", 1)
-    return F.make_dt_interval(mins=sign * minutes)
+    return F.make_dt_interval(mins=F.when((hours <= 18) & (minutes <= 59), sign * (60 * hours + minutes)))
 
 
 def month_number(name):
@@ -337,10 +352,7 @@ def from_pieces(year, month, day, clock, zone, fmt):
         return local
     there = F.rpad(F.translate(zone, ":", ""), 5, "0")
     utc = zone.isNull() | zone.isin("Z", "z", "UTC", "GMT")
-    return F.when(utc, local).when(
-        (F.substring(there, 2, 2).try_cast("int") <= 18) & (F.substring(there, 4, 2).try_cast("int") <= 59),
-        local - zone_offset(there),
-    )
+    return F.when(utc, local).otherwise(local - zone_offset(there))
 
 
 def year_of(month, day, fmt):

@@ -27,10 +27,16 @@ LONGEST_LINE = 1 << 20  # bytes: no log has a longer line on purpose
 MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 TIME_GROUPS = ("time", "epoch", "date", "month", "day", "clock", "year", "zone")
 NUMBERS = ("status", "bytes", "request_time", "request_ms", "request_us", "taken")
+REQUEST_TIMES = {
+    "request_ms": "request_time",
+    "request_us": "request_time",
+    "taken": "request_time",
+}  # what they become
 OWN = ("value", "file", "line", "reason", "quality", "pieces", "dated")  # columns that are no fields
 PIECES = ("y", "m", "d", "clock", "zone")  # of a time, as the patterns below name them
 CLOCK = r"(?<clock>\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?)"
 ZONE = r"(?<zone>[Zz]|UTC|GMT|[+-]\d{2}(?::?\d{2})?)"
+CLOCK_ALONE = rf"^{CLOCK} ?{ZONE}?$"
 MONTH = r"(?<m>[A-Z][a-z]{2})"
 TIMES = {  # how a time may be written; all pieces are groups, those that it lacks are empty
     "iso": rf"^(?<y>\d{{4}})[-/](?<m>\d{{1,2}})[-/](?<d>\d{{1,2}})(?:[Tt_ ]+{CLOCK} ?{ZONE}?)?$",
@@ -388,7 +394,9 @@ def parse(fmt, line, dated=None, columns=()):
     if fmt.has_time() and fields["time"] is None and (text or not fmt.json):
         return None, "no time"
     for name in [name for name in fmt.numbers if name in fields]:
-        fields[name] = number(name, fields[name])
+        text, fields[name] = fields[name], number(name, fields[name])
+        if text not in (None, "-") and fields[name] is None:
+            return None, f"{REQUEST_TIMES.get(name, name)} is no number"
     taken = fields.pop("taken", None)
     for name, unit in (("request_ms", 1000), ("request_us", 1_000_000)):
         if name in fields:
@@ -439,6 +447,9 @@ def _json(fmt, line, columns):
             value = value["$date"]
         if name == "time" and isinstance(value, str) and re.fullmatch(r"\d\.\d+[eE]\d{1,2}", value, re.ASCII):
             value = f"{Decimal(value):f}"
+        day = made.get("date") if name == "time" and "date" in keys else None
+        if isinstance(value, str) and isinstance(day, str) and re.search(python(CLOCK_ALONE), value, re.ASCII):
+            value = f"{day} {value}"
         fields[name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if "message" in fields and not fields["message"]:
         fields["message"] = line  # what it says is under another key

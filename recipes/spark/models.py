@@ -108,7 +108,7 @@ def classify(spark, config, run):
         best = search.fit(train).bestModel
         path = f"{config.output_dir}/models/{name}"
         best.write().overwrite().save(path)
-        score = f1.evaluate(PipelineModel.load(path).transform(test))
+        score = f1.evaluate(PipelineModel.load(literal(path)).transform(test))
         result[f"{name}_f1"] = score
         rows.append({"model": f"{name} ({parameter}={best.stages[-1].getOrDefault(parameter)})", "f1": score})
     run.table("attack lines", rows)
@@ -130,7 +130,7 @@ def forecast(spark, config, run):
     path = f"{config.output_dir}/models/forecast"
     Pipeline(stages=[assembler, LinearRegression(regParam=0.1)]).fit(train).write().overwrite().save(path)
     rmse = RegressionEvaluator(metricName="rmse")
-    score = rmse.evaluate(PipelineModel.load(path).transform(test))
+    score = rmse.evaluate(PipelineModel.load(literal(path)).transform(test))
     same = rmse.evaluate(test.withColumn("prediction", F.col("back1").cast("double")))
     run.table(
         "lines of the next window",
@@ -166,7 +166,7 @@ def recommend(spark, config, run):
     )  # fmt: skip
     path = f"{config.output_dir}/models/pages"
     als.fit(train).write().overwrite().save(path)
-    model = ALSModel.load(path)
+    model = ALSModel.load(literal(path))
     truth = kept_back.groupBy("user").agg(F.collect_list(F.col("item").cast("double")).alias("label"))
     known = train.groupBy("user").agg(F.collect_list("item").alias("known"))
 

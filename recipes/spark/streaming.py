@@ -23,7 +23,7 @@ def stream(spark, config, run):
     paths, fmt, _ = input_files(config)
     if fmt.start or fmt.w3c or fmt.may_lack_year() or "://" in paths[0]:
         return {"skipped": f"scores each line by itself, and lines of the format {fmt.name} need others, or their file"}
-    model = PipelineModel.load(str(saved))
+    model = PipelineModel.load(literal(str(saved)))
     # A stream reads a folder: one with a link to each file that was asked for, and to none besides.
     known = links(paths, config, all_of_them=True)
     table = f"{config.output_dir}/scored"
