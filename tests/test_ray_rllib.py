@@ -52,7 +52,12 @@ def test_the_scheduling_environment_is_what_it_says(recipe_python):
 
 @pytest.mark.full
 def test_a_policy_learns_to_schedule(tmp_path):
-    words = ["recipe.environment=scheduling", "recipe.target_return=-24.0", "recipe.num_iterations=30"]
+    words = [
+        "recipe.environment=scheduling",
+        "recipe.target_return=-24.0",
+        "recipe.num_iterations=50",
+        "recipe.learning_rate=0.002",
+    ]
     content, folder, _ = run_cookbook("recipe=ray_rllib", "scale.num_seeds=1", *words, output_root=tmp_path)
     metrics = content["metrics"]
     assert metrics["eval/return_mean"] > metrics["baseline/any_action"] * 0.7, (

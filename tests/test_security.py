@@ -304,6 +304,5 @@ def test_a_local_run_listens_on_loopback_only(tmp_path, recipe):
 @pytest.mark.full
 def test_no_secret_stays_in_a_run_folder(tmp_path):
     words = ["recipe=spark", "scale=smoke", f"+recipe.spark_conf.spark\\.my\\.password={SECRET}"]
-    words += ["tracking=none", f"tracking.uri=http://me:{SECRET}@127.0.0.1:9"]
     run_cookbook(*words, output_root=tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()] == []

@@ -129,7 +129,7 @@ def test_another_number_of_workers_goes_on_and_another_program_does_not(tmp_path
     assert driver.end()[0] == 130
     _, folder = latest(tmp_path, "tensorflow")
     _, _, output = run_cookbook(*PS, "recipe.num_epochs=4", f"resume={folder}", output_root=tmp_path, status=1)
-    assert "has the checkpoints of main.py, this is main_parameter_server.py" in output
+    assert "strategy is 'multi_worker' there and 'parameter_server' here" in output
     content, again, _ = run_cookbook(*SHORT, "cluster.num_workers=1", f"resume={folder}", output_root=tmp_path)
     assert again == folder
     assert content["world_size"] == 1
