@@ -1,20 +1,22 @@
 """Starts processes so that none of them is left behind, whatever ends the run.
 
-As a program it is a run's watchdog: python -m cookbook.processes MARK GRACE_SECONDS; see `Watchdog`.
+As a program it is a run's watchdog: python -m cookbook.processes MARK GRACE_SECONDS FOLDER...; see `Watchdog`.
 """
 
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 
-from cookbook import ROOT, UserError, certificates, signals
+from cookbook import ROOT, UserError, certificates, signals, surroundings
 
 # The environment variable by which the descendants of a run are known, also those that left its group.
 MARK = "COOKBOOK_RUN"
@@ -73,18 +75,22 @@ def stop(mark, grace_seconds):
 
 
 class Watchdog:
-    """A process that ends everything of a run when this one is gone, even killed by SIGKILL.
+    """A process that ends everything of a run when this one is gone, even killed by SIGKILL, and a folder for temporary files that goes with it.
 
     The kernel's death signal reaches only the launcher, and some launchers (mpirun, kfp) leave their workers behind. The watchdog reads
     a pipe that only this process holds open: its end without a word means that this process is gone. It is in a session of its own and
-    does not carry the run's mark, so that it outlives what ends the others.
+    does not carry the run's mark, so that it outlives what ends the others. Workers that are killed leave temporary files behind
+    (TensorFlow, Java, torchrun): the run's TMPDIR is a folder of its own.
     """
 
     def __init__(self, mark, grace_seconds):
         self.mark, self.grace_seconds = mark, grace_seconds
 
     def __enter__(self):
-        words = [sys.executable, "-m", "cookbook.processes", self.mark, str(self.grace_seconds)]
+        self.shared = tempfile.gettempdir()
+        self.folders = [str(path) for path in surroundings.own_folder(self.mark)]
+        self._use(self.folders[-1])
+        words = [sys.executable, "-m", "cookbook.processes", self.mark, str(self.grace_seconds), *self.folders]
         self.process = subprocess.Popen(
             words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True, env={name: value for name, value in os.environ.items() if name != MARK},
@@ -94,14 +100,25 @@ class Watchdog:
     def __exit__(self, *error):
         with contextlib.suppress(OSError):  # it was killed itself
             self.process.communicate(b"done")
+        self._use(self.shared)
+        _remove(self.folders)
+
+    def _use(self, folder):
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
 
 
-def watch_over(mark, grace_seconds):
+def _remove(folders):
+    for folder in folders:
+        os.unlink(folder) if os.path.islink(folder) else shutil.rmtree(folder, ignore_errors=True)
+
+
+def watch_over(mark, grace_seconds, folders):
     """The watchdog's own program."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if not sys.stdin.buffer.read():
         stop(mark, grace_seconds)
+        _remove(folders)
 
 
 def end_leftovers(mark, grace_seconds):
@@ -170,4 +187,4 @@ def run_tool(argv, stage, log, failure, mark, environment=None):
 
 
 if __name__ == "__main__":
-    watch_over(sys.argv[1], float(sys.argv[2]))
+    watch_over(sys.argv[1], float(sys.argv[2]), sys.argv[3:])

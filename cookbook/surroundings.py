@@ -5,7 +5,6 @@ another cluster. So it is chosen here, once, before anything is started: `settle
 starts inherits. `cluster.inherit` names variables that are kept all the same.
 """
 
-import atexit
 import fnmatch
 import os
 import shutil
@@ -19,9 +18,8 @@ from cookbook import UserError
 ORIGINAL = dict(os.environ)  # as the user has it; a sweep settles anew for each of its runs
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "127.0.0.0/8")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy", "grpc_proxy")
-LONGEST_TMPDIR = (
-    40  # characters: names of sockets stand behind it, and have 107 in all; Ray's and Python's take up to 64 of them
-)
+# Characters of a run's own folder in TMPDIR: names of sockets stand behind it and have 107 in all; Ray's take up to 87 of them.
+LONGEST_TMPDIR = 20
 SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 LOADER_BYTES = 8 << 20  # of shared memory, for each process that reads ahead
 
@@ -169,27 +167,37 @@ def settle(cluster):
 
 
 def temporary_folder(environment):
-    """(value for TMPDIR or None, notes): a link with a short name where the folder's own is too long for sockets in it."""
+    """(value for TMPDIR or None, notes). Raises UserError where it is too long for sockets, and nothing shorter can lead to it."""
     wanted = environment.get("TMPDIR", "")
     if not wanted:
         return None, []
     if not os.access(wanted, os.W_OK | os.X_OK) or not Path(wanted).is_dir():
         return None, [f"TMPDIR={wanted} is no folder that can be written: {tempfile.gettempdir()} is used instead"]
-    if len(os.fsencode(wanted)) <= LONGEST_TMPDIR:
-        return wanted, []
-    for place in SHORT_PLACES:
-        if os.access(place, os.W_OK | os.X_OK):
-            folder = Path(tempfile.mkdtemp(prefix="cb-", dir=place))
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the link goes, not what it leads to
-            try:
-                (folder / "t").symlink_to(Path(wanted).absolute())
-            except OSError:
-                continue
-            return str(folder / "t"), []
-    raise UserError(
-        f"TMPDIR={wanted} has {len(os.fsencode(wanted))} characters, and the names of sockets in it would be too long for the system "
-        f"(107 in all); none of {', '.join(SHORT_PLACES)} can take a link to it: set TMPDIR to a folder with a shorter name"
-    )
+    if len(os.fsencode(f"{wanted}/{own_name('0' * 32)}")) > LONGEST_TMPDIR and not any(map(_can_write, SHORT_PLACES)):
+        raise UserError(
+            f"TMPDIR={wanted} has {len(os.fsencode(wanted))} characters, and the names of sockets in it would be too long for the system "
+            f"(107 in all); none of {', '.join(SHORT_PLACES)} can take a link to it: set TMPDIR to a folder with a shorter name"
+        )
+    return wanted, []
+
+
+def own_name(mark):
+    return f"cb-{mark[:8]}"
+
+
+def own_folder(mark):
+    """[folder for a run's temporary files, a short link to it where its own name is too long for sockets]: both go with the run."""
+    folder = Path(tempfile.gettempdir()).absolute() / own_name(mark)
+    folder.mkdir(mode=0o700)
+    if len(os.fsencode(folder)) > LONGEST_TMPDIR:
+        link = Path(next(filter(_can_write, SHORT_PLACES)), folder.name)
+        link.symlink_to(folder)
+        return [folder, link]
+    return [folder]
+
+
+def _can_write(place):
+    return os.access(place, os.W_OK | os.X_OK)
 
 
 def check_machine(config):

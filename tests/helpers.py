@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -38,10 +39,13 @@ class Driver:
 
     def __init__(self, *words, output_root, environment=None, checkout=ROOT):
         self.output_root, self.test_mark = Path(output_root), uuid.uuid4().hex
+        self.temporary = Path(
+            tempfile.mkdtemp(prefix="cookbook-test-")
+        )  # for this driver's temporary files, so that one sees what is left of them
         self.recipe = next((word.removeprefix("recipe=") for word in words if word.startswith("recipe=")), "")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cookbook", *words, f"output_root={output_root}"], cwd=checkout, text=True,
-            env={**CLEAN, "TEST_MARK": self.test_mark, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**CLEAN, "TEST_MARK": self.test_mark, "TMPDIR": str(self.temporary), **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
     def wait_until(self, condition, seconds=120):
@@ -88,10 +92,14 @@ class Driver:
         return found
 
     def no_process_left(self, seconds=15):
+        """Whether all that the driver has started has ended; its temporary files must be gone then, too."""
         deadline = time.monotonic() + seconds
         while self.relatives() and time.monotonic() < deadline:
             time.sleep(0.1)
-        return self.relatives() == []
+        if self.relatives():
+            return False
+        assert sorted(path.name for path in self.temporary.iterdir()) == []
+        return True
 
 
 def run_cookbook(*words, output_root, status=0, environment=None):

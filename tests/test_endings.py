@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
+from pathlib import Path
 
 import psutil
 import pytest
@@ -34,7 +36,7 @@ import sys, time
 from cookbook import processes
 with processes.Watchdog(sys.argv[1], 1):
     # A launcher whose worker leaves its group and session, and heeds no SIGTERM, as mpirun's may.
-    processes.start(["sh", "-c", "setsid sh -c 'trap : TERM; while :; do sleep 0.2; done' & sleep 60"], sys.argv[1])
+    processes.start(["sh", "-c", "touch $TMPDIR/left; setsid sh -c 'trap : TERM; while :; do sleep 0.2; done' & sleep 60"], sys.argv[1])
     print("started", flush=True)
     time.sleep(60)
 """
@@ -48,17 +50,20 @@ def test_nothing_outlives_a_killed_driver(number):
     assert len(wait_for(lambda: len(found := processes.marked(mark)) >= 3 and found)) >= 3
     driver.send_signal(number)
     driver.wait()
-    wait_for(lambda: not processes.marked(mark))
+    wait_for(lambda: not processes.marked(mark) and not Path(tempfile.gettempdir(), f"cb-{mark[:8]}").exists())
 
 
 def test_the_watchdog_ends_with_its_driver_and_harms_nothing_before():
     mark = uuid.uuid4().hex
     with processes.Watchdog(mark, 1) as watchdog:
-        child = processes.start(["sleep", "60"], mark, output=subprocess.DEVNULL)
+        child = processes.start(["sh", "-c", "mktemp; exec sleep 60"], mark)
+        made = Path(child.stdout.readline().strip())
+        assert made.exists() and made.parent.name == f"cb-{mark[:8]}" and made.parent.stat().st_mode & 0o777 == 0o700
         os.killpg(child.pid, 0)
         assert os.getpgid(watchdog.process.pid) not in (os.getpgid(0), os.getpgid(child.pid))
         assert watchdog.process.pid not in [process.pid for process in processes.marked(mark)]
     assert watchdog.process.wait(5) == 0
+    assert not made.parent.exists() and tempfile.gettempdir() == str(made.parent.parent)
     assert child.poll() is None, "who has said that all is done, has ended his processes himself"
     processes.stop(mark, 1)
     child.wait()

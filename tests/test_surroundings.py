@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
+import tempfile
 
 import pytest
 
@@ -73,12 +73,18 @@ def test_without_a_proxy_nothing_is_added():
     assert surroundings.choose({"A": "b"}, LOCAL)[0] == {"A": "b"}
 
 
-def test_a_long_tmpdir_gets_a_short_link(tmp_path):
+def test_a_long_tmpdir_gets_a_short_link(tmp_path, monkeypatch):
     long = tmp_path / ("x" * 60)
     long.mkdir()
-    short, notes = surroundings.temporary_folder({"TMPDIR": str(long)})
-    assert len(short) <= surroundings.LONGEST_TMPDIR and Path(short).resolve() == long.resolve() and notes == []
-    assert surroundings.temporary_folder({"TMPDIR": "/tmp"}) == ("/tmp", [])
+    assert surroundings.temporary_folder({"TMPDIR": str(long)}) == (str(long), [])
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    folder, link = surroundings.own_folder("0123456789")
+    assert folder == long / "cb-01234567" and len(str(link)) <= surroundings.LONGEST_TMPDIR and link.resolve() == folder
+    link.unlink()
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    (plain,) = surroundings.own_folder("0123456789")
+    assert str(plain) == "/tmp/cb-01234567"
+    plain.rmdir()
     gone, (note,) = surroundings.temporary_folder({"TMPDIR": "/nowhere/at/all"})
     assert gone is None and "TMPDIR=/nowhere/at/all is no folder that can be written" in note
 
