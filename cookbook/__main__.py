@@ -47,7 +47,7 @@ def main():
             sys.argv.append(f"recipe={min(path.stem for path in (settings.CONF / 'recipe').glob('*.yaml'))}")
         hydra.main(config_path=str(settings.CONF), config_name="config", version_base="1.3")(run)()
     except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(_said(error)) from None
     except Interrupted:
         sys.exit(130)
     if len(FINISHED) > 1:
@@ -89,9 +89,9 @@ def run(composed):
             ) from None
     except UserError as error:
         if hydra_config.mode.name != "MULTIRUN":
-            raise SystemExit(f"error: {error}") from None  # Hydra would add a traceback to any other exception
-        console.print(f"error: {error}", markup=False)
-        FINISHED.append((overrides, {"status": "failed", "reason": str(error)}))
+            raise SystemExit(_said(error)) from None  # Hydra would add a traceback to any other exception
+        console.print(_said(error), markup=False)
+        FINISHED.append((overrides, {"status": "failed", "reason": redact.redacted_text(str(error))}))
         return math.nan
     for note in notes:
         console.print(f"note: {note}", markup=False)
@@ -103,6 +103,10 @@ def run(composed):
         raise Interrupted(content["reason"])
     value = content["objective"]["value"]
     return value if content["status"] == "ok" and value is not None else math.nan
+
+
+def _said(error):
+    return f"error: {redact.redacted_text(str(error))}"
 
 
 def _check_recipe_settings(recipe, config):

@@ -135,11 +135,6 @@ def _kind(value):
     )
 
 
-def without_password(text):
-    """An override as it may stand in a record or a report: the password in an address (a tracker's, say) has no place there."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", text)
-
-
 def plain(config):
     """The composed settings as plain, resolved dictionaries; what the driver needs to know of the chosen mode is filled in."""
     made = OmegaConf.to_container(config, resolve=True)

@@ -226,7 +226,7 @@ class Story:
         except Exception as error:  # trackers raise what they like; the run itself is done and counts
             kind = self.config["tracking"]["kind"]
             console.print(
-                f"warning: the metrics could not be sent to {kind}: {error}; they are in the run folder: "
+                f"warning: the metrics could not be sent to {kind}: {redact.redacted_text(str(error))}; they are in the run folder: "
                 f"`make send RUN={shown_path(self.folder)}` sends them later",
                 markup=False,
             )

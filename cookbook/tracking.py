@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlparse
 
-from cookbook import ROOT, UserError, runs
+from cookbook import ROOT, UserError, redact, runs
 
 STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 # MLflow asks a server that is gone seven times, for minutes.
@@ -33,12 +33,11 @@ def check(settings):
             "a server tracking.uri=http://HOST:PORT"
         )
     if settings["kind"] == "mlflow" and settings["uri"].startswith("http"):
-        import urllib.error
-        import urllib.request
+        import requests  # as MLflow does itself: with its rules for passwords, proxies and certificates
 
         try:
-            urllib.request.urlopen(settings["uri"].rstrip("/") + "/health", timeout=5).close()
-        except (OSError, ValueError) as error:
+            requests.get(settings["uri"].rstrip("/") + "/health", timeout=5).raise_for_status()
+        except requests.RequestException as error:
             raise UserError(
                 f"tracking.uri={settings['uri']}: no MLflow server answers there ({error}); start one, or use the local store"
             ) from None
@@ -120,7 +119,7 @@ def main(argv):
     if tracker["kind"] == "none":
         raise UserError('that run had no tracker: say which, ARGS="tracking=mlflow"')
     send(tracker, Path(folder).resolve(), content)
-    print(f"sent         {folder} to {tracker.get('uri') or tracker['log_dir']}")
+    print(redact.redacted_text(f"sent         {folder} to {tracker.get('uri') or tracker['log_dir']}"))
 
 
 def settings_of(recipe, words):
@@ -142,4 +141,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(redact.redacted_text(f"error: {error}")) from None

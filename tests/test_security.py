@@ -1,18 +1,20 @@
 """What others could reach, read or make us do: addresses that listen, secrets, folders, words of commands."""
 
-import base64
 import json
 import os
 import re
 import stat
 import subprocess
 import sys
+from base64 import b64encode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
 
-from cookbook import ROOT, UserError, inventory, launch, launch_hosts, processes, redact, services
+from cookbook import ROOT, UserError, inventory, launch, launch_hosts, processes, redact, services, tracking
 from cookbook.clusters import hosts, pod_logs
 from cookbook.eject import compose_recipe
 from tests.helpers import Driver, recipes, run_cookbook
@@ -229,7 +231,7 @@ def test_a_pod_s_log_writes_a_record_and_follows_no_link(tmp_path):
     run.mkdir()
     logs = pod_logs.Logs(None, "run", run)
     logs._record(told("workers/rank0-pod-1.jsonl", text='{"event": "start"}'))
-    logs._record(told("pictures/curve.png", base64=base64.b64encode(b"png").decode()))
+    logs._record(told("pictures/curve.png", base64=b64encode(b"png").decode()))
     assert (run / "workers/rank0-pod-1.jsonl").read_text() == '{"event": "start"}\n'
     assert (run / "pictures/curve.png").read_bytes() == b"png"
     (tmp_path / "victim").write_text("mine")
@@ -301,8 +303,58 @@ def test_a_local_run_listens_on_loopback_only(tmp_path, recipe):
     assert outside == set()
 
 
+class Tracker(BaseHTTPRequestHandler):
+    """A server that is well until it is sent something, and wants the password for that."""
+
+    def do_GET(self):
+        well = (
+            self.path == "/health"
+            and self.headers["Authorization"] == "Basic " + b64encode(f"me:{SECRET}".encode()).decode()
+        )
+        self.send_response(200 if well else 403)
+        self.end_headers()
+
+    do_POST = do_GET
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture(scope="module")
+def tracker():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Tracker) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_trackers_password_is_used_and_not_said(tracker):
+    tracking.check({"kind": "mlflow", "uri": f"http://me:{SECRET}@{tracker}"})
+    with pytest.raises(UserError, match="no MLflow server answers there"):
+        tracking.check({"kind": "mlflow", "uri": f"http://me:another@{tracker}"})
+
+
 @pytest.mark.full
-def test_no_secret_stays_in_a_run_folder(tmp_path):
-    words = ["recipe=spark", "scale=smoke", f"+recipe.spark_conf.spark\\.my\\.password={SECRET}"]
-    run_cookbook(*words, output_root=tmp_path)
+@pytest.mark.parametrize("recipe", ["horovod", "spark"])
+def test_no_secret_stays_in_a_run_folder(tmp_path, tracker, recipe):
+    words = {
+        "horovod": ["tracking=mlflow", f"tracking.uri=http://me:{SECRET}@{tracker}"],
+        "spark": [f"+recipe.spark_conf.spark\\.my\\.password={SECRET}"],
+    }[recipe]
+    _, folder, output = run_cookbook(f"recipe={recipe}", "scale=smoke", *words, output_root=tmp_path)
+    assert SECRET not in output
+    assert (recipe == "spark") or f"http://me:***@{tracker}" in (folder / "run.json").read_text()
     assert [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        (f"recipe.spark_cnf.password={SECRET}", "there is no setting recipe.spark_cnf.password"),
+        (f"tracking.uri=ftp://me:{SECRET}@host/x", "tracking.uri=ftp://me:***@host/x names no store"),
+    ],
+)
+def test_no_error_says_a_secret(tmp_path, word, shown):
+    words = ["recipe=horovod", "tracking=mlflow", word]
+    _, _, output = run_cookbook(*words, output_root=tmp_path, status=1)
+    assert shown in output and SECRET not in output

@@ -156,14 +156,6 @@ def test_numbers_of_workers():
     assert launch.check(config, 4) is None
 
 
-def test_a_password_stays_out_of_the_record():
-    assert (
-        settings.without_password("tracking.uri=http://me:secret@host:5000/x")
-        == "tracking.uri=http://me:***@host:5000/x"
-    )
-    assert settings.without_password("tracking.uri=http://host:5000/x") == "tracking.uri=http://host:5000/x"
-
-
 def test_null_and_nothing_in_a_group_that_takes_any_name():
     words = [
         "data=flights_files",
