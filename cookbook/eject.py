@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import open_dict
 
-from cookbook import ROOT, UserError, datasets, launch, settings
+from cookbook import ROOT, UserError, datasets, launch, redact, settings
 from cookbook.environments import PYTHON, lock_of
 from cookbook.words import words_of_make
 
@@ -31,6 +31,10 @@ def eject(recipe, target, overrides=()):
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"TO={target} is not an empty folder; choose another one: nothing is ever overwritten")
     config, choices = compose_recipe(recipe, overrides)
+    if secrets := redact.secrets_of(config):
+        raise UserError(
+            f"{', '.join(secrets)}: a copy keeps no secrets; leave it out, and give it to the copy's program when it runs"
+        )
     variant = config["recipe"]["driver"].get("variant")
     flat = launch.worker_settings(config, f"dataset/{config['data']['builder']}", "outputs/run")
     num_workers = config["cluster"]["num_workers"]

@@ -33,6 +33,13 @@ def redacted(value, name=""):
     return redacted_text(value) if isinstance(value, str) else value
 
 
+def secrets_of(value, name=""):
+    """Names of the entries of plain data that hold a secret, with dots between the keys."""
+    if isinstance(value, dict) and not is_secret(name):
+        return [found for key, entry in value.items() for found in secrets_of(entry, f"{name}.{key}".lstrip("."))]
+    return [] if redacted(value, name) == value else [name]
+
+
 def redacted_text(text):
     """A text without passwords in its addresses, and without the values of secret names in words NAME=VALUE."""
     text = re.sub(r"(\w://)([^/@\s:]*):([^/@\s]+)@", rf"\1\2:{HIDDEN}@", text)

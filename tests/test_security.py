@@ -63,6 +63,29 @@ def test_no_setting_of_the_cookbook_is_taken_for_a_secret():
         assert redact.redacted(config["recipe"]) == config["recipe"]
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        f"+recipe.spark_conf.spark\\.hadoop\\.fs\\.s3a\\.secret\\.key={SECRET}",
+        f"data.path=https://me:{SECRET}@host/logs",
+    ],
+)
+def test_a_copy_with_a_secret_is_refused(tmp_path, word):
+    words = [
+        sys.executable,
+        "-m",
+        "cookbook.eject",
+        "spark",
+        tmp_path / "mine",
+        "data=log_files",
+        *([] if "path" in word else ["data.path=logs"]),
+        word,
+    ]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "a copy keeps no secrets" in done.stderr
+    assert SECRET not in done.stdout + done.stderr and list(tmp_path.iterdir()) == []
+
+
 def test_secrets_of_spark_go_through_a_file_and_not_through_the_command_line():
     config, _ = compose_recipe("spark", [f"+recipe.spark_conf={{spark.hadoop.fs.s3a.secret.key: {SECRET}}}"])
     config["recipe"]["spark_conf"] = {"spark.hadoop.fs.s3a.secret.key": SECRET, "spark.ui.enabled": False}
