@@ -51,6 +51,7 @@ jobs:
       - {name: good, run: "test ${{ matrix.one }} = a"}
       - {name: not reached, run: "true"}
       - {name: in any case, if: always(), run: sleep 300 & }
+      - {name: in any case, if: always(), run: "false"}
 """
 
 
@@ -66,7 +67,10 @@ def test_steps_run_as_runner_and_a_failed_one_makes_its_job_red(tmp_path):
         assert run.matrix("second") == [{"one": "a"}, {"one": "b"}]
         assert run.job("second", {"one": "a"}).ok
         red = run.job("second", {"one": "b"})
-    assert (red.ok, red.steps) == (False, {"good": "failed", "not reached": "skipped", "in any case": "ok"})
+    assert (red.ok, red.steps) == (
+        False,
+        {"good": "failed", "not reached": "skipped", "in any case": "ok", "in any case (2)": "failed"},
+    )
     assert not machine.top.exists()
 
 

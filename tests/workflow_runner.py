@@ -359,6 +359,8 @@ class Run:
 
     def _step(self, step, done):
         title, began = title_of(step), time.monotonic()
+        if same := sum(re.sub(r" \(\d+\)$", "", one) == title for one in done.steps):
+            title = f"{title} ({same + 1})"
         if not self._wanted(step.get("if"), done.ok):
             done.steps[title] = "skipped"
             return
