@@ -51,7 +51,7 @@ jobs:
       - {name: good, run: "test ${{ matrix.one }} = a"}
       - {name: not reached, run: "true"}
       - {name: in any case, if: always(), run: sleep 300 & }
-      - {name: in any case, if: always(), run: "false"}
+      - {name: in any case, if: always(), run: "test ${{ matrix.one }} = a"}
 """
 
 

@@ -114,6 +114,8 @@ def test_a_full_disk_is_said_and_harms_nothing(tmp_path):
     small = tmp_path / "small"
     small.mkdir()
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    if sudo and not shutil.which("sudo"):
+        skip("root", "a small tmpfs cannot be mounted here: neither root nor sudo")
     mount = [*sudo, "mount", "-t", "tmpfs", "-o", "size=64k,mode=1777", "none", str(small)]
     mounted = subprocess.run(mount, capture_output=True, text=True)
     if mounted.returncode:
