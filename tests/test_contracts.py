@@ -241,8 +241,13 @@ def test_a_driver_killed_after_the_last_checkpoint(recipe, undisturbed, tmp_path
 def test_an_ejected_recipe_runs_by_itself(recipe, recipe_python, tmp_path):
     """In an empty folder, with the repository out of reach, and its own test passes."""
     environment = None if recipe == FROM_NOTHING else recipe_python(recipe).parent.parent
-    # Spark's own test looks at every step: on short input, with a Java that starts fast.
-    words = [word for word in SHORT[recipe] if not word.startswith("recipe.steps=")] if recipe == "spark" else []
+    # Spark's own test looks at every step and model: on a small input, with a Java that starts fast.
+    kept = ("recipe.java_options=", "recipe.model_rows=")
+    words = (
+        ["scale.num_lines=20000", *(word for word in SHORT[recipe] if word.startswith(kept))]
+        if recipe == "spark"
+        else []
+    )
     done, texts = run_ejected(recipe, tmp_path, environment, words)
     assert [path.name for path, text in texts.items() if "cookbook" in text.lower()] == []
     assert [path.name for path, text in texts.items() if str(ROOT) in text] == []
