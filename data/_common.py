@@ -101,6 +101,26 @@ def stratified_split(labels, test_fraction, seed):
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
 
 
+TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi", "metadata/*.metadata.json": "Iceberg"}
+
+
+def refuse_tables(folder):
+    """Raises DatasetError where the folder, or one below it, is a table whose files hold rows that it has deleted or written anew."""
+    for pattern, name in TABLES.items():
+        for found in Path(folder).rglob(pattern) if Path(folder).is_dir() else ():
+            top = found.parent.parent if "/" in pattern else found.parent
+            raise DatasetError(
+                f"{printable(top)} is a table of {name}: its files also hold rows that it has deleted or written anew; "
+                "export it to plain Parquet files, and name those"
+            )
+
+
+def same_file(path):
+    """What two names of one file (links, hard links) have in common."""
+    state = os.stat(path)
+    return (state.st_dev, state.st_ino) if state.st_ino else os.path.realpath(path)
+
+
 def every_file(folder, above=()):
     """Yields (path, problem) of all that lies below `folder`, sorted by name; links are followed.
 

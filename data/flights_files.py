@@ -9,6 +9,7 @@ Licence: the user's own.
 
 import bz2
 import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -21,7 +22,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _common import DatasetError, every_file, printable, run_builder
+from _common import DatasetError, every_file, printable, refuse_tables, run_builder, same_file
 from flights import build as build_tables
 
 NUMBERS = ["year", "month", "day", "hour", "minute", "distance", "dep_delay", "arr_delay"]
@@ -167,7 +168,7 @@ def check_settings(separator, decimal, encoding, time_format, day_first, missing
             f"data.missing={missing}: expected a list; words with other characters than letters, digits and -_./ need quotes: data.missing='[\"#N/A\"]'"
         )
     if missing is not None:
-        missing = [str(word) for word in ([missing] if isinstance(missing, str) else missing)]
+        missing = [str(word) for word in (missing if isinstance(missing, (list, tuple)) else [missing])]
     return {
         "separator": separator, "decimal": decimal, "encoding": encoding,
         "time_format": time_format, "day_first": day_first, "missing": missing,
@@ -189,12 +190,13 @@ def found_files(path):
     files, left_out, seen = [], {}, {}
     for root in roots:
         is_folder = root.is_dir()
+        refuse_tables(root)
         named = any_ending and not is_folder
         for file, problem in every_file(root) if is_folder else [(root, None)]:
             reason = (None if named else why_not(file, root)) or problem
             if not reason and not file.is_file():
                 reason = "no regular file" if file.exists() else "link to nothing"
-            real = os.path.realpath(file)
+            real = None if reason else same_file(file)
             if not reason and real in seen and seen[real] != file:
                 reason = f"the same file as {printable(seen[real])}"
             if reason:
@@ -202,6 +204,12 @@ def found_files(path):
             elif real not in seen:
                 seen[real] = file
                 files.append((file, folder_columns(file, below)))
+    plain = {file for file, _ in files}
+    for file in [one for one in plain if one.suffix.lower() in PACKED and one.with_suffix("") in plain]:
+        if same_content(file, file.with_suffix("")):
+            files = [one for one in files if one[0] != file]
+            left_out[printable(file)] = f"the rows of {printable(file.with_suffix(''))}, packed"
+            seen = {real: one for real, one in seen.items() if one != file}
     left_out = [
         {"file": file, "reason": left_out[file]} for file in left_out.keys() - set(map(printable, seen.values()))
     ]
@@ -278,6 +286,19 @@ def how_to_read(file, names, folder_columns, settings):
     return made
 
 
+def same_content(file, plain):
+    """Whether a packed file holds what another one is; not, where it cannot be read (which is said later)."""
+    packed = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}[file.suffix.lower()]
+    with contextlib.suppress(Exception), opened(file, packed) as one, open(plain, "rb") as other:
+        while True:
+            block = one.read(1 << 20)
+            if block != other.read(len(block) or 1):
+                return False
+            if not block:
+                return True
+    return False
+
+
 def beginning(file, packed):
     """The first bytes of a file, unpacked."""
     try:
@@ -310,7 +331,12 @@ def text_facts(begin, names, settings):
             )
         raise CannotBeRead("it is no text: it has zero bytes")
     encoding = encoding or "utf-8"
-    text = codecs.getincrementaldecoder(encoding)("replace").decode(begin).removeprefix("\ufeff")
+    try:
+        text = codecs.getincrementaldecoder(encoding)("replace").decode(begin).removeprefix("\ufeff")
+    except UnicodeError as error:
+        raise CannotBeRead(
+            f"it is not {encoding} ({error}); data.encoding says another one, null finds it out"
+        ) from None
     if not text.strip():
         return None
     csv.field_size_limit(1 << 30)

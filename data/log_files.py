@@ -16,7 +16,7 @@ from dataclasses import replace
 from glob import glob
 from pathlib import Path
 
-from _common import DatasetError, run_builder
+from _common import DatasetError, run_builder, same_file
 
 HERE = Path(__file__).resolve().parent
 # Reads: recipes/spark/formats.yaml recipes/spark/logformat.py
@@ -130,7 +130,11 @@ def find(path):
             )
         else:
             files.append(file.resolve())
-    files = list(dict.fromkeys(files))  # a file that is named twice (by a link, say) is read once
+    seen = {}  # a file that is named twice (by a link, say) is read once
+    for file in dict.fromkeys(files):
+        if (first := seen.setdefault(same_file(file), file)) != file:
+            left_out.append(entry(file, f"the same file as {first.name}"))
+    files = list(seen.values())
     for twin in [
         file for file in files if ending(file.name) in (".gz", ".bz2", ".zst") and file.with_suffix("") in files
     ]:

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _common import DatasetError, every_file, printable, run_builder
+from _common import DatasetError, every_file, printable, refuse_tables, run_builder, same_file
 from pyarrow import types
 
 KINDS = {".parquet", ".parq", ".pq"}
@@ -41,7 +41,7 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
         # Small stores get seven row groups, so that workers have something to share.
         parts[part] = Part(folder / part, label, features, min(rows_per_group, int(count * share) // 7 + 1))
     chance = np.random.default_rng(seed)
-    for file, values in batches_of(files, (label, *features)):
+    for file, values in batches_of(files, (label, *features), label):
         good = np.logical_and.reduce([np.isfinite(column) for column in values.values()])
         if nulls == "error" and not good.all():
             name = next(name for name, column in values.items() if not np.isfinite(column).all())
@@ -79,13 +79,13 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
     }
 
 
-def batches_of(files, names):
-    """Yields (file, {column: float32 (n,)}), nan where there is no value. Raises DatasetError for a file that cannot be read."""
+def batches_of(files, names, label):
+    """Yields (file, {column: float32 (n,)}), nan where there is no value. Raises DatasetError for a file that cannot be read, and for other labels."""
     for file, constants in files:
         try:
             stored = [name for name in names if name not in constants]
             for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=stored):
-                yield file, {name: numbers_of(batch, name, constants, file) for name in names}
+                yield file, {name: numbers_of(batch, name, constants, file, label) for name in names}
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{file} cannot be read: {error}") from None
 
@@ -97,7 +97,8 @@ def found_files(path):
         return [(root, {})], []
     if not root.is_dir():
         raise DatasetError(f"path={path}: there is no such file or folder")
-    files, left_out = [], []
+    refuse_tables(root)
+    files, left_out, seen = [], [], {}
     for file, problem in every_file(root):
         inside = file.relative_to(root).parts
         if any(name.startswith(("_", ".")) for name in inside):
@@ -106,6 +107,8 @@ def found_files(path):
             problem = f"its ending is none of {', '.join(sorted(KINDS))}"
         elif not problem and not file.stat().st_size:
             problem = "empty"
+        elif not problem and (first := seen.setdefault(same_file(file), file)) != file:
+            problem = f"the same file as {printable(first)}"
         if problem:
             left_out.append({"file": printable(file), "reason": problem})
         else:
@@ -180,24 +183,54 @@ def number_in(text):
     return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", text) else None
 
 
-def numbers_of(batch, name, constants, file):
-    """A column as float32 (n,); nan where it is null. Raises DatasetError for whole numbers that it cannot hold."""
+def numbers_of(batch, name, constants, file, label):
+    """A column as float32 (n,); nan where it is null. Raises DatasetError for whole numbers that it cannot hold, and for labels but 0 and 1."""
     if name in constants:
-        return np.full(batch.num_rows, number_in(constants[name]), np.float32)
+        text = constants[name]
+        if re.fullmatch(r"[+-]?\d+", text) and int(np.float32(text)) != int(text):
+            raise DatasetError(
+                f"{file}: the folder {name}={text} says a whole number that float32 cannot hold; leave it out: data.features=[...] chooses"
+            )
+        return np.full(batch.num_rows, number_in(text), np.float32)
     column = batch.column(batch.schema.get_field_index(name))
     if types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if types.is_boolean(column.type):
         column = column.cast(pa.uint8())
-    whole = types.is_integer(column.type)
     numbers = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
     with np.errstate(over="ignore"):
         short = numbers.astype(np.float32)
-    if whole and (changed := numbers[np.isfinite(numbers) & (short != numbers)]).size:
+    finite = np.isfinite(numbers)
+    if name == label and (strange := set(numbers[finite].tolist()) - {0.0, 1.0}):
+        raise DatasetError(f"{file}: label {label!r} has the value {min(strange)!r}; expected 0 or 1 in each row")
+    if (changed := changed_by_float32(column, numbers[finite], short[finite])) is not None:
         raise DatasetError(
-            f"{file}: column {name!r} has whole numbers that float32 cannot hold ({int(changed[0])}); leave it out: data.features=[...] chooses"
+            f"{file}: column {name!r} has whole numbers that float32 cannot hold ({changed}); leave it out: data.features=[...] chooses"
+        )
+    finite &= np.isfinite(short)
+    if len(np.unique(numbers[finite])) > 2 * len(np.unique(short[finite])):
+        raise DatasetError(
+            f"{file}: column {name!r} has numbers that float32 does not tell apart ({numbers[finite][0]!r}, say); "
+            "subtract what they have in common, or leave it out: data.features=[...] chooses"
         )
     return short
+
+
+def changed_by_float32(column, numbers, short):
+    """One of the whole numbers of a column that become another one as float32, or None. `numbers`, `short`: as float64 and float32, without nulls."""
+    if types.is_integer(column.type):
+        exact = column.drop_null().to_numpy(zero_copy_only=False)
+        limit = 2.0 ** (64 if exact.dtype == np.uint64 else 63)
+        with np.errstate(invalid="ignore"):
+            bad = (short >= limit) | (short.astype(exact.dtype) != exact)
+    elif types.is_decimal(column.type) and column.type.scale <= 0:
+        exact = np.array([int(value) for value in column.drop_null().to_pylist()], dtype=object)
+        bad = np.array([not np.isfinite(a) or int(a) != b for a, b in zip(short, exact, strict=True)], dtype=bool)
+    elif np.all(numbers == np.floor(numbers)):  # whole numbers beside nulls are doubles in pandas
+        exact, bad = numbers, np.isfinite(short) & (short != numbers)
+    else:
+        return None
+    return int(exact[bad][0]) if bad.any() else None
 
 
 class Part:

@@ -6,6 +6,7 @@ One process of the recipe's environment answers for all cases (tests/flights_ser
 import bz2
 import gzip
 import json
+import os
 import random
 import subprocess
 from datetime import datetime, timedelta
@@ -194,6 +195,7 @@ def test_zones_that_change_within_a_column(server, tmp_path):
     [
         ("distance", "inf", "distance is infinite"), ("distance", "1e999", "distance is infinite"), ("distance", "-3", "distance is negative"),
         ("dep_delay", "late", "dep_delay is no number"), ("dep_delay", "0x10", "dep_delay is no number"), ("dep_delay", "1_0", "dep_delay is no number"),
+        ("distance", "\uff15\uff10\uff10", "distance is no number"), ("year", "\uff12\uff10\uff11\uff13", "year is no number"),
         ("dep_delay", "1441", "dep_delay is more than a day"), ("month", "2.5", "month is no whole number"), ("month", "13", "no such day or hour"),
         ("minute", "60", "no such day or hour"), ("year", "13", "no such day or hour"), ("year", "", "year is missing"),
         ("time_hour", "yesterday", "time_hour is no ISO 8601 time: say data.time_format or data.day_first"), ("time_hour", "", "time_hour is missing"),
@@ -476,6 +478,39 @@ def test_every_file_is_read_or_named(server, tmp_path, parquet):
     for name in ("empty.csv", "notes.txt", "_hidden.csv", ".dot.csv", "sheet.xlsx", "flights", "gone.csv"):
         assert found["left_out"][name], name
     assert len(found["left_out"]) == 8
+
+
+def test_the_same_rows_are_read_once(server, tmp_path):
+    (tmp_path / "a.csv").write_text(as_text(flights()))
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
+    os.link(tmp_path / "a.csv", tmp_path / "b.csv")
+    found = server(tmp_path)
+    all_good(found)
+    assert found["left_out"].keys() == {"a.csv.gz", "b.csv"}
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(as_text(flights(39)).encode()))
+    all_good(server(tmp_path), 40 + 39)
+
+
+def test_words_for_no_value_among_the_numbers_of_parquet(server, tmp_path, parquet):
+    parquet(tmp_path / "mine", "rows['dep_delay'] = [-999.0] * 3 + [5.0] * 37; rows.to_parquet(folder / 'a.parquet')")
+    found = server(tmp_path / "mine", ["dep_delay"], missing=-999)
+    assert found["values"]["dep_delay"] == [None] * 3 + [5.0] * 37
+
+
+def test_an_encoding_that_is_not_the_file_s(server, tmp_path):
+    (tmp_path / "a.csv").write_text(as_text(flights()))
+    assert "it is not utf-16" in server(tmp_path, encoding="utf-16")["refused"]
+
+
+@pytest.mark.parametrize(
+    ("log", "name"), [("_delta_log/0.json", "Delta"), (".hoodie/x", "Hudi"), ("metadata/v1.metadata.json", "Iceberg")]
+)
+def test_a_table_with_a_log_is_refused_by_name(server, tmp_path, parquet, log, name):
+    parquet(tmp_path / "mine/table", "rows.to_parquet(folder / 'a.parquet')")
+    (tmp_path / "mine/table" / log).parent.mkdir()
+    (tmp_path / "mine/table" / log).touch()
+    refused = server(tmp_path / "mine")["refused"]
+    assert f"mine/table is a table of {name}: its files also hold rows" in refused
 
 
 @pytest.mark.parametrize(

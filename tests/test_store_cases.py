@@ -268,7 +268,12 @@ stores = {
     "words": rows.assign(visits=pd.Categorical(np.arange(700) % 7)), "constant": rows.assign(visits=3),
     "one": rows.assign(clicked=1), "texts": rows.assign(visits="7"), "decimals": rows.assign(x=[__import__("decimal").Decimal("1.50")] * 700),
 }
-for name, table in stores.items():
+more = {
+    "keys": rows.assign(x=np.arange(700) + 2**53 + 1), "huge": rows.assign(x=np.full(700, 2**64 - 1, np.uint64)),
+    "with_null": rows.assign(x=[None, *[16777217.0] * 699]), "decimal_keys": rows.assign(x=[__import__("decimal").Decimal(16777217)] * 700),
+    "moments": rows.assign(x=1743285660.123 + np.arange(700) / 7), "almost": rows.assign(clicked=0.9999999999),
+}
+for name, table in (stores | more).items():
     for month in (1, 2):
         folder = root / name / f"month={month}"
         folder.mkdir(parents=True)
@@ -280,7 +285,14 @@ asked = [
     ("plain", {"label": "click"}), ("plain", {"features": ["x", "y"]}), ("decimals", {}), ("plain", {"label": None}), ("nothing", {}),
     ("large", {}), ("infinite", {"features": ["x"]}), ("blank", {}), ("words", {}), ("constant", {}), ("plain", {"label": "id"}), ("dated", {}), ("dated", {"features": ["day"]}),
     ("plain", {"rows_per_group": 0}), ("cut", {}),
+    *((name, {"features": ["x"]}) for name in more), ("days", {}), ("linked", {"features": ["x"]}),
 ]
+(root / "days/dt=20250329").mkdir(parents=True)
+rows.to_parquet(root / "days/dt=20250329/a.parquet")
+(root / "linked").mkdir()
+rows.to_parquet(root / "linked/a.parquet")
+(root / "linked/b.parquet").symlink_to("a.parquet")
+(root / "linked/c.parquet").hardlink_to(root / "linked/a.parquet")
 for day in ("2025-01-01", "2025-01-02"):
     (root / f"dated/day={day}").mkdir(parents=True)
     rows.to_parquet(root / f"dated/day={day}/part-0.parquet")
@@ -344,10 +356,19 @@ def test_values_that_no_network_can_take_end_the_build_or_are_counted(mine):
         (13, "column 'x' has 350 values that are null, not a number or infinite (as float32)"), (14, "column 'my x': Petastorm takes only names"),
         (17, "and not `id`, which numbers the rows here"), (19, "column 'day' is string, expected a number"), (20, "rows_per_group=0: expected"),
         (21, "cut/a.parquet cannot be read"),
+        (22, "column 'x' has whole numbers that float32 cannot hold (9007199254740993)"), (23, "cannot hold (18446744073709551615)"),
+        (24, "cannot hold (16777217)"), (25, "cannot hold (16777217)"), (26, "column 'x' has numbers that float32 does not tell apart"),
+        (27, "label 'clicked' has the value 0.9999999999; expected 0 or 1"), (28, "the folder dt=20250329 says a whole number that float32 cannot hold"),
     ],
 )  # fmt: skip
 def test_stores_of_ones_own_that_are_refused(mine, number, said):
     assert said in mine["answers"][number]
+
+
+def test_a_file_of_several_names_is_read_once(mine):
+    found = mine["answers"][29]
+    assert found["account"]["read"] == 700
+    assert [os.path.basename(one["file"]) for one in found["left_out"]] == ["b.parquet", "c.parquet"]
 
 
 def test_decimals_and_dictionaries_are_numbers_and_a_constant_does_no_harm(mine):

@@ -183,6 +183,9 @@ def number_column(name, rows, texts, missing, decimal, settings, judge):
         return np.nan
     if name not in texts:
         numbers = pd.to_numeric(rows[name]).astype("float64")
+        numbers = numbers.mask(
+            numbers.isin(pd.to_numeric(pd.Series(settings["missing"] or [], dtype="str"), errors="coerce").dropna())
+        )
     else:
         text = texts[name]
         text = text.mask(text.isin(missing[name][0]))
@@ -206,7 +209,9 @@ def number_column(name, rows, texts, missing, decimal, settings, judge):
         judge.object_to(text.notna() & ~plain & ~infinite, f"{name} is no number")
         if decimal == ",":
             text = text.str.replace(",", ".", regex=False)
-        numbers = pd.to_numeric(text.where(plain), errors="coerce").astype("float64").mask(infinite, np.inf)
+        numbers = pd.to_numeric(text.where(plain), errors="coerce").astype("float64")
+        judge.object_to(plain & numbers.isna(), f"{name} is no number")  # digits of another script
+        numbers = numbers.mask(infinite, np.inf)
     judge.object_to(np.isinf(numbers), f"{name} is infinite")
     return numbers.where(~np.isinf(numbers))
 

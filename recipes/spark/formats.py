@@ -103,7 +103,7 @@ def parse_web(lines, fmt):
     found = words.withColumns({"whole": F.coalesce(whole, no), "requested": F.coalesce(requested, no)})
     plain = F.col("whole") & F.col("requested") & (F.length(stamp) == 21)
     found = found.withColumn("pieces", F.when(~plain, pieces_of(fmt)))
-    hit = F.coalesce(F.size("pieces") == len(fmt.groups()), no)
+    hit = F.coalesce(F.size("pieces") == num_pieces(fmt), no)
     # Texts first, numbers behind them: Java leaves methods of more than 8,000 bytes uncompiled, and the second half, written out once for the
     # words and once more for the pieces, made one of 22,000: three times as slow.
     slow = texts_of(fmt)
@@ -151,10 +151,16 @@ def pieces_of(fmt):
     # What a user's expression leaves out, before it and behind it, belongs to no group.
     pattern = rf"^.*?(?:{fmt.pattern}).*\z" if fmt.name == "regex" else fmt.pattern
     joined = SEPARATOR.join(f"${number + 1}" for number in range(len(fmt.groups())))
+    joined += SEPARATOR * (num_pieces(fmt) - len(fmt.groups()))
     found = F.regexp_replace(value, F.lit(java(pattern)), F.lit(joined))
     if fmt.escapes:
         found = F.replace(F.replace(found, F.lit(BACKSLASH), F.lit("\\")), F.lit(QUOTE), F.lit('"'))
     return F.split(found, SEPARATOR)
+
+
+def num_pieces(fmt):
+    """Pieces of a line that matches: one for each group, and an empty second one behind a single group, since one piece means no match."""
+    return max(len(fmt.groups()), 2)
 
 
 def texts_of(fmt):
@@ -197,7 +203,7 @@ def parse_by_pattern(lines, fmt):
     )
     controls = F.col("value").rlike("[\x01\x02\x03]")
     reason = F.when(controls, "holds a control character (U+0001 to U+0003)").when(
-        F.size("pieces") != len(fmt.groups()), "does not match the format"
+        F.size("pieces") != num_pieces(fmt), "does not match the format"
     )
     if fmt.has_time():
         reason = reason.when(F.col("time").isNull(), "no time")
@@ -209,6 +215,10 @@ def parse_json(lines, fmt):
     schema = ", ".join(f"`{key}` STRING" for key in [*keys, "_corrupt"])
     strict = {"allowSingleQuotes": "false", "columnNameOfCorruptRecord": "_corrupt"}
     whole = F.trim("value").startswith("{") & F.trim("value").endswith("}")
+    # Spark reads the first object of a line and forgets what follows: where one may follow, the line must be a list of one.
+    as_list = F.from_json(F.concat(F.lit("["), "value", F.lit("]")), "array<string>")
+    several = F.col("value").rlike(r"\}\s*,?\s*\{")
+    whole &= F.when(several, F.coalesce(F.size(as_list), F.lit(0)) == 1).otherwise(F.lit(True))
     fields = lines.withColumn("object", F.when(whole, F.from_json("value", schema, strict)))
     raw = {
         name: F.coalesce(*[F.nullif(F.col("object").getField(key), F.lit("")) for key in keys])
