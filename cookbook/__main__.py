@@ -1,4 +1,4 @@
-"""One run of one recipe: compose the settings once -> environment -> data -> workers -> evidence -> report."""
+"""The command line of a run: Hydra composes the settings once, they are checked, and `run.py` does the rest."""
 
 import json
 import math
@@ -15,21 +15,21 @@ from omegaconf.errors import OmegaConfBaseException
 from cookbook import (
     ROOT,
     UserError,
-    clusters,
     doctor,
     inventory,
-    launch,
+    places,
     redact,
     resume,
-    runs,
+    run_folder,
     settings,
     signals,
     summary,
     surroundings,
+    systems,
 )
 from cookbook.console import console
+from cookbook.run import Run
 from cookbook.signals import Interrupted
-from cookbook.story import Story
 from cookbook.words import words_of_make
 
 FINISHED = []  # (overrides, content of run.json) of the runs of this process: more than one in a sweep
@@ -70,10 +70,11 @@ def run(composed):
         settings.check_kinds(config, choices)
         notes = surroundings.settle(config["cluster"])
         config["cluster"] = inventory.with_hosts(config["cluster"])
-        warning = launch.check(config, os.cpu_count())
-        cluster = clusters.of_kind(config["cluster"]["kind"])
+        warning = settings.check_workers(config, os.cpu_count() or 1)
+        places.load(config["cluster"]["kind"])
         doctor.require(config["recipe"]["driver"]["tools"], recipe)
-        surroundings.check_machine(config)
+        if config["cluster"]["kind"] == "local":
+            systems.load(config["recipe"]["driver"]["system"]).check_machine(config)
         if config["tracking"]["kind"] != "none":
             from cookbook import tracking
 
@@ -82,7 +83,9 @@ def run(composed):
         if config["resume"] not in ("auto", "never"):
             resume.check(Path(config["resume"]), recipe, config)
         try:
-            this_run = runs.open_run(config["output_root"], recipe, runs.identity(recipe, config), config["resume"])
+            this_run = run_folder.open_run(
+                config["output_root"], recipe, run_folder.identity(recipe, config), config["resume"]
+            )
         except OSError as error:
             raise UserError(
                 f"output_root={config['output_root']} cannot be used: {error.strerror}; choose another"
@@ -97,7 +100,7 @@ def run(composed):
         console.print(f"note: {note}", markup=False)
     if warning:
         console.print(f"warning: {warning}", markup=False)
-    content = Story(recipe, config, choices, overrides, this_run).tell(cluster)
+    content = Run(recipe, config, choices, overrides, this_run).go().as_dict()
     FINISHED.append((overrides, content))
     if content["reason"].startswith("interrupted"):
         raise Interrupted(content["reason"])
@@ -115,7 +118,7 @@ def _check_recipe_settings(recipe, config):
     if not program.exists():
         return
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        json.dump(launch.worker_settings(config, "", ""), file)  # JSON is YAML
+        json.dump(settings.worker_settings(config, "", ""), file)  # JSON is YAML
         file.flush()
         words = [sys.executable, program, file.name, str(config["cluster"]["num_workers"])]
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "runrecord")}

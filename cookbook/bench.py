@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from cookbook import ROOT
-from cookbook.launch import ALLOCATOR
+from cookbook.job import ALLOCATOR
 
 # Plain data-parallel training by torchrun. Arguments: folder of model.py, dataset, global batch, steps, width; RESULT: when each step began.
 BARE_DDP = """

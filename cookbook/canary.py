@@ -28,7 +28,7 @@ from filelock import FileLock
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from cookbook import ROOT, UserError, bootstrap, health, report, runs
+from cookbook import ROOT, UserError, bootstrap, health, report, run_folder
 from cookbook.environments import NoSolution, environment_name, fingerprint, lock_of, overrides_of, resolve, variants_of
 
 MINUTES = 40  # no trial begins after so many
@@ -180,7 +180,7 @@ class Trials:
             argv = [sys.executable, "-m", "cookbook", *words, f"output_root={copy}/outputs"]
             with environment_of(copy, self.recipe, self.variant):
                 status, output = run_to_its_end(argv, copy, TRIAL_SECONDS)
-            content = runs.load((copy / "outputs" / self.recipe / "latest").resolve())
+            content = run_folder.load((copy / "outputs" / self.recipe / "latest").resolve())
         if status == 0:
             return ""
         words = [line for line in output.splitlines() if line.strip()]

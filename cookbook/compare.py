@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from cookbook import ROOT, UserError, report, runs, settings
+from cookbook import ROOT, UserError, report, run_folder, settings
 from cookbook.console import console
 from cookbook.words import words_of_make
 
@@ -38,8 +38,8 @@ def compare(entries, common, root="outputs"):
         own_root = folder / f"{number}"
         subprocess.run([sys.executable, "-m", "cookbook", *words, f"output_root={own_root}", "resume=never"], cwd=ROOT)
         name = words[0].removeprefix("recipe=")
-        made = runs.newest(own_root, name) or own_root / name
-        members.append((label, made.resolve(), runs.load(made)))
+        made = run_folder.newest(own_root, name) or own_root / name
+        members.append((label, made.resolve(), run_folder.load(made)))
     rows, problems = table_of(members), problems_of(members)
     page = report.write_compare_page(folder, members, rows, losses_per_epoch(members), problems)
     show(rows, problems)

@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import open_dict
 
-from cookbook import ROOT, UserError, datasets, launch, redact, settings
+from cookbook import ROOT, UserError, datasets, redact, settings, systems
 from cookbook.environments import PYTHON, lock_of
+from cookbook.job import Job
 from cookbook.words import words_of_make
 
 COUNT = 104_729  # stands for the number of workers until the command is a template
@@ -36,10 +37,11 @@ def eject(recipe, target, overrides=()):
             f"{', '.join(secrets)}: a copy keeps no secrets; leave it out, and give it to the copy's program when it runs"
         )
     variant = config["recipe"]["driver"].get("variant")
-    flat = launch.worker_settings(config, f"dataset/{config['data']['builder']}", "outputs/run")
+    flat = settings.worker_settings(config, f"dataset/{config['data']['builder']}", "outputs/run")
     num_workers = config["cluster"]["num_workers"]
     config["cluster"]["num_workers"] = COUNT
-    (process,) = launch.plan(config, source, Path("/HERE/.venv/bin/python"), Path("/HERE"))
+    job = Job(config, source, Path("/HERE/.venv/bin/python"), Path("/HERE"))
+    (process,) = systems.load(job.system).on_local(job)
 
     def as_template(text):
         """The text for a Makefile: a dollar sign is doubled, or make would take it for a variable of its own."""
@@ -76,7 +78,7 @@ def eject(recipe, target, overrides=()):
     for template in templates.list_templates():
         text = templates.get_template(template).render(
             recipe=recipe, num_workers=num_workers, python=PYTHON, lock=lock_of(recipe, variant).name,
-            command=as_template(process.by_hand), builder=config["data"]["builder"],
+            command=as_template(process.shell_command), builder=config["data"]["builder"],
             parameters=" ".join(shlex.quote(f"{key}={value if isinstance(value, str) else json.dumps(value)}").replace("$", "$$") for key, value in parameters.items()),
             builds=(source / "build_wheels.py").exists(), overrides=(source / "overrides.txt").exists(), scripts=[Path(path).name for path in scripts],
         )  # fmt: skip

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import yaml
 
-from cookbook import ROOT, UserError, report, runs
+from cookbook import ROOT, UserError, report, run_folder
 from cookbook.environments import lock_of
 
 WINDOW = 10  # so many earlier good runs are a figure's history
@@ -422,7 +422,7 @@ def record(recipe, history, overrides):
     status = subprocess.run(argv, cwd=ROOT).returncode
     made = [folder for folder in set(Path(ROOT, root, recipe).glob("*/")) - folders if folder.name != "latest"]
     commit = commit_of()
-    if len(made) == 1 and (content := runs.load(made[0])).get("status") in ("ok", "failed"):
+    if len(made) == 1 and (content := run_folder.load(made[0])).get("status") in ("ok", "failed"):
         entry = entry_of(content, commit, time.time())
     else:
         reason = f"the driver ended with status {status} and left no finished run; its words are in the job's log"

@@ -1,13 +1,23 @@
-"""What the pods of a run have in common on Kubernetes: folders, user, rights, volumes, and the objects that every run makes."""
+"""What the pods of a run have in common on Kubernetes: folders, user, rights, volumes, and the objects that every run makes.
+
+A system's own objects are templates beside the system (`systems/*.yaml.j2`): they are laid out as in the operator's documentation.
+"""
+
+from __future__ import annotations
 
 import json
 import re
 import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+import jinja2
 import yaml
 
-from cookbook import UserError
-from cookbook.launch import ALLOCATOR, Process, program_of
+from cookbook import ROOT, UserError
+from cookbook.job import ALLOCATOR, Job, Process
 
 RECIPE, DATA, SETTINGS, SHARED, TLS = "/srv/recipe", "/srv/data", "/srv/settings", "/srv/shared", "/srv/tls"
 PACKAGES = "/srv/venv/lib/python3.11/site-packages"
@@ -16,11 +26,19 @@ RUN_LABEL = "distributed-ml-recipes/run"
 PART_OF = {"app.kubernetes.io/part-of": "distributed-ml-recipes"}  # what infra/kubernetes lets talk to each other
 LOCKED_DOWN = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
 POD_SECURITY = {
-    "runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER, "seccompProfile": {"type": "RuntimeDefault"},
-}  # fmt: skip
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+# Of Kubeflow Trainer: see systems/trainjob.yaml.j2.
+TRAIN_JOB_KINDS = dict.fromkeys(("TrainJob", "TrainingRuntime"), "trainer.kubeflow.org/v1alpha1")
+TRAIN_JOB_ENDS = {"TrainJob": {"Complete": True, "Failed": False}}
+Object = dict[str, Any]  # of Kubernetes, as its API takes it
 
 
-def run_name(run_dir):
+def run_name(run_dir: Path) -> str:
     """What the run's objects are called: a name that Kubernetes takes. No two runs share a folder."""
     return re.sub(r"[^a-z0-9]+", "-", f"{run_dir.parent.name}-{run_dir.name}".lower()).strip("-")
 
@@ -28,140 +46,180 @@ def run_name(run_dir):
 class Plain(yaml.SafeDumper):
     """YAML without references: what is said twice is written twice."""
 
-    def ignore_aliases(self, data):
+    def ignore_aliases(self, data: object) -> bool:
         return True
+
+
+@dataclass(frozen=True)
+class PodGroup:
+    """Equal pods of a TrainJob."""
+
+    name: str
+    template: Object
+    is_trainer: bool = False  # whether the TrainJob's command, number and resources are meant for them
+    depends_on: str | None = None  # a group that must be ready first
 
 
 class Pods:
     """What all pods of one run have in common."""
 
-    def __init__(self, config, recipe_dir, run_dir):
-        self.config, self.cluster, self.recipe = config, config["cluster"], config["recipe"]
-        self.name, self.namespace = run_name(run_dir), config["cluster"]["namespace"]
-        self.num_workers, self.run_dir = config["cluster"]["num_workers"], run_dir
-        self.labels = PART_OF | {"app.kubernetes.io/name": recipe_dir.name.replace("_", "-"), RUN_LABEL: self.name}
-        self.folder = f"{SHARED}/runs/{run_dir.parent.name}/{run_dir.name}"
-        program = program_of(recipe_dir, self.recipe["driver"].get("variant")).name
-        self.program = ["python", f"{RECIPE}/{program}", f"{SETTINGS}/config.yaml", *self.places()]
+    tls_folder = PurePosixPath(TLS)
+    packages = PACKAGES
+    locked_down, security = LOCKED_DOWN, POD_SECURITY
 
-    def places(self):
+    def __init__(self, job: Job, settings_text: str, dataset: str, versions: Mapping[str, str]) -> None:
+        """`settings_text`: the workers' settings (YAML). `dataset`: its folder's name. `versions`: package -> version in the lock."""
+        self.job, self.cluster, self.versions = job, job.cluster, versions
+        self.settings_text, self.dataset = settings_text, dataset
+        self.name, self.namespace, self.image = run_name(job.run_dir), job.cluster["namespace"], job.cluster["image"]
+        self.num_workers = job.num_workers
+        self.labels = {
+            **PART_OF,
+            "app.kubernetes.io/name": job.recipe_dir.name.replace("_", "-"),
+            RUN_LABEL: self.name,
+        }
+        self.metadata = {"name": self.name, "namespace": self.namespace, "labels": self.labels}
+        self.folder = f"{SHARED}/runs/{job.run_dir.parent.name}/{job.run_dir.name}"
+        self.program = ["python", f"{RECIPE}/{job.program.name}", f"{SETTINGS}/config.yaml", *self.folders()]
+
+    def folders(self) -> list[str]:
         """The settings that name folders, as the pods see them."""
-        folders = {"output_dir": self.folder, "checkpoint_dir": f"{self.folder}/checkpoints"}
-        return [
-            f"{key}={value}"
-            for key, value in (({"data_dir": self.data_dir()} if self.data_dir() else {}) | folders).items()
-        ]
+        folders = {"data_dir": self.data_dir()} if self.data_dir() else {}
+        folders |= {"output_dir": self.folder, "checkpoint_dir": f"{self.folder}/checkpoints"}
+        return [f"{key}={value}" for key, value in folders.items()]
 
-    def data_dir(self):
-        if self.config["data"]["builder"] is None:
+    def data_dir(self) -> str:
+        if self.job.config["data"]["builder"] is None:
             return ""
-        return self.cluster["data_dir"] or f"{SHARED}/data/{self.cluster['dataset']}"
+        return self.cluster["data_dir"] or f"{SHARED}/data/{self.dataset}"
 
-    def told(self, command, *options):
-        """A command whose run record is said in the pod's log."""
+    def recorded(self, command: Sequence[str], *options: str) -> list[str]:
+        """A command whose run record is written into the pod's log."""
         return ["python", "-m", "podrun", "--output-dir", self.folder, *options, "--", *command]
 
-    def environment(self, **more):
+    def environment(self, **more: str) -> list[dict[str, str]]:
         own = {
-            "OMP_NUM_THREADS": str(self.cluster["num_threads_per_worker"]), "PYTHONUNBUFFERED": "1", "HOME": "/tmp", "PYTHONPATH": RECIPE,
-        } | ALLOCATOR  # fmt: skip
-        return [{"name": name, "value": value} for name, value in (own | more).items()]
+            "OMP_NUM_THREADS": str(self.job.num_threads),
+            "PYTHONUNBUFFERED": "1",
+            "HOME": "/tmp",
+            "PYTHONPATH": RECIPE,
+        }
+        return [{"name": name, "value": value} for name, value in (own | ALLOCATOR | more).items()]
 
-    def resources(self, gpus=True):
+    def resources(self, gpus: bool = True) -> Object:
         limits = {"cpu": str(self.cluster["cpus_per_worker"]), "memory": f"{self.cluster['memory_mb_per_worker']}Mi"}
         if gpus and self.cluster["gpus_per_worker"]:
             limits["nvidia.com/gpu"] = str(self.cluster["gpus_per_worker"])
         return {"requests": dict(limits), "limits": limits}
 
-    def volumes(self, *more):
-        """(volumes, mounts)."""
-        shm = max(256, self.recipe.get("object_store_mb", 0))
-        entries = [
+    def volumes(self, with_tls: bool = False) -> list[Object]:
+        return [volume for _, volume in self._volumes(with_tls)]
+
+    def mounts(self, with_tls: bool = False) -> list[Object]:
+        return [
+            {"name": volume["name"], "mountPath": path} | ({"readOnly": True} if path in (SETTINGS, TLS) else {})
+            for path, volume in self._volumes(with_tls)
+        ]
+
+    def _volumes(self, with_tls: bool) -> list[tuple[str, Object]]:
+        shm_mb = max(256, self.job.recipe.get("object_store_mb", 0))
+        own = [
             (SHARED, {"name": "shared", "persistentVolumeClaim": {"claimName": self.cluster["claim"]}}),
             (SETTINGS, {"name": "settings", "configMap": {"name": self.name}}),
             ("/tmp", {"name": "tmp", "emptyDir": {}}),
-            ("/dev/shm", {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm}Mi"}}),
-            *more,
+            ("/dev/shm", {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_mb}Mi"}}),
         ]
-        return [volume for _, volume in entries], [
-            {"name": volume["name"], "mountPath": path} | ({"readOnly": True} if path in (SETTINGS, TLS) else {})
-            for path, volume in entries
-        ]
+        secret = {"name": "tls", "secret": {"secretName": self.name, "defaultMode": 0o440}}
+        return [*own, (TLS, secret)] if with_tls else own
 
-    def pod(self, container, words, environment=None, more=(), gpus=True, **fields):
+    def pod(
+        self,
+        container: str,
+        words: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        with_tls: bool = False,
+        gpus: bool = True,
+        restart: str | None = None,
+        **fields: object,
+    ) -> Object:
         """A pod's spec with one container: not root, no rights, nothing writable but the shared claim and memory."""
-        volumes, mounts = self.volumes(*more)
         made = {
-            "name": container, "image": self.cluster["image"], "env": self.environment(**(environment or {})),
-            "resources": self.resources(gpus), "securityContext": LOCKED_DOWN, "volumeMounts": mounts,
-        }  # fmt: skip
+            "name": container,
+            "image": self.image,
+            "env": self.environment(**(environment or {})),
+            "resources": self.resources(gpus),
+            "securityContext": LOCKED_DOWN,
+            "volumeMounts": self.mounts(with_tls),
+        }
         if words:
-            made |= {"command": words[:1], "args": words[1:]}
-        own = {"serviceAccountName": self.cluster["service_account"]} if self.cluster["service_account"] else {}
+            made |= {"command": list(words[:1]), "args": list(words[1:])}
+        account = self.cluster["service_account"]
         return {
-            **own, "automountServiceAccountToken": False, "securityContext": POD_SECURITY, "containers": [made | fields], "volumes": volumes,
-        }  # fmt: skip
+            **({"serviceAccountName": account} if account else {}),
+            "automountServiceAccountToken": False,
+            "securityContext": POD_SECURITY,
+            "containers": [made | fields],
+            "volumes": self.volumes(with_tls),
+            **({"restartPolicy": restart} if restart else {}),
+        }
 
-    def template(self, *words, **options):
-        return {"metadata": {"labels": self.labels}, "spec": self.pod(*words, **options)}
+    def template(self, container: str, words: Sequence[str], **options: Any) -> Object:
+        return {"metadata": {"labels": self.labels}, "spec": self.pod(container, words, **options)}
 
-    def made(self, api_version, kind, **content):
-        metadata = {"name": self.name, "namespace": self.namespace, "labels": self.labels}
-        return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
+    def from_template(self, name: str, **values: object) -> list[Object]:
+        """The objects of systems/<name>.yaml.j2, filled in."""
+        folder = jinja2.FileSystemLoader(ROOT / "cookbook/systems")
+        environment = jinja2.Environment(
+            loader=folder, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+        text = environment.get_template(f"{name}.yaml.j2").render(pods=self, **values)
+        return list(yaml.safe_load_all(text))
 
-    def objects(self, *own, secrets=None):
-        """[Process]: what is submitted, in this order; each Job is waited for before the next object is made."""
-        settings = self.made("v1", "ConfigMap", data={"config.yaml": self.cluster["config_yaml"]})
+    def train_job(
+        self,
+        policy: Mapping[str, Object],
+        command: Sequence[str],
+        groups: Sequence[PodGroup],
+        success: Object | None = None,
+    ) -> list[Object]:
+        """[TrainingRuntime, TrainJob] of Kubeflow Trainer: the runtime says what the pods are, the job what they do."""
+        return self.from_template("trainjob", policy=policy, command=command, groups=groups, success=success)
+
+    def objects(self, *own: Object, secrets: Mapping[str, str] | None = None) -> list[Process]:
+        """What is submitted, in this order; each Job is waited for before the next object is made."""
+        settings = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": self.metadata}
+        settings["data"] = {"config.yaml": self.settings_text}
         text = yaml.dump_all([settings, *self.data_job(), *own], Dumper=Plain, sort_keys=False)
-        path = str(self.run_dir / "objects.yaml")
+        path = str(self.job.run_dir / "objects.yaml")
         argv = ["kubectl", "create", "--namespace", self.namespace, "--filename", path]
         return [Process("kubernetes", argv, files={path: text}, secrets=secrets or {}, takes_settings=False)]
 
-    def data_job(self):
+    def data_job(self) -> list[Object]:
         """A Job that builds the dataset on the claim, unless it is there; nothing when the settings say where one is."""
-        data = self.config["data"]
+        data = self.job.config["data"]
         if data["builder"] is None or self.cluster["data_dir"]:
             return []
-        if data["parameters"].get("path"):
+        parameters = dict(data["parameters"])
+        if parameters.get("path"):
             raise UserError(
-                f"data.path={data['parameters']['path']} is on this machine: copy the dataset to the claim {self.cluster['claim']!r}, and say "
+                f"data.path={parameters['path']} is on this machine: copy the dataset to the claim {self.cluster['claim']!r}, and say "
                 f"cluster.data_dir={SHARED}/... (it is the folder that the data stage names)"
             )
-        parameters = data["parameters"] | (
-            {"download_dir": "/tmp/downloads"} if "download_dir" in data["parameters"] else {}
-        )
+        if "download_dir" in parameters:
+            parameters["download_dir"] = "/tmp/downloads"
         words = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in parameters.items()]
         build = shlex.join(["python", f"{DATA}/{data['builder']}.py", self.data_dir(), *words])
         script = f"test -e {self.data_dir()}/manifest.json || {build}"
-        job = self.made("batch/v1", "Job", spec={
-            "backoffLimit": 1,
-            "template": self.template("data", ["sh", "-c", script], gpus=False),
-        })  # fmt: skip
-        job["spec"]["template"]["spec"]["restartPolicy"] = "Never"
-        job["metadata"]["name"] += "-data"
-        return [job]
-
-    def train_job(self, policy, words, pods, more=None):
-        """[TrainingRuntime, TrainJob] of Kubeflow Trainer: the runtime says what the pods are, the job what they do."""
-        jobs = []
-        for name, template, labelled, depends in pods:
-            # A pod that fails fails the job: what is tried again is the whole run, from its checkpoint.
-            template["spec"]["restartPolicy"] = "Never"
-            job = {"name": name, "template": {"spec": {"backoffLimit": 0, "template": template}}}
-            if labelled:  # which pods the trainer's words, number and resources are meant for
-                job["template"]["metadata"] = {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}}
-            if depends:
-                job["dependsOn"] = [{"name": depends, "status": "Ready"}]
-            jobs.append(job)
-        runtime = self.made("trainer.kubeflow.org/v1alpha1", "TrainingRuntime", spec={
-            "mlPolicy": {"numNodes": self.num_workers, **policy},
-            "template": {"spec": {"replicatedJobs": jobs, "network": {"publishNotReadyAddresses": True}, **(more or {})}},
-        })  # fmt: skip
-        job = self.made("trainer.kubeflow.org/v1alpha1", "TrainJob", spec={
-            "runtimeRef": {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": self.name},
-            "trainer": {
-                "image": self.cluster["image"], "command": words[:1], "args": words[1:], "numNodes": self.num_workers,
-                "env": self.environment(), "resourcesPerNode": self.resources(),
-            },
-        })  # fmt: skip
-        return [runtime, job]
+        return [
+            {
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "metadata": {**self.metadata, "name": f"{self.name}-data"},
+                "spec": {
+                    "backoffLimit": 1,
+                    "template": self.template("data", ["sh", "-c", script], gpus=False, restart="Never"),
+                },
+            }
+        ]

@@ -144,6 +144,12 @@ def write_file(path, text, mode):
     os.replace(partial, path)
 
 
+def write_files(files):
+    """Writes {path: content}: scripts (`#!`) for everybody to run, everything else for nobody else to read."""
+    for path, content in files.items():
+        write_file(path, content, 0o755 if content.startswith("#!") else 0o600)
+
+
 def _alive(process):
     with contextlib.suppress(psutil.Error):  # it may end between two looks
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

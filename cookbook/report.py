@@ -12,7 +12,7 @@ from pathlib import Path
 import jinja2
 import psutil
 
-from cookbook import ROOT, UserError, runs
+from cookbook import ROOT, UserError, run_folder
 from cookbook.words import words_of_make
 
 CURVES = ("train/loss", "eval/accuracy", "samples_per_second")  # shown first, in this order
@@ -115,7 +115,7 @@ def pictures_of(folder):
 def write_run_page(folder):
     """Writes <folder>/report.html from its run.json and settings; returns the path."""
     folder = Path(folder)
-    content = runs.load(folder)
+    content = run_folder.load(folder)
     config = folder / "config.yaml"
     seconds = content["seconds"]
     total = sum(seconds.get(stage, 0) for stage in STAGES) or 1
@@ -130,7 +130,7 @@ def write_run_page(folder):
 
 def write_overview(root):
     """Writes <root>/report.html over all runs below it; returns the path and the number of runs."""
-    found = runs.load_all(root)
+    found = run_folder.load_all(root)
     groups = {}
     for folder, content in found:
         groups.setdefault(content["recipe"], []).append((folder, content))

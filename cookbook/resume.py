@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from cookbook import UserError, redact, runs
+from cookbook import UserError, redact, run_folder
 
 # Settings of recipes that decide which rows a step takes.
 BATCHES = ("global_batch_size", "batch_size", "train_batch_size", "shuffle_rows")
@@ -26,7 +26,7 @@ def position(recipe, config):
 def check(folder, recipe, config):
     """Raises UserError, naming each setting with both values, when the run in `folder` cannot be gone on with under these settings."""
     mine = position(recipe, config)
-    theirs = runs.load(folder).get("position") or _of_an_older_run(Path(folder))
+    theirs = run_folder.load(folder).get("position") or _of_an_older_run(Path(folder))
     other = [
         f"{key} is {theirs[key]!r} there and {mine[key]!r} here"
         for key in mine if key in theirs and key != "data" and mine[key] != theirs[key]

@@ -22,9 +22,11 @@ import psutil
 from filelock import FileLock
 from hydra.errors import HydraException
 
-from cookbook import ROOT, UserError, doctor, environments, inventory, launch, launch_hosts
-from cookbook.clusters import hosts as on_hosts
+from cookbook import ROOT, UserError, doctor, environments, inventory, systems
 from cookbook.eject import compose_recipe
+from cookbook.job import Job, Process
+from cookbook.places import hosts as on_hosts
+from cookbook.places.hosts.ssh import Ssh
 
 FIRST_PORT = 29600  # of the first recipe's service; runs have those from 29500 on
 MADE_HERE = ".cookbook-service"  # stands in folders that this module has made: no other one is ever removed
@@ -43,12 +45,12 @@ class Service:
         words = ["cluster=hosts", f"cluster.inventory={self.where}", port, *overrides]
         self.config, _ = compose_recipe(recipe, words)
         self.config["cluster"] = inventory.with_hosts(self.config["cluster"])
-        driver = self.config["recipe"]["driver"]
-        if driver["launcher"] not in launch_hosts.CLUSTERS:
+        self.system = systems.load(self.config["recipe"]["driver"]["system"])
+        if not self.system.has_cluster():
             raise UserError(
-                f"recipe {recipe} has no cluster that could stay up: {driver['launcher']} starts its workers itself"
+                f"recipe {recipe} has no cluster that could stay up: {self.system.name} starts its workers itself"
             )
-        launch_hosts.check_shared(self.config)
+        systems.require_shared_files(self.config)
         self.services = self.config["cluster"]["services"]
         self.folder = Path(self.services) / recipe
         self.access_file, self.state_file = self.folder / "access.json", self.folder / "supervisor.json"
@@ -116,7 +118,7 @@ class Service:
                 process.kill()
         # Also where it was killed: what it has left on the hosts goes.
         cluster = self.config["cluster"]
-        with on_hosts.Ssh(cluster, state["mark"]) as ssh:
+        with Ssh(cluster) as ssh:
             if lost := on_hosts.stop(ssh, cluster, self.folder, state["mark"], {}, [*state["leaves"], self.folder]):
                 why = "; ".join(f"{name}: {text}" for name, text in lost.items())
                 raise UserError(f"the {self.recipe} cluster may still be on hosts that could not be reached: {why}")
@@ -133,17 +135,16 @@ class Service:
         write(self.state_file, {"host": socket.gethostname(), "pid": os.getpid(), "mark": mark, "leaves": []})
         run_dir = self.folder / mark  # a short name: Ray makes one of it that must be
         run_dir.mkdir()
-        driver = self.config["recipe"]["driver"]
-        python, _ = environments.ensure(self.recipe, self.config["cache_dir"], Lines(), mark, driver.get("variant"))
-        cluster = on_hosts.prepare(self.config["cluster"], self.recipe, python, None, run_dir, mark, Lines())
-        config, recipe_dir = {**self.config, "cluster": cluster}, ROOT / "recipes" / self.recipe
-        processes, access = launch_hosts.CLUSTERS[driver["launcher"]](config, recipe_dir, python, run_dir)
-        leaves = sorted({path for process in processes for path in process.leaves})
+        variant = self.config["recipe"]["driver"].get("variant")
+        python, _ = environments.ensure(self.recipe, self.config["cache_dir"], Lines(), mark, variant)
+        job = Job(self.config, ROOT / "recipes" / self.recipe, python, run_dir)
+        place = on_hosts.SshHosts(job, mark, use_services=False)
+        place.prepare(self.system, None, Lines())
+        processes, access = self.system.cluster_on_hosts(job, place.hosts)
+        leaves = sorted({path for process in processes for path in process.cleanup_paths})
         write(self.state_file, {"host": socket.gethostname(), "pid": os.getpid(), "mark": mark, "leaves": leaves})
         # Started last: when it says that it is there, all others are.
-        head = launch.Process(
-            "head", ["sh", "-c", "echo ready; exec sleep infinity"], host=cluster["hosts"][0]["address"]
-        )
+        head = Process("head", ["sh", "-c", "echo ready; exec sleep infinity"], host=place.hosts.head.address)
 
         def watch(waiting=False):
             log = run_dir / "logs/head.log"
@@ -151,13 +152,13 @@ class Service:
                 self.access_file.unlink(missing_ok=True)
                 raise SystemExit(0)
             if not self.access_file.exists() and log.exists() and "ready" in log.read_text():
-                write(self.access_file, access | launch_hosts.offer(config, python))
-                print(f"{self.recipe}: {access['address']} is up, {len(cluster['hosts'])} hosts", flush=True)
+                write(self.access_file, {**access, **systems.offer(job)})
+                print(f"{self.recipe}: {access['address']} is up, {len(place.hosts.nodes)} hosts", flush=True)
 
         # From here on there is something to clean up: it must not be cut short.
         signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
         try:
-            statuses = on_hosts.run([*processes, head], cluster, run_dir, mark, watch)
+            statuses = place.run([*processes, head], watch)
             raise UserError(f"the {self.recipe} cluster has ended: {statuses}; {run_dir}/logs")
         finally:
             self.access_file.unlink(missing_ok=True)

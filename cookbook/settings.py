@@ -6,6 +6,7 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from cookbook import ROOT, UserError, bootstrap
+from cookbook.job import Settings
 from runrecord import same_kind
 
 CONF = ROOT / "conf"
@@ -358,6 +360,35 @@ def comments_of(*files):
         for key, comment in re.findall(r"^\s*(\w+):[^#\n]*#\s*(.+)$", file.read_text(), re.MULTILINE):
             found.setdefault(key, comment)
     return found
+
+
+def worker_settings(config: Settings, data_dir: str | Path, run_dir: str | Path) -> dict[str, Any]:
+    """The flat settings that the workers read: the recipe's own (without its `driver` part), the caps and the folders."""
+    recipe = {key: value for key, value in config["recipe"].items() if key != "driver"}
+    return {
+        "seed": config["seed"],
+        **recipe,
+        "max_rows": config["scale"]["max_rows"],
+        "max_steps": config["scale"]["max_steps"],
+        "data_dir": str(data_dir),
+        "output_dir": str(run_dir),
+        "checkpoint_dir": str(Path(run_dir) / "checkpoints"),
+    }
+
+
+def check_workers(config: Settings, num_cores: int) -> str | None:
+    """Raises UserError for numbers of workers that cannot be started; returns a warning for those that will be slow, or None."""
+    num_workers, most = config["cluster"]["num_workers"], config["scale"]["max_workers"]
+    if num_workers < 1:
+        raise UserError(f"cluster.num_workers={num_workers}: expected at least 1")
+    if most is not None and num_workers > most:
+        raise UserError(
+            f"cluster.num_workers={num_workers} is more than this scale allows ({most}); choose scale=default, or fewer workers"
+        )
+    threads = num_workers * config["cluster"]["num_threads_per_worker"]
+    if threads > num_cores:
+        return f"{threads} worker threads share {num_cores} cores: this runs, but its speed says nothing"
+    return None
 
 
 FOLDER_COMMENTS = {

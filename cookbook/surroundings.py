@@ -200,20 +200,6 @@ def _can_write(place):
     return os.access(place, os.W_OK | os.X_OK)
 
 
-def check_machine(config):
-    """Raises UserError, naming place and setting, when this machine lacks what the run certainly needs."""
-    recipe, cluster = config["recipe"], config["cluster"]
-    if cluster["kind"] != "local":
-        return
-    if not cluster.get(recipe["driver"].get("address", "")) and "object_store_mb" in recipe:
-        check_object_store(recipe["object_store_mb"], memory_bytes())
-    loaders = recipe.get("num_loader_workers", 0) if recipe["driver"]["launcher"] == "torchrun" else 0
-    if loaders and recipe.get("pool", "process") == "process":
-        check_shared_memory(loaders * cluster["num_workers"])
-    if recipe["driver"]["launcher"] in ("horovodrun",) or recipe["driver"].get("needs_localhost"):
-        check_localhost()
-
-
 def check_object_store(megabytes, available):
     if megabytes << 20 > available * 0.8:
         raise UserError(

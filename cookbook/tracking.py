@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlparse
 
-from cookbook import ROOT, UserError, redact, runs
+from cookbook import ROOT, UserError, redact, run_folder
 
 STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 # MLflow asks a server that is gone seven times, for minutes.
@@ -102,7 +102,7 @@ def main(argv):
     from cookbook.words import words_of_make
 
     folder, *words = words_of_make(argv) or [""]
-    content = runs.load(folder) if folder else {}
+    content = run_folder.load(folder) if folder else {}
     if content.get("status") != "ok":
         raise UserError(f"RUN={folder}: expected the folder of a run that ended well, such as outputs/horovod/latest")
     another = any(word.startswith("tracking=") for word in words)

@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from cookbook import ROOT, UserError, compare, report, runs, settings
+from cookbook import ROOT, UserError, compare, report, run_folder, settings
 from cookbook.eject import compose_recipe, eject
 from cookbook.words import words_of_make
 from tests.helpers import CLEAN
@@ -172,7 +172,7 @@ def test_compare_heeds_output_root(tmp_path, monkeypatch):
     def run(words, **options):
         started.append(words)
         root = next(word for word in words if word.startswith("output_root=")).removeprefix("output_root=")
-        run_of(runs.Path(root), "2026-01-01_00-00-00", 1.0)
+        run_of(run_folder.Path(root), "2026-01-01_00-00-00", 1.0)
 
     monkeypatch.setattr(compare.subprocess, "run", run)
     monkeypatch.setattr(compare, "show", lambda *args: None)
@@ -188,19 +188,19 @@ def test_a_disk_without_links_has_runs_without_latest(tmp_path, monkeypatch):
     def refused(self, *args, **kwargs):
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(runs.Path, "symlink_to", refused)
-    run = runs.open_run(tmp_path, "pytorch", "x", "never")
+    monkeypatch.setattr(run_folder.Path, "symlink_to", refused)
+    run = run_folder.open_run(tmp_path, "pytorch", "x", "never")
     run.write(recipe="pytorch", started=1.0)
     run.close()
-    assert [path.name for path in (tmp_path / "pytorch").iterdir()] == [run.folder.name]
-    assert runs.newest(tmp_path, "pytorch") == run.folder
+    assert [path.name for path in (tmp_path / "pytorch").iterdir()] == [run.path.name]
+    assert run_folder.newest(tmp_path, "pytorch") == run.path
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, monkeypatch):
     def refused(self, *args, **kwargs):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(runs.FileLock, "acquire", refused)
+    monkeypatch.setattr(run_folder.FileLock, "acquire", refused)
     with pytest.raises(OSError, match="No locks available"):
-        runs.open_run(tmp_path, "pytorch", "x", "never")
+        run_folder.open_run(tmp_path, "pytorch", "x", "never")
     assert list((tmp_path / "pytorch").iterdir()) == []

@@ -34,8 +34,8 @@ def quick(recipes, *chosen):
 
 
 # One recipe of each launcher: what only depends on the launcher is shown by it.
-OF_EACH_LAUNCHER = {DRIVER[recipe]["launcher"]: recipe for recipe in RECIPES}.values()
-TRAINING_OF_EACH_LAUNCHER = {DRIVER[recipe]["launcher"]: recipe for recipe in DATA_PARALLEL}.values()
+OF_EACH_LAUNCHER = {DRIVER[recipe]["system"]: recipe for recipe in RECIPES}.values()
+TRAINING_OF_EACH_LAUNCHER = {DRIVER[recipe]["system"]: recipe for recipe in DATA_PARALLEL}.values()
 
 # Top-level modules whose package has another name.
 PACKAGES = {

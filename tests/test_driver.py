@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from cookbook import ROOT, UserError, bootstrap, doctor, report, runs
+from cookbook import ROOT, UserError, bootstrap, doctor, report, run_folder
 from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook
 from tests.requirements import skip
 
@@ -233,7 +233,7 @@ def test_two_runs_at_once_in_the_same_checkout(tmp_path):
     for driver in drivers:
         status, output = driver.end()
         assert status == 0, output
-    contents = [content for _, content in runs.load_all(tmp_path)]
+    contents = [content for _, content in run_folder.load_all(tmp_path)]
     assert [content["status"] for content in contents] == ["ok", "ok"]
     assert len({worker["pid"] for content in contents for worker in content["workers"]}) == 4
 
@@ -245,7 +245,7 @@ def test_a_sweep_has_a_folder_each_and_a_table(tmp_path):
         cwd=ROOT, env=CLEAN, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    contents = [content for _, content in runs.load_all(tmp_path)]
+    contents = [content for _, content in run_folder.load_all(tmp_path)]
     assert len(contents) == 2
     table = done.stdout[done.stdout.index("sweep") :]
     for content in contents:
@@ -265,7 +265,7 @@ def past_runs(tmp_path_factory):
 def test_mlflow_has_what_the_run_record_says(past_runs):
     import mlflow
 
-    content = next(c for _, c in runs.load_all(past_runs) if c["choices"]["tracking"] == "mlflow")
+    content = next(c for _, c in run_folder.load_all(past_runs) if c["choices"]["tracking"] == "mlflow")
     client = mlflow.MlflowClient(f"sqlite:///{past_runs}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "cookbook/horovod"]
     (run,) = client.search_runs([experiment.experiment_id])
@@ -277,7 +277,7 @@ def test_mlflow_has_what_the_run_record_says(past_runs):
 
 
 def send(past_runs, *words):
-    folder = next(f for f, c in runs.load_all(past_runs) if c["choices"]["tracking"] == "mlflow")
+    folder = next(f for f, c in run_folder.load_all(past_runs) if c["choices"]["tracking"] == "mlflow")
     return subprocess.run([sys.executable, "-m", "cookbook.tracking", folder, *words], cwd=ROOT, env=CLEAN, capture_output=True, text=True)  # fmt: skip
 
 
@@ -286,7 +286,7 @@ def test_a_run_is_sent_later(past_runs, tmp_path):
 
     done = send(past_runs, f"tracking.uri=sqlite:///{tmp_path}/other.db")
     assert done.returncode == 0, done.stderr
-    content = next(c for _, c in runs.load_all(past_runs) if c["choices"]["tracking"] == "mlflow")
+    content = next(c for _, c in run_folder.load_all(past_runs) if c["choices"]["tracking"] == "mlflow")
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/other.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "cookbook/horovod"]
     (run,) = client.search_runs([experiment.experiment_id])
@@ -309,7 +309,9 @@ def test_a_tracker_that_cannot_be_used_is_named_within_seconds(past_runs, words,
 def test_tensorboard_has_what_the_run_record_says(past_runs):
     from tensorboardX.proto.event_pb2 import Event
 
-    folder, content = next((f, c) for f, c in runs.load_all(past_runs) if c["choices"]["tracking"] == "tensorboard")
+    folder, content = next(
+        (f, c) for f, c in run_folder.load_all(past_runs) if c["choices"]["tracking"] == "tensorboard"
+    )
     (file,) = (past_runs / "tensorboard/horovod" / folder.name).glob("events.out.tfevents.*")
     data, offset, points = file.read_bytes(), 0, []
     while offset < len(data):  # TFRecord framing: length (8 bytes), its checksum (4), the event, its checksum (4)
@@ -324,13 +326,13 @@ def test_one_page_over_all_runs(past_runs):
     path, count = report.write_overview(past_runs)
     page = path.read_text()
     assert count == 2
-    for folder, content in runs.load_all(past_runs):
+    for folder, content in run_folder.load_all(past_runs):
         assert f'href="horovod/{folder.name}/report.html"' in page
         assert f'data-value="{content["objective"]["value"]}"' in page
     assert page.count("data:image/svg+xml;base64,") == 3
 
 
 def test_latest_points_at_the_newest_run(past_runs):
-    newest = runs.load_all(past_runs)[-1][0]
+    newest = run_folder.load_all(past_runs)[-1][0]
     assert (past_runs / "horovod/latest").resolve() == newest
     assert json.loads((past_runs / "horovod/latest/run.json").read_text())["folder"] == str(newest)

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cookbook import UserError, inventory, launch, services
-from cookbook.clusters import hosts as clusters_hosts
+from cookbook import UserError, inventory, services
 from cookbook.eject import compose_recipe
-from tests.helpers import ROOT, Driver, latest, run_cookbook
+from cookbook.places.hosts.ssh import Ssh
+from tests.helpers import ROOT, Driver, latest, plan, run_cookbook
 from tests.requirements import needs, skip
 from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch, quick
 
@@ -236,7 +236,7 @@ def test_clusters_that_a_run_cannot_use():
     config["cluster"] |= {"hosts": [host], "ssh": {}, "shared": False}
     place = ROOT / "recipes/spark", Path("/HERE/bin/python"), Path("/run/spark/x")
     service = {"address": "spark://10.0.0.1:1", "secret": "0", "environment": "/HERE", "workers": 2, "memory_mb": 900}
-    (process,) = launch.plan({**config, "cluster": {**config["cluster"], "service": service}}, *place)
+    (process,) = plan(config, *place, service)
     assert process.argv[1:3] == ["--master", "spark://10.0.0.1:1"]
     for change, message in (
         ({"memory_mb": 800}, "has environment /HERE, workers 2, memory_mb 800; this run needs .* memory_mb 900"),
@@ -244,13 +244,13 @@ def test_clusters_that_a_run_cannot_use():
         ({"environment": "/ELSEWHERE"}, "has environment /ELSEWHERE"),
     ):
         with pytest.raises(UserError, match=message):
-            launch.plan({**config, "cluster": {**config["cluster"], "service": service | change}}, *place)
+            plan(config, *place, service | change)
     config["cluster"]["hosts"] = [host, {**host, "name": "two", "address": "10.0.0.2"}]
-    with pytest.raises(UserError, match="the workers of spark_submit read what others have written: .* `shared: true`"):
-        launch.plan(config, *place)
+    with pytest.raises(UserError, match="the workers of spark read files that other workers wrote: .* `shared: true`"):
+        plan(config, *place)
     config["cluster"] |= {"shared": True, "spark_master": "spark://head:7077"}
     with pytest.raises(UserError, match="cluster.spark_master=spark://head:7077 is for cluster=local"):
-        launch.plan(config, *place)
+        plan(config, *place)
 
 
 @needs_hosts
@@ -447,7 +447,7 @@ def test_without_root_hosts_are_processes_on_loopback(tmp_path):
     try:
         found = inventory.load(tmp_path / "hosts")
         assert [host["address"] for host in found["hosts"]] == ["127.0.0.1", "127.0.0.2"]
-        with clusters_hosts.Ssh({**found, "inventory": "", "connect_timeout_seconds": 5}, "mark") as ssh:
+        with Ssh({**found, "inventory": "", "connect_timeout_seconds": 5}) as ssh:
             about = ssh.ask(
                 found["hosts"][1],
                 {"address": "127.0.0.2", "paths": ["/tmp"], "files": [], "interpreter": "/none"},
@@ -517,6 +517,6 @@ def test_no_inventory(tmp_path):
 
 
 def test_a_host_without_python_is_named_as_such():
-    ssh = clusters_hosts.Ssh({"ssh": {}}, "mark")
+    ssh = Ssh({"ssh": {}})
     assert ssh._why("bash: line 1: python3: command not found", {}).startswith("there is no python3 on it")
     shutil.rmtree(ssh.folder)

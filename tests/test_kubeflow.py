@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from cookbook import launch
+from cookbook import settings as cookbook_settings
 from cookbook.eject import compose_recipe
 from tests.fake_cluster import FakeCluster
 from tests.helpers import CLEAN, ROOT, Driver, run_cookbook
@@ -355,7 +355,7 @@ on_cluster.train({str(rows)!r}, 0.1, 1, pipeline.settings_of_training(config, Tr
 
 def flat_config(**changes):
     config, _ = compose_recipe("kubeflow")
-    return launch.worker_settings(config, "DATA", "RUN") | changes
+    return cookbook_settings.worker_settings(config, "DATA", "RUN") | changes
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cookbook import UserError, launch, launch_kubernetes, pods
-from cookbook.clusters import pod_logs
+from cookbook import UserError, pods
 from cookbook.eject import compose_recipe
+from cookbook.places.kubernetes import logs as pod_logs
 from tests.fake_kubernetes import FakeKubernetes
-from tests.helpers import ROOT, Driver, latest, run_cookbook
+from tests.helpers import ROOT, Driver, latest, plan, run_cookbook
 from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch, quick
 from tests.test_hosts import SYSTEMS, Place, needs_hosts
 
@@ -69,12 +69,7 @@ def test_two_pods_come_to_the_same_result_as_one_machine(kubernetes, undisturbed
 def objects_of(recipe, *overrides):
     """The objects of a run, as YAML, from settings alone."""
     config, _ = compose_recipe(recipe, [*ON_PODS, *overrides])
-    config["cluster"] |= {
-        "config_yaml": "seed: 0\n",
-        "dataset": "digits-0123456789ab",
-        "versions": {"ray": "2.60.0", "pyspark": "4.3.0"},
-    }
-    (process,) = launch.plan(
+    (process,) = plan(
         config, ROOT / "recipes" / recipe, Path("/HERE/bin/python"), Path(f"/runs/{recipe}/2026-01-31_12-00-00")
     )
     (text,) = process.files.values()
@@ -102,7 +97,6 @@ def test_objects_are_as_they_were(name):
 
 def test_every_golden_file_is_looked_at():
     assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(VARIANTS)
-    assert set(launch_kubernetes.LAUNCHERS) == set(launch.LAUNCHERS)
 
 
 def schemas(tools, *paths):

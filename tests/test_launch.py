@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from cookbook import ROOT, UserError, launch, settings
+from cookbook import ROOT, UserError, settings
 from cookbook.eject import compose_recipe
+from tests.helpers import plan as planned
 
 
 def plan(*overrides):
     config, _ = compose_recipe("horovod", overrides)
-    return launch.plan(config, ROOT / "recipes/horovod", Path("/env/bin/python"), Path("/run"))[0]
+    return planned(config, ROOT / "recipes/horovod", Path("/env/bin/python"), Path("/run"))[0]
 
 
 def test_horovodrun_over_gloo():
@@ -48,7 +49,7 @@ def test_horovodrun_elastic():
 
 def test_horovodrun_gives_the_script_of_hosts_to_a_shell():
     config, _ = compose_recipe("horovod", ["recipe.elastic=true"])
-    (process,) = launch.plan(config, ROOT / "recipes/horovod", Path("/env/bin/python"), Path("/my run"))
+    (process,) = planned(config, ROOT / "recipes/horovod", Path("/env/bin/python"), Path("/my run"))
     assert "--host-discovery-script '/my run/discover_hosts.sh'" in " ".join(process.argv)
     assert list(process.files) == ["/my run/discover_hosts.sh"]
 
@@ -73,16 +74,16 @@ def test_every_option_is_one_that_horovodrun_knows(recipe_python):
 
 
 def test_by_hand_is_ready_to_paste():
-    text = plan("recipe.controller=mpi").by_hand
+    text = plan("recipe.controller=mpi").shell_command
     assert text.startswith("PATH=/env/bin:$PATH OMP_NUM_THREADS=1 ")
     assert "'--binding-args=--bind-to none --map-by slot'" in text
 
 
 def test_an_unknown_launcher():
     config, _ = compose_recipe("horovod")
-    config["recipe"]["driver"]["launcher"] = "ansible"
-    with pytest.raises(UserError, match="launcher 'ansible' is unknown; there are: .*horovodrun"):
-        launch.plan(config, ROOT / "recipes/horovod", "/p/bin/python", "/run")
+    config["recipe"]["driver"]["system"] = "ansible"
+    with pytest.raises(UserError, match="driver.system='ansible' is unknown; there are: .*horovod"):
+        planned(config, ROOT / "recipes/horovod", "/p/bin/python", "/run")
 
 
 def test_comments_are_found():
@@ -92,7 +93,7 @@ def test_comments_are_found():
 
 def plan_of(recipe, *overrides):
     config, _ = compose_recipe(recipe, overrides)
-    return launch.plan(config, ROOT / f"recipes/{recipe}", Path("/env/bin/python"), Path("/run"))[0]
+    return planned(config, ROOT / f"recipes/{recipe}", Path("/env/bin/python"), Path("/run"))[0]
 
 
 def test_spark_submit():

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from cookbook import ROOT, UserError, launch_hosts, resume, story
+from cookbook import ROOT, UserError, inventory, resume
 from cookbook.eject import compose_recipe
+from cookbook.run import check_enough_rows
 from runrecord import check_position
-from tests.helpers import run_cookbook
+from tests.helpers import plan, run_cookbook
 
 
 def config_of(recipe, *words):
@@ -113,12 +114,12 @@ def test_a_checkpoint_of_other_batches_is_refused_by_the_program_itself():
 )
 def test_fewer_rows_than_workers(recipe, rows, words, said):
     with pytest.raises(UserError, match=said):
-        story._check_enough_rows(config_of(recipe, *words), {"rows": {"train": rows, "test": 5}})
+        check_enough_rows(config_of(recipe, *words), {"rows": {"train": rows, "test": 5}})
 
 
 def test_enough_rows():
-    story._check_enough_rows(config_of("horovod"), {"rows": {"train": 2, "test": 1}})
-    story._check_enough_rows(config_of("spark"), {"rows": {"all": 1}})
+    check_enough_rows(config_of("horovod"), {"rows": {"train": 2, "test": 1}})
+    check_enough_rows(config_of("spark"), {"rows": {"all": 1}})
 
 
 def test_elastic_on_several_hosts_names_the_hole_and_the_setting(tmp_path):
@@ -132,12 +133,14 @@ def test_elastic_on_several_hosts_names_the_hole_and_the_setting(tmp_path):
 
 
 def plan_on_hosts(*words):
-    from pathlib import Path
-
-    from cookbook import inventory
-
     config = config_of("horovod", *words)
-    cluster = inventory.with_hosts(config["cluster"])
-    config["cluster"] = {**cluster, "hosts": [{**host, "interface": "eth0"} for host in cluster["hosts"]]}
-    run_dir = Path("/run/x")
-    return launch_hosts.horovodrun(config, ROOT / "recipes/horovod", Path("/env/bin/python"), run_dir)[0].argv
+    config["cluster"] = inventory.with_hosts(config["cluster"])
+    return plan(config, ROOT / "recipes/horovod", "/env/bin/python", "/run/x")[0].argv
+
+
+def test_the_driver_refuses_a_dataset_with_fewer_rows_than_workers(tmp_path):
+    words = ["recipe=pytorch", "scale.max_rows=1"]
+    content, _, output = run_cookbook(*words, output_root=tmp_path / "out", status=1)
+    assert content["reason"].startswith("1 training row (scale.max_rows=1 of ")
+    assert not content["workers"]
+    assert "Traceback" not in output

@@ -14,10 +14,11 @@ from threading import Thread
 import psutil
 import pytest
 
-from cookbook import ROOT, UserError, inventory, launch, launch_hosts, processes, redact, services, tracking
-from cookbook.clusters import hosts, pod_logs
+from cookbook import ROOT, UserError, inventory, processes, redact, services, tracking
 from cookbook.eject import compose_recipe
-from tests.helpers import Driver, recipes, run_cookbook
+from cookbook.places.hosts.ssh import Ssh
+from cookbook.places.kubernetes import logs as pod_logs
+from tests.helpers import Driver, plan, recipes, run_cookbook
 from tests.requirements import skip
 
 SECRET = "hunter2hunter2"
@@ -89,7 +90,7 @@ def test_a_copy_with_a_secret_is_refused(tmp_path, word):
 def test_secrets_of_spark_go_through_a_file_and_not_through_the_command_line():
     config, _ = compose_recipe("spark", [f"+recipe.spark_conf={{spark.hadoop.fs.s3a.secret.key: {SECRET}}}"])
     config["recipe"]["spark_conf"] = {"spark.hadoop.fs.s3a.secret.key": SECRET, "spark.ui.enabled": False}
-    (process,) = launch.plan(config, ROOT / "recipes/spark", Path("/env/bin/python"), Path("/run"))
+    (process,) = plan(config, ROOT / "recipes/spark", Path("/env/bin/python"), Path("/run"))
     assert SECRET not in process.by_hand
     assert process.files == {"/run/scratch/secrets/spark.conf": f"spark.hadoop.fs.s3a.secret.key {SECRET}\n"}
     words = " ".join(process.argv)
@@ -189,7 +190,7 @@ def test_a_good_inventory_is_taken(tmp_path):
     )
     found = inventory.load(tmp_path)
     cluster = {**found, "connect_timeout_seconds": 1, "inventory": "x"}
-    assert 'UserKnownHostsFile="/my keys/known"' in hosts.Ssh(cluster, "mark").options()
+    assert 'UserKnownHostsFile="/my keys/known"' in Ssh(cluster).options()
 
 
 def test_ray_s_folder_on_hosts_cannot_be_guessed(tmp_path):
@@ -198,10 +199,8 @@ def test_ray_s_folder_on_hosts_cannot_be_guessed(tmp_path):
     for _ in range(2):
         config, _ = compose_recipe("ray_train", ["cluster=hosts", f"cluster.inventory={tmp_path}"])
         config["cluster"] = inventory.with_hosts(config["cluster"])
-        started, _ = launch_hosts.ray_cluster(
-            config, ROOT / "recipes/ray_train", Path("/env/bin/python"), Path("/run/ray_train/time")
-        )
-        folders |= {process.leaves for process in started}
+        started = plan(config, ROOT / "recipes/ray_train", Path("/env/bin/python"), Path("/run/ray_train/time"))
+        folders |= {process.cleanup_paths for process in started if process.service}
     assert len(folders) == 2
     assert all(re.fullmatch(r"/tmp/ray-[0-9a-f]{16}", folder) for (folder,) in folders)
 
@@ -216,7 +215,7 @@ def test_ray_s_folder_on_hosts_cannot_be_guessed(tmp_path):
 )
 def test_slurm_s_output_is_one_word(folder, line):
     config, _ = compose_recipe("pytorch", ["cluster=slurm", "cluster.sbatch_options=['--comment=two words']"])
-    (process,) = launch.plan(config, ROOT / "recipes/pytorch", Path("/env/bin/python"), Path(folder))
+    (process,) = plan(config, ROOT / "recipes/pytorch", Path("/env/bin/python"), Path(folder))
     (text,) = process.files.values()
     assert line in text.splitlines()
     assert "#SBATCH --comment='two words'" in text.splitlines()
@@ -226,7 +225,7 @@ def test_an_option_of_slurm_is_no_second_line():
     config, _ = compose_recipe("pytorch", ["cluster=slurm"])
     config["cluster"]["sbatch_options"] = ["--comment=x\ntouch /tmp/x"]
     with pytest.raises(UserError, match="control characters"):
-        launch.plan(config, ROOT / "recipes/pytorch", Path("/env/bin/python"), Path("/out/x/y"))
+        plan(config, ROOT / "recipes/pytorch", Path("/env/bin/python"), Path("/out/x/y"))
 
 
 def told(path, **content):
@@ -292,9 +291,9 @@ def test_without_namespaces_the_command_runs_and_says_so():
 @pytest.mark.parametrize("recipe", recipes())
 def test_launchers_that_listen_everywhere_run_in_a_network_of_their_own(recipe):
     config, _ = compose_recipe(recipe)
-    if config["recipe"]["driver"]["launcher"] not in ("horovodrun", "torchrun"):
+    if config["recipe"]["driver"]["system"] not in ("horovod", "torchrun"):
         return  # tfrun and rayrun see to it themselves; Spark, Dask and kfp listen where they are told
-    (process,) = launch.plan(config, ROOT / f"recipes/{recipe}", Path("/env/bin/python"), Path("/run"))
+    (process,) = plan(config, ROOT / f"recipes/{recipe}", Path("/env/bin/python"), Path("/run"))
     assert process.argv[:3] == ["/env/bin/python", "-m", "netrun"]
     assert " -m netrun /env/bin/" in process.by_hand
 

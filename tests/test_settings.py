@@ -6,7 +6,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from cookbook import ROOT, UserError, launch, settings
+from cookbook import ROOT, UserError, settings, systems
 from cookbook.eject import compose_recipe
 from runrecord import load_config, same_kind
 from tests.helpers import recipes
@@ -28,7 +28,7 @@ def test_every_combination_composes(choice):
     words = [f"{group}={name}" for group, name in zip(("recipe", "cluster", "scale", "tracking"), choice, strict=True)]
     with initialize_config_dir(str(settings.CONF), version_base="1.3"):
         composed = compose("config", overrides=words, return_hydra_config=True)
-    assert composed.recipe.driver.launcher in launch.LAUNCHERS
+    assert composed.recipe.driver.system in systems.names()
     if composed.cluster.kind == "hosts":
         assert composed.cluster.num_workers is None, "as many as the inventory has slots"
     else:
@@ -47,7 +47,7 @@ def test_data_on_the_command_line_beats_the_recipe(recipe, data):
 @pytest.mark.parametrize("recipe", recipes())
 def test_every_setting_has_a_comment_and_one_home(recipe):
     config, choices = compose_recipe(recipe)
-    flat = launch.worker_settings(config, "data", "out")
+    flat = settings.worker_settings(config, "data", "out")
     text = settings.commented_yaml(flat, choices)
     assert yaml.safe_load(text) == flat
     assert [line for line in text.splitlines() if "  # " not in line] == []
@@ -57,7 +57,7 @@ def test_overrides_beat_recipe_defaults_and_scale():
     config, _ = compose_recipe(
         "horovod", ["recipe.num_epochs=3", "scale=smoke", "scale.max_rows=100", "cluster.num_workers=4"]
     )
-    flat = launch.worker_settings(config, "data", "out")
+    flat = settings.worker_settings(config, "data", "out")
     assert (flat["num_epochs"], flat["max_rows"], flat["max_steps"]) == (3, 100, 40)
     assert config["cluster"]["num_workers"] == 4
 
@@ -147,13 +147,13 @@ def test_worker_config_overrides(tmp_path):
 def test_numbers_of_workers():
     config, _ = compose_recipe("horovod", ["cluster.num_workers=0"])
     with pytest.raises(UserError, match="cluster.num_workers=0: expected at least 1"):
-        launch.check(config, 2)
+        settings.check_workers(config, 2)
     config, _ = compose_recipe("horovod", ["cluster.num_workers=9", "scale=smoke"])
     with pytest.raises(UserError, match=r"cluster.num_workers=9 is more than this scale allows \(4\)"):
-        launch.check(config, 2)
+        settings.check_workers(config, 2)
     config, _ = compose_recipe("horovod", ["cluster.num_workers=4"])
-    assert launch.check(config, 2) == "4 worker threads share 2 cores: this runs, but its speed says nothing"
-    assert launch.check(config, 4) is None
+    assert settings.check_workers(config, 2) == "4 worker threads share 2 cores: this runs, but its speed says nothing"
+    assert settings.check_workers(config, 4) is None
 
 
 def test_null_and_nothing_in_a_group_that_takes_any_name():

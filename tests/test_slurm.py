@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cookbook import ROOT, UserError, launch
+from cookbook import ROOT, UserError
 from cookbook.eject import compose_recipe
-from tests.helpers import Driver, latest, run_cookbook
+from tests.helpers import Driver, latest, plan, run_cookbook
 from tests.requirements import needs
 from tests.test_contracts import SHORT, digests, in_the_middle_of_an_epoch
 from tests.test_hosts import MISSING, Place, local_hosts
@@ -213,7 +213,7 @@ def test_the_script_is_the_one_that_was_reviewed(recipe, monkeypatch):
     ]
     config, _ = compose_recipe(recipe, words)
     run_dir = Path("/shared/outputs") / recipe / "2026-01-31_12-00-00"
-    (process,) = launch.plan(config, Path("/shared/recipes") / recipe, Path("/shared/.venvs/x/bin/python"), run_dir)
+    (process,) = plan(config, Path("/shared/recipes") / recipe, Path("/shared/.venvs/x/bin/python"), run_dir)
     (text,) = process.files.values()
     assert process.argv == ["sbatch", "--parsable", str(run_dir / "job.sh")]
     path = GOLDEN / f"{recipe}.sh"
@@ -228,7 +228,7 @@ def test_what_cannot_be_a_job():
     with pytest.raises(UserError, match="cannot be divided among cluster.num_nodes=2"):
         plan_of("pytorch", "cluster.num_workers=3")
     with pytest.raises(
-        UserError, match="cluster=slurm: spark_submit does not start workers there; those that do: horovodrun, torchrun"
+        UserError, match="cluster=slurm: spark starts no workers there; it does with cluster=hosts, kubernetes, local"
     ):
         plan_of("spark")
     with pytest.raises(UserError, match="its jobs have a fixed size"):
@@ -237,4 +237,4 @@ def test_what_cannot_be_a_job():
 
 def plan_of(recipe, *words):
     config, _ = compose_recipe(recipe, ["cluster=slurm", *words])
-    return launch.plan(config, ROOT / "recipes" / recipe, Path("/env/bin/python"), Path("/run/x/y"))
+    return plan(config, ROOT / "recipes" / recipe, Path("/env/bin/python"), Path("/run/x/y"))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cookbook import ROOT, launch
+from cookbook import ROOT, settings
 from cookbook.eject import compose_recipe
 from tests.helpers import Driver, latest, run_cookbook
 
@@ -190,7 +190,7 @@ def check_settings():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = compose_recipe("tensorflow")[0]
-    flat = launch.worker_settings(config, "", "")
+    flat = settings.worker_settings(config, "", "")
     return lambda num_workers=2, **changes: module.check_settings(SimpleNamespace(**(flat | changes)), num_workers)
 
 

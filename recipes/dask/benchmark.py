@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cookbook import ROOT, environments, runs
+from cookbook import ROOT, environments, run_folder
 from cookbook.bench import print_table, say, watched
 
 HERE, PYTHON = Path(__file__).resolve().parent, ROOT / ".venvs/dask/bin/python"
@@ -106,7 +106,7 @@ def recipe(copies, root):
         "resume=never",
     ]
     *_, peak = watched([sys.executable, "-m", "cookbook", *words], cwd=ROOT, only=".venvs/dask")
-    content = runs.load(root / "dask/latest")
+    content = run_folder.load(root / "dask/latest")
     return content["metrics"]["ingest/seconds"] + content["metrics"]["features/seconds"], peak, content
 
 

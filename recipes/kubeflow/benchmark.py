@@ -13,9 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from cookbook import datasets, environments, launch, report
+from cookbook import datasets, environments, report
 from cookbook.bench import print_table
 from cookbook.eject import compose_recipe
+from cookbook.settings import worker_settings
 from tests.helpers import Silent
 
 HERE = Path(__file__).resolve().parent
@@ -56,7 +57,7 @@ def main():
             for way in found:
                 out = Path(folder) / f"{way}-{number}"
                 out.mkdir()
-                settings = launch.worker_settings(config, data_dir, out)
+                settings = worker_settings(config, data_dir, out)
                 (out / "config.yaml").write_text(json.dumps(settings))
                 found[way].append(run(way, python, out))
                 print(f"{way} {number + 1} of {REPEATS}: {found[way][-1]:.2f} s", file=sys.stderr)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cookbook import ROOT, environments, runs
+from cookbook import ROOT, environments, run_folder
 from cookbook.bench import print_table, run_recipe, say, watched
 
 HERE, PYTHON = Path(__file__).resolve().parent, ROOT / ".venvs/spark/bin/python"
@@ -197,7 +197,7 @@ def main():
             check=True,
         )
         rows, bounds = memory(root)
-        content = runs.load(root / "spark/latest")
+        content = run_folder.load(root / "spark/latest")
         log = root / "all.log"
         with open(log, "wb") as file:
             for path in sorted(Path(content["dataset"]["folder"]).glob("*.log")):

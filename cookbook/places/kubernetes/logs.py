@@ -110,7 +110,7 @@ class Logs:
         event = parse_line(told["text"])
         if (
             isinstance(event, dict) and event.get("event") == "checkpoint"
-        ):  # a run with a checkpoint is gone on with: runs.py looks for it here
+        ):  # a run with a checkpoint is gone on with: run_folder.py looks for it here
             note = self.run_dir / "checkpoints/on-the-claim.txt"
             note.parent.mkdir(exist_ok=True)
             note.write_text(f"{event.get('path')}\n")

@@ -7,36 +7,39 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from cookbook import UserError
+from cookbook.job import Result, Settings
 
 
-class Run:
+class RunFolder:
     """A run folder that this driver has to itself: the lock in it is held until the driver ends, however it ends."""
 
-    def __init__(self, folder, lock, resumed_from=None):
-        self.folder, self._lock, self.resumed_from = folder, lock, resumed_from
-        (folder / "logs").mkdir(exist_ok=True)
+    def __init__(self, path: Path, lock: FileLock, resumed_from: str | None = None) -> None:
+        """`resumed_from`: why an earlier try of this run stopped."""
+        self.path, self._lock, self.resumed_from = path, lock, resumed_from
+        (path / "logs").mkdir(exist_ok=True)
 
-    def write(self, **content):
+    def write(self, result: Result) -> None:
         """Writes run.json beside and renames it."""
-        partial = self.folder / ".run.json.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        partial.replace(self.folder / "run.json")
+        partial = self.path / ".run.json.partial"
+        partial.write_text(json.dumps(result.as_dict(), indent=2) + "\n")
+        partial.replace(self.path / "run.json")
 
-    def close(self):
+    def close(self) -> None:
         self._lock.release()
 
 
-def identity(recipe, config):
+def identity(recipe: str, config: Settings) -> str:
     """Equal for two starts of the same command: same recipe and settings, wherever the metrics are sent."""
     kept = {key: config[key] for key in ("recipe", "data", "cluster", "scale", "seed")}
     return hashlib.sha256(json.dumps([recipe, kept], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def open_run(root, recipe, run_identity, resume):
+def open_run(root: str | Path, recipe: str, run_identity: str, resume: str) -> RunFolder:
     """Makes a run folder, or takes up the last one of the same command if that was cut off after a checkpoint.
 
     `resume`: auto, never, or a run folder to go on with although the settings are others (another number of workers).
@@ -57,7 +60,7 @@ def open_run(root, recipe, run_identity, resume):
     try:
         lock = FileLock(folder / ".driver.lock")
         lock.acquire(timeout=0)
-        run = Run(folder, lock)
+        run = RunFolder(folder, lock)
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)  # a folder without a run in it would only puzzle
         raise
@@ -65,7 +68,7 @@ def open_run(root, recipe, run_identity, resume):
     return run
 
 
-def _chosen(folder, recipe):
+def _chosen(folder: Path, recipe: str) -> RunFolder:
     content = load(folder)
     if content.get("recipe") != recipe or not any(folder.glob("checkpoints/*")):
         raise UserError(
@@ -76,10 +79,10 @@ def _chosen(folder, recipe):
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"resume={folder}: that run is going on at this moment; wait for its end, or stop it") from None
-    return Run(folder.absolute(), lock, resumed_from=content.get("reason") or "its driver was killed")
+    return RunFolder(folder.absolute(), lock, resumed_from=content.get("reason") or "its driver was killed")
 
 
-def _interrupted(parent, run_identity):
+def _interrupted(parent: Path, run_identity: str) -> RunFolder | None:
     for folder in sorted((path.parent for path in parent.glob("*/run.json")), reverse=True):
         if folder.is_symlink() or load(folder).get("identity") != run_identity:
             continue
@@ -95,11 +98,11 @@ def _interrupted(parent, run_identity):
             return None
         _point_latest(parent, folder)
         reason = content.get("reason") or "its driver was killed"
-        return Run(folder, lock, resumed_from=reason)
+        return RunFolder(folder, lock, resumed_from=reason)
     return None
 
 
-def _point_latest(parent, folder):
+def _point_latest(parent: Path, folder: Path) -> None:
     """Makes `latest` a link to the newest run; without one on a disk that has no links (a Windows share, some mounts of containers)."""
     link = parent / f".latest.{os.getpid()}"
     with contextlib.suppress(OSError):
@@ -108,13 +111,13 @@ def _point_latest(parent, folder):
         link.replace(parent / "latest")
 
 
-def newest(root, recipe):
+def newest(root: str | Path, recipe: str) -> Path | None:
     """The folder of a recipe's newest run, whether or not there is a link to it; None without any."""
     folders = [path.parent for path in (Path(root) / recipe).glob("*/run.json") if not path.parent.is_symlink()]
     return max(folders, key=lambda folder: (load(folder).get("started", 0), folder.name), default=None)
 
 
-def load(folder):
+def load(folder: str | Path) -> dict[str, Any]:
     """The content of a run.json; {} if there is none that can be read."""
     try:
         return json.loads((Path(folder) / "run.json").read_text())
@@ -122,7 +125,7 @@ def load(folder):
         return {}
 
 
-def load_all(root):
+def load_all(root: str | Path) -> list[tuple[Path, dict[str, Any]]]:
     """[(folder, content)] of all runs below `root`, oldest first."""
     folders = {path.parent.resolve() for path in Path(root).glob("*/*/run.json")}
     return [(folder, content) for folder in sorted(folders, key=lambda f: f.name) if (content := load(folder))]

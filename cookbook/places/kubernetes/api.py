@@ -13,17 +13,9 @@ from cookbook.pods import RUN_LABEL
 GONE_SECONDS = 120  # for what was deleted to be gone
 RETRY_SECONDS = 20  # for an operator's cache to know what was made a moment ago
 
-# Kind -> plural, and how its status says that it has ended: {state: whether all went well}, from the states that `states_of` finds.
-KINDS = {
-    "ConfigMap": ("configmaps", None),
-    "Secret": ("secrets", None),
-    "TrainingRuntime": ("trainingruntimes", None),
-    "Job": ("jobs", {"Complete": True, "Failed": False}),
-    "TrainJob": ("trainjobs", {"Complete": True, "Failed": False}),
-    "RayJob": ("rayjobs", {"Complete": True, "Failed": False}),
-    "DaskJob": ("daskjobs", {"Successful": True, "Failed": False}),
-    "SparkApplication": ("sparkapplications", {"COMPLETED": True, "FAILED": False, "SUBMISSION_FAILED": False}),
-}
+# Objects that every system's run may have made, beside those of the system itself (`System.kubernetes_kinds`).
+COMMON_KINDS = {"ConfigMap": "v1", "Secret": "v1", "Job": "batch/v1"}
+JOB_ENDS = {"Complete": True, "Failed": False}  # state in a Job's status -> whether all went well
 
 
 class Api:
@@ -55,26 +47,20 @@ class Api:
             raise ApiException(status=answer.status, reason=answer.reason, body=text)
         return json.loads(text)
 
-    def path(self, made):
-        version = made["apiVersion"]
-        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
-        return f"{root}/namespaces/{self.namespace}/{KINDS[made['kind']][0]}"
+    def path(self, api_version, kind):
+        """Where the objects of a kind are asked for. The plural of every kind that is used here is regular."""
+        root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+        return f"{root}/namespaces/{self.namespace}/{kind.lower()}s"
 
-    def kinds(self):
-        """(kind, path of its list) of everything that a run may have made."""
-        versions = {
-            "ConfigMap": "v1", "Secret": "v1", "Job": "batch/v1", "TrainJob": "trainer.kubeflow.org/v1alpha1",
-            "TrainingRuntime": "trainer.kubeflow.org/v1alpha1", "RayJob": "ray.io/v1", "DaskJob": "kubernetes.dask.org/v1",
-            "SparkApplication": "sparkoperator.k8s.io/v1beta2",
-        }  # fmt: skip
-        return [(kind, self.path({"apiVersion": version, "kind": kind})) for kind, version in versions.items()]
+    def path_of(self, made):
+        return f"{self.path(made['apiVersion'], made['kind'])}/{made['metadata']['name']}"
 
     def create(self, made):
         kind, name = made["kind"], made["metadata"]["name"]
         deadline = time.monotonic() + RETRY_SECONDS
         while True:
             try:
-                return self.ask("POST", self.path(made), made)
+                return self.ask("POST", self.path(made["apiVersion"], kind), made)
             except ApiException as error:
                 # Trainer looks a job's runtime up among what it has heard of.
                 if "must be created before" in reason_of(error) and time.monotonic() < deadline:

@@ -1,0 +1,81 @@
+"""Where a run's processes run: one module a place, with one class in it. `cluster.kind` names the place.
+
+A place looks at its machines, asks the system for a plan, starts what the plan says, follows it, and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from cookbook import UserError
+from cookbook.job import Job, Process
+from cookbook.systems import System
+
+
+class Stage(Protocol):
+    """What shows the progress of a part of the run."""
+
+    def update(self, text: str, done: float | None = None, total: float | None = None) -> None: ...
+
+    def line(self, text: str) -> None: ...
+
+
+class Watch(Protocol):
+    """Called again and again while processes run. It raises what ends the run."""
+
+    def __call__(self, waiting: bool = False) -> None:
+        """`waiting`: for a machine, or for a service that comes first; the clock of the workers' start stands still."""
+
+
+class Place:
+    """One run's place; it keeps what `prepare` has found."""
+
+    def __init__(self, job: Job, run_id: str) -> None:
+        self.job, self.cluster, self.run_id = job, job.cluster, run_id
+
+    @property
+    def num_hosts(self) -> int:
+        """On how many hosts the workers are to prove themselves."""
+        return 1
+
+    @property
+    def sees_processes(self) -> bool:
+        """Whether this machine's operating system can confirm a worker's process id."""
+        return False
+
+    def prepare(self, system: System, data_dir: Path | None, stage: Stage) -> None:
+        """Looks at the place, and brings it what the run needs. Raises UserError where the run cannot take place."""
+
+    def plan(self, system: System) -> list[Process]:
+        """What to start. Raises UserError for a system that does not work here."""
+        raise NotImplementedError
+
+    def run(self, processes: Sequence[Process], watch: Watch) -> dict[str, int]:
+        """Starts all, calls `watch` until they have ended, ends the others when one fails; returns {name: exit status}.
+
+        Each one's output goes to <run_dir>/logs/<name>.log. Nothing is left behind, however this ends.
+        """
+        raise NotImplementedError
+
+
+def names() -> list[str]:
+    """All places: the modules and packages of this folder."""
+    folder = Path(__file__).parent
+    modules = [path.stem for path in folder.glob("*.py") if path.stem != "__init__"]
+    return sorted(modules + [path.parent.name for path in folder.glob("*/__init__.py")])
+
+
+def load(name: str) -> type[Place]:
+    """The place of that name. Raises UserError for an unknown one."""
+    if name not in names():
+        raise UserError(f"cluster.kind={name!r} is unknown; there are: {', '.join(names())}")
+    module = importlib.import_module(f"cookbook.places.{name}")
+    (found,) = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Place) and value.__module__ == module.__name__
+    ]
+    return found

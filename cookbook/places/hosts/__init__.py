@@ -1,0 +1,221 @@
+"""Processes on several hosts by ssh: looked at before, brought the files, followed, and left as they were."""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cookbook import ROOT, UserError, inventory, processes
+from cookbook.job import Hosts, Job, Node, Process
+from cookbook.places import Place, Stage, Watch
+from cookbook.places.hosts.ssh import Ssh, pull, push
+from cookbook.places.local import POLL_SECONDS
+from cookbook.systems import System
+
+NEEDED_BYTES = 500 << 20  # free on a host, beyond what is copied there
+
+
+class SshHosts(Place):
+    """The hosts of an inventory."""
+
+    def __init__(self, job: Job, run_id: str, use_services: bool | None = None) -> None:
+        super().__init__(job, run_id)
+        self.use_services = job.cluster["use_services"] if use_services is None else use_services
+        self.hosts = Hosts(())
+
+    @property
+    def num_hosts(self) -> int:
+        """Loopback addresses are one machine, whatever they are called."""
+        addresses = [host["address"] for host in self.cluster["hosts"]]
+        return len({"127" if address.startswith("127.") else address for address in addresses})
+
+    def prepare(self, system: System, data_dir: Path | None, stage: Stage) -> None:
+        """Looks at every host, and brings it what the run needs. Raises UserError naming the host that cannot take part."""
+        job, cluster = self.job, self.cluster
+        service = inventory.access_to(cluster["services"], job.recipe_dir.name) if self.use_services else None
+        if service:
+            stage.line(f"on the running cluster {service['address']}")
+        sources = sorted([*(ROOT / "runrecord").glob("*.py"), *job.recipe_dir.glob("*.py")])
+        here = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+        with Ssh(cluster) as ssh:
+
+            def look(host):
+                spec = {
+                    "address": host["address"],
+                    "paths": [str(job.run_dir)],
+                    "files": [str(path) for path in sources],
+                }
+                spec["interpreter"] = str(job.python.resolve())
+                return ssh.ask(host, spec, "look")
+
+            stage.update(f"looking at {len(cluster['hosts'])} hosts")
+            found = on_each(cluster["hosts"], look)
+            for host, about in zip(cluster["hosts"], found, strict=True):
+                self._check(host, about, here)
+            if not cluster["shared"]:
+                wanted = [job.python.parent.parent, ROOT / "recipes", ROOT / "runrecord", job.run_dir]
+                wanted += [data_dir] if data_dir else []
+                stage.update(f"bringing {len(wanted)} folders to {len(cluster['hosts'])} hosts")
+                on_each(cluster["hosts"], lambda host: push(ssh, host, wanted))
+        known = cluster["ssh"].get("known_hosts")
+        self.hosts = Hosts(
+            nodes=tuple(
+                Node(host["name"], host["address"], host["slots"], about["interface"])
+                for host, about in zip(cluster["hosts"], found, strict=True)
+            ),
+            ssh_port=cluster["ssh"].get("port"),
+            known_hosts=Path(known).read_text() if known else None,
+            service=service,
+        )
+
+    def _check(self, host, about, here):
+        who, folder = f"host {host['name']} ({host['address']})", str(self.job.run_dir)
+        if not about["interpreter"]:
+            raise UserError(
+                f"{who} has no {self.job.python.resolve()}: the environment that is brought there needs the same Python at the same "
+                "path as here"
+            )
+        if not about["interface"]:
+            raise UserError(
+                f"{who}: no network interface of it has that address; expected the one that the hosts reach each other by"
+            )
+        if about["free"][folder] < NEEDED_BYTES:
+            raise UserError(
+                f"{who} has {about['free'][folder] >> 20} MiB free where the run writes, expected at least {NEEDED_BYTES >> 20}: "
+                "make room there, or set output_root to another disk"
+            )
+        if self.cluster["shared"] and about["files"] != here:
+            raise UserError(
+                f"{who} has another version of recipes/{self.job.recipe_dir.name} or runrecord than this machine: bring its checkout to "
+                "the same commit, or leave `shared` out of the inventory, and the files are brought there"
+            )
+
+    def plan(self, system: System) -> list[Process]:
+        return system.on_hosts(self.job, self.hosts)
+
+    def run(self, planned: Sequence[Process], watch: Watch) -> dict[str, int]:
+        """See `Place.run`. Services (a scheduler, a worker of a cluster made for this run) end when all others have; one that
+        ends before fails the run."""
+        return run_on_hosts(planned, self.cluster, self.job.run_dir, self.run_id, watch)
+
+
+def on_each(hosts, work):
+    """[work(host), ...], all hosts at the same time."""
+    with concurrent.futures.ThreadPoolExecutor(len(hosts)) as pool:
+        return list(pool.map(work, hosts))
+
+
+def run_on_hosts(planned, cluster, run_dir, run_id, watch):
+    """See `SshHosts.run`. Nothing of the run is left on any host that can be reached."""
+    logs, started, statuses = Path(run_dir) / "logs", {}, {}
+    logs.mkdir(exist_ok=True)
+    hosts, services = (
+        {host["address"]: host for host in cluster["hosts"]},
+        {process.name for process in planned if process.service},
+    )
+    # Records are brought back beside the loop: it must not fall silent towards the hosts.
+    with Ssh(cluster) as ssh, concurrent.futures.ThreadPoolExecutor(1) as puller:
+        pulled, pulling = time.monotonic(), None
+        try:
+            for process in planned:
+                processes.write_files(process.files)
+            if not cluster["shared"] and any(process.files for process in planned):
+                on_each(cluster["hosts"], lambda host: push(ssh, host, [run_dir]))
+            for process in planned:
+                with open(logs / f"{process.name}.log", "a") as log:
+                    started[process.name] = begin(ssh, hosts[process.host], process, cluster, run_id, log)
+                if process.ready:
+                    log = logs / f"{process.name}.log"
+                    wait_until_ready(process, started, log, cluster["start_timeout_seconds"], watch)
+            while True:
+                statuses = {name: child.returncode for name, child in started.items() if child.poll() is not None}
+                if any(statuses.values()) or statuses.keys() & services or statuses.keys() >= started.keys() - services:
+                    break
+                watch()
+                _say_hello(started)
+                if pulling and pulling.done():
+                    # What it raised is left alone: a host that is gone for good ends the run in another way.
+                    pulling, pulled = None, time.monotonic()
+                if not cluster["shared"] and not pulling and time.monotonic() - pulled > cluster["pull_seconds"]:
+                    pulling = puller.submit(on_each, cluster["hosts"], lambda host: pull(ssh, host, run_dir))
+                time.sleep(POLL_SECONDS)
+        finally:
+            ended_early = {
+                name: status or 1
+                for name, status in statuses.items()
+                if name in services and set(started) - services - set(statuses)
+            }
+            if pulling:
+                concurrent.futures.wait([pulling])
+            cleanup_paths = [f"{run_dir}/scratch", *(path for process in planned for path in process.cleanup_paths)]
+            lost = stop(ssh, cluster, run_dir, run_id, started, cleanup_paths)
+            watch()
+    if lost:
+        statuses |= {f"the clean-up of {name}": why for name, why in lost.items()}
+    return {name: status for name, status in statuses.items() if name not in services} | ended_early
+
+
+def begin(ssh, host, process, cluster, run_id, log):
+    """Starts one process by ssh; its settings, secrets among them, go through the connection and stand in no command line."""
+    spec = {
+        "argv": [str(word) for word in process.argv], "environment": {**process.environment, **process.secrets}, "mark": run_id,
+        "grace": cluster["stop_grace_seconds"], "silence": cluster["silence_seconds"],
+    }  # fmt: skip
+    child = subprocess.Popen(
+        ssh.program(host, "start"), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env={**os.environ, **ssh.environment, processes.MARK: run_id},
+    )  # fmt: skip
+    child.stdin.write(json.dumps(spec) + "\n")
+    child.stdin.flush()
+    return child
+
+
+def _say_hello(started):
+    """A host that hears nothing any more ends what it runs."""
+    for child in started.values():
+        with contextlib.suppress(OSError, ValueError):
+            child.stdin.write("\n")
+            child.stdin.flush()
+
+
+def wait_until_ready(process, started, log, seconds, watch):
+    """Waits until a service has written the words that `process.ready` looks for."""
+    deadline, child = time.monotonic() + seconds, started[process.name]
+    while not re.search(process.ready, log.read_text(errors="replace")):
+        if child.poll() is not None or time.monotonic() > deadline:
+            last = log.read_text(errors="replace").strip().splitlines()[-5:]
+            raise UserError(f"{process.name} on {process.host} is not ready after {seconds} s: " + " / ".join(last))
+        watch(waiting=True)
+        _say_hello(started)
+        time.sleep(POLL_SECONDS)
+
+
+def stop(ssh, cluster, run_dir, run_id, started, cleanup_paths):
+    """Ends all on all hosts, and brings the last records home. Returns {host: why} of those that could not be reached."""
+    lost = {}
+
+    def end(host):
+        try:
+            ssh.ask(host, None, "sweep", run_id, cluster["stop_grace_seconds"], *cleanup_paths)
+            if not cluster["shared"]:
+                pull(ssh, host, run_dir)
+        except (UserError, subprocess.TimeoutExpired) as error:
+            lost[host["name"]] = str(error)
+
+    on_each(cluster["hosts"], end)
+    for child in started.values():
+        with contextlib.suppress(OSError, ValueError):
+            child.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=5)
+    # What still runs here is ssh itself, to a host that does not answer.
+    processes.stop(run_id, cluster["stop_grace_seconds"])
+    for child in started.values():
+        child.wait()
+    return lost

@@ -1,0 +1,163 @@
+"""Pods of a Kubernetes cluster: the run's objects are made there, its pods' logs followed, and all of it removed at the end."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
+
+from cookbook import UserError, systems
+from cookbook.console import console
+from cookbook.environments import lock_of
+from cookbook.job import Job, Process
+from cookbook.places import Place, Stage, Watch
+from cookbook.places.kubernetes.api import COMMON_KINDS, JOB_ENDS, Api, reason_of
+from cookbook.places.kubernetes.logs import Logs
+from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
+from cookbook.places.local import run_here
+from cookbook.pods import RUN_LABEL, Pods
+from cookbook.systems import System
+
+POLL_SECONDS = 2.0
+
+
+class Kubernetes(Place):
+    """A namespace of a cluster."""
+
+    def __init__(self, job: Job, run_id: str) -> None:
+        super().__init__(job, run_id)
+        self.pods = self.system = None
+
+    @property
+    def num_hosts(self) -> int:
+        """Each worker is a pod; where the program talks to the cluster itself, the steps say where they ran."""
+        return 1 if systems.load(self.job.system).is_kubernetes_client else self.job.num_workers
+
+    def prepare(self, system: System, data_dir: Path | None, stage: Stage) -> None:
+        """Raises UserError when the cluster, or what the run needs there, is missing; removes what an earlier try has left."""
+        recipe, cluster = self.job.recipe_dir.name, self.cluster
+        settings, lock = (self.job.run_dir / "config.yaml").read_text(), lock_of(recipe).read_text()
+        versions = dict(re.findall(r"^(\S+)==(\S+)$", lock, re.MULTILINE))
+        self.pods = Pods(self.job, settings, data_dir.name if data_dir else "", versions)
+        if system.is_kubernetes_client:
+            return
+        if not cluster["image"]:
+            raise UserError(
+                "cluster.image is not set: build the recipe's image and push it where the cluster finds it (images/README.md has the "
+                "commands), then say cluster.image=REGISTRY/NAME:TAG"
+            )
+        stage.update("looking at the cluster")
+        api = Api(cluster)
+        try:
+            api.ask("GET", f"/api/v1/namespaces/{cluster['namespace']}/persistentvolumeclaims/{cluster['claim']}")
+        except ApiException as error:
+            raise UserError(
+                f"claim {cluster['claim']!r} in namespace {cluster['namespace']!r} cannot be used: {reason_of(error)}. It is made by "
+                "infra/kubernetes (`make infra-up`), or by hand: a PersistentVolumeClaim with ReadWriteMany"
+            ) from None
+        kinds = COMMON_KINDS | system.kubernetes_kinds
+        for plural_path in (api.path(version, kind) for kind, version in kinds.items()):
+            with contextlib.suppress(ApiException):  # an operator that is not installed has left nothing
+                for item in api.ask("GET", plural_path, label=f"{RUN_LABEL}={self.pods.name}").get("items", []):
+                    path = f"{plural_path}/{item['metadata']['name']}"
+                    if not api.delete(path):
+                        raise UserError(f"what an earlier try of this run has left cannot be deleted: {path}")
+
+    def plan(self, system: System) -> list[Process]:
+        self.system = system
+        return system.on_kubernetes(self.job, self.pods)
+
+    def run(self, planned: Sequence[Process], watch: Watch) -> dict[str, int]:
+        """Makes the objects, follows the pods' logs until the last object has ended, and deletes all of them."""
+        logs_folder = self.job.run_dir / "logs"
+        if self.system.is_kubernetes_client:
+            return run_here(planned, logs_folder, self.run_id, self.cluster["stop_grace_seconds"], watch)
+        (process,) = planned
+        ((path, text),) = process.files.items()
+        Path(path).write_text(text)
+        objects = list(yaml.safe_load_all(text))
+        metadata = objects[0]["metadata"]
+        if process.secrets:
+            data = {key: base64.b64encode(value.encode()).decode() for key, value in process.secrets.items()}
+            objects.insert(
+                0, {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata, "data": data}
+            )
+        ends = {"Job": JOB_ENDS, **self.system.kubernetes_ends}
+        api, made = Api(self.cluster), []
+        logs = Logs(api, metadata["name"], self.job.run_dir, self.cluster["image_timeout_seconds"])
+        try:
+            for wanted in objects:
+                made.append(wanted)
+                api.create(wanted)
+                if wanted["kind"] in ends:
+                    first = wanted is not objects[-1]  # the dataset is built before the workers start
+
+                    def watch_it(waiting=first):
+                        watch(waiting)
+
+                    said, good = follow(api, wanted, ends[wanted["kind"]], logs, watch_it)
+                    if not good:
+                        break
+        finally:
+            # The newest first; nothing is left on the cluster, however this ends.
+            left = [each for each in reversed(made) if not api.delete(api.path_of(each))]
+            logs.close()
+            if left:
+                names = " ".join(f"{each['kind'].lower()}/{each['metadata']['name']}" for each in left)
+                namespace = self.cluster["namespace"]
+                console.print(f"warning: still there: kubectl delete --namespace {namespace} {names}", markup=False)
+        watch()
+        lines = [*logs.last_lines(), f"{wanted['kind']} {wanted['metadata']['name']}: {said}"]
+        (logs_folder / "kubernetes.log").write_text("\n".join(lines) + "\n")
+        return {"kubernetes": 0 if good else 1}
+
+
+def follow(api, wanted, ends, logs, watch):
+    """(what its status says, whether all went well) of an object, once it has ended. `ends`: state -> whether all went well."""
+    kind, path = wanted["kind"], api.path_of(wanted)
+    looked, state = 0.0, None
+    while state not in ends:
+        watch()
+        time.sleep(WATCH_SECONDS)
+        if time.monotonic() - looked < POLL_SECONDS:
+            continue
+        looked = time.monotonic()
+        try:
+            found = api.ask("GET", path)
+            logs.look()
+        except ApiException as error:
+            if error.status in (401, 403, 404):
+                raise UserError(
+                    f"{kind} {wanted['metadata']['name']} cannot be looked at: {reason_of(error)}"
+                ) from None
+            continue
+        except HTTPError:
+            continue  # a server that is away for a moment
+        state = next((name for name in states_of(found) if name in ends), None)
+    with contextlib.suppress(ApiException, HTTPError):
+        logs.look()
+        logs.drain()
+    watch()
+    return message_of(found, state), ends[state]
+
+
+def states_of(found):
+    """Everything that an object's status calls its state, whichever operator wrote it."""
+    status = found.get("status") or {}
+    yield from (entry["type"] for entry in status.get("conditions") or [] if entry.get("status") == "True")
+    yield from (status.get(key) for key in ("jobDeploymentStatus", "jobStatus") if isinstance(status.get(key), str))
+    yield (status.get("applicationState") or {}).get("state")
+
+
+def message_of(found, state):
+    status = found.get("status") or {}
+    told = [entry.get("message") for entry in status.get("conditions") or [] if entry["type"] == state]
+    told += [status.get("message"), (status.get("applicationState") or {}).get("errorMessage")]
+    return ": ".join([state, *[text for text in told if text]][:2])

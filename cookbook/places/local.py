@@ -1,0 +1,62 @@
+"""All processes on this machine."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Sequence
+
+from cookbook import UserError, processes
+from cookbook.job import Process
+from cookbook.places import Place, Watch
+from cookbook.systems import System
+
+POLL_SECONDS = 0.1
+
+
+class Local(Place):
+    @property
+    def sees_processes(self) -> bool:
+        """Not those of a running cluster that the settings give the address of."""
+        return self.cluster.get(self.job.recipe["driver"].get("address", "")) is None
+
+    def plan(self, system: System) -> list[Process]:
+        return system.on_local(self.job)
+
+    def run(self, planned: Sequence[Process], watch: Watch) -> dict[str, int]:
+        check_port(self.cluster["port"])
+        return run_here(planned, self.job.run_dir / "logs", self.run_id, self.cluster["stop_grace_seconds"], watch)
+
+
+def run_here(planned, logs, run_id, grace_seconds, watch):
+    """See `Place.run`. A launcher that ends well but leaves workers behind is waited for no longer than the grace period."""
+    logs.mkdir(exist_ok=True)
+    started, statuses = {}, {}
+    try:
+        for process in planned:
+            processes.write_files(process.files)
+            with open(logs / f"{process.name}.log", "a") as log:
+                started[process.name] = processes.start(process.argv, run_id, process.environment, output=log)
+        while len(statuses) < len(started) and not any(statuses.values()):
+            watch()
+            time.sleep(POLL_SECONDS)
+            statuses = {name: child.returncode for name, child in started.items() if child.poll() is not None}
+        watch()
+    finally:
+        processes.stop(run_id, grace_seconds)
+        for child in started.values():
+            child.wait()
+    return {name: child.returncode for name, child in started.items()}
+
+
+def check_port(port: int | None) -> None:
+    """Raises UserError when somebody else has the port: launchers say that late, or wait for ever."""
+    if port is None:
+        return
+    try:
+        # Not bound to loopback alone: torchrun's store listens on all addresses.
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise UserError(
+            f"cluster.port={port} is taken ({error.strerror}): choose another one, or null for any that is free"
+        ) from None

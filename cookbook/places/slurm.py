@@ -1,0 +1,154 @@
+"""A job of Slurm's: written, submitted, waited for, and cancelled when the run is given up.
+
+submitit and torchx were looked at. submitit runs pickled functions, torchx applications of its own description; here the systems'
+own launchers run inside an allocation, as their documentation has it, and that is a script of a few lines.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cookbook import UserError, processes
+from cookbook.job import Job, Process
+from cookbook.places import Place, Stage, Watch
+from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
+from cookbook.systems import System
+
+TOOLS = ("sbatch", "squeue", "scancel", "scontrol")
+UNDER_WAY = (
+    "UNKNOWN",
+    "PENDING",
+    "CONFIGURING",
+    "RUNNING",
+    "COMPLETING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "SUSPENDED",
+    "RESIZING",
+    "PREEMPTED",
+    "NODE_FAIL",
+    "STOPPED",
+)
+POLL_SECONDS = 1.0
+
+
+class Slurm(Place):
+    @property
+    def num_hosts(self) -> int:
+        return self.cluster["num_nodes"]
+
+    def prepare(self, system: System, data_dir: Path | None, stage: Stage) -> None:
+        """Raises UserError when Slurm is not here, does not answer, or still has a job of this run."""
+        if missing := [name for name in TOOLS if not shutil.which(name)]:
+            raise UserError(
+                f"cluster=slurm: {', '.join(missing)} is missing: run the driver on a node from which jobs are submitted (a login node)"
+            )
+        argv = ["squeue", "--noheader", "--format=%i %T", f"--name={job_name(self.job)}"]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            raise UserError(f"cluster=slurm: squeue does not answer: {' '.join(done.stderr.split())}")
+        if done.stdout.strip():
+            number, state = done.stdout.split()[:2]
+            raise UserError(
+                f"an earlier try of this run is still there, as job {number} ({state}): wait for it, or `scancel {number}`"
+            )
+
+    def plan(self, system: System) -> list[Process]:
+        return [submission(self.job, system)]
+
+    def run(self, planned: Sequence[Process], watch: Watch) -> dict[str, int]:
+        """Submits the job and follows it to its end, however often Slurm puts it back into the queue."""
+        (process,) = planned
+        processes.write_files(process.files)
+        done = subprocess.run(process.argv, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"Slurm refused the job: {' '.join(done.stderr.split())}")
+        number = done.stdout.strip().partition(";")[0]
+        try:
+            state = follow(number, watch)
+        finally:
+            subprocess.run(["scancel", "--quiet", number], capture_output=True, timeout=60)
+            deadline = time.monotonic() + 60
+            while about(number)["JobState"] in UNDER_WAY and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+            watch()
+        logs = self.job.run_dir / "logs"
+        job_log = logs / "job.log"
+        tail = job_log.read_text(errors="replace").splitlines()[-20:] if job_log.exists() else []
+        (logs / "sbatch.log").write_text("\n".join([*tail, f"job {number} ended as {state}"]) + "\n")
+        return {"sbatch": 0 if state == "COMPLETED" else 1}
+
+
+def job_name(job: Job) -> str:
+    """The Slurm job's name, by which it is found again: no two runs share a folder."""
+    return f"cookbook-{job.run_dir.parent.name}-{job.run_dir.name}"
+
+
+def submission(job: Job, system: System) -> Process:
+    """sbatch, and the script that it submits: the allocation, the environment, and what the system does in it."""
+    cluster, run_dir = job.cluster, job.run_dir
+    extra = [str(word) for word in cluster["sbatch_options"]]
+    if any(ord(sign) < 32 for word in [str(run_dir), *extra] for sign in word):
+        raise UserError(
+            f"{run_dir} or cluster.sbatch_options={cluster['sbatch_options']} has control characters: a job script cannot hold them"
+        )
+    body = system.on_slurm(job)
+    per_node, left = divmod(job.num_workers, cluster["num_nodes"])
+    if left or not per_node:
+        raise UserError(
+            f"cluster.num_workers={job.num_workers} cannot be divided among cluster.num_nodes={cluster['num_nodes']} nodes: expected a multiple"
+        )
+    options = [
+        f"--job-name={job_name(job)}",
+        f"--nodes={cluster['num_nodes']}",
+        "--ntasks-per-node=1",
+        f"--cpus-per-task={per_node * job.num_threads}",
+        f"--time={cluster['time_minutes']}",
+        f"--output={str(run_dir).replace('%', '%%')}/logs/job.log",  # to Slurm a % begins a pattern
+        "--open-mode=append",
+        "--requeue",  # Slurm may take the job back for a more important one, or when a node fails: it goes on from the last checkpoint
+    ]
+    options += [f"--{key}={cluster[key]}" for key in ("partition", "account") if cluster[key]]
+    options += [f"--gpus-per-node={per_node * cluster['gpus_per_worker']}"] if cluster["gpus_per_worker"] else []
+    environment = job.environment()
+    lines = ["#!/bin/bash", *(f"#SBATCH {quoted(word)}" for word in [*options, *extra]), "set -euo pipefail"]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items() if name != "PATH"]
+    lines += [f"export PATH={shlex.quote(str(job.bin))}:$PATH"]
+    lines += ['head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', body]
+    script = str(run_dir / "job.sh")
+    argv, path = ["sbatch", "--parsable", script], {"PATH": environment["PATH"]}
+    return Process("sbatch", argv, path, files={script: "\n".join(lines) + "\n"}, takes_settings=False)
+
+
+def quoted(word: str) -> str:
+    """--name=value as sbatch reads it in a script: it knows quotes, and a blank outside of them ends the word."""
+    name, equals, value = word.partition("=")
+    return f"{name}={shlex.quote(value)}" if equals and name.startswith("--") else shlex.quote(word)
+
+
+def follow(number: str, watch: Watch) -> str:
+    """The state in which a job ends."""
+    looked, state = 0.0, "PENDING"
+    while state in UNDER_WAY:
+        watch(waiting=state not in ("RUNNING", "COMPLETING"))
+        if time.monotonic() - looked > POLL_SECONDS:
+            state, looked = about(number)["JobState"], time.monotonic()
+        time.sleep(WATCH_SECONDS)
+    return state
+
+
+def about(number: str) -> dict[str, str]:
+    """What Slurm knows of a job. Of one that it has forgotten it says that it is gone."""
+    argv = ["scontrol", "--oneliner", "show", "job", number]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return {"JobState": "UNKNOWN"}
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return {"JobState": "UNKNOWN"}  # the controller is silent for a moment: the job goes on without it
+    return {"JobState": "GONE"} | dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)

@@ -1,0 +1,329 @@
+"""One run: environment -> data -> workers -> verdict -> report. Whatever happens, run.json says how it ended."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import time
+import traceback
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cookbook import (
+    ROOT,
+    UserError,
+    causes,
+    datasets,
+    environments,
+    evidence,
+    processes,
+    redact,
+    report,
+    resume,
+    run_folder,
+    settings,
+    signals,
+    systems,
+)
+from cookbook.console import console, timed_stage
+from cookbook.job import Job, Result, Settings, num_processes
+from cookbook.places import Place
+from cookbook.run_folder import RunFolder
+from cookbook.signals import Interrupted
+from cookbook.summary import print_summary, shown_path
+from cookbook.watch import Watcher
+
+# What a worker's record says of the worker itself; all else in its last event is a version of something.
+ABOUT_WORKERS = (
+    "rank", "local_rank", "world_size", "host", "pid", "samples", "digest", "device", "role", "attempt", "phase", "earlier",
+)  # fmt: skip
+PLACE_OF_WORKER = ABOUT_WORKERS[:5]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    folder: Path | None  # None: the recipe needs no data
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is known when the workers have ended."""
+
+    place: Place
+    statuses: Mapping[str, int]  # process -> exit status
+    watcher: Watcher
+    launched: float  # seconds since 1970
+
+
+class Run:
+    """One run of one recipe, in a folder of its own."""
+
+    def __init__(
+        self, recipe: str, config: Settings, choices: Mapping[str, str], overrides: Sequence[str], folder: RunFolder
+    ) -> None:
+        self.recipe, self.config, self.choices, self.run_folder = recipe, config, choices, folder
+        self.folder, self.run_id = folder.path, uuid.uuid4().hex
+        self.grace_seconds: float = config["cluster"]["stop_grace_seconds"]
+        self.before = run_folder.load(self.folder) if folder.resumed_from else {}  # what an earlier try has left
+        self.stage = "start"  # the one that is under way
+        driver, words = config["recipe"]["driver"], [redact.redacted_text(word) for word in overrides]
+        self.result = Result(
+            recipe=recipe,
+            machine=report.machine(),
+            identity=run_folder.identity(recipe, config),
+            started=time.time(),
+            each_row_once=any(rule.startswith("rows_once") for rule in driver["proof"]),
+            objective={**driver["objective"], "value": None},
+            overrides=words,
+            command=shlex.join(["python", "-m", "cookbook", *words]),
+            choices=dict(choices),
+            dataset=self.before.get("dataset"),
+            folder=str(self.folder),
+            mark=self.run_id,
+            position=resume.position(recipe, config),
+        )
+
+    def go(self) -> Result:
+        """Runs to the end, however it comes: nothing is left running, and run.json has the result."""
+        with processes.Watchdog(self.run_id, self.grace_seconds):
+            try:
+                self._work()
+            except UserError as error:
+                self._fail(str(error), resumable=True)
+            except OSError as error:
+                if signals.terminal_is_gone():
+                    self._fail(f"interrupted by SIGHUP during stage {self.stage!r}", resumable=True)
+                else:
+                    what = f"{error.strerror or error}: {error.filename or self.folder}"
+                    self._fail(f"{self.stage}: {what}", resumable=True)
+            except Interrupted as error:
+                self._fail(f"interrupted by {error} during stage {self.stage!r}", resumable=True)
+            except (
+                Exception
+            ) as error:  # a mistake of the driver's own: the run must not look as if it were still going on
+                traceback.print_exc()
+                self._fail(f"the driver failed during stage {self.stage!r}: {type(error).__name__}: {error}")
+            finally:
+                processes.stop(self.run_id, self.grace_seconds)
+                shutil.rmtree(self.folder / "scratch", ignore_errors=True)
+            self._close()
+            return self.result
+
+    def _work(self) -> None:
+        self.run_folder.write(self.result)
+        console.print(f"{self.recipe:<12} run folder {shown_path(self.folder)}", markup=False)
+        if earlier := self.run_folder.resumed_from:
+            self._end_earlier_try(earlier)
+        with self._timed("environment") as stage:
+            python = self._environment(stage)
+        with self._timed("data") as stage:
+            dataset = self._data(python, stage)
+        with self._timed("run") as stage:
+            outcome = self._workers(
+                Job(self.config, ROOT / "recipes" / self.recipe, python, self.folder), dataset, stage
+            )
+        self._judge(dataset, outcome)
+
+    def _timed(self, name):
+        self.stage = name
+        signals.check()
+        return timed_stage(name, self.result.seconds)
+
+    def _end_earlier_try(self, reason: str) -> None:
+        """What still runs of a try whose driver is gone would write into the same folder."""
+        console.print(f"{'':<12} going on with this run, which stopped: {reason.splitlines()[0]}", markup=False)
+        console.print(f"{'':<12} (resume=never starts afresh)", markup=False)
+        run_id = self.before.get("mark")
+        if run_id and (left := processes.end_leftovers(run_id, self.grace_seconds)):
+            console.print(f"{'':<12} ended what was left of it: {', '.join(left)}", markup=False)
+        shutil.rmtree(self.folder / "scratch", ignore_errors=True)  # a driver that was killed has not removed it
+
+    def _environment(self, stage) -> Path:
+        variant = self.config["recipe"]["driver"].get("variant")
+        python, made = environments.ensure(self.recipe, self.config["cache_dir"], stage, self.run_id, variant)
+        stage.done(f"{shown_path(python.parent.parent)} {'made' if made else 'is up to date'}")
+        return python
+
+    def _data(self, python: Path, stage) -> Dataset:
+        if self.config["data"]["builder"] is None:
+            stage.done("none: this recipe's work begins without a dataset")
+            return Dataset(None, {"rows": {"train": 0}})
+        log = self.folder / "logs/data.log"
+        folder, manifest = datasets.ensure(
+            self.config["data"], self.config["cache_dir"], python, stage, log, self.run_id
+        )
+        resume.check_dataset(self.before.get("dataset"), folder, manifest, self.folder)
+        check_enough_rows(self.config, manifest)
+        left_out = manifest.get("left_out", [])
+        self.result.dataset = {
+            "name": manifest["name"],
+            "folder": str(folder),
+            "rows": manifest["rows"],
+            "left_out": left_out,
+        }
+        rows = ", ".join(f"{count:,} {part}" for part, count in manifest["rows"].items())
+        stage.done(f"{manifest['name']}: {rows} rows")
+        for line in left_out[:5]:
+            stage.line(f"left out: {line['file']}: {line['reason']}")
+        if more := left_out[5:]:
+            stage.line(f"left out: {len(more):,} more, listed in the report")
+        return Dataset(folder, manifest)
+
+    def _workers(self, job: Job, dataset: Dataset, stage) -> Outcome:
+        flat = settings.worker_settings(self.config, dataset.folder or "", self.folder)
+        (self.folder / "config.yaml").write_text(settings.commented_yaml(redact.redacted(flat), self.choices))
+        system, place = plan_for(job, self.run_id)
+        place.prepare(system, dataset.folder, stage)
+        planned = place.plan(system)
+        # By hand they get folders of their own: the run folder is this run's evidence, and its checkpoint is used up.
+        own = f" output_dir={self.folder}/by-hand checkpoint_dir={self.folder}/by-hand/checkpoints"
+        commands = (process.shell_command + (own if process.takes_settings else "") for process in planned)
+        self.result.workers_command = redact.redacted_text("\n".join(commands))
+        stage.line("the workers by hand: " + self.result.workers_command)
+        watcher = Watcher(self.folder, self.run_id, stage, job.num_processes, job.cluster)
+        launched = time.time()
+
+        def watch(waiting: bool = False) -> None:
+            signals.check()
+            watcher(waiting)
+
+        try:
+            statuses = place.run(planned, watch)
+        finally:
+            self.result.seconds["launch"] = round((watcher.first_start or time.time()) - launched, 3)
+        stage.done("workers ended")
+        return Outcome(place, statuses, watcher, launched)
+
+    def _judge(self, dataset: Dataset, outcome: Outcome) -> None:
+        from runrecord import read_records
+
+        verdict = evidence.judge(read_records(self.folder), self._asked(dataset, outcome))
+        self._take_over(verdict, dataset)
+        failed = {name: status for name, status in outcome.statuses.items() if status}
+        problems = [*verdict.problems, *(f"{name} ended with exit status {status}" for name, status in failed.items())]
+        objective = self.result.objective
+        if not problems and objective["value"] is None and not objective.get("optional"):
+            problems.append(f"no worker reported the run's objective, {objective['name']}")
+        if verdict.diverged:
+            self._fail(verdict.diverged)  # the same settings would diverge again
+        elif problems:
+            if failed and not verdict.errors:
+                said = causes.cause_of(self.folder / "logs", outcome.watcher.log_sizes)
+                problems = [said, *problems] if said else problems
+            # What was judged and found wrong would be found wrong again; a lost worker, chief or ps is worth another try.
+            lost = verdict.lost or [problem for problem in problems if "did not finish" in problem]
+            self._fail("; ".join(problems), resumable=bool(lost))
+            for name in failed:
+                self._print_end_of_log(name)
+        else:
+            self.result.status, self.result.resumable = "ok", False
+
+    def _asked(self, dataset: Dataset, outcome: Outcome) -> evidence.Asked:
+        """What the evidence is compared with."""
+        recipe, place = self.config["recipe"], outcome.place
+        on_demand = recipe["driver"].get("elastic", False)
+        seen = frozenset(outcome.watcher.seen_pids) if place.sees_processes else None
+        return evidence.Asked(
+            num_workers=num_processes(self.config),
+            num_hosts=place.num_hosts,
+            proof=tuple(recipe["driver"]["proof"]),
+            elastic=on_demand or recipe.get("elastic", False),
+            on_demand=on_demand,
+            max_restarts=recipe.get("max_restarts", 0),
+            num_rows=capped_rows(self.config, dataset.manifest["rows"]),
+            num_malformed=dataset.manifest.get("malformed"),
+            global_batch_size=recipe.get("global_batch_size", 1),
+            num_epochs=recipe.get("num_epochs", 0),
+            max_steps=self.config["scale"]["max_steps"],
+            resumed=self.run_folder.resumed_from is not None,
+            since=outcome.launched,
+            seen_pids=seen,
+        )
+
+    def _take_over(self, verdict: evidence.Verdict, dataset: Dataset) -> None:
+        """What the evidence says, into the result."""
+        result, first = self.result, verdict.workers[0] if verdict.workers else {}
+        result.world_size, result.worlds = first.get("world_size", 0), verdict.worlds
+        result.workers = [{key: worker.get(key) for key in ABOUT_WORKERS} for worker in verdict.workers]
+        result.lost_workers = [{key: worker.get(key) for key in PLACE_OF_WORKER} for worker in verdict.lost]
+        result.services = [{key: one.get(key) for key in ("role", *PLACE_OF_WORKER)} for one in verdict.services]
+        result.restarts, result.num_rows, result.skipped = verdict.restarts, verdict.num_rows, verdict.skipped
+        result.metrics, result.curves, result.curve_seconds = verdict.metrics, verdict.curves, verdict.curve_seconds
+        result.warnings = verdict.warnings
+        result.account = verdict.account or dataset.manifest.get("account", {})
+        result.versions = {key: value for key, value in first.items() if key not in ABOUT_WORKERS}
+        result.objective["value"] = verdict.metrics.get(result.objective["name"])
+
+    def _print_end_of_log(self, name: str) -> None:
+        lines = (self.folder / f"logs/{name}.log").read_text(errors="replace").splitlines()
+        # Launchers tag what a worker said; that says more than their own traceback behind it.
+        tagged = [line for line in lines if re.search(r"<stderr>|^\[(default\d+|\w+:\d+)\]|^tfrun: ", line)]
+        title = f"--- from {shown_path(self.folder)}/logs/{name}.log"
+        console.print(title, *(tagged or lines)[-20:], "---", sep="\n", markup=False)
+
+    def _fail(self, reason: str, resumable: bool = False) -> None:
+        self.result.status, self.result.reason = "failed", redact.redacted_text(reason)
+        self.result.resumable = resumable
+
+    def _track(self) -> None:
+        from cookbook import tracking
+
+        try:
+            tracking.send(self.config["tracking"], self.folder, self.result.as_dict())
+        except Exception as error:  # trackers raise what they like; the run itself is done and counts
+            kind = self.config["tracking"]["kind"]
+            console.print(
+                f"warning: the metrics could not be sent to {kind}: {redact.redacted_text(str(error))}; they are in the run folder: "
+                f"`make send RUN={shown_path(self.folder)}` sends them later",
+                markup=False,
+            )
+
+    def _close(self) -> None:
+        seconds = self.result.seconds
+        spent = {stage: seconds.get(stage, 0.0) for stage in ("environment", "data", "launch", "run")}
+        spent["run"] = round(spent["run"] - spent["launch"], 3)  # one stage was measured, and is told as two
+        self.result.seconds = spent | {"total": round(time.time() - self.result.started, 3)}
+        try:
+            self.run_folder.write(self.result)
+            page = report.write_run_page(self.folder)
+            print_summary(self.result.as_dict(), page)
+            if self.result.status == "ok" and self.config["tracking"]["kind"] != "none":
+                self._track()
+        except OSError as error:
+            console.print(f"error: the run folder cannot be written: {error}", markup=False)
+            self._fail(f"{self.result.reason}; the run folder cannot be written: {error}".lstrip("; "))
+            print_summary(self.result.as_dict(), None)
+        finally:
+            self.run_folder.close()
+
+
+def plan_for(job: Job, run_id: str) -> tuple[systems.System, Place]:
+    """The job's system, and its place."""
+    from cookbook import places
+
+    return systems.load(job.system), places.load(job.cluster["kind"])(job, run_id)
+
+
+def capped_rows(config: Settings, rows: Mapping[str, int]) -> int:
+    """The rows that the run reads. The scale's cap is for rows to train on; all others are read whole."""
+    if "train" not in rows:
+        return sum(rows.values())
+    return min(rows["train"], config["scale"]["max_rows"] or rows["train"])
+
+
+def check_enough_rows(config: Settings, manifest: Mapping[str, Any]) -> None:
+    """Raises UserError when there are fewer rows to train on than workers: one of them would have nothing to do."""
+    rows, most, num_workers = manifest["rows"].get("train"), config["scale"]["max_rows"], num_processes(config)
+    if rows is None or not any(rule.startswith("rows_once") for rule in config["recipe"]["driver"]["proof"]):
+        return
+    if (count := capped_rows(config, manifest["rows"])) < num_workers:
+        capped = f" (scale.max_rows={most} of {rows:,})" if most and most < rows else ""
+        raise UserError(
+            f"{count:,} training row{'s' if count != 1 else ''}{capped} for {num_workers} workers: each needs one at least. "
+            f"Set cluster.num_workers={max(count, 1)}, or give it more rows"
+        )

@@ -1,0 +1,150 @@
+"""How each system starts its workers: one module a system, with one class in it.
+
+A recipe names its system in `driver.system`. The class's method `on_<place>` says how the system is started in a place; a place for
+which it has none is refused. Nothing is started here: the methods return data.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from cookbook import UserError
+from cookbook.job import Hosts, Job, Process, Settings
+from cookbook.pods import Pods
+
+Cluster = tuple[list[Process], Settings]  # the processes of a cluster, and what its clients need: address, secrets
+
+# On a node of a Slurm job: its address for the others, and the interface that has it.
+WHO_AM_I = """\
+address=$(getent ahostsv4 "$SLURMD_NODENAME" | awk 'NR==1 {print $1}')
+interface=$(ip -o -4 addr show | awk -v a="$address/" 'index($4, a) == 1 {print $2; exit}')
+export GLOO_SOCKET_IFNAME=$interface NCCL_SOCKET_IFNAME=$interface"""
+
+
+class System:
+    """How one system is started. A method that is not overridden refuses, and names the places where the system works."""
+
+    # Kinds of Kubernetes objects that the system makes: kind -> API version.
+    kubernetes_kinds: ClassVar[Mapping[str, str]] = {}
+    # Those of them that end by themselves: kind -> {state in its status: whether all went well}.
+    kubernetes_ends: ClassVar[Mapping[str, Mapping[str, bool]]] = {}
+    # True: the recipe's own program talks to the Kubernetes cluster; the driver only starts that program, on this machine.
+    is_kubernetes_client: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+    def check_machine(self, config: Settings) -> None:
+        """Raises UserError when this machine lacks what workers on it certainly need."""
+
+    def on_local(self, job: Job) -> list[Process]:
+        """The processes on this machine."""
+        raise self.refusal("local")
+
+    def on_hosts(self, job: Job, hosts: Hosts) -> list[Process]:
+        """The processes on several hosts, services first."""
+        raise self.refusal("hosts")
+
+    def cluster_on_hosts(self, job: Job, hosts: Hosts) -> Cluster:
+        """A cluster of the system's own on the hosts, which can serve run after run."""
+        raise UserError(f"{self.name} has no cluster that could stay up: it starts its workers itself")
+
+    def on_slurm(self, job: Job) -> str:
+        """The body of a job script for Slurm; it runs on the job's first node, `$head`."""
+        raise self.refusal("slurm")
+
+    def on_kubernetes(self, job: Job, pods: Pods) -> list[Process]:
+        """What is submitted to a Kubernetes cluster, as `pods.objects` makes it."""
+        raise self.refusal("kubernetes")
+
+    def places(self) -> list[str]:
+        """The places in which this system can be started."""
+        methods = [name for name in dir(self) if name.startswith("on_")]
+        return [name.removeprefix("on_") for name in methods if self._has(name)]
+
+    def has_cluster(self) -> bool:
+        """Whether `cluster_on_hosts` makes one."""
+        return self._has("cluster_on_hosts")
+
+    def refusal(self, place: str) -> UserError:
+        return UserError(
+            f"cluster={place}: {self.name} starts no workers there; it does with cluster={', '.join(self.places())}"
+        )
+
+    def _has(self, method: str) -> bool:
+        return getattr(type(self), method) is not getattr(System, method, None)
+
+
+def names() -> list[str]:
+    """All systems: the modules of this folder."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
+
+
+def load(name: str) -> System:
+    """The system of that name. Raises UserError for an unknown one."""
+    if name not in names():
+        raise UserError(f"driver.system={name!r} is unknown; there are: {', '.join(names())}")
+    module = importlib.import_module(f"cookbook.systems.{name}")
+    (found,) = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, System) and value.__module__ == module.__name__
+    ]
+    return found()
+
+
+def is_here(address: str) -> bool:
+    """Whether an address like tls://127.0.0.1:8786 is one of this machine's loopback."""
+    return re.search(r"//(localhost|127\.[0-9.]+|\[::1\])(:|/|$)", address) is not None
+
+
+def require_shared_files(config: Settings) -> None:
+    """Raises UserError where workers could not read what other workers have written: tables, parts, checkpoints."""
+    cluster, system = config["cluster"], config["recipe"]["driver"]["system"]
+    if len(cluster["hosts"]) > 1 and not cluster["shared"]:
+        raise UserError(
+            f"the workers of {system} read files that other workers wrote: the hosts of {cluster['inventory']} must see this "
+            "checkout, its cache and output_root under the same paths (a network's disk), and the inventory say `shared: true`"
+        )
+
+
+def refuse_address(job: Job) -> None:
+    """Raises UserError for the address of a running cluster, which only cluster=local uses."""
+    setting = job.recipe["driver"].get("address")
+    if address := job.cluster.get(setting):
+        raise UserError(
+            f"cluster.{setting}={address} is for cluster=local: with cluster=hosts a run starts its cluster, or uses one of cookbook/services.py"
+        )
+
+
+def offer(job: Job) -> dict[str, str | int]:
+    """What a cluster has that a run may ask of it; `environment`: the folder of its Python."""
+    return {
+        "environment": str(job.python.parent.parent),
+        "workers": job.num_workers,
+        "memory_mb": job.recipe.get("memory_mb", 0),
+    }
+
+
+def running_or_own_cluster(system: System, job: Job, hosts: Hosts) -> Cluster:
+    """A cluster for this run alone, or no processes where a running one (services.py) has what the run needs."""
+    require_shared_files(job.config)
+    service = hosts.service
+    if not service:
+        return system.cluster_on_hosts(job, hosts)
+    mine = offer(job)
+    if service["environment"] != mine["environment"] or any(
+        service[key] < mine[key] for key in ("workers", "memory_mb")
+    ):
+        theirs = ", ".join(f"{key} {service[key]}" for key in mine)
+        needed = ", ".join(f"{key} {value}" for key, value in mine.items())
+        raise UserError(
+            f"the running cluster {service['address']} has {theirs}; this run needs {needed}: start it anew with these settings "
+            "(python -m cookbook.services), or cluster.use_services=false"
+        )
+    return [], service

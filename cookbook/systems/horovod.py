@@ -1,0 +1,170 @@
+"""Horovod's own launcher, horovodrun ("Run Horovod" and "Elastic Horovod" in Horovod's documentation)."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from cookbook import UserError, surroundings
+from cookbook.job import Hosts, Job, Process, Settings, flags
+from cookbook.pods import TRAIN_JOB_ENDS, TRAIN_JOB_KINDS, PodGroup, Pods
+from cookbook.systems import WHO_AM_I, System
+
+# Horovod's own default, -bind-to with one dash, is no option of Open MPI 5: that would take "none" for the program.
+BINDING = "--binding-args=--bind-to none --map-by slot"
+SHUNNED = [*flags(blacklist_cooldown_range=2), "10"]  # seconds after which a shunned host may come back: 2 to 10
+POD_SSH_PORT = 2222
+POD_KEYS = "/srv/ssh"
+SSHD = (
+    "ssh-keygen -q -t ed25519 -N '' -f /tmp/host_key && exec /usr/sbin/sshd -D -e -p {port} -h /tmp/host_key -o PidFile=none "
+    "-o UsePAM=no -o StrictModes=no -o AuthorizedKeysFile={keys}/authorized_keys"
+)  # it is not root's: it lets in its own user only
+
+
+class Horovod(System):
+    kubernetes_kinds, kubernetes_ends = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS
+
+    def check_machine(self, config: Settings) -> None:
+        surroundings.check_localhost()
+
+    def on_local(self, job: Job) -> list[Process]:
+        """All workers under one horovodrun, on loopback."""
+        recipe, num_workers = job.recipe, job.num_workers
+        loopback = "lo0" if sys.platform == "darwin" else "lo"
+        # netrun: see runrecord/netrun.py
+        argv = [str(job.python), "-m", "netrun", *self._horovodrun(job), *self._knobs(job)]
+        if recipe["timeline"]:
+            argv += flags(timeline_filename=job.run_dir / "timeline.json")
+        environment, files = job.environment(), {}
+        if recipe["elastic"]:
+            # Horovod shuns a whole host when a worker on it fails. So one machine looks like two hosts here, by the two names
+            # that horovodrun takes for this machine: then the workers of one survive.
+            slots = {"localhost": -(-num_workers // 2), "127.0.0.1": num_workers // 2}
+            argv += self._elastic(job, [f"{host}:{count}" for host, count in slots.items() if count], files)
+            argv += flags(network_interfaces=loopback)
+        elif recipe["controller"] == "mpi":
+            argv += ["-H", f"localhost:{num_workers}", "--mpi", *flags(network_interfaces=loopback), BINDING]
+            environment["OMPI_MCA_btl_tcp_if_include"] = loopback
+        else:
+            argv += ["-H", f"localhost:{num_workers}", "--gloo", *flags(network_interfaces=loopback)]
+        argv += [str(job.python), *job.program_and_settings]
+        return [Process("horovodrun", argv, environment, files=files)]
+
+    def on_hosts(self, job: Job, hosts: Hosts) -> list[Process]:
+        """horovodrun on the head, which starts the workers of all hosts by ssh."""
+        recipe, interface = job.recipe, self._interface(hosts)
+        slots = [f"{node.address}:{node.slots}" for node in hosts.nodes]
+        argv = [*self._horovodrun(job), *self._knobs(job)]
+        if hosts.ssh_port:
+            argv += flags(ssh_port=hosts.ssh_port)
+        files: dict[str, str] = {}
+        if recipe["elastic"]:
+            if not recipe["allow_unsafe_elastic"] and len(hosts.nodes) > 1:
+                raise UserError(
+                    "recipe.elastic=true on several hosts: the servers of Horovod 0.28.1's elastic driver listen on all addresses "
+                    "and unpickle what they are sent (CVE-2024-10190): who reaches a port of the head can run programs there. Use "
+                    "recipe.elastic=false, or, in a network that nobody else can reach, recipe.allow_unsafe_elastic=true"
+                )
+            argv += self._elastic(job, slots, files)
+        else:
+            argv += ["-H", ",".join(slots)]
+        environment = job.environment(GLOO_SOCKET_IFNAME=interface)
+        if recipe["controller"] == "mpi":
+            # mpirun's ssh would ask about host keys where nobody answers.
+            options = ["StrictHostKeyChecking=accept-new"]
+            if hosts.known_hosts:
+                known = str(job.run_dir / "scratch/secrets/known_hosts")
+                files[known] = hosts.known_hosts
+                options = ["StrictHostKeyChecking=yes", f"UserKnownHostsFile={known}"]
+            argv += ["--mpi", BINDING]
+            ssh_options = [*(f"-o {option}" for option in options), f"-p {hosts.ssh_port or 22}"]
+            environment |= {
+                "PRTE_MCA_plm_ssh_args": " ".join(ssh_options),
+                "PRTE_MCA_prte_if_include": interface,
+                "OMPI_MCA_btl_tcp_if_include": interface,
+            }
+        else:
+            argv += ["--gloo"]
+        argv += [*flags(network_interfaces=interface), str(job.python), *job.program_and_settings]
+        return [Process("horovodrun", argv, environment, host=hosts.head.address, files=files)]
+
+    def on_slurm(self, job: Job) -> str:
+        """horovodrun on the first node, which reaches the others by ssh; on one node it needs none."""
+        num_nodes = job.cluster["num_nodes"]
+        if job.recipe["elastic"]:
+            raise UserError("on Slurm: recipe.elastic=false (its jobs have a fixed size)")
+        per_node = job.num_workers // num_nodes
+        hostnames = 'scontrol show hostnames "$SLURM_JOB_NODELIST"'
+        lines = [f"slots=$({hostnames} | sed 's/$/:{per_node}/' | paste -sd, -)", WHO_AM_I]
+        if num_nodes == 1:
+            lines += [f"slots=localhost:{per_node}", "export GLOO_SOCKET_IFNAME=lo"]
+        # Slurm promised one task on each node, with room for all workers there: mpirun counts the tasks.
+        mapping = f"--bind-to none --map-by ppr:{per_node}:node:OVERSUBSCRIBE"
+        controller = ["--gloo"] if job.recipe["controller"] == "gloo" else ["--mpi", f"'--binding-args={mapping}'"]
+        words = [*self._horovodrun(job), "-H", '"$slots"', *controller]
+        words += flags(network_interfaces='"$interface"' if num_nodes > 1 else "lo")
+        words += [shlex.quote(word) for word in (str(job.python), *job.program_and_settings)]
+        return "\n".join([*lines, "exec " + " ".join(words)])
+
+    def on_kubernetes(self, job: Job, pods: Pods) -> list[Process]:
+        """A TrainJob with Trainer's MPI policy ("MPI" in its user guide): mpirun on the launcher, sshd on the other pods."""
+        recipe = job.recipe
+        if recipe["elastic"]:
+            raise UserError(
+                "recipe.elastic=true needs horovodrun; cluster=kubernetes starts the workers by mpirun: choose cluster=hosts, or false"
+            )
+        knobs = {"HOROVOD_CONTROLLER": "mpi", "HOROVOD_CPU_OPERATIONS": "mpi"}
+        if recipe["fusion_threshold_mb"] is not None:
+            knobs["HOROVOD_FUSION_THRESHOLD"] = str(recipe["fusion_threshold_mb"] << 20)
+        if recipe["cycle_time_ms"] is not None:
+            knobs["HOROVOD_CYCLE_TIME"] = str(recipe["cycle_time_ms"])
+        words = [
+            "mpirun",
+            *flags(np=pods.num_workers, hostfile="/etc/mpi/hostfile", bind_to="none", map_by="ppr:1:node"),
+        ]
+        # Where mpirun's other half is on the other pods, and how it gets there (in Open MPI 5 both belong to PRRTE).
+        ssh_options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
+        ssh = f"-p {POD_SSH_PORT} -i {POD_KEYS}/id_rsa " + " ".join(f"-o {option}" for option in ssh_options)
+        words += ["--prefix", "/srv/venv", "--prtemca", "plm_ssh_args", ssh]
+        for name in ["PATH", *(entry["name"] for entry in pods.environment(**knobs))]:
+            words += ["-x", name]
+        words = ["env", *(f"{name}={value}" for name, value in knobs.items()), *words, *pods.program]
+        sshd = ["sh", "-c", SSHD.format(port=POD_SSH_PORT, keys=POD_KEYS)]
+        probe = {"tcpSocket": {"port": POD_SSH_PORT}, "periodSeconds": 2}
+        groups = [
+            PodGroup("node", pods.template("node", sshd, restart="Never", readinessProbe=probe)),
+            PodGroup("launcher", pods.template("node", [], restart="Never"), is_trainer=True, depends_on="node"),
+        ]
+        policy = {
+            "mpiImplementation": "OpenMPI",
+            "numProcPerNode": 1,
+            "sshAuthMountPath": POD_KEYS,
+            "runLauncherAsNode": True,
+        }
+        success = {"operator": "All", "targetReplicatedJobs": ["launcher"]}
+        return pods.objects(*pods.train_job({"mpi": policy}, pods.recorded(words, "--all"), groups, success))
+
+    def _horovodrun(self, job: Job) -> list[str]:
+        # Its cache would lie in the home, which may be read-only, and only spares checks of other hosts.
+        argv = [str(job.bin / "horovodrun"), "--disable-cache", "-np", str(job.num_workers)]
+        return argv + flags(start_timeout=job.cluster["start_timeout_seconds"])
+
+    def _knobs(self, job: Job) -> list[str]:
+        chosen = {key: job.recipe[key] for key in ("fusion_threshold_mb", "cycle_time_ms")}
+        return flags(**{key: value for key, value in chosen.items() if value is not None})
+
+    def _elastic(self, job: Job, slots: list[str], files: dict[str, str]) -> list[str]:
+        """The options of an elastic run; adds the script that lists its hosts to `files`."""
+        script = str(job.run_dir / "discover_hosts.sh")
+        files[script] = "#!/bin/sh\n" + "".join(f"echo {slot}\n" for slot in slots)
+        sizes = flags(min_np=1, max_np=job.num_workers)
+        return [*sizes, *flags(host_discovery_script=shlex.quote(script)), *SHUNNED]
+
+    def _interface(self, hosts: Hosts) -> str:
+        found = {node.interface for node in hosts.nodes}
+        if len(found) > 1:
+            listed = ", ".join(f"{node.interface} ({node.name})" for node in hosts.nodes)
+            raise UserError(
+                f"horovodrun wants the network interface to have the same name everywhere, but the hosts have {listed}"
+            )
+        return found.pop()

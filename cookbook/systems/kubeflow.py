@@ -1,0 +1,23 @@
+"""Kubeflow Pipelines ("Run a Pipeline" and "Execute KFP pipelines locally" in its documentation): the program is a client.
+
+The pipeline's steps are processes of this machine, or pods of the cluster to which the program itself talks.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from cookbook.job import Job, Process
+from cookbook.pods import Pods
+from cookbook.systems import System
+
+
+class Kubeflow(System):
+    is_kubernetes_client: ClassVar = True
+
+    def on_local(self, job: Job) -> list[Process]:
+        argv = [str(job.python), *job.program_and_settings, f"num_workers={job.num_workers}"]
+        return [Process("kfp", argv, job.environment())]
+
+    def on_kubernetes(self, job: Job, pods: Pods) -> list[Process]:
+        return self.on_local(job)

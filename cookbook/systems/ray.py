@@ -1,0 +1,112 @@
+"""Ray ("Starting Ray", "Launching an On-Premise Cluster" and "KubeRay" in Ray's documentation)."""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+from typing import ClassVar
+
+from cookbook import surroundings
+from cookbook.job import Hosts, Job, Process, Settings, flags
+from cookbook.pods import Pods
+from cookbook.systems import Cluster, System, is_here, refuse_address, running_or_own_cluster
+
+# Ray Train calls the training in a thread, and glibc gives threads arenas of their own, which job.ALLOCATOR does not reach.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+
+
+class Ray(System):
+    kubernetes_kinds: ClassVar = {"RayJob": "ray.io/v1"}
+    kubernetes_ends: ClassVar = {"RayJob": {"Complete": True, "Failed": False}}
+
+    def check_machine(self, config: Settings) -> None:
+        if not config["cluster"]["ray_address"]:
+            surroundings.check_object_store(config["recipe"]["object_store_mb"], surroundings.memory_bytes())
+
+    def on_local(self, job: Job) -> list[Process]:
+        """The program, on an instance that runrecord/rayrun.py starts for it, or on the running cluster of cluster.ray_address."""
+        environment, client = job.environment(**ONE_ARENA), self._client(job)
+        if address := job.cluster["ray_address"]:
+            environment["RAY_ADDRESS"] = address
+            if not is_here(f"//{address}"):
+                # Who asks a cluster for anything shows its token: RAY_AUTH_TOKEN, or the file that `ray get-auth-token` writes.
+                environment["RAY_AUTH_MODE"] = "token"
+            return [Process("ray", [str(job.python), *client], environment)]
+        num_cpus = job.num_workers * self._cpus_per_worker(job) + self._other_cpus(job)
+        argv = [
+            str(job.python),
+            "-m",
+            "rayrun",
+            *flags(num_cpus=num_cpus, object_store_mb=job.recipe["object_store_mb"]),
+        ]
+        argv += flags(temp_dir=job.run_dir / "scratch/ray")
+        return [Process("rayrun", [*argv, *client], environment)]
+
+    def on_hosts(self, job: Job, hosts: Hosts) -> list[Process]:
+        """The program on the head, with a Ray cluster on the hosts."""
+        refuse_address(job)
+        started, access = running_or_own_cluster(self, job, hosts)
+        environment = self._environment(job) | {"RAY_ADDRESS": access["address"]}
+        secret, argv = {"RAY_AUTH_TOKEN": access["token"]}, [str(job.python), *self._client(job)]
+        return [*started, Process("ray", argv, environment, host=hosts.head.address, secrets=secret)]
+
+    def cluster_on_hosts(self, job: Job, hosts: Hosts) -> Cluster:
+        """`ray start` on each host, with a token of the run's own."""
+        refuse_address(job)
+        port, token = job.cluster["port"], secrets.token_hex(32)
+        access = {"address": f"{hosts.head.address}:{port}", "token": token}
+        # Ray's sockets want a short path, 107 bytes at most: the run folder's is too long. All users of a host can write to /tmp:
+        # somebody else could make a folder there beforehand if its name could be guessed.
+        temp = f"/tmp/ray-{secrets.token_hex(8)}"
+        started = []
+        for node in hosts.nodes:
+            num_cpus = node.slots * self._cpus_per_worker(job)
+            argv = [str(job.bin / "ray"), "start", "--block", "--disable-usage-stats"]
+            argv += flags(node_ip_address=node.address)
+            if node is hosts.head:
+                num_cpus += self._other_cpus(job)
+                argv += ["--head", *flags(port=port, include_dashboard="false", temp_dir=temp)]
+            else:
+                argv += flags(address=access["address"])
+            argv += flags(num_cpus=num_cpus, object_store_memory=job.recipe["object_store_mb"] << 20)
+            started.append(
+                Process(
+                    f"ray-{node.name}",
+                    argv,
+                    self._environment(job),
+                    host=node.address,
+                    secrets={"RAY_AUTH_TOKEN": token},
+                    service=True,
+                    ready="Ray runtime started",
+                    cleanup_paths=(temp,),
+                )
+            )
+        return started, access
+
+    def on_kubernetes(self, job: Job, pods: Pods) -> list[Process]:
+        """KubeRay's RayJob: a cluster of its own (a head without workers, a pod for each worker), and the program as its job."""
+        program = [*pods.program, f"num_workers={pods.num_workers}"]
+        return pods.objects(
+            *pods.from_template(
+                "ray",
+                entrypoint=shlex.join(pods.recorded(program, "--all")),
+                environment={**ONE_ARENA, "RAY_USAGE_STATS_ENABLED": "0"},
+                head_cpus=self._other_cpus(job),  # the head has room for what is not a worker, as on hosts
+                worker_cpus=self._cpus_per_worker(job),
+                object_store_bytes=job.recipe["object_store_mb"] << 20,
+                ray_version=pods.versions["ray"],
+            )
+        )
+
+    def _client(self, job: Job) -> list[str]:
+        return [*job.program_and_settings, f"num_workers={job.num_workers}"]
+
+    def _cpus_per_worker(self, job: Job) -> int:
+        return max(job.num_threads, job.recipe.get("cpus_per_trial", 1))
+
+    def _other_cpus(self, job: Job) -> int:
+        """Logical CPUs beside those of the workers: for Ray Data's tasks, and for RLlib's learners."""
+        return job.recipe["num_data_cpus"] + job.recipe.get("num_learners", 0)
+
+    def _environment(self, job: Job) -> dict[str, str]:
+        return job.environment(**ONE_ARENA, RAY_AUTH_MODE="token", RAY_USAGE_STATS_ENABLED="0")

@@ -1,0 +1,68 @@
+"""PyTorch's own launcher, torchrun ("torchrun (Elastic Launch)" in PyTorch's documentation)."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from cookbook import surroundings
+from cookbook.job import Hosts, Job, Process, Settings, flags
+from cookbook.pods import TRAIN_JOB_ENDS, TRAIN_JOB_KINDS, PodGroup, Pods
+from cookbook.systems import WHO_AM_I, System
+
+
+class Torchrun(System):
+    kubernetes_kinds, kubernetes_ends = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS
+
+    def check_machine(self, config: Settings) -> None:
+        loaders = config["recipe"].get("num_loader_workers", 0)
+        if loaders and config["recipe"].get("pool", "process") == "process":
+            surroundings.check_shared_memory(loaders * config["cluster"]["num_workers"])
+
+    def on_local(self, job: Job) -> list[Process]:
+        """All workers under one torchrun, which meet on loopback."""
+        port = job.cluster["port"] or 0  # 0: torchrun takes a free one
+        argv = [str(job.python), "-m", "netrun", str(job.bin / "torchrun")]  # netrun: see runrecord/netrun.py
+        argv += flags(nnodes=1, nproc_per_node=job.num_processes)
+        argv += flags(rdzv_backend="c10d", rdzv_endpoint=f"127.0.0.1:{port}", rdzv_conf="is_host=1")
+        argv += flags(local_addr="127.0.0.1", max_restarts=job.recipe["max_restarts"])
+        argv += self._logs(job) + job.program_and_settings
+        interface = "lo0" if sys.platform == "darwin" else "lo"
+        return [Process("torchrun", argv, job.environment(GLOO_SOCKET_IFNAME=interface))]
+
+    def on_hosts(self, job: Job, hosts: Hosts) -> list[Process]:
+        """One torchrun on each host; they meet at the head."""
+        started, timeout = [], job.cluster["start_timeout_seconds"]
+        for node in hosts.nodes:
+            argv = [str(job.bin / "torchrun"), *flags(nnodes=len(hosts.nodes), nproc_per_node=node.slots)]
+            argv += flags(rdzv_backend="c10d", rdzv_endpoint=f"{hosts.head.address}:{job.cluster['port']}")
+            # Without is_host and local_addr, hosts that do not know each other's names wait for ever.
+            is_host = int(node is hosts.head)
+            argv += flags(rdzv_id=job.run_dir.name, rdzv_conf=f"is_host={is_host},join_timeout={timeout}")
+            argv += flags(local_addr=node.address, max_restarts=job.recipe["max_restarts"])
+            argv += self._logs(job) + job.program_and_settings
+            environment = job.environment(GLOO_SOCKET_IFNAME=node.interface, NCCL_SOCKET_IFNAME=node.interface)
+            started.append(Process(f"torchrun-{node.name}", argv, environment, host=node.address))
+        return started
+
+    def on_slurm(self, job: Job) -> str:
+        """srun starts one torchrun on each node, as PyTorch's tutorials do."""
+        per_node = job.num_workers // job.cluster["num_nodes"]
+        words = [str(job.bin / "torchrun"), *flags(nnodes='"$SLURM_NNODES"', nproc_per_node=per_node)]
+        words += flags(rdzv_backend="c10d", rdzv_endpoint=f'"$head:{job.cluster["port"]}"')
+        words += flags(rdzv_id='"$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"')
+        words += flags(rdzv_conf='"is_host=$((SLURM_NODEID == 0))"', local_addr='"$address"')
+        words += flags(max_restarts=job.recipe["max_restarts"]) + [shlex.quote(w) for w in job.program_and_settings]
+        on_node = shlex.quote(f"{WHO_AM_I}\nexec {' '.join(words)}")
+        options = "--cpus-per-task=$SLURM_CPUS_PER_TASK --kill-on-bad-exit=1"
+        return f"export head\nsrun {options} bash -c {on_node}"
+
+    def on_kubernetes(self, job: Job, pods: Pods) -> list[Process]:
+        """Kubeflow Trainer's TrainJob. Each pod runs torchrun with one worker; Trainer's variables tell it of the others."""
+        words = ["torchrun", *flags(nproc_per_node=1, max_restarts=job.recipe["max_restarts"]), *pods.program[1:]]
+        nodes = PodGroup("node", pods.template("node", [], restart="Never"), is_trainer=True)
+        return pods.objects(*pods.train_job({"torch": {}}, pods.recorded(words), [nodes]))
+
+    def _logs(self, job: Job) -> list[str]:
+        """Each line with its rank, and a file for each rank."""
+        return flags(tee=3, log_dir=job.run_dir / "logs/torchrun")

@@ -1,0 +1,135 @@
+"""The shape of the driver: imports go one way, and a new system or place is one file that nothing else names."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from cookbook import ROOT, places, systems
+from tests.helpers import CLEAN, latest
+
+TOY_SYSTEM = '''
+"""Starts each worker by itself, with the variables that torchrun would set."""
+
+from cookbook.job import Job, Process
+from cookbook.systems import System
+
+
+class Toy(System):
+    def on_toy(self, job: Job) -> list[Process]:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29731", "WORLD_SIZE": str(job.num_workers)}
+        return [
+            Process(f"worker-{rank}", [str(job.python), *job.program_and_settings], job.environment(**meeting, **ranks(rank)))
+            for rank in range(job.num_workers)
+        ]
+
+
+def ranks(rank):
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
+'''
+TOY_PLACE = '''
+"""This machine, politely: all processes have the lowest priority."""
+
+from dataclasses import replace
+
+from cookbook.places import Place
+from cookbook.places.local import run_here
+
+
+class Toy(Place):
+    sees_processes = True
+
+    def plan(self, system):
+        return [replace(one, argv=["nice", "-n", "19", *one.argv]) for one in system.on_toy(self.job)]
+
+    def run(self, planned, watch):
+        return run_here(planned, self.job.run_dir / "logs", self.run_id, self.cluster["stop_grace_seconds"], watch)
+'''
+
+
+def imports():
+    """module -> the modules of cookbook/ that it imports, at its top or in a function."""
+    paths = {path.relative_to(ROOT).with_suffix(""): path for path in ROOT.glob("cookbook/**/*.py")}
+    names = {".".join(name.parts).removesuffix(".__init__"): path for name, path in paths.items()}
+    assert len(names) > 40
+    found = {}
+    for name, path in names.items():
+        wanted = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                wanted |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                wanted |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        found[name] = {other for other in wanted if other in names and other not in (name, "cookbook")}
+    return found
+
+
+def test_imports_go_one_way():
+    """A module that can reach itself stands in a circle."""
+    graph = imports()
+
+    def reached(name):
+        seen, waiting = set(), [name]
+        while waiting:
+            for other in graph[waiting.pop()] - seen:
+                seen.add(other)
+                waiting.append(other)
+        return seen
+
+    circles = {name for name in graph if name in reached(name)}
+    assert circles == set()
+    knows_no_places = [name for name in graph if name.startswith("cookbook.systems")]
+    assert knows_no_places
+    upward = {name: other for name in knows_no_places for other in reached(name) if other.startswith("cookbook.places")}
+    assert upward == {}
+    assert {name for name in graph if "cookbook.__main__" in graph[name]} == set()
+
+
+def test_only_settings_and_the_command_line_know_hydra():
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in ROOT.glob("**/*.py")
+        if path.parts[len(ROOT.parts)] in ("cookbook", "recipes", "runrecord", "data")
+        for line in path.read_text().splitlines()
+        if line.startswith(("import hydra", "from hydra", "from omegaconf"))
+    }
+    assert users == {"cookbook/__main__.py", "cookbook/settings.py"}
+
+
+def test_each_system_names_the_places_that_can_start_it():
+    for name in systems.names():
+        system = systems.load(name)
+        assert "local" in system.places()
+        assert set(system.places()) <= set(places.names())
+        for place in set(places.names()) - set(system.places()):
+            assert f"cluster={place}: {name} starts no workers there" in str(system.refusal(place))
+
+
+@pytest.mark.full
+def test_a_new_system_and_a_new_place_are_one_file_each(tmp_path):
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    copy = tmp_path / "copy"
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    (copy / "cookbook/systems/toy.py").write_text(TOY_SYSTEM)
+    (copy / "cookbook/places/toy.py").write_text(TOY_PLACE)
+    (copy / "conf/cluster/toy.yaml").write_text("defaults: [local]\n\nkind: toy\n")
+    words = ["recipe=pytorch", "cluster=toy", "recipe.driver.system=toy", "scale=smoke", f"output_root={tmp_path}/out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cookbook", *words], cwd=copy, env=CLEAN, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    content, _ = latest(tmp_path / "out", "pytorch")
+    assert [worker["rank"] for worker in content["workers"]] == [0, 1]
+    assert content["workers_command"].count("nice -n 19") == 2
+    assert json.dumps(content["metrics"]["eval/accuracy"]) != "null"
+    done = subprocess.run(
+        [sys.executable, "-m", "cookbook", *words[:2], "scale=smoke", f"output_root={tmp_path}/out"],
+        cwd=copy, env=CLEAN, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
