@@ -9,9 +9,9 @@ Licence: the user's own.
 
 import bz2
 import codecs
-import contextlib
 import csv
 import gzip
+import hashlib
 import io
 import os
 import re
@@ -22,7 +22,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _common import DatasetError, every_file, printable, refuse_tables, run_builder, same_file
+from _common import DatasetError, every_file, printable, refuse_tables, run_builder, same_bytes, same_file
 from flights import build as build_tables
 
 NUMBERS = ["year", "month", "day", "hour", "minute", "distance", "dep_delay", "arr_delay"]
@@ -204,12 +204,10 @@ def found_files(path):
             elif real not in seen:
                 seen[real] = file
                 files.append((file, folder_columns(file, below)))
-    plain = {file for file, _ in files}
-    for file in [one for one in plain if one.suffix.lower() in PACKED and one.with_suffix("") in plain]:
-        if same_content(file, file.with_suffix("")):
-            files = [one for one in files if one[0] != file]
-            left_out[printable(file)] = f"the rows of {printable(file.with_suffix(''))}, packed"
-            seen = {real: one for real, one in seen.items() if one != file}
+    for file, reason in written_twice(files).items():
+        files = [one for one in files if one[0] != file]
+        left_out[printable(file)] = reason
+        seen = {real: one for real, one in seen.items() if one != file}
     left_out = [
         {"file": file, "reason": left_out[file]} for file in left_out.keys() - set(map(printable, seen.values()))
     ]
@@ -220,6 +218,35 @@ def found_files(path):
             f"plain or packed: {', '.join(sorted(PACKED))})" + (f". Left out: {why}" if why else "")
         )
     return files, left_out
+
+
+def written_twice(files):
+    """{file: reason} of those that hold what another one holds. Raises DatasetError where that cannot be told: f.csv and f.parquet."""
+    by_columns, found = {}, {}
+    for file, columns in files:  # a folder month=2 makes other rows of the same bytes
+        by_columns.setdefault(tuple(sorted(columns.items())), []).append(file)
+    for alike in by_columns.values():
+        found |= {file: f"the same content as {printable(first)}" for file, first in same_bytes(alike).items()}
+    by_stem = {}
+    for file, _ in files:
+        if file not in found:
+            by_stem.setdefault(stem_of(file), []).append(file)
+    for alike in by_stem.values():
+        first, *others = sorted(alike, key=lambda file: file.suffix.lower() in PACKED)
+        for file in others:
+            if not same_content(file, first):
+                raise DatasetError(
+                    f"{printable(first)} and {printable(file)} hold the same stem, so probably the same flights: name the one that is "
+                    "to be read in data.path (a glob such as *.csv takes all of a kind), or rename one"
+                )
+            found[file] = f"the same content as {printable(first)}, packed"
+    return found
+
+
+def stem_of(file):
+    """The path without the endings that say how it is written: of f.csv, f.csv.gz and f.parquet."""
+    stem = file.with_suffix("") if file.suffix.lower() in PACKED else file
+    return stem.with_suffix("") if stem.suffix.lower() in KINDS else stem
 
 
 def why_not(file, root):
@@ -286,17 +313,21 @@ def how_to_read(file, names, folder_columns, settings):
     return made
 
 
-def same_content(file, plain):
-    """Whether a packed file holds what another one is; not, where it cannot be read (which is said later)."""
-    packed = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}[file.suffix.lower()]
-    with contextlib.suppress(Exception), opened(file, packed) as one, open(plain, "rb") as other:
-        while True:
-            block = one.read(1 << 20)
-            if block != other.read(len(block) or 1):
-                return False
-            if not block:
-                return True
-    return False
+def same_content(file, other):
+    """Whether two files, packed or not, hold the same bytes; not, where one cannot be read."""
+    try:
+        return unpacked_digest(file) == unpacked_digest(other)
+    except Exception:  # what decoders raise
+        return False
+
+
+def unpacked_digest(file):
+    digest = hashlib.sha256()
+    packed = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}.get(file.suffix.lower())
+    with opened(file, packed) as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
 
 
 def beginning(file, packed):

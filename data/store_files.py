@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _common import DatasetError, every_file, printable, refuse_tables, run_builder, same_file
+from _common import DatasetError, every_file, printable, refuse_tables, run_builder, same_bytes, same_file
 from pyarrow import types
 
 KINDS = {".parquet", ".parq", ".pq"}
@@ -114,6 +114,14 @@ def found_files(path):
         else:
             named = (name.partition("=") for name in inside[:-1] if "=" in name)
             files.append((file, {name: unquote(value) for name, _, value in named}))
+    by_columns = {}
+    for file, constants in files:  # a folder month=2 makes other rows of the same bytes
+        by_columns.setdefault(tuple(sorted(constants.items())), []).append(file)
+    copies = {file: first for alike in by_columns.values() for file, first in same_bytes(alike).items()}
+    files = [one for one in files if one[0] not in copies]
+    left_out += [
+        {"file": printable(file), "reason": f"the same content as {printable(copies[file])}"} for file in sorted(copies)
+    ]
     if not files:
         raise DatasetError(f"path={path}: there are no Parquet files ({', '.join(sorted(KINDS))})")
     return files, left_out

@@ -445,14 +445,14 @@ def test_a_folder_that_contradicts_its_file(server, tmp_path):
 
 def test_every_file_is_read_or_named(server, tmp_path, parquet):
     text = as_text(flights())
-    parquet(tmp_path / "mine", "rows.to_parquet(folder / 'd.parq'); rows.to_parquet(folder / 'PART.PARQUET')")
+    parquet(tmp_path / "mine", "rows.to_parquet(folder / 'd.parq'); rows[::-1].to_parquet(folder / 'PART.PARQUET')")
     parquet(
         tmp_path / "mine",
         "import pyarrow as pa\nwith pa.CompressedOutputStream(str(folder / 'e.csv.zst'), 'zstd') as f: f.write(rows.to_csv(index=False).encode())",
     )
     for name, content in {
         "b.CSV": text.encode(), "c.csv.bz2": bz2.compress(text.encode()), "f.tsv": text.replace(",", "\t").encode(), "g.gz": gzip.compress(text.encode()),
-        "h.csv.gz": gzip.compress(text[:400].encode()) + gzip.compress(text[400:].encode()), "a*[1]{x}:%41.csv": text.encode(), "empty.csv": b"",
+        "h.csv.gz": gzip.compress(text[:400].encode()) + gzip.compress(text[400:].encode()), "a*[1]{x}:%41.csv": (text + "\n").encode(), "empty.csv": b"",
         "notes.txt": b"hello", "_hidden.csv": text.encode(), ".dot.csv": text.encode(), "sheet.xlsx": b"PK\x03\x04", "flights": text.encode(),
     }.items():  # fmt: skip
         (tmp_path / "mine" / name).write_bytes(content)
@@ -488,7 +488,39 @@ def test_the_same_rows_are_read_once(server, tmp_path):
     all_good(found)
     assert found["left_out"].keys() == {"a.csv.gz", "b.csv"}
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(as_text(flights(39)).encode()))
-    all_good(server(tmp_path), 40 + 39)
+    assert "a.csv and " in (refused := server(tmp_path)["refused"]) and "a.csv.gz hold the same stem" in refused
+
+
+def test_copies_are_left_out_by_name_and_other_kinds_of_one_stem_are_refused(server, tmp_path, parquet):
+    text = as_text(flights()).encode()
+    for name, content in {
+        "f.csv": text, "f (1).csv": text, "below/g.csv": text, "h.csv.gz": gzip.compress(text + b"\n"), "h.csv.bz2": bz2.compress(text + b"\n"),
+        "month=1/same.csv": b"", "empty.csv": b"",
+    }.items():  # fmt: skip
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_bytes(content)
+    found = server(tmp_path / "mine")
+    all_good(found, 80)
+    assert sorted(found["paths"]) == ["f.csv", "h.csv.bz2"]
+    reasons = {name: reason.replace(f"{tmp_path}/mine/", "") for name, reason in found["left_out"].items()}
+    assert reasons == {
+        "f (1).csv": "the same content as f.csv", "g.csv": "the same content as f.csv", "h.csv.gz": "the same content as h.csv.bz2, packed",
+        "same.csv": "empty", "empty.csv": "empty",
+    }  # fmt: skip
+    parquet(tmp_path / "mine", "rows.to_parquet(folder / 'f.parquet')")
+    refused = server(tmp_path / "mine")["refused"]
+    assert "f.csv and " in refused and "f.parquet hold the same stem" in refused
+    all_good(server(tmp_path / "mine/f*.csv"))
+
+
+def test_the_same_bytes_in_folders_of_other_months_are_other_rows(server, tmp_path):
+    names = [name for name in NAMES if name not in ("month", "time_hour")]
+    for month in (1, 2):
+        (tmp_path / f"month={month}").mkdir()
+        (tmp_path / f"month={month}/f.csv").write_text(as_text(change(flights(9), day="3"), names=names))
+    found = server(tmp_path, ["month"])
+    all_good(found, 18)
+    assert sorted(found["values"]["month"]) == [1] * 9 + [2] * 9
 
 
 def test_words_for_no_value_among_the_numbers_of_parquet(server, tmp_path, parquet):
@@ -528,8 +560,8 @@ def test_a_file_named_in_full_is_read(server, tmp_path, name):
 def test_globs_also_of_folders(server, tmp_path):
     for name in ("2013", "2014"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "f.csv").write_text(as_text(flights()))
-        (tmp_path / name / "f.dat").write_text(as_text(flights()))
+        (tmp_path / name / "f.csv").write_text(as_text(change(flights(), tailnum=name)))
+        (tmp_path / name / "f.dat").write_text(as_text(change(flights(), tailnum=name)))
     found = server(tmp_path / "20*")
     all_good(found, 80)
     assert list(found["left_out"]) == ["f.dat"]
