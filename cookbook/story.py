@@ -122,6 +122,8 @@ class Story:
             shown.line(f"left out: {line['file']}: {line['reason']}")
         if more := self.content["dataset"]["left_out"][5:]:
             shown.line(f"left out: {len(more):,} more, listed in the report")
+        for note in self.manifest.get("notes", []):
+            shown.line(f"note: {note}")
 
     def _run(self, shown, cluster):
         worker_settings = launch.worker_settings(self.config, self.data_dir, self.folder)
