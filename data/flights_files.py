@@ -17,6 +17,7 @@ import os
 import re
 import zlib
 from glob import glob, has_magic
+from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -31,6 +32,23 @@ COLUMNS = [*NUMBERS, *TEXTS, "time_hour"]
 REQUIRED = ["year", "month", "day", "hour", "minute", "carrier", "origin", "dest"]  # the others may lack in all files
 KINDS = {".parquet", ".parq", ".pq", ".csv", ".tsv"}  # endings that are read in a folder, in any case
 PACKED = {".gz", ".bz2", ".zst", ".lz4"}  # may follow them; .gz, .bz2 and .zst also stand alone
+TO_UNPACK = {".zip", ".xz", ".7z", ".rar", ".tar", ".tgz", ".tbz2", ".txz", ".z", ".br", ".snappy"}
+TO_CONVERT = {
+    ".feather",
+    ".arrow",
+    ".ipc",
+    ".orc",
+    ".avro",
+    ".xlsx",
+    ".xls",
+    ".ods",
+    ".json",
+    ".jsonl",
+    ".xml",
+    ".sql",
+    ".db",
+    ".sqlite",
+}
 OTHER_KINDS = {".tar", ".log", ".txt", ".json", ".jsonl", ".xml", ".sql"}  # before .gz: no flights
 MAGIC = {
     b"PAR1": "parquet",
@@ -40,6 +58,9 @@ MAGIC = {
     b"\x04\x22\x4d\x18": "lz4",
     b"PK\x03\x04": "zip",
     b"\xd0\xcf\x11\xe0": "an old Office file",
+    b"\xfd7zXZ": "xz",
+    b"7z\xbc\xaf": "7z",
+    b"Rar!": "rar",
     b"SQLite": "SQLite",
     b"ARROW1": "Arrow's IPC format",
     b"ORC": "ORC",
@@ -53,6 +74,7 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "\\t": "\t"}
+FOUND_SEPARATORS = [",", ";", "\t", "|", "^", "~", "\x01"]  # that a header may show
 DECIMALS = {"point": ".", "comma": ",", ".": ".", ",": ","}
 BEGINNING = 1 << 18  # bytes of a file that are looked at
 OTHER_NAMES = {  # what such columns are called elsewhere: only to say which setting to use
@@ -258,6 +280,10 @@ def why_not(file, root):
     if last in KINDS or (last in PACKED and before not in OTHER_KINDS):
         return None
     ending = before + last if last in PACKED else last or "(none)"
+    if last in TO_UNPACK or before == ".tar":
+        return f"the ending {ending} is not read: unpack it"
+    if last in TO_CONVERT or before in TO_CONVERT:
+        return f"the ending {ending} is not read: convert it to CSV or Parquet"
     return f"the ending {ending} is not known; name the file in data.path to have it read"
 
 
@@ -297,12 +323,17 @@ def how_to_read(file, names, folder_columns, settings):
             return None
         made |= facts
     else:
+        if kind in ("xz", "7z", "rar"):
+            raise CannotBeRead(f"it is packed as {kind}, which is not read; unpack it")
         raise CannotBeRead(
-            f"it is {'a zip archive (or an .xlsx sheet)' if kind == 'zip' else kind}; export it as CSV or Parquet"
+            "it is a zip archive (or an .xlsx sheet); unpack it, or export it as CSV or Parquet"
+            if kind == "zip"
+            else f"it is {kind}; export it as CSV or Parquet"
         )
     twice = sorted({name for name in made["names"] if name in names.values() and made["names"].count(name) > 1})
     if twice:
         raise CannotBeRead(f"it has the column {twice[0]} {made['names'].count(twice[0])} times; expected each once")
+    made["folders"] = list(folder_columns)
     made["columns"] = {ours: theirs for ours, theirs in names.items() if theirs in made["names"]}
     # A folder above data.path gives what the file lacks; one of the dataset's own must agree with the file.
     made["folder"] = {
@@ -353,8 +384,8 @@ def text_facts(begin, names, settings):
     if not begin:
         return None
     encoding = settings["encoding"] or next((found for mark, found in MARKS.items() if begin.startswith(mark)), None)
-    if encoding is None and b"\0" in begin[:4096]:
-        zeros = [begin[start:4096:2].count(0) for start in (0, 1)]
+    zeros = [begin[start:4096:2].count(0) for start in (0, 1)]
+    if encoding is None and sum(zeros) * 10 > len(begin[:4096]):  # of fewer ones, the rows are refused
         if max(zeros) > 10 * min(zeros):
             order = "le" if zeros[1] > zeros[0] else "be"
             raise CannotBeRead(
@@ -372,13 +403,28 @@ def text_facts(begin, names, settings):
         return None
     csv.field_size_limit(1 << 30)
     wanted = {name for name in names.values() if name}
+    skip, said = lines_before(text)
+    known = settings["separator"] or said
     headers = {}
-    for separator in [settings["separator"]] if settings["separator"] else [",", ";", "\t", "|"]:
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        headers[separator] = [name.strip() for name in next(row for row in rows if row)]
+    for separator in [known] if known else FOUND_SEPARATORS:
+        rows = csv.reader(islice(io.StringIO(text, newline=""), skip, None), delimiter=separator)
+        headers[separator] = [name.strip() for name in next((row for row in rows if row), [])]
     # Where no column has a name that is wanted, the separator that gives the most columns is shown.
     best = max(headers, key=lambda one: (len(wanted & set(headers[one])), len(headers[one])))
-    return {"encoding": encoding, "separator": best, "names": headers[best]}
+    if odd := next((name for name in headers[best] if "\0" in name), None):
+        raise CannotBeRead(f"its header has a zero byte, in {odd!r}")
+    return {"encoding": encoding, "separator": best, "names": headers[best], "skip": skip}
+
+
+def lines_before(text):
+    """(number of lines before the header: empty ones, comments and Excel's `sep=;`; the separator that this says, or None)."""
+    number, said = 0, None
+    for line in io.StringIO(text, newline=""):
+        excel = re.fullmatch(r'"?sep=(.)"?\s*', line, re.IGNORECASE)
+        if line.strip() and not excel and not line.startswith("#"):
+            break
+        number, said = number + 1, excel[1] if excel else said
+    return number, said
 
 
 def parquet_facts(file, wanted):
@@ -399,14 +445,15 @@ def check_columns(readings, names):
         there = reading["columns"] | reading["folder"]
         lacking = [name for name in COLUMNS if name not in there and (name in REQUIRED or name in used)]
         # A column of another name is a mapping that was forgotten, not a column that the user does without.
-        near = {name: near_name(name, reading["names"], names) for name in COLUMNS if name not in there and names[name]}
+        around = [*reading["names"], *reading["folders"]]
+        near = {name: near_name(name, around, names) for name in COLUMNS if name not in there and names[name]}
         lacking += [name for name in near if near[name] and name not in lacking]
         if lacking:
             said = " ".join(f"data.columns.{name}={quoted(near.get(name) or '...')}" for name in lacking)
             without = [name for name in lacking if name not in REQUIRED]
             problems.append(
                 f"{reading['path']} lacks the columns {', '.join(names[name] or name for name in lacking)}; it has: "
-                f"{', '.join(reading['names'][:60])}. Say which they are: {said}"
+                f"{', '.join(around[:60])}. Say which they are: {said}"
                 + (f" (without one: data.columns.{without[0]}='')" if without else "")
             )
         for ours, theirs in reading["columns"].items():
