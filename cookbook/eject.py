@@ -1,7 +1,6 @@
 """Copies a recipe out of the cookbook so that it runs by itself. Run: make eject RECIPE=horovod TO=../mine [ARGS="key=value"]"""
 
 import difflib
-import json
 import shlex
 import shutil
 import sys
@@ -77,7 +76,7 @@ def eject(recipe, target, overrides=()):
         text = templates.get_template(template).render(
             recipe=recipe, num_workers=num_workers, python=PYTHON, lock=lock_of(recipe, variant).name,
             command=as_template(process.by_hand), builder=config["data"]["builder"],
-            parameters=" ".join(shlex.quote(f"{key}={value if isinstance(value, str) else json.dumps(value)}").replace("$", "$$") for key, value in parameters.items()),
+            parameters=" ".join(shlex.quote(word).replace("$", "$$") for word in datasets.as_arguments(parameters)),
             builds=(source / "build_wheels.py").exists(), overrides=(source / "overrides.txt").exists(), scripts=[Path(path).name for path in scripts],
         )  # fmt: skip
         (partial / template.removesuffix(".j2")).write_text(text)

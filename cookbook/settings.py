@@ -11,6 +11,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cookbook import ROOT, UserError, bootstrap
 from runrecord import same_kind
@@ -83,6 +84,8 @@ def _compare(defaults, values, prefix, path):
         value = values[key]
         if isinstance(default, dict) and isinstance(value, dict):
             _compare(default, value, name, path)
+        elif value is None and re.search(r"\bnull:", comments_of(path).get(key, "")):
+            continue  # the file says what null means
         elif not same_kind(value, default):
             raise UserError(
                 f"{name}={value!r}: expected {_kind(default)}, like the default {default!r} in {path.relative_to(ROOT)}"
@@ -120,6 +123,9 @@ def check_ranges(values, prefix):
         if not math.isfinite(value):
             raise UserError(f"{name}={value}: expected a finite number")
         low, high = RANGES.get(key, (None, None))
+        if (low, high) == (0, 1) and not low <= value <= high and key.endswith(("_share", "_fraction")):
+            example = f"{value / 100:g} for {value:g} %" if 1 < value <= 100 else "0.2 for 20 %"
+            raise UserError(f"{name}={value}: expected a share between 0 and 1 ({example})")
         if (low is not None and value < low) or (high is not None and value > high):
             bounds = f"at least {low}" if high is None else f"from {low} to {high}"
             raise UserError(
@@ -137,7 +143,10 @@ def _kind(value):
 
 def plain(config):
     """The composed settings as plain, resolved dictionaries; what the driver needs to know of the chosen mode is filled in."""
-    made = OmegaConf.to_container(config, resolve=True)
+    try:
+        made = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the settings cannot be resolved: {error}") from None
     driver = made["recipe"]["driver"]
     if "switch" in driver:
         chosen, modes = made["recipe"][driver["switch"]], driver.pop("modes")
@@ -148,7 +157,13 @@ def plain(config):
 
 
 # Values of these are texts whatever they look like, although the default is null.
-TEXTS = re.compile(r"(^|\.)(path|inventory|uri|format|time_format|\w+_(dir|root|address|host|master|scheduler))$")
+TEXTS = re.compile(
+    r"(^|\.)(path|inventory|uri|format|time_format|label|separator|encoding|\w+_(dir|root|address|host|master|scheduler))$"
+)
+# These are lists of texts, or one text, although the default is null.
+LISTS = re.compile(r"^data\.(parameters\.)?(features|missing)$")
+# Folders that are made where they are not there.
+FOLDERS = re.compile(r"(^|\.)\w+_(dir|root)$")
 # Mappings that take keys of the user's own: recipe.spark_conf.spark.ui.port=4050
 OPEN = ("recipe.spark_conf", "data.columns")
 HYDRA_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun")  # fmt: skip
@@ -235,7 +250,9 @@ def prepared(words):
             made.append(f"{sign}{key}={value}" if key.startswith("hydra.") else f"{key}={value}")
             continue
         if opened := next((name for name in OPEN if key.startswith(f"{name}.") and name in mappings), None):
-            made.append(f"++{opened}={{{key.removeprefix(opened + '.')}: {_scalar(value)}}}")
+            is_name = opened == "data.columns" and value.lower() != "null"
+            shown = _quoted(value) if is_name else _scalar(value)
+            made.append(f"++{opened}={{{key.removeprefix(opened + '.')}: {shown}}}")
             continue
         if key not in defaults and not (key in mappings or key.startswith("recipe.driver.")):
             raise UserError(_no_such_setting(word, key, [*defaults, *mappings]))
@@ -249,8 +266,14 @@ def prepared(words):
                 f"{key} is given twice, as {given[key]} and as {value}: say one. If a shell has made two of one value with {{a,b}}, "
                 f"put quotes around it: '{key}=...{{a,b}}...'"
             )
+        texts = LISTS.search(key) and not several
+        if "${" in value and (FOLDERS.search(key) or several or not (text or texts)):
+            raise UserError(
+                f"{key}={value}: nothing is filled in for ${{...}} here; write the value itself, or have the shell fill it in"
+            )
         plus = "++" if key in OPEN else ""
-        made.append(f"{plus}{key}={_for_hydra(key, value, text, several, default)}")
+        shown = _texts_for_hydra(key, value) if texts else _for_hydra(key, value, text, several, default)
+        made.append(f"{plus}{key}={shown}")
     return made
 
 
@@ -272,7 +295,9 @@ def _for_hydra(key, value, text, several, default):
         own_quotes = value[:1] in ("'", '"') and value[-1:] == value[:1] and not sweep
         plain = not sweep and isinstance(parsed, str) and (parsed == value or own_quotes)
         null = not sweep and parsed is None
-        if plain or null or "${" in value or (not text and not sweep):
+        if "${" in value:
+            return _quoted(parsed if own_quotes else value)
+        if plain or null or (not text and not sweep):
             return value
         return _quoted(value)
     if sweep:
@@ -281,8 +306,29 @@ def _for_hydra(key, value, text, several, default):
     return value
 
 
+def _texts_for_hydra(key, value):
+    """A list of texts, or one text, each as it is typed: NaN and 007 are no numbers, and NULL in a list is a word."""
+    if value in ("null", ""):
+        return value
+    if value[:1] != "[" and "," not in value:
+        return _quoted(_unquoted(value))
+    word = r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,\[\]{}'"][^,\[\]{}'"]*)\s*"""
+    if not re.fullmatch(rf"\[(\s*|{word}(,{word})*)\]", value):
+        raise UserError(
+            f"{key}={value}: a list is written {key}=[a,b]; what has a comma, a bracket or a quote in it needs quotes"
+        )
+    return f"[{','.join(_quoted(_unquoted(found.strip())) for found in re.findall(word, value[1:-1]))}]"
+
+
+def _unquoted(word):
+    """A word without the quotes around it."""
+    quote = word[0]
+    return word[1:-1].replace(f"\\{quote}", quote) if quote in "'\"" and word[1:] and word[-1] == quote else word
+
+
 def _quoted(value):
-    """A text in Hydra's quotes: a backslash counts only before a quote."""
+    """A text in Hydra's quotes: a backslash counts only before a quote, and before `${`, which fills in nothing then."""
+    value = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
     inner = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", value)
     trailing = len(inner) - len(inner.rstrip("\\"))
     return f"'{inner}{inner[len(inner) - trailing :] if trailing else ''}'"

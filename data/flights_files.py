@@ -13,6 +13,7 @@ import csv
 import gzip
 import hashlib
 import io
+import json
 import os
 import re
 import zlib
@@ -190,7 +191,8 @@ def check_settings(separator, decimal, encoding, time_format, day_first, missing
             f"data.missing={missing}: expected a list; words with other characters than letters, digits and -_./ need quotes: data.missing='[\"#N/A\"]'"
         )
     if missing is not None:
-        missing = [str(word) for word in (missing if isinstance(missing, (list, tuple)) else [missing])]
+        words = missing if isinstance(missing, (list, tuple)) else [missing]
+        missing = [word if isinstance(word, str) else json.dumps(word) for word in words]  # null: the word
     return {
         "separator": separator, "decimal": decimal, "encoding": encoding,
         "time_format": time_format, "day_first": day_first, "missing": missing,

@@ -579,6 +579,12 @@ def test_words_for_no_value_among_the_numbers_of_parquet(server, tmp_path, parqu
     assert found["values"]["dep_delay"] == [None] * 3 + [5.0] * 37
 
 
+def test_null_among_the_words_for_no_value_is_a_word(server, tmp_path):
+    (tmp_path / "a.csv").write_text(as_text(change(flights(), tailnum=["null", "None", "true"])))
+    found = server(tmp_path, ["tailnum"], missing=[None, True])
+    assert found["values"]["tailnum"][:4] == [None, "None", None, "N103UA"]
+
+
 def test_an_encoding_that_is_not_the_file_s(server, tmp_path):
     (tmp_path / "a.csv").write_text(as_text(flights()))
     assert "it is not utf-16" in server(tmp_path, encoding="utf-16")["refused"]
