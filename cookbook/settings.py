@@ -158,7 +158,8 @@ def plain(config):
 
 # Values of these are texts whatever they look like, although the default is null.
 TEXTS = re.compile(
-    r"(^|\.)(path|inventory|uri|format|time_format|label|separator|encoding|\w+_(dir|root|address|host|master|scheduler))$"
+    r"(^|\.)(path|inventory|uri|format|time_format|label|separator|encoding"
+    r"|\w+_(dir|root|address|host|master|scheduler))$"
 )
 # These are lists of texts, or one text, although the default is null.
 LISTS = re.compile(r"^data\.(parameters\.)?(features|missing)$")
@@ -269,7 +270,8 @@ def prepared(words):
         texts = LISTS.search(key) and not several
         if "${" in value and (FOLDERS.search(key) or several or not (text or texts)):
             raise UserError(
-                f"{key}={value}: nothing is filled in for ${{...}} here; write the value itself, or have the shell fill it in"
+                f"{key}={value}: nothing is filled in for ${{...}} here; write the value itself, "
+                "or have the shell fill it in"
             )
         plus = "++" if key in OPEN else ""
         shown = _texts_for_hydra(key, value) if texts else _for_hydra(key, value, text, several, default)
@@ -327,7 +329,7 @@ def _unquoted(word):
 
 
 def _quoted(value):
-    """A text in Hydra's quotes: a backslash counts only before a quote, and before `${`, which fills in nothing then."""
+    """A text in Hydra's quotes: a backslash counts only before a quote, and before `${`, which then is text."""
     value = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
     inner = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", value)
     trailing = len(inner) - len(inner.rstrip("\\"))

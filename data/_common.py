@@ -122,7 +122,7 @@ def same_file(path):
 
 
 def same_bytes(files):
-    """{file: one before it that has the same bytes}; of a file and its copy, `f.csv` and `f (1).csv`, the one of the shorter path stays.
+    """{file: the one that has the same bytes}; of a file and its copy, `f.csv` and `f (1).csv`, the shorter path stays.
 
     Only files of the same size are read. One that is empty, or that cannot be read, is left to whoever opens it.
     """

@@ -245,7 +245,10 @@ def found_files(path):
 
 
 def written_twice(files):
-    """{file: reason} of those that hold what another one holds. Raises DatasetError where that cannot be told: f.csv and f.parquet."""
+    """{file: reason} of those that hold what another one holds.
+
+    Raises DatasetError where that cannot be told: f.csv and f.parquet.
+    """
     by_columns, found = {}, {}
     for file, columns in files:  # a folder month=2 makes other rows of the same bytes
         by_columns.setdefault(tuple(sorted(columns.items())), []).append(file)
@@ -260,8 +263,8 @@ def written_twice(files):
         for file in others:
             if not same_content(file, first):
                 raise DatasetError(
-                    f"{printable(first)} and {printable(file)} hold the same stem, so probably the same flights: name the one that is "
-                    "to be read in data.path (a glob such as *.csv takes all of a kind), or rename one"
+                    f"{printable(first)} and {printable(file)} hold the same stem, so probably the same flights: "
+                    "name the one that is to be read in data.path (such as *.csv, for all of a kind), or rename one"
                 )
             found[file] = f"the same content as {printable(first)}, packed"
     return found
@@ -419,7 +422,7 @@ def text_facts(begin, names, settings):
 
 
 def lines_before(text):
-    """(number of lines before the header: empty ones, comments and Excel's `sep=;`; the separator that this says, or None)."""
+    """(lines before the header: empty ones, comments, Excel's `sep=;`; the separator that this says, or None)."""
     number, said = 0, None
     for line in io.StringIO(text, newline=""):
         excel = re.fullmatch(r'"?sep=(.)"?\s*', line, re.IGNORECASE)

@@ -185,21 +185,23 @@ def find_parts(pictures, split):
     inside = [name for name in names if has_parts(below.get(name, ()))]
     if len(inside) == 1:
         raise DatasetError(
-            f"{inside[0]} is a dataset with parts of its own ({listed(sorted(below[inside[0]]))}): did you mean data.path=.../{inside[0]}? "
+            f"{inside[0]} is a dataset with parts of its own ({listed(sorted(below[inside[0]]))}): did you mean "
+            f"data.path=.../{inside[0]}? "
             f"{told}, to mix the parts and draw a test part anew"
         )
     if inside:
         raise DatasetError(
-            f"the parts lie inside the classes ({inside[0]}/{min(below[inside[0]])}): make it the other way round (train/{inside[0]}), or say "
-            "data.split=none to mix them and draw a test part anew"
+            f"the parts lie inside the classes ({inside[0]}/{min(below[inside[0]])}): make it the other way round "
+            f"(train/{inside[0]}), or say data.split=none to mix them and draw a test part anew"
         )
     for one, other in pairwise(name for name in names if name not in flat):
         same, either = below[one] & below[other], below[one] | below[other]
         if len(same) > 1 and len(same) * 2 > len(either):
             raise DatasetError(
-                f"{one} and {other} hold folders of the same names ({listed(sorted(same))}), so they look like parts of a dataset, and those "
-                "like the classes. Parts to train and to test on need the names train and test (or val); other pieces (fold1, batch_2) have to "
-                f"be merged, or one of them is data.path. {told}"
+                f"{one} and {other} hold folders of the same names ({listed(sorted(same))}), "
+                "so they look like parts of a dataset, and those like the classes. Parts to train and test on need the "
+                "names train and test (or val); other pieces (fold1, batch_2) have to be merged, or one of them is "
+                f"data.path. {told}"
             )
     return None
 
@@ -238,7 +240,10 @@ def beside(root):
     if part_of(folder.name) is None or not has_parts(names):
         return ""
     others = [name for name in names if part_of(name) and name != folder.name]
-    return f"beside {printable(folder.name)} lies {listed(others)}, which is not read; to train and test on them as they are: data.path={printable(folder.parent)}"
+    return (
+        f"beside {printable(folder.name)} lies {listed(others)}, which is not read; "
+        f"to train and test on them as they are: data.path={printable(folder.parent)}"
+    )
 
 
 def folders_without_pictures(base, classes, left_out, root):

@@ -144,7 +144,8 @@ def found_files(path):
         listed = "".join(f"\n  {one['file']}: {one['reason']}" for one in left_out[:5])
         more = f"\n  and {len(left_out) - 5} more" if left_out[5:] else ""
         raise DatasetError(
-            f"path={path}: there are no Parquet files ({', '.join(sorted(KINDS))}). Left out: {listed or 'nothing'}{more}"
+            f"path={path}: there are no Parquet files ({', '.join(sorted(KINDS))}). "
+            f"Left out: {listed or 'nothing'}{more}"
         )
     return files, left_out
 
@@ -164,7 +165,7 @@ def hint_for(file):
 
 
 def check_columns(files, label, features):
-    """(the features: those that are named, else all number columns but the label and `id`; {other column: why it is none}).
+    """(features: those that are named, else all number columns but the label and `id`; {other column: why it is none}).
 
     Raises DatasetError where one of them cannot be taken.
     """
