@@ -10,7 +10,6 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from cookbook import (
     ROOT,
@@ -63,10 +62,7 @@ def run(composed):
     overrides = [redact.redacted_text(word) for word in hydra_config.overrides.task]
     recipe = choices["recipe"]
     try:
-        try:
-            config = settings.plain(composed)
-        except OmegaConfBaseException as error:
-            raise UserError(f"the settings cannot be resolved: {error}") from None
+        config = settings.plain(composed)
         settings.check_kinds(config, choices)
         notes = surroundings.settle(config["cluster"])
         config["cluster"] = inventory.with_hosts(config["cluster"])

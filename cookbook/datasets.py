@@ -87,12 +87,8 @@ def ensure(data, cache_dir, python, stage, log, mark):
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not folder.exists():
                 stage.update(f"building {folder.name}")
-                arguments = [
-                    f"{key}={value if isinstance(value, str) and not _is_json(value) else json.dumps(value)}"
-                    for key, value in parameters.items()
-                ]
                 run_tool(
-                    [python, DATA / f"{data['builder']}.py", folder, *arguments],
+                    [python, DATA / f"{data['builder']}.py", folder, *as_arguments(parameters)],
                     stage,
                     log,
                     f"data={data['builder']} could not be built",
@@ -105,6 +101,14 @@ def ensure(data, cache_dir, python, stage, log, mark):
             "set cache_dir=... or COOKBOOK_CACHE to a folder with room"
         ) from None
     return folder, check(folder)
+
+
+def as_arguments(parameters):
+    """`key=value` of each parameter, as a builder reads them: a text as it is, all else as JSON."""
+    return [
+        f"{key}={value if isinstance(value, str) and not _is_json(value) else json.dumps(value)}"
+        for key, value in parameters.items()
+    ]
 
 
 def _is_json(text):

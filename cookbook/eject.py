@@ -1,16 +1,12 @@
 """Copies a recipe out of the cookbook so that it runs by itself. Run: make eject RECIPE=horovod TO=../mine [ARGS="key=value"]"""
 
 import difflib
-import json
 import shlex
 import shutil
 import sys
 from pathlib import Path
 
 import jinja2
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import open_dict
 
 from cookbook import ROOT, UserError, datasets, redact, settings, systems
 from cookbook.environments import PYTHON, lock_of
@@ -31,7 +27,7 @@ def eject(recipe, target, overrides=()):
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"TO={target} is not an empty folder; choose another one: nothing is ever overwritten")
-    config, choices = compose_recipe(recipe, overrides)
+    config, choices = settings.compose_recipe(recipe, overrides)
     if secrets := redact.secrets_of(config):
         raise UserError(
             f"{', '.join(secrets)}: a copy keeps no secrets; leave it out, and give it to the copy's program when it runs"
@@ -79,7 +75,7 @@ def eject(recipe, target, overrides=()):
         text = templates.get_template(template).render(
             recipe=recipe, num_workers=num_workers, python=PYTHON, lock=lock_of(recipe, variant).name,
             command=as_template(process.shell_command), builder=config["data"]["builder"],
-            parameters=" ".join(shlex.quote(f"{key}={value if isinstance(value, str) else json.dumps(value)}").replace("$", "$$") for key, value in parameters.items()),
+            parameters=" ".join(shlex.quote(word).replace("$", "$$") for word in datasets.as_arguments(parameters)),
             builds=(source / "build_wheels.py").exists(), overrides=(source / "overrides.txt").exists(), scripts=[Path(path).name for path in scripts],
         )  # fmt: skip
         (partial / template.removesuffix(".j2")).write_text(text)
@@ -97,20 +93,6 @@ def eject(recipe, target, overrides=()):
     return target
 
 
-def compose_recipe(recipe, overrides=()):
-    """The settings of `recipe=... overrides` as plain data, and the chosen file of each group."""
-    with initialize_config_dir(str(settings.CONF), version_base="1.3"):
-        words = settings.with_defaults_of_mode(settings.prepared([f"recipe={recipe}", *overrides]))
-        composed = compose("config", overrides=words, return_hydra_config=True)
-    choices = {group: name for group, name in composed.hydra.runtime.choices.items() if "/" not in group}
-    with open_dict(composed):
-        del composed["hydra"]
-        del composed["tracking"]
-    config = settings.plain(composed)
-    settings.check_kinds(config, {group: name for group, name in choices.items() if group in config})
-    return config, choices
-
-
 def main(argv):
     try:
         argv = words_of_make(argv)
@@ -120,7 +102,7 @@ def main(argv):
         raise SystemExit('usage: make eject RECIPE=horovod TO=../mine [ARGS="recipe.num_epochs=3 data=images"]')
     try:
         target = eject(argv[0], argv[1], argv[2:])
-    except (UserError, HydraException) as error:
+    except UserError as error:
         raise SystemExit(f"error: {error}") from None
     print(f"{target}: " + ", ".join(sorted(path.name for path in target.iterdir())))
     print(f"next: cd {target} && make setup run test")

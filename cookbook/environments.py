@@ -181,7 +181,7 @@ def variants_of(recipe):
 def make_all(recipes):
     """Makes all environments of these recipes, and says what it does."""
     from cookbook.console import Stage
-    from cookbook.eject import compose_recipe
+    from cookbook.settings import compose_recipe
 
     for recipe in recipes:
         cache_dir = compose_recipe(recipe)[0]["cache_dir"]

@@ -12,10 +12,6 @@ from pathlib import Path
 
 import yaml
 from filelock import FileLock, Timeout
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from python_terraform import IsFlagged, Terraform
 
 from cookbook import ROOT, UserError, doctor, inventory, prices, settings
@@ -33,7 +29,7 @@ class Target:
 
     def __init__(self, name, overrides=(), source=None):
         self.name, self.source = name, Path(source or ROOT / "infra" / name)
-        self.settings = compose_settings(name, overrides)
+        self.settings = settings.compose_infra(name, overrides)
         self.folder = Path(self.settings["folder"] or ROOT / "infra" / name).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.variables = {key: value for key, value in self.settings["variables"].items() if value is not None}
@@ -237,20 +233,6 @@ def resources_of(module):
     yield from module.get("resources", [])
     for child in module.get("child_modules", []):
         yield from resources_of(child)
-
-
-def compose_settings(name, overrides):
-    """The settings of conf/infra/<name>.yaml with overrides, as plain data; UserError for a name or a kind that does not fit."""
-    names = sorted(path.stem for path in (settings.CONF / "infra").glob("*.yaml"))
-    if name not in names:
-        raise UserError(f"TARGET={name} does not exist. There are: {', '.join(names)}")
-    try:
-        with initialize_config_dir(str(settings.CONF), version_base="1.3"):
-            config = OmegaConf.to_container(compose("infra", overrides=[f"infra={name}", *overrides]), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        known = yaml.safe_load((settings.CONF / f"infra/{name}.yaml").read_text())
-        raise UserError(f"{str(error).splitlines()[0]} There are: {', '.join(known['variables'])}") from None
-    return config["infra"]
 
 
 def advice(text):

@@ -115,7 +115,7 @@ class Run:
             return self.result
 
     def _work(self) -> None:
-        self.run_folder.write(self.result)
+        self.run_folder.write(self.result.as_dict())
         console.print(f"{self.recipe:<12} run folder {shown_path(self.folder)}", markup=False)
         if earlier := self.run_folder.resumed_from:
             self._end_earlier_try(earlier)
@@ -172,6 +172,8 @@ class Run:
             stage.line(f"left out: {line['file']}: {line['reason']}")
         if more := left_out[5:]:
             stage.line(f"left out: {len(more):,} more, listed in the report")
+        for note in manifest.get("notes", []):
+            stage.line(f"note: {note}")
         return Dataset(folder, manifest)
 
     def _workers(self, job: Job, dataset: Dataset, stage) -> Outcome:
@@ -289,7 +291,7 @@ class Run:
         spent["run"] = round(spent["run"] - spent["launch"], 3)  # one stage was measured, and is told as two
         self.result.seconds = spent | {"total": round(time.time() - self.result.started, 3)}
         try:
-            self.run_folder.write(self.result)
+            self.run_folder.write(self.result.as_dict())
             page = report.write_run_page(self.folder)
             print_summary(self.result.as_dict(), page)
             if self.result.status == "ok" and self.config["tracking"]["kind"] != "none":

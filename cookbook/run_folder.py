@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from cookbook import UserError
-from cookbook.job import Result, Settings
+from cookbook.job import Settings
 
 
 class RunFolder:
@@ -23,10 +24,10 @@ class RunFolder:
         self.path, self._lock, self.resumed_from = path, lock, resumed_from
         (path / "logs").mkdir(exist_ok=True)
 
-    def write(self, result: Result) -> None:
-        """Writes run.json beside and renames it."""
+    def write(self, content: Mapping[str, Any]) -> None:
+        """Writes run.json (a Result's content) beside and renames it."""
         partial = self.path / ".run.json.partial"
-        partial.write_text(json.dumps(result.as_dict(), indent=2) + "\n")
+        partial.write_text(json.dumps(content, indent=2) + "\n")
         partial.replace(self.path / "run.json")
 
     def close(self) -> None:

@@ -20,13 +20,12 @@ from pathlib import Path
 
 import psutil
 from filelock import FileLock
-from hydra.errors import HydraException
 
 from cookbook import ROOT, UserError, doctor, environments, inventory, systems
-from cookbook.eject import compose_recipe
 from cookbook.job import Job, Process
 from cookbook.places import hosts as on_hosts
 from cookbook.places.hosts.ssh import Ssh
+from cookbook.settings import compose_recipe
 
 FIRST_PORT = 29600  # of the first recipe's service; runs have those from 29500 on
 MADE_HERE = ".cookbook-service"  # stands in folders that this module has made: no other one is ever removed
@@ -186,7 +185,7 @@ def main(argv):
         raise SystemExit("usage: python -m cookbook.services up|down|status INVENTORY RECIPE [SETTING=VALUE ...]")
     try:
         return getattr(Service(*argv[1:3], argv[3:]), argv[0])()
-    except (UserError, HydraException) as error:
+    except UserError as error:
         raise SystemExit(f"error: {error}") from None
 
 

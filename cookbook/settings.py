@@ -1,17 +1,21 @@
-"""What Hydra does not check: that a setting keeps the kind of value that its file gives it; and settings files with comments."""
+"""Settings: composed by Hydra, and checked for what Hydra does not check. Nothing else imports Hydra but the command line."""
 
 import difflib
 import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from cookbook import ROOT, UserError, bootstrap
 from cookbook.job import Settings
@@ -85,6 +89,8 @@ def _compare(defaults, values, prefix, path):
         value = values[key]
         if isinstance(default, dict) and isinstance(value, dict):
             _compare(default, value, name, path)
+        elif value is None and re.search(r"\bnull:", comments_of(path).get(key, "")):
+            continue  # the file says what null means
         elif not same_kind(value, default):
             raise UserError(
                 f"{name}={value!r}: expected {_kind(default)}, like the default {default!r} in {path.relative_to(ROOT)}"
@@ -122,6 +128,9 @@ def check_ranges(values, prefix):
         if not math.isfinite(value):
             raise UserError(f"{name}={value}: expected a finite number")
         low, high = RANGES.get(key, (None, None))
+        if (low, high) == (0, 1) and not low <= value <= high and key.endswith(("_share", "_fraction")):
+            example = f"{value / 100:g} for {value:g} %" if 1 < value <= 100 else "0.2 for 20 %"
+            raise UserError(f"{name}={value}: expected a share between 0 and 1 ({example})")
         if (low is not None and value < low) or (high is not None and value > high):
             bounds = f"at least {low}" if high is None else f"from {low} to {high}"
             raise UserError(
@@ -139,7 +148,10 @@ def _kind(value):
 
 def plain(config):
     """The composed settings as plain, resolved dictionaries; what the driver needs to know of the chosen mode is filled in."""
-    made = OmegaConf.to_container(config, resolve=True)
+    try:
+        made = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the settings cannot be resolved: {error}") from None
     driver = made["recipe"]["driver"]
     if "switch" in driver:
         chosen, modes = made["recipe"][driver["switch"]], driver.pop("modes")
@@ -149,8 +161,55 @@ def plain(config):
     return made
 
 
+def composed(name: str, overrides: Sequence[str]) -> DictConfig:
+    """What Hydra makes of conf/<name>.yaml and overrides. Raises UserError with Hydra's own first line."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose(name, overrides=list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(str(error).splitlines()[0]) from None
+
+
+def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings of `recipe=... overrides` as plain data, and the chosen file of each group."""
+    found = composed("config", with_defaults_of_mode(prepared([f"recipe={recipe}", *overrides])))
+    choices = {group: name for group, name in found.hydra.runtime.choices.items() if "/" not in group}
+    with open_dict(found):
+        del found["hydra"]
+        del found["tracking"]
+    config = plain(found)
+    check_kinds(config, {group: name for group, name in choices.items() if group in config})
+    return config, choices
+
+
+def compose_infra(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of conf/infra/<name>.yaml with overrides. Raises UserError for a name or a kind that does not fit."""
+    names = sorted(path.stem for path in (CONF / "infra").glob("*.yaml"))
+    if name not in names:
+        raise UserError(f"TARGET={name} does not exist. There are: {', '.join(names)}")
+    try:
+        return OmegaConf.to_container(composed("infra", [f"infra={name}", *overrides])["infra"], resolve=True)
+    except (UserError, OmegaConfBaseException) as error:
+        known = yaml.safe_load((CONF / f"infra/{name}.yaml").read_text())
+        raise UserError(f"{str(error).splitlines()[0]} There are: {', '.join(known['variables'])}") from None
+
+
+def compose_tracking(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of the tracker, as a run of this recipe with these overrides would have them."""
+    found = composed("config", prepared([f"recipe={recipe}", *overrides]))
+    HydraConfig.instance().set_config(found)
+    return OmegaConf.to_container(found["tracking"], resolve=True)
+
+
 # Values of these are texts whatever they look like, although the default is null.
-TEXTS = re.compile(r"(^|\.)(path|inventory|uri|format|time_format|\w+_(dir|root|address|host|master|scheduler))$")
+TEXTS = re.compile(
+    r"(^|\.)(path|inventory|uri|format|time_format|label|separator|encoding"
+    r"|\w+_(dir|root|address|host|master|scheduler))$"
+)
+# These are lists of texts, or one text, although the default is null.
+LISTS = re.compile(r"^data\.(parameters\.)?(features|missing)$")
+# Folders that are made where they are not there.
+FOLDERS = re.compile(r"(^|\.)\w+_(dir|root)$")
 # Mappings that take keys of the user's own: recipe.spark_conf.spark.ui.port=4050
 OPEN = ("recipe.spark_conf", "data.columns")
 HYDRA_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun")  # fmt: skip
@@ -237,7 +296,9 @@ def prepared(words):
             made.append(f"{sign}{key}={value}" if key.startswith("hydra.") else f"{key}={value}")
             continue
         if opened := next((name for name in OPEN if key.startswith(f"{name}.") and name in mappings), None):
-            made.append(f"++{opened}={{{key.removeprefix(opened + '.')}: {_scalar(value)}}}")
+            is_name = opened == "data.columns" and value.lower() != "null"
+            shown = _quoted(value) if is_name else _scalar(value)
+            made.append(f"++{opened}={{{key.removeprefix(opened + '.')}: {shown}}}")
             continue
         if key not in defaults and not (key in mappings or key.startswith("recipe.driver.")):
             raise UserError(_no_such_setting(word, key, [*defaults, *mappings]))
@@ -251,8 +312,15 @@ def prepared(words):
                 f"{key} is given twice, as {given[key]} and as {value}: say one. If a shell has made two of one value with {{a,b}}, "
                 f"put quotes around it: '{key}=...{{a,b}}...'"
             )
+        texts = LISTS.search(key) and not several
+        if "${" in value and (FOLDERS.search(key) or several or not (text or texts)):
+            raise UserError(
+                f"{key}={value}: nothing is filled in for ${{...}} here; write the value itself, "
+                "or have the shell fill it in"
+            )
         plus = "++" if key in OPEN else ""
-        made.append(f"{plus}{key}={_for_hydra(key, value, text, several, default)}")
+        shown = _texts_for_hydra(key, value) if texts else _for_hydra(key, value, text, several, default)
+        made.append(f"{plus}{key}={shown}")
     return made
 
 
@@ -274,7 +342,9 @@ def _for_hydra(key, value, text, several, default):
         own_quotes = value[:1] in ("'", '"') and value[-1:] == value[:1] and not sweep
         plain = not sweep and isinstance(parsed, str) and (parsed == value or own_quotes)
         null = not sweep and parsed is None
-        if plain or null or "${" in value or (not text and not sweep):
+        if "${" in value:
+            return _quoted(parsed if own_quotes else value)
+        if plain or null or (not text and not sweep):
             return value
         return _quoted(value)
     if sweep:
@@ -283,8 +353,29 @@ def _for_hydra(key, value, text, several, default):
     return value
 
 
+def _texts_for_hydra(key, value):
+    """A list of texts, or one text, each as it is typed: NaN and 007 are no numbers, and NULL in a list is a word."""
+    if value in ("null", ""):
+        return value
+    if value[:1] != "[" and "," not in value:
+        return _quoted(_unquoted(value))
+    word = r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,\[\]{}'"][^,\[\]{}'"]*)\s*"""
+    if not re.fullmatch(rf"\[(\s*|{word}(,{word})*)\]", value):
+        raise UserError(
+            f"{key}={value}: a list is written {key}=[a,b]; what has a comma, a bracket or a quote in it needs quotes"
+        )
+    return f"[{','.join(_quoted(_unquoted(found.strip())) for found in re.findall(word, value[1:-1]))}]"
+
+
+def _unquoted(word):
+    """A word without the quotes around it."""
+    quote = word[0]
+    return word[1:-1].replace(f"\\{quote}", quote) if quote in "'\"" and word[1:] and word[-1] == quote else word
+
+
 def _quoted(value):
-    """A text in Hydra's quotes: a backslash counts only before a quote."""
+    """A text in Hydra's quotes: a backslash counts only before a quote, and before `${`, which then is text."""
+    value = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
     inner = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", value)
     trailing = len(inner) - len(inner.rstrip("\\"))
     return f"'{inner}{inner[len(inner) - trailing :] if trailing else ''}'"

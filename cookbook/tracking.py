@@ -99,6 +99,7 @@ SENDERS = {"mlflow": to_mlflow, "tensorboard": to_tensorboard}
 
 def main(argv):
     """Sends a run that has ended: its folder, then settings of the tracker; without any, those that the run had."""
+    from cookbook.settings import compose_tracking
     from cookbook.words import words_of_make
 
     folder, *words = words_of_make(argv) or [""]
@@ -115,25 +116,13 @@ def main(argv):
         raise UserError(
             f"{hidden[0]}: the run folder keeps no secrets; say it again: ARGS='{hidden[0].partition('=')[0]}=...'"
         )
-    tracker = settings_of(content["recipe"], [*(word for word in own if word.partition("=")[0] not in given), *words])
+    tracker = compose_tracking(
+        content["recipe"], [*(word for word in own if word.partition("=")[0] not in given), *words]
+    )
     if tracker["kind"] == "none":
         raise UserError('that run had no tracker: say which, ARGS="tracking=mlflow"')
     send(tracker, Path(folder).resolve(), content)
     print(redact.redacted_text(f"sent         {folder} to {tracker.get('uri') or tracker['log_dir']}"))
-
-
-def settings_of(recipe, words):
-    """The settings of the tracker, as a run of this recipe with these words would have them."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    from cookbook import settings
-
-    with initialize_config_dir(str(settings.CONF), version_base="1.3"):
-        composed = compose("config", settings.prepared([f"recipe={recipe}", *words]), return_hydra_config=True)
-    HydraConfig.instance().set_config(composed)
-    return OmegaConf.to_container(composed["tracking"], resolve=True)
 
 
 if __name__ == "__main__":

@@ -121,6 +121,23 @@ def same_file(path):
     return (state.st_dev, state.st_ino) if state.st_ino else os.path.realpath(path)
 
 
+def same_bytes(files):
+    """{file: the one that has the same bytes}; of a file and its copy, `f.csv` and `f (1).csv`, the shorter path stays.
+
+    Only files of the same size are read. One that is empty, or that cannot be read, is left to whoever opens it.
+    """
+    by_size, found = {}, {}
+    for file in sorted(files, key=lambda file: (len(os.fsencode(file)), file)):
+        by_size.setdefault(file.stat().st_size, []).append(file)
+    for size, alike in by_size.items():
+        first = {}
+        for file in alike if size and len(alike) > 1 else ():
+            with contextlib.suppress(OSError):
+                one = first.setdefault(checksum(file, "sha256"), file)
+                found |= {file: one} if one != file else {}
+    return found
+
+
 def every_file(folder, above=()):
     """Yields (path, problem) of all that lies below `folder`, sorted by name; links are followed.
 

@@ -9,20 +9,22 @@ Licence: the user's own.
 
 import bz2
 import codecs
-import contextlib
 import csv
 import gzip
+import hashlib
 import io
+import json
 import os
 import re
 import zlib
 from glob import glob, has_magic
+from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _common import DatasetError, every_file, printable, refuse_tables, run_builder, same_file
+from _common import DatasetError, every_file, printable, refuse_tables, run_builder, same_bytes, same_file
 from flights import build as build_tables
 
 NUMBERS = ["year", "month", "day", "hour", "minute", "distance", "dep_delay", "arr_delay"]
@@ -31,6 +33,23 @@ COLUMNS = [*NUMBERS, *TEXTS, "time_hour"]
 REQUIRED = ["year", "month", "day", "hour", "minute", "carrier", "origin", "dest"]  # the others may lack in all files
 KINDS = {".parquet", ".parq", ".pq", ".csv", ".tsv"}  # endings that are read in a folder, in any case
 PACKED = {".gz", ".bz2", ".zst", ".lz4"}  # may follow them; .gz, .bz2 and .zst also stand alone
+TO_UNPACK = {".zip", ".xz", ".7z", ".rar", ".tar", ".tgz", ".tbz2", ".txz", ".z", ".br", ".snappy"}
+TO_CONVERT = {
+    ".feather",
+    ".arrow",
+    ".ipc",
+    ".orc",
+    ".avro",
+    ".xlsx",
+    ".xls",
+    ".ods",
+    ".json",
+    ".jsonl",
+    ".xml",
+    ".sql",
+    ".db",
+    ".sqlite",
+}
 OTHER_KINDS = {".tar", ".log", ".txt", ".json", ".jsonl", ".xml", ".sql"}  # before .gz: no flights
 MAGIC = {
     b"PAR1": "parquet",
@@ -40,6 +59,9 @@ MAGIC = {
     b"\x04\x22\x4d\x18": "lz4",
     b"PK\x03\x04": "zip",
     b"\xd0\xcf\x11\xe0": "an old Office file",
+    b"\xfd7zXZ": "xz",
+    b"7z\xbc\xaf": "7z",
+    b"Rar!": "rar",
     b"SQLite": "SQLite",
     b"ARROW1": "Arrow's IPC format",
     b"ORC": "ORC",
@@ -53,6 +75,7 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "\\t": "\t"}
+FOUND_SEPARATORS = [",", ";", "\t", "|", "^", "~", "\x01"]  # that a header may show
 DECIMALS = {"point": ".", "comma": ",", ".": ".", ",": ","}
 BEGINNING = 1 << 18  # bytes of a file that are looked at
 OTHER_NAMES = {  # what such columns are called elsewhere: only to say which setting to use
@@ -168,7 +191,8 @@ def check_settings(separator, decimal, encoding, time_format, day_first, missing
             f"data.missing={missing}: expected a list; words with other characters than letters, digits and -_./ need quotes: data.missing='[\"#N/A\"]'"
         )
     if missing is not None:
-        missing = [str(word) for word in (missing if isinstance(missing, (list, tuple)) else [missing])]
+        words = missing if isinstance(missing, (list, tuple)) else [missing]
+        missing = [word if isinstance(word, str) else json.dumps(word) for word in words]  # null: the word
     return {
         "separator": separator, "decimal": decimal, "encoding": encoding,
         "time_format": time_format, "day_first": day_first, "missing": missing,
@@ -204,12 +228,10 @@ def found_files(path):
             elif real not in seen:
                 seen[real] = file
                 files.append((file, folder_columns(file, below)))
-    plain = {file for file, _ in files}
-    for file in [one for one in plain if one.suffix.lower() in PACKED and one.with_suffix("") in plain]:
-        if same_content(file, file.with_suffix("")):
-            files = [one for one in files if one[0] != file]
-            left_out[printable(file)] = f"the rows of {printable(file.with_suffix(''))}, packed"
-            seen = {real: one for real, one in seen.items() if one != file}
+    for file, reason in written_twice(files).items():
+        files = [one for one in files if one[0] != file]
+        left_out[printable(file)] = reason
+        seen = {real: one for real, one in seen.items() if one != file}
     left_out = [
         {"file": file, "reason": left_out[file]} for file in left_out.keys() - set(map(printable, seen.values()))
     ]
@@ -222,6 +244,38 @@ def found_files(path):
     return files, left_out
 
 
+def written_twice(files):
+    """{file: reason} of those that hold what another one holds.
+
+    Raises DatasetError where that cannot be told: f.csv and f.parquet.
+    """
+    by_columns, found = {}, {}
+    for file, columns in files:  # a folder month=2 makes other rows of the same bytes
+        by_columns.setdefault(tuple(sorted(columns.items())), []).append(file)
+    for alike in by_columns.values():
+        found |= {file: f"the same content as {printable(first)}" for file, first in same_bytes(alike).items()}
+    by_stem = {}
+    for file, _ in files:
+        if file not in found:
+            by_stem.setdefault(stem_of(file), []).append(file)
+    for alike in by_stem.values():
+        first, *others = sorted(alike, key=lambda file: file.suffix.lower() in PACKED)
+        for file in others:
+            if not same_content(file, first):
+                raise DatasetError(
+                    f"{printable(first)} and {printable(file)} hold the same stem, so probably the same flights: "
+                    "name the one that is to be read in data.path (such as *.csv, for all of a kind), or rename one"
+                )
+            found[file] = f"the same content as {printable(first)}, packed"
+    return found
+
+
+def stem_of(file):
+    """The path without the endings that say how it is written: of f.csv, f.csv.gz and f.parquet."""
+    stem = file.with_suffix("") if file.suffix.lower() in PACKED else file
+    return stem.with_suffix("") if stem.suffix.lower() in KINDS else stem
+
+
 def why_not(file, root):
     """Why a file that was not named in full is not read, or None."""
     inside = file.relative_to(root) if file != root else Path(file.name)
@@ -231,6 +285,10 @@ def why_not(file, root):
     if last in KINDS or (last in PACKED and before not in OTHER_KINDS):
         return None
     ending = before + last if last in PACKED else last or "(none)"
+    if last in TO_UNPACK or before == ".tar":
+        return f"the ending {ending} is not read: unpack it"
+    if last in TO_CONVERT or before in TO_CONVERT:
+        return f"the ending {ending} is not read: convert it to CSV or Parquet"
     return f"the ending {ending} is not known; name the file in data.path to have it read"
 
 
@@ -270,12 +328,17 @@ def how_to_read(file, names, folder_columns, settings):
             return None
         made |= facts
     else:
+        if kind in ("xz", "7z", "rar"):
+            raise CannotBeRead(f"it is packed as {kind}, which is not read; unpack it")
         raise CannotBeRead(
-            f"it is {'a zip archive (or an .xlsx sheet)' if kind == 'zip' else kind}; export it as CSV or Parquet"
+            "it is a zip archive (or an .xlsx sheet); unpack it, or export it as CSV or Parquet"
+            if kind == "zip"
+            else f"it is {kind}; export it as CSV or Parquet"
         )
     twice = sorted({name for name in made["names"] if name in names.values() and made["names"].count(name) > 1})
     if twice:
         raise CannotBeRead(f"it has the column {twice[0]} {made['names'].count(twice[0])} times; expected each once")
+    made["folders"] = list(folder_columns)
     made["columns"] = {ours: theirs for ours, theirs in names.items() if theirs in made["names"]}
     # A folder above data.path gives what the file lacks; one of the dataset's own must agree with the file.
     made["folder"] = {
@@ -286,17 +349,21 @@ def how_to_read(file, names, folder_columns, settings):
     return made
 
 
-def same_content(file, plain):
-    """Whether a packed file holds what another one is; not, where it cannot be read (which is said later)."""
-    packed = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}[file.suffix.lower()]
-    with contextlib.suppress(Exception), opened(file, packed) as one, open(plain, "rb") as other:
-        while True:
-            block = one.read(1 << 20)
-            if block != other.read(len(block) or 1):
-                return False
-            if not block:
-                return True
-    return False
+def same_content(file, other):
+    """Whether two files, packed or not, hold the same bytes; not, where one cannot be read."""
+    try:
+        return unpacked_digest(file) == unpacked_digest(other)
+    except Exception:  # what decoders raise
+        return False
+
+
+def unpacked_digest(file):
+    digest = hashlib.sha256()
+    packed = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}.get(file.suffix.lower())
+    with opened(file, packed) as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
 
 
 def beginning(file, packed):
@@ -322,8 +389,8 @@ def text_facts(begin, names, settings):
     if not begin:
         return None
     encoding = settings["encoding"] or next((found for mark, found in MARKS.items() if begin.startswith(mark)), None)
-    if encoding is None and b"\0" in begin[:4096]:
-        zeros = [begin[start:4096:2].count(0) for start in (0, 1)]
+    zeros = [begin[start:4096:2].count(0) for start in (0, 1)]
+    if encoding is None and sum(zeros) * 10 > len(begin[:4096]):  # of fewer ones, the rows are refused
         if max(zeros) > 10 * min(zeros):
             order = "le" if zeros[1] > zeros[0] else "be"
             raise CannotBeRead(
@@ -341,13 +408,28 @@ def text_facts(begin, names, settings):
         return None
     csv.field_size_limit(1 << 30)
     wanted = {name for name in names.values() if name}
+    skip, said = lines_before(text)
+    known = settings["separator"] or said
     headers = {}
-    for separator in [settings["separator"]] if settings["separator"] else [",", ";", "\t", "|"]:
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        headers[separator] = [name.strip() for name in next(row for row in rows if row)]
+    for separator in [known] if known else FOUND_SEPARATORS:
+        rows = csv.reader(islice(io.StringIO(text, newline=""), skip, None), delimiter=separator)
+        headers[separator] = [name.strip() for name in next((row for row in rows if row), [])]
     # Where no column has a name that is wanted, the separator that gives the most columns is shown.
     best = max(headers, key=lambda one: (len(wanted & set(headers[one])), len(headers[one])))
-    return {"encoding": encoding, "separator": best, "names": headers[best]}
+    if odd := next((name for name in headers[best] if "\0" in name), None):
+        raise CannotBeRead(f"its header has a zero byte, in {odd!r}")
+    return {"encoding": encoding, "separator": best, "names": headers[best], "skip": skip}
+
+
+def lines_before(text):
+    """(lines before the header: empty ones, comments, Excel's `sep=;`; the separator that this says, or None)."""
+    number, said = 0, None
+    for line in io.StringIO(text, newline=""):
+        excel = re.fullmatch(r'"?sep=(.)"?\s*', line, re.IGNORECASE)
+        if line.strip() and not excel and not line.startswith("#"):
+            break
+        number, said = number + 1, excel[1] if excel else said
+    return number, said
 
 
 def parquet_facts(file, wanted):
@@ -368,14 +450,15 @@ def check_columns(readings, names):
         there = reading["columns"] | reading["folder"]
         lacking = [name for name in COLUMNS if name not in there and (name in REQUIRED or name in used)]
         # A column of another name is a mapping that was forgotten, not a column that the user does without.
-        near = {name: near_name(name, reading["names"], names) for name in COLUMNS if name not in there and names[name]}
+        around = [*reading["names"], *reading["folders"]]
+        near = {name: near_name(name, around, names) for name in COLUMNS if name not in there and names[name]}
         lacking += [name for name in near if near[name] and name not in lacking]
         if lacking:
             said = " ".join(f"data.columns.{name}={quoted(near.get(name) or '...')}" for name in lacking)
             without = [name for name in lacking if name not in REQUIRED]
             problems.append(
                 f"{reading['path']} lacks the columns {', '.join(names[name] or name for name in lacking)}; it has: "
-                f"{', '.join(reading['names'][:60])}. Say which they are: {said}"
+                f"{', '.join(around[:60])}. Say which they are: {said}"
                 + (f" (without one: data.columns.{without[0]}='')" if without else "")
             )
         for ours, theirs in reading["columns"].items():

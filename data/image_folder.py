@@ -11,6 +11,7 @@ import functools
 import os
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -181,13 +182,34 @@ def find_parts(pictures, split):
                 f"{name} is called like a part of a dataset and holds folders of pictures, but there are no train and test (or val) "
                 f"beside each other: {listed(names)}. {told}"
             )
-        inner = {part_of(inner) for inner in below.get(name, ())}
-        if "train" in inner and inner & {"val", "test"}:
+    inside = [name for name in names if has_parts(below.get(name, ()))]
+    if len(inside) == 1:
+        raise DatasetError(
+            f"{inside[0]} is a dataset with parts of its own ({listed(sorted(below[inside[0]]))}): did you mean "
+            f"data.path=.../{inside[0]}? "
+            f"{told}, to mix the parts and draw a test part anew"
+        )
+    if inside:
+        raise DatasetError(
+            f"the parts lie inside the classes ({inside[0]}/{min(below[inside[0]])}): make it the other way round "
+            f"(train/{inside[0]}), or say data.split=none to mix them and draw a test part anew"
+        )
+    for one, other in pairwise(name for name in names if name not in flat):
+        same, either = below[one] & below[other], below[one] | below[other]
+        if len(same) > 1 and len(same) * 2 > len(either):
             raise DatasetError(
-                f"the parts lie inside the classes ({name}/{min(below[name])}): make it the other way round (train/{name}), or say "
-                "data.split=none to mix them and draw a test part anew"
+                f"{one} and {other} hold folders of the same names ({listed(sorted(same))}), "
+                "so they look like parts of a dataset, and those like the classes. Parts to train and test on need the "
+                "names train and test (or val); other pieces (fold1, batch_2) have to be merged, or one of them is "
+                f"data.path. {told}"
             )
     return None
+
+
+def has_parts(names):
+    """Whether there are folders to train and to test on among these."""
+    parts = {part_of(name) for name in names}
+    return "train" in parts and bool(parts & {"val", "test"})
 
 
 def listed(names, most=10):
@@ -206,6 +228,22 @@ def by_class(pictures, folder):
             else:
                 alone.append(inside)
     return dict(sorted(found.items())), alone
+
+
+def beside(root):
+    """A note where data.path is one part of a dataset, and the part to test on lies beside it; or ""."""
+    folder = root.absolute()
+    try:
+        names = sorted(path.name for path in folder.parent.iterdir() if path.is_dir())
+    except OSError:
+        return ""
+    if part_of(folder.name) is None or not has_parts(names):
+        return ""
+    others = [name for name in names if part_of(name) and name != folder.name]
+    return (
+        f"beside {printable(folder.name)} lies {listed(others)}, which is not read; "
+        f"to train and test on them as they are: data.path={printable(folder.parent)}"
+    )
 
 
 def folders_without_pictures(base, classes, left_out, root):
@@ -277,6 +315,13 @@ def read_pictures(root, chosen, classes, size, channels, background):
     return images, np.array(labels, np.int64), unreadable, remarks
 
 
+def such_as(entries):
+    """The first files of [{file, reason}], each on a line."""
+    return "".join(
+        f"{'' if number else ':'}\n  {entry['file']}: {entry['reason']}" for number, entry in enumerate(entries[:5])
+    )
+
+
 def reason_of(error):
     if isinstance(error, UnidentifiedImageError):
         return "no picture, or damaged at its beginning"
@@ -287,7 +332,8 @@ def build(folder, path, split, size, channels, background, test_fraction, split_
     if not path:
         raise DatasetError("data.path is not set; give the folder that holds a folder of pictures for each class")
     check_settings(size, channels, background, test_fraction, max_unreadable_share)
-    root, notes = Path(path), []
+    root = Path(path)
+    notes = [note] if (note := beside(root)) else []
     try:
         os.listdir(root)
     except OSError as error:
@@ -329,14 +375,16 @@ def build(folder, path, split, size, channels, background, test_fraction, split_
         if not len(labels):
             raise DatasetError(
                 f"{root}: the {part} part has no readable picture ({len(unreadable)} files were unreadable)"
+                + such_as(unreadable)
             )
     if empty := [classes[k] for k in range(len(classes)) if not (parts["train"][1] == k).any()]:
-        raise DatasetError(f"{root}: no readable training picture in: {listed(empty)}")
+        names = {printable(inside) for name in empty for inside in chosen["train"][0][name]}
+        why = such_as([entry for entry in unreadable if entry["file"] in names])
+        raise DatasetError(f"{root}: no readable training picture in: {listed(empty)}{why}")
     if len(unreadable) > max_unreadable_share * len(taken):
-        examples = "\n  ".join(f"{entry['file']}: {entry['reason']}" for entry in unreadable[:5])
         raise DatasetError(
             f"{len(unreadable)} of {len(taken)} pictures cannot be read, more than the share of {max_unreadable_share} that may be left out "
-            f"(data.parameters.max_unreadable_share):\n  {examples}"
+            f"(data.parameters.max_unreadable_share){such_as(unreadable)}"
         )
     if not given:
         images, labels = parts["train"]
@@ -348,7 +396,7 @@ def build(folder, path, split, size, channels, background, test_fraction, split_
             )
     untested = [classes[k] for k in range(len(classes)) if not (parts["test"][1] == k).any()]
     if untested:
-        why = "no picture in the test part" if given else "one picture only"
+        why = "no readable picture in the test part" if given else "one picture only"
         notes.append(f"{why}, so trained on but not tested: {listed(untested, 100)}")
     for part, (images, labels) in parts.items():
         save_images(folder, part, images, labels)
@@ -398,6 +446,7 @@ def check_classes(root, base, classes, chosen, left_out):
     if len(classes) < 2:
         inner = {inside.parts[1] for paths in chosen["train"][0].values() for inside in paths if len(inside.parts) > 2}
         hint = f"; did you mean data.path={printable(base / classes[0])}?" if len(inner) > 1 else ""
+        hint = f"; {note}" if (note := beside(root)) else hint
         raise DatasetError(
             f"{printable(base)} has {len(classes)} folders with pictures ({listed(classes) or 'none'}); expected at least 2, one per class{hint}"
         )

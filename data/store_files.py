@@ -14,10 +14,25 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _common import DatasetError, every_file, printable, refuse_tables, run_builder, same_file
+from _common import DatasetError, every_file, printable, refuse_tables, run_builder, same_bytes, same_file
 from pyarrow import types
 
 KINDS = {".parquet", ".parq", ".pq"}
+PACKED = {".zip", ".xz", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".zst", ".lz4"}
+TABLES_OF_OTHERS = {
+    ".csv",
+    ".tsv",
+    ".feather",
+    ".arrow",
+    ".orc",
+    ".avro",
+    ".json",
+    ".jsonl",
+    ".xlsx",
+    ".xls",
+    ".db",
+    ".sqlite",
+}
 ROWS_AT_ONCE = 65_536
 
 
@@ -34,7 +49,9 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
         raise DatasetError(f"data.parameters.rows_per_group={rows_per_group}: expected a whole number of at least 1")
     files, left_out = found_files(path)
     label, features = str(label), [str(name) for name in ([features] if isinstance(features, str) else features or [])]
-    features = check_columns(files, label, features)
+    features, others = check_columns(files, label, features)
+    for name, why in others.items():
+        print(f"not a feature: {name}: {why}", flush=True)
     count, dropped = sum(pq.read_metadata(file).num_rows for file, _ in files), 0
     parts = {}
     for part, share in (("train", 1 - test_fraction), ("test", test_fraction)):
@@ -72,6 +89,7 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
         "task": "flights",  # the recipe's kind of task: one label of two values, number columns
         "label": label,
         "features": features,
+        "notes": [f"not a feature: {name}: {why}" for name, why in others.items()],
         "mean": parts["train"].mean.tolist(),
         "std": np.where(std > 0, std, 1.0).tolist(),  # a constant column says nothing, and does no harm
         "schema": {"id": "int64", **dict.fromkeys([label, *features], "float32")},
@@ -104,7 +122,7 @@ def found_files(path):
         if any(name.startswith(("_", ".")) for name in inside):
             problem = "hidden, or a writer's own"
         elif not problem and file.suffix.lower() not in KINDS:
-            problem = f"its ending is none of {', '.join(sorted(KINDS))}"
+            problem = f"its ending is none of {', '.join(sorted(KINDS))}" + hint_for(file)
         elif not problem and not file.stat().st_size:
             problem = "empty"
         elif not problem and (first := seen.setdefault(same_file(file), file)) != file:
@@ -114,13 +132,43 @@ def found_files(path):
         else:
             named = (name.partition("=") for name in inside[:-1] if "=" in name)
             files.append((file, {name: unquote(value) for name, _, value in named}))
+    by_columns = {}
+    for file, constants in files:  # a folder month=2 makes other rows of the same bytes
+        by_columns.setdefault(tuple(sorted(constants.items())), []).append(file)
+    copies = {file: first for alike in by_columns.values() for file, first in same_bytes(alike).items()}
+    files = [one for one in files if one[0] not in copies]
+    left_out += [
+        {"file": printable(file), "reason": f"the same content as {printable(copies[file])}"} for file in sorted(copies)
+    ]
     if not files:
-        raise DatasetError(f"path={path}: there are no Parquet files ({', '.join(sorted(KINDS))})")
+        listed = "".join(f"\n  {one['file']}: {one['reason']}" for one in left_out[:5])
+        more = f"\n  and {len(left_out) - 5} more" if left_out[5:] else ""
+        raise DatasetError(
+            f"path={path}: there are no Parquet files ({', '.join(sorted(KINDS))}). "
+            f"Left out: {listed or 'nothing'}{more}"
+        )
     return files, left_out
 
 
+def hint_for(file):
+    """What to do with a file of another ending, where one can tell; or ""."""
+    try:
+        with open(file, "rb") as content:
+            begin = content.read(4)
+    except OSError:
+        return ""
+    if begin == b"PAR1":
+        return ", but it is Parquet: rename it, or name it in data.path"
+    if file.suffix.lower() in PACKED:
+        return ": unpack it"
+    return ": convert it to Parquet" if file.suffix.lower() in TABLES_OF_OTHERS else ""
+
+
 def check_columns(files, label, features):
-    """The features: those that are named, else all number columns but the label and `id`. Raises DatasetError."""
+    """(features: those that are named, else all number columns but the label and `id`; {other column: why it is none}).
+
+    Raises DatasetError where one of them cannot be taken.
+    """
     kinds = {}
     for file, constants in files:
         try:
@@ -138,14 +186,18 @@ def check_columns(files, label, features):
                 f"{file} has a column {both[0]!r}, and so has the name of its folder: leave one of them out"
             )
     first = next(iter(kinds))
-    numbers = [name for name in kinds[first] if all(is_number(there.get(name)) for there in kinds.values())]
-    features = features or [name for name in numbers if name not in (label, "id")]
+    others = {}
+    if not features:
+        columns = dict.fromkeys(name for there in kinds.values() for name in there if name != label)
+        others = {name: why for name in columns if (why := why_no_feature(name, kinds))}
+        features = [name for name in columns if name not in others]
     if label in features or label == "id" or "id" in features or len(set(features)) < len(features):
         raise DatasetError(
             f"data.label={label} data.features={features}: expected each column once, and not `id`, which numbers the rows here"
         )
     if not features:
-        raise DatasetError(f"{first} has no number column beside the label {label!r}")
+        listed = "".join(f"\n  {name}: {why}" for name, why in others.items())
+        raise DatasetError(f"{first} has no number column beside the label {label!r}{listed}")
     for file, there in kinds.items():
         listed = ", ".join(f"{column} ({kind})" for column, kind in there.items())
         for name in (label, *features):
@@ -165,7 +217,19 @@ def check_columns(files, label, features):
         raise DatasetError(
             f"column {odd[0]!r}: Petastorm takes only names of letters, digits and _ that begin with a letter; rename it, or choose others: data.features=[...]"
         )
-    return features
+    return features, others
+
+
+def why_no_feature(name, kinds):
+    """Why a column is not taken where no features are named, or None. `kinds`: {file: {column: type}}."""
+    if name == "id":
+        return "the rows are numbered here by a column of this name"
+    for file, there in kinds.items():
+        if name not in there:
+            return f"it lacks in {printable(file)}"
+        if not is_number(there[name]):
+            return f"it is {there[name]}, not numbers (in {printable(file)})"
+    return None
 
 
 def is_number(kind):

@@ -10,8 +10,8 @@ from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
 from cookbook import ROOT, bootstrap, environments
-from cookbook.eject import compose_recipe
 from cookbook.environments import uv, uv_environment
+from cookbook.settings import compose_recipe
 from tests.areas import NETWORK, area_of, areas, group_of
 from tests.helpers import CLEAN, Silent, latest, recipes, run_cookbook
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from cookbook import ROOT, UserError, compare, report, run_folder, settings
-from cookbook.eject import compose_recipe, eject
+from cookbook.eject import eject
+from cookbook.settings import compose_recipe
 from cookbook.words import words_of_make
 from tests.helpers import CLEAN
 
@@ -20,7 +21,7 @@ REGEX = r"^(?<time>\S+) \[(?<level>\w+)\] (?<message>.*)$"
     "value",
     [
         "/tmp/lr=0.1", "/tmp/ümlaut", "/tmp/week#3", "/tmp/Bilder (1)", "/tmp/a, b", "/logs/{a,b}.log", "/x/[1].log", "it's", "a\\", "C:\\x\\'y",
-        "50%", "~/x", "/tmp/日本 語", "a:b", "2024", "1e3", "true", '"quoted" text', "a'b'c", "*.log", "!x", "&x", "a;b", "a|b", "@x", REGEX,
+        "50%", "~/x", "/tmp/日本 語", "a:b", "2024", "1e3", "true", '"quoted" text', "a'b'c", "*.log", "!x", "&x", "a;b", "a|b", "@x", REGEX, "\t", "a$b",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["output_root", "data.path", "data.format"])
@@ -31,6 +32,32 @@ def test_a_text_is_taken_as_it_is(name, value):
         config, _ = compose_recipe("spark", ["data=log_files", f"{name}={value}"])
         assert config["data"][name.split(".")[1]] == value
         assert config["data"]["parameters"][name.split(".")[1]] == value
+
+
+@pytest.mark.parametrize(
+    "value", ["${HOME}/logs", "x${seed}", "a\\${b}", r"^\${x} '\\${y}$", "${oc.env:HOME}", "${", "it's ${x}\\"]
+)
+def test_nothing_is_filled_in(value):
+    config, _ = compose_recipe("spark", ["data=log_files", f"data.path={value}", f"data.format={value}"])
+    assert config["data"]["path"] == config["data"]["format"] == value
+    assert config["data"]["parameters"]["path"] == config["data"]["parameters"]["format"] == value
+    config, _ = compose_recipe("dask", ["data=flights_files", f"data.columns.dest={value}"])
+    assert config["data"]["columns"]["dest"] == config["data"]["parameters"]["columns"]["dest"] == value
+
+
+@pytest.mark.parametrize(
+    "word", ["output_root=${HOME}/out", "cache_dir=/x/${oc.env:HOME}", "seed=${x}", "recipe.learning_rate=${seed}"]
+)
+def test_what_would_have_to_be_filled_in_is_refused(word):
+    with pytest.raises(UserError) as raised:
+        compose_recipe("pytorch", [word])
+    assert f"{word}: nothing is filled in for ${{...}} here; write the value itself" in str(raised.value)
+
+
+def test_eject_takes_braces_in_a_path_and_a_column_called_true(tmp_path):
+    words = ["data=store_files", "data.path=/x/${y}", "data.label=true", "data.features=[1,null]"]
+    makefile = (eject("petastorm", tmp_path / "mine", words) / "Makefile").read_text()
+    assert "'path=/x/$${y}' 'label=\"true\"' 'features=[\"1\", \"null\"]'" in makefile
 
 
 @pytest.mark.parametrize("word", ["output_root='/tmp/x y'", 'output_root="/tmp/x y"'])
@@ -73,7 +100,9 @@ def test_what_is_no_setting_is_refused(word, text):
         ("recipe.learning_rate=inf", "recipe.learning_rate=inf: expected a finite number"),
         ("recipe.learning_rate=nan", "recipe.learning_rate=nan: expected a finite number"),
         ("recipe.momentum=1.5", "recipe.momentum=1.5: expected a number from 0 to 1"),
-        ("data.parameters.test_fraction=2.0", "expected a number from 0 to 1"),
+        ("data.parameters.test_fraction=20", "test_fraction=20: expected a share between 0 and 1 (0.2 for 20 %)"),
+        ("data.parameters.test_fraction=35", "expected a share between 0 and 1 (0.35 for 35 %)"),
+        ("recipe.warmup_share=-1", "recipe.warmup_share=-1: expected a share between 0 and 1 (0.2 for 20 %)"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(word, text):
@@ -190,7 +219,7 @@ def test_a_disk_without_links_has_runs_without_latest(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_folder.Path, "symlink_to", refused)
     run = run_folder.open_run(tmp_path, "pytorch", "x", "never")
-    run.write(recipe="pytorch", started=1.0)
+    run.write({"recipe": "pytorch", "started": 1.0})
     run.close()
     assert [path.name for path in (tmp_path / "pytorch").iterdir()] == [run.path.name]
     assert run_folder.newest(tmp_path, "pytorch") == run.path

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from cookbook import ROOT
-from cookbook.eject import compose_recipe
+from cookbook.settings import compose_recipe
 from runrecord import read_records
 from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook
 

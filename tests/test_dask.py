@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from cookbook import ROOT, processes
-from cookbook.eject import compose_recipe
+from cookbook.settings import compose_recipe
 from tests.helpers import Driver, latest, run_cookbook
 
 SHORT = ["recipe=dask", *compose_recipe("dask")[0]["recipe"]["driver"]["short"]]

@@ -193,6 +193,8 @@ def test_zones_that_change_within_a_column(server, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
+        ("distance", "1e300", "distance is more than 100,000,000"), ("carrier", "U\0A", "the row has a zero byte"),
+        ("tailnum", '"N1\\" 2"', "the row has a quote behind a backslash (\\\"), which may end a text or not: write it twice (\"\")"),
         ("distance", "inf", "distance is infinite"), ("distance", "1e999", "distance is infinite"), ("distance", "-3", "distance is negative"),
         ("dep_delay", "late", "dep_delay is no number"), ("dep_delay", "0x10", "dep_delay is no number"), ("dep_delay", "1_0", "dep_delay is no number"),
         ("distance", "\uff15\uff10\uff10", "distance is no number"), ("year", "\uff12\uff10\uff11\uff13", "year is no number"),
@@ -288,6 +290,15 @@ def test_columns_of_the_wrong_type_are_refused_by_name(server, tmp_path, parquet
     assert text in server(tmp_path / "mine")["refused"]
 
 
+def test_hour_24_is_midnight_and_has_no_minutes(server, tmp_path):
+    (tmp_path / "flights.csv").write_text(
+        as_text(change(flights(), hour=["24", "24"], minute=["30", "0"], time_hour=""))
+    )
+    found = server(tmp_path, ["scheduled"])
+    assert found["reasons"] == {"no such hour: 24 is midnight, and has no minutes": 1}
+    assert found["values"]["scheduled"][0].startswith("2013-01-22T00:00:00")
+
+
 # ---- text files
 
 
@@ -310,8 +321,25 @@ def test_encodings(server, tmp_path, encoding):
 def test_separators_are_found_or_said(server, tmp_path, separator, name):
     (tmp_path / "flights.csv").write_text(as_text(flights(), separator))
     all_good(server(tmp_path, separator=name))
-    if name != "^":
-        all_good(server(tmp_path))
+    all_good(server(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("before", "separator"),
+    [("sep=;\r\n", ";"), ('"sep=:"\n', ":"), ("# made by us\n\n# on a Monday\n", ","), ("\ufeffsep=|\n", "|")],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_lines_before_the_header(server, tmp_path, before, separator, packed):
+    text = (before + as_text(change(flights(), time_hour=""), separator)).encode()
+    (tmp_path / "flights.csv").write_bytes(gzip.compress(text) if packed else text)
+    found = server(tmp_path, ["carrier"])
+    all_good(found)
+    assert found["values"]["carrier"][:3] == ["UA", "B6", "AA"]
+
+
+def test_a_zero_byte_in_the_header(server, tmp_path):
+    (tmp_path / "flights.csv").write_text(as_text(flights()).replace("tailnum", "tail\0num", 1))
+    assert "its header has a zero byte, in 'tail\\x00num'" in server(tmp_path)["refused"]
 
 
 def test_rows_that_are_not_whole_are_rows(server, tmp_path):
@@ -437,6 +465,28 @@ for month, part in rows.groupby("month"):
     assert set(one["values"]["month"]) == {1} and one["read"] == one["good"] > 0
 
 
+def test_texts_of_folders_are_judged_like_those_of_files(server, tmp_path):
+    names = [name for name in NAMES if name != "origin"]
+    for folder in ("origin= JFK", "origin=%20EWR%20", "origin=NA", "origin=a name that is too long"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder[7:10].strip()}.csv").write_text(as_text(flights(9), names=names))
+    found = server(tmp_path, ["origin"])
+    assert found["reasons"] == {"origin is longer than 16 characters": 9}
+    assert [found["values"]["origin"].count(name) for name in ("JFK", "EWR", "NA")] == [9, 9, 9]
+    found = server(tmp_path, missing=["NA"])
+    assert found["reasons"] == {"origin is longer than 16 characters": 9, "origin is missing": 9}
+
+
+def test_a_folder_of_another_name_is_hinted_at(server, tmp_path):
+    (tmp_path / "Year=2013").mkdir()
+    (tmp_path / "Year=2013/f.csv").write_text(as_text(flights(), names=[name for name in NAMES if name != "year"]))
+    refused = server(tmp_path)["refused"]
+    assert "f.csv lacks the columns year; it has: month, " in refused and "data.columns.year=Year" in refused
+    found = server(tmp_path, ["year"], columns={"year": "Year"})
+    all_good(found)
+    assert set(found["values"]["year"]) == {2013}
+
+
 def test_a_folder_that_contradicts_its_file(server, tmp_path):
     (tmp_path / "mine/month=7").mkdir(parents=True)
     (tmp_path / "mine/month=7/flights.csv").write_text(as_text(flights(5)))
@@ -445,14 +495,14 @@ def test_a_folder_that_contradicts_its_file(server, tmp_path):
 
 def test_every_file_is_read_or_named(server, tmp_path, parquet):
     text = as_text(flights())
-    parquet(tmp_path / "mine", "rows.to_parquet(folder / 'd.parq'); rows.to_parquet(folder / 'PART.PARQUET')")
+    parquet(tmp_path / "mine", "rows.to_parquet(folder / 'd.parq'); rows[::-1].to_parquet(folder / 'PART.PARQUET')")
     parquet(
         tmp_path / "mine",
         "import pyarrow as pa\nwith pa.CompressedOutputStream(str(folder / 'e.csv.zst'), 'zstd') as f: f.write(rows.to_csv(index=False).encode())",
     )
     for name, content in {
         "b.CSV": text.encode(), "c.csv.bz2": bz2.compress(text.encode()), "f.tsv": text.replace(",", "\t").encode(), "g.gz": gzip.compress(text.encode()),
-        "h.csv.gz": gzip.compress(text[:400].encode()) + gzip.compress(text[400:].encode()), "a*[1]{x}:%41.csv": text.encode(), "empty.csv": b"",
+        "h.csv.gz": gzip.compress(text[:400].encode()) + gzip.compress(text[400:].encode()), "a*[1]{x}:%41.csv": (text + "\n").encode(), "empty.csv": b"",
         "notes.txt": b"hello", "_hidden.csv": text.encode(), ".dot.csv": text.encode(), "sheet.xlsx": b"PK\x03\x04", "flights": text.encode(),
     }.items():  # fmt: skip
         (tmp_path / "mine" / name).write_bytes(content)
@@ -488,13 +538,51 @@ def test_the_same_rows_are_read_once(server, tmp_path):
     all_good(found)
     assert found["left_out"].keys() == {"a.csv.gz", "b.csv"}
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(as_text(flights(39)).encode()))
-    all_good(server(tmp_path), 40 + 39)
+    assert "a.csv and " in (refused := server(tmp_path)["refused"]) and "a.csv.gz hold the same stem" in refused
+
+
+def test_copies_are_left_out_by_name_and_other_kinds_of_one_stem_are_refused(server, tmp_path, parquet):
+    text = as_text(flights()).encode()
+    for name, content in {
+        "f.csv": text, "f (1).csv": text, "below/g.csv": text, "h.csv.gz": gzip.compress(text + b"\n"), "h.csv.bz2": bz2.compress(text + b"\n"),
+        "month=1/same.csv": b"", "empty.csv": b"",
+    }.items():  # fmt: skip
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_bytes(content)
+    found = server(tmp_path / "mine")
+    all_good(found, 80)
+    assert sorted(found["paths"]) == ["f.csv", "h.csv.bz2"]
+    reasons = {name: reason.replace(f"{tmp_path}/mine/", "") for name, reason in found["left_out"].items()}
+    assert reasons == {
+        "f (1).csv": "the same content as f.csv", "g.csv": "the same content as f.csv", "h.csv.gz": "the same content as h.csv.bz2, packed",
+        "same.csv": "empty", "empty.csv": "empty",
+    }  # fmt: skip
+    parquet(tmp_path / "mine", "rows.to_parquet(folder / 'f.parquet')")
+    refused = server(tmp_path / "mine")["refused"]
+    assert "f.csv and " in refused and "f.parquet hold the same stem" in refused
+    all_good(server(tmp_path / "mine/f*.csv"))
+
+
+def test_the_same_bytes_in_folders_of_other_months_are_other_rows(server, tmp_path):
+    names = [name for name in NAMES if name not in ("month", "time_hour")]
+    for month in (1, 2):
+        (tmp_path / f"month={month}").mkdir()
+        (tmp_path / f"month={month}/f.csv").write_text(as_text(change(flights(9), day="3"), names=names))
+    found = server(tmp_path, ["month"])
+    all_good(found, 18)
+    assert sorted(found["values"]["month"]) == [1] * 9 + [2] * 9
 
 
 def test_words_for_no_value_among_the_numbers_of_parquet(server, tmp_path, parquet):
     parquet(tmp_path / "mine", "rows['dep_delay'] = [-999.0] * 3 + [5.0] * 37; rows.to_parquet(folder / 'a.parquet')")
     found = server(tmp_path / "mine", ["dep_delay"], missing=-999)
     assert found["values"]["dep_delay"] == [None] * 3 + [5.0] * 37
+
+
+def test_null_among_the_words_for_no_value_is_a_word(server, tmp_path):
+    (tmp_path / "a.csv").write_text(as_text(change(flights(), tailnum=["null", "None", "true"])))
+    found = server(tmp_path, ["tailnum"], missing=[None, True])
+    assert found["values"]["tailnum"][:4] == [None, "None", None, "N103UA"]
 
 
 def test_an_encoding_that_is_not_the_file_s(server, tmp_path):
@@ -513,6 +601,19 @@ def test_a_table_with_a_log_is_refused_by_name(server, tmp_path, parquet, log, n
     assert f"mine/table is a table of {name}: its files also hold rows" in refused
 
 
+def test_files_that_no_name_makes_readable_say_what_to_do(server, tmp_path):
+    (tmp_path / "f.csv").write_text(as_text(flights()))
+    for name in ("a.zip", "b.csv.xz", "c.tar.gz", "d.feather", "e.json.gz", "g.dat"):
+        (tmp_path / name).write_bytes(b"x")
+    left_out = server(tmp_path)["left_out"]
+    reasons = {name: reason.partition(": " if ": " in reason else "; ")[2] for name, reason in left_out.items()}
+    unpack, convert = "unpack it", "convert it to CSV or Parquet"
+    assert reasons == {
+        "a.zip": unpack, "b.csv.xz": unpack, "c.tar.gz": unpack, "d.feather": convert, "e.json.gz": convert,
+        "g.dat": "name the file in data.path to have it read",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "name",
     ["a*[1]{x}:%41.csv", "_hidden.csv", ".dot.csv", "flights", "flights.dat", "flights.parquet.bak", "ümlaut 1.csv"],
@@ -528,8 +629,8 @@ def test_a_file_named_in_full_is_read(server, tmp_path, name):
 def test_globs_also_of_folders(server, tmp_path):
     for name in ("2013", "2014"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "f.csv").write_text(as_text(flights()))
-        (tmp_path / name / "f.dat").write_text(as_text(flights()))
+        (tmp_path / name / "f.csv").write_text(as_text(change(flights(), tailnum=name)))
+        (tmp_path / name / "f.dat").write_text(as_text(change(flights(), tailnum=name)))
     found = server(tmp_path / "20*")
     all_good(found, 80)
     assert list(found["left_out"]) == ["f.dat"]
@@ -545,6 +646,7 @@ def test_globs_also_of_folders(server, tmp_path):
         (b"\x1f\x8bno gzip", "damaged"),
         (b"PAR1 cut", "flights.csv:"),
         (b"\0\1\2\0" * 99, "it has zero bytes"),
+        (b"\xfd7zXZ\0rest", "it is packed as xz, which is not read; unpack it"),
     ],
 )
 def test_files_that_are_something_else(server, tmp_path, content, text):

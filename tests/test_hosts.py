@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from cookbook import UserError, inventory, services
-from cookbook.eject import compose_recipe
 from cookbook.places.hosts.ssh import Ssh
+from cookbook.settings import compose_recipe
 from tests.helpers import ROOT, Driver, latest, plan, run_cookbook
 from tests.requirements import needs, skip
 from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch, quick

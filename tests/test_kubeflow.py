@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from cookbook import settings as cookbook_settings
-from cookbook.eject import compose_recipe
+from cookbook.settings import compose_recipe
 from tests.fake_cluster import FakeCluster
 from tests.helpers import CLEAN, ROOT, Driver, run_cookbook
 

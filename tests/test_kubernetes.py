@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from cookbook import UserError, pods
-from cookbook.eject import compose_recipe
 from cookbook.places.kubernetes import logs as pod_logs
+from cookbook.settings import compose_recipe
 from tests.fake_kubernetes import FakeKubernetes
 from tests.helpers import ROOT, Driver, latest, plan, run_cookbook
 from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch, quick

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cookbook import ROOT, UserError, settings
-from cookbook.eject import compose_recipe
+from cookbook.settings import compose_recipe
 from tests.helpers import plan as planned
 
 

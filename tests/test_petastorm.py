@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from cookbook import bootstrap
-from cookbook.eject import compose_recipe
+from cookbook.settings import compose_recipe
 from tests.helpers import ROOT, run_cookbook
 
 SHORT = ["recipe=petastorm", *compose_recipe("petastorm")[0]["recipe"]["driver"]["short"]]

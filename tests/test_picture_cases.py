@@ -123,6 +123,22 @@ def test_classes_that_are_called_like_parts_need_to_be_said(tmp_path, build):
             "Train, train are all the train part by their names: keep one",
         ),
         (["cat/train", "cat/val", "dog/train", "dog/val"], "the parts lie inside the classes (cat/train)"),
+        (
+            ["mine/train/cat", "mine/val/cat", "bus"],
+            "mine is a dataset with parts of its own (train, val): did you mean data.path=.../mine?",
+        ),
+        (
+            ["X_train/cat", "X_train/dog", "X_test/cat", "X_test/dog"],
+            "X_test and X_train hold folders of the same names (cat, dog)",
+        ),
+        (
+            ["fold1/cat", "fold1/dog", "fold1/bus", "fold2/cat", "fold2/dog"],
+            "fold1 and fold2 hold folders of the same names (cat, dog)",
+        ),
+        (
+            ["bounding_box_train/1", "bounding_box_train/2", "bounding_box_test/1", "bounding_box_test/2"],
+            "need the names train and test (or val)",
+        ),
         (["train/cat", "train/dog", "test/cat", "test/bird"], "the test part has classes that"),
         (["val/cat", "val/dog", "test/cat", "test/dog"], "there are no train and test (or val) beside each other"),
         (
@@ -138,6 +154,43 @@ def test_layouts_that_are_refused_with_the_reason(tmp_path, build, folders, text
     with pytest.raises(DatasetError) as error:
         build()
     assert text in str(error.value)
+
+
+def test_folders_of_the_same_names_are_classes_where_it_is_said_or_they_differ(tmp_path, build):
+    for name in ("batch_1/cat", "batch_1/dog", "batch_2/cat", "batch_2/dog"):
+        fill(tmp_path / "in" / name, RED, 3)
+    assert build(split="none")[0]["classes"] == ["batch_1", "batch_2"]
+    for name in ("batch_1/bus", "batch_1/car", "batch_2/bird", "batch_2/tree"):
+        fill(tmp_path / "in" / name, RED, 3)
+    assert build()[0]["classes"] == ["batch_1", "batch_2"], "no more than a third of the names is the same"
+
+
+def test_a_part_of_a_dataset_says_what_lies_beside_it(tmp_path, build):
+    for part in ("train", "val"):
+        fill(tmp_path / "ds" / part / "cat", RED, 4)
+        fill(tmp_path / "ds" / part / "dog", BLUE, 4)
+    (tmp_path / "in").symlink_to(tmp_path / "ds")
+    out = tmp_path / "out"
+    out.mkdir()
+    manifest = image_folder.build(out, str(tmp_path / "ds/train"), **PLAIN)
+    said = f"beside train lies val, which is not read; to train and test on them as they are: data.path={tmp_path}/ds"
+    assert (manifest["rows"], manifest["notes"]) == ({"train": 6, "test": 2}, [said])
+    assert build()[0]["notes"] == ["trained on train, tested on val"]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_class_of_pictures_that_cannot_be_taken_says_why(tmp_path, build, given):
+    below = tmp_path / ("in/train" if given else "in")
+    fill(below / "cat", RED, 4)
+    fill(below / "dog", BLUE, 4)
+    (below / "float").mkdir()
+    Image.fromarray(np.full((12, 12), 0.5, np.float32)).save(below / "float/x.tif")
+    if given:
+        fill(tmp_path / "in/test/cat", RED, 4)
+    with pytest.raises(DatasetError) as error:
+        build()
+    assert "no readable training picture in: float:" in str(error.value)
+    assert "float/x.tif: unreadable: its values are floating-point numbers, whose black and white" in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["train", "test tube", "validator", "dev", "Testudo"])

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from cookbook import ROOT, UserError, inventory
-from cookbook.eject import compose_recipe
+from cookbook.settings import compose_recipe
 from cookbook.systems import dask
 from tests.helpers import plan, recipes
 

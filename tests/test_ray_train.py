@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from cookbook.eject import compose_recipe
+from cookbook.settings import compose_recipe
 from tests.helpers import ROOT, Driver, latest, run_cookbook
 
 SHORT = ["recipe=ray_train", *compose_recipe("ray_train")[0]["recipe"]["driver"]["short"]]

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from cookbook import ROOT, UserError, inventory, resume
-from cookbook.eject import compose_recipe
 from cookbook.run import check_enough_rows
+from cookbook.settings import compose_recipe
 from runrecord import check_position
 from tests.helpers import plan, run_cookbook
 

@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from cookbook import ROOT, UserError, inventory, processes, redact, services, tracking
-from cookbook.eject import compose_recipe
 from cookbook.places.hosts.ssh import Ssh
 from cookbook.places.kubernetes import logs as pod_logs
+from cookbook.settings import compose_recipe
 from tests.helpers import Driver, plan, recipes, run_cookbook
 from tests.requirements import skip
 
@@ -91,7 +91,7 @@ def test_secrets_of_spark_go_through_a_file_and_not_through_the_command_line():
     config, _ = compose_recipe("spark", [f"+recipe.spark_conf={{spark.hadoop.fs.s3a.secret.key: {SECRET}}}"])
     config["recipe"]["spark_conf"] = {"spark.hadoop.fs.s3a.secret.key": SECRET, "spark.ui.enabled": False}
     (process,) = plan(config, ROOT / "recipes/spark", Path("/env/bin/python"), Path("/run"))
-    assert SECRET not in process.by_hand
+    assert SECRET not in process.shell_command
     assert process.files == {"/run/scratch/secrets/spark.conf": f"spark.hadoop.fs.s3a.secret.key {SECRET}\n"}
     words = " ".join(process.argv)
     assert "--load-spark-defaults --properties-file /run/scratch/secrets/spark.conf" in words
@@ -295,7 +295,7 @@ def test_launchers_that_listen_everywhere_run_in_a_network_of_their_own(recipe):
         return  # tfrun and rayrun see to it themselves; Spark, Dask and kfp listen where they are told
     (process,) = plan(config, ROOT / f"recipes/{recipe}", Path("/env/bin/python"), Path("/run"))
     assert process.argv[:3] == ["/env/bin/python", "-m", "netrun"]
-    assert " -m netrun /env/bin/" in process.by_hand
+    assert " -m netrun /env/bin/" in process.shell_command
 
 
 def listening(driver):

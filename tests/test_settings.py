@@ -7,7 +7,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from cookbook import ROOT, UserError, settings, systems
-from cookbook.eject import compose_recipe
+from cookbook.settings import compose_recipe
 from runrecord import load_config, same_kind
 from tests.helpers import recipes
 
@@ -165,4 +165,43 @@ def test_null_and_nothing_in_a_group_that_takes_any_name():
         "data.columns.origin=#N/A",
     ]
     columns = compose_recipe("dask", words)[0]["data"]["columns"]
-    assert (columns["time_hour"], columns["distance"], columns["dest"], columns["origin"]) == (None, "", 12, "#N/A")
+    assert (columns["time_hour"], columns["distance"], columns["dest"], columns["origin"]) == (None, "", "12", "#N/A")
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("[null]", ["null"]), ("[NULL,NaN,007,1e5,true]", ["NULL", "NaN", "007", "1e5", "true"]), ("[#N/A, größe]", ["#N/A", "größe"]),
+        ("['a,b',\"c's\", my x ]", ["a,b", "c's", "my x"]), ("[]", []), ("null", None), ("NULL", "NULL"), ("-999", "-999"), ("größe", "größe"),
+        ("['${x}']", ["${x}"]), ("['']", [""]),
+    ],
+)  # fmt: skip
+def test_a_list_of_texts_is_taken_as_it_is_typed(word, value):
+    assert compose_recipe("dask", ["data=flights_files", f"data.missing={word}"])[0]["data"]["missing"] == value
+    assert compose_recipe("petastorm", ["data=store_files", f"data.features={word}"])[0]["data"]["features"] == value
+
+
+@pytest.mark.parametrize("word", ["a,b", "[a,,b]", "[a", "[a,[b]]"])
+def test_what_is_no_list_of_texts_is_refused(word):
+    with pytest.raises(UserError, match=r"data.features=.*: a list is written data.features=\[a,b\]"):
+        compose_recipe("petastorm", ["data=store_files", f"data.features={word}"])
+
+
+@pytest.mark.parametrize("separator", ["\t", " ", ";", ",", "|", "^", "tab"])
+def test_a_separator_is_taken_as_it_is(separator):
+    assert (
+        compose_recipe("dask", ["data=flights_files", f"data.separator={separator}"])[0]["data"]["separator"]
+        == separator
+    )
+
+
+@pytest.mark.parametrize(("word", "value"), [("true", "true"), ("1", "1"), ("NaN", "NaN"), ("null", None)])
+def test_a_label_is_a_text(word, value):
+    assert compose_recipe("petastorm", ["data=store_files", f"data.label={word}"])[0]["data"]["label"] == value
+
+
+def test_null_is_taken_where_the_file_says_what_it_means():
+    config, _ = compose_recipe("spark", ["data=log_files", "data.event_start=null"])
+    assert config["data"]["parameters"]["event_start"] is None
+    with pytest.raises(UserError, match=r"data.epoch_unit=None: expected a text"):
+        compose_recipe("spark", ["data=log_files", "data.epoch_unit=null"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cookbook import ROOT, UserError
-from cookbook.eject import compose_recipe
+from cookbook.settings import compose_recipe
 from tests.helpers import Driver, latest, plan, run_cookbook
 from tests.requirements import needs
 from tests.test_contracts import SHORT, digests, in_the_middle_of_an_epoch

@@ -32,7 +32,7 @@ def test_smoke(recipe, tmp_path, record_property, recipe_python):
     ],
 )
 def test_a_scale_shortens_what_only_one_recipe_does(recipe, key, value):
-    from cookbook.eject import compose_recipe
+    from cookbook.settings import compose_recipe
 
     plain, short = (compose_recipe(recipe, words)[0] for words in ([], ["scale=smoke"]))
     if value is not None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from cookbook import ROOT, processes
-from cookbook.eject import compose_recipe
+from cookbook.settings import compose_recipe
 from tests.helpers import CLEAN, Driver, latest, run_cookbook
 from tests.requirements import skip
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from cookbook import ROOT, UserError, datasets
-from cookbook.eject import compose_recipe
+from cookbook.settings import compose_recipe
 from tests.helpers import Silent
 
 # Makes each store in the recipe's own environment, checks it, reads it by both column readers, and prints what came out.
@@ -285,14 +285,25 @@ asked = [
     ("plain", {"label": "click"}), ("plain", {"features": ["x", "y"]}), ("decimals", {}), ("plain", {"label": None}), ("nothing", {}),
     ("large", {}), ("infinite", {"features": ["x"]}), ("blank", {}), ("words", {}), ("constant", {}), ("plain", {"label": "id"}), ("dated", {}), ("dated", {"features": ["day"]}),
     ("plain", {"rows_per_group": 0}), ("cut", {}),
-    *((name, {"features": ["x"]}) for name in more), ("days", {}), ("linked", {"features": ["x"]}),
+    *((name, {"features": ["x"]}) for name in more), ("days", {}), ("linked", {"features": ["x"]}), ("mixed", {}), ("hive", {}), ("letters", {}),
 ]
+(root / "mixed").mkdir()
+mixed = rows.assign(tags=[["a"]] * 700, when=pd.Timestamp("2025-01-01"), visits=[str(k) for k in rows["visits"]])
+mixed.to_parquet(root / "mixed/a.parquet")
+rows.assign(extra=1.0).to_parquet(root / "mixed/b.parquet")
+(root / "hive").mkdir()
+rows.to_parquet(root / "hive/000000_0")
+(root / "hive/old.csv.xz").write_bytes(b"x")
+(root / "hive/old.feather").write_bytes(b"x")
+(root / "letters").mkdir()
+rows[["clicked", "name"]].to_parquet(root / "letters/a.parquet")
 (root / "days/dt=20250329").mkdir(parents=True)
 rows.to_parquet(root / "days/dt=20250329/a.parquet")
 (root / "linked").mkdir()
 rows.to_parquet(root / "linked/a.parquet")
 (root / "linked/b.parquet").symlink_to("a.parquet")
 (root / "linked/c.parquet").hardlink_to(root / "linked/a.parquet")
+(root / "linked/a (1).parquet").write_bytes((root / "linked/a.parquet").read_bytes())
 for day in ("2025-01-01", "2025-01-02"):
     (root / f"dated/day={day}").mkdir(parents=True)
     rows.to_parquet(root / f"dated/day={day}/part-0.parquet")
@@ -313,6 +324,7 @@ for number, (name, settings) in enumerate(asked):
         answers.append(made)
     except DatasetError as error:
         answers.append(str(error))
+print()
 print(json.dumps({"answers": answers, "sum": float(x.sum())}))
 """
 
@@ -365,10 +377,37 @@ def test_stores_of_ones_own_that_are_refused(mine, number, said):
     assert said in mine["answers"][number]
 
 
+def test_columns_that_are_no_features_are_named_with_the_reason(mine):
+    found = mine["answers"][30]
+    assert found["features"] == ["x"]
+    told = [line.replace("(in /", "|").partition("|")[0].partition(" in /")[0].strip() for line in found["notes"]]
+    assert told == [
+        "not a feature: visits: it is string, not numbers",
+        "not a feature: name: it is string, not numbers",
+        "not a feature: id: the rows are numbered here by a column of this name",
+        "not a feature: tags: it is list<element: string>, not numbers",
+        "not a feature: when: it is timestamp[ms], not numbers",
+        "not a feature: extra: it lacks",
+    ]
+    assert mine["answers"][1]["notes"] == [], "the features were named"
+    assert "no number column beside the label 'clicked'\n  name: it is string, not numbers" in mine["answers"][32]
+
+
+def test_a_folder_without_endings_says_what_was_left_out(mine):
+    refused = mine["answers"][31]
+    assert (
+        "000000_0: its ending is none of .parq, .parquet, .pq, but it is Parquet: rename it, or name it in data.path"
+        in refused
+    )
+    assert "old.csv.xz: its ending is none of .parq, .parquet, .pq: unpack it" in refused
+    assert "old.feather: its ending is none of .parq, .parquet, .pq: convert it to Parquet" in refused
+
+
 def test_a_file_of_several_names_is_read_once(mine):
     found = mine["answers"][29]
     assert found["account"]["read"] == 700
-    assert [os.path.basename(one["file"]) for one in found["left_out"]] == ["b.parquet", "c.parquet"]
+    reasons = {os.path.basename(one["file"]): one["reason"].partition(" as /")[0] for one in found["left_out"]}
+    assert reasons == {"a (1).parquet": "the same content", "b.parquet": "the same file", "c.parquet": "the same file"}
 
 
 def test_decimals_and_dictionaries_are_numbers_and_a_constant_does_no_harm(mine):

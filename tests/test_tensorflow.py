@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from cookbook import ROOT, settings
-from cookbook.eject import compose_recipe
+from cookbook.settings import compose_recipe
 from tests.helpers import Driver, latest, run_cookbook
 
 FOLDER = ROOT / "recipes/tensorflow"

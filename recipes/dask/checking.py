@@ -14,6 +14,7 @@ NEEDED = ["year", "month", "day", "hour", "minute", "carrier", "origin", "dest"]
 WHOLE = ["year", "month", "day", "hour", "minute"]
 LONGEST_TEXT = 16  # characters: a carrier, a tail number or an airport is shorter
 MOST_DELAY = 24 * 60  # minutes; features.py relies on it
+MOST_DISTANCE = 1e8  # of any unit: half of the way round the earth is 66 million feet
 MOST_APART = pd.Timedelta(days=2)  # of time_hour (UTC) and the flight's own date (local)
 MISSING = [
     "",
@@ -81,25 +82,28 @@ def check(rows, broken=None, folder=None, values=None, has_nulls=True):
     texts = {name: stripped(rows[name]) for name in rows if is_text(rows[name]) or name in TEXTS}
     missing = meaning_of_words(texts, settings["missing"], has_nulls)
     decimal = settings["decimal"] or decimal_of([texts[name] for name in NUMBERS if name in texts])
-    constants = {name: pd.Series(text, index=rows.index, dtype="str") for name, text in folder.items()}
+    constants = {name: pd.Series(text, index=rows.index, dtype="str").str.strip() for name, text in folder.items()}
+    in_folders = dict.fromkeys(TEXTS, (["", *(settings["missing"] or [])], []))  # Hive has a "no value" of its own
     for name in NUMBERS:
         flights[name] = number_column(name, rows, texts, missing, decimal, settings, judge)
         if name in constants:
-            said = number_column(name, constants, {name: stripped(constants[name])}, missing, ".", settings, judge)
+            said = number_column(name, constants, constants, missing, ".", settings, judge)
             if name in rows:
                 judge.object_to(flights[name] != said, f"{name} is not what the name of its folder says")
             flights[name] = said
     for name in TEXTS:
         flights[name] = text_column(name, texts, missing, judge, rows.index)
         if name in constants:
+            said = text_column(name, constants, in_folders, judge, rows.index)
             if name in texts:
-                judge.object_to(flights[name] != constants[name], f"{name} is not what the name of its folder says")
-            flights[name] = constants[name]
+                judge.object_to(flights[name] != said, f"{name} is not what the name of its folder says")
+            flights[name] = said
     for name in NEEDED:
         judge.object_to(flights[name].isna(), f"{name} is missing")
     for name in ("dep_delay", "arr_delay"):
         judge.object_to(flights[name].abs() > MOST_DELAY, f"{name} is more than a day")
     judge.object_to(flights["distance"] < 0, "distance is negative")
+    judge.object_to(flights["distance"] > MOST_DISTANCE, f"distance is more than {MOST_DISTANCE:,.0f}")
     for name in WHOLE:
         judge.object_to(flights[name] % 1 != 0, f"{name} is no whole number")
     known = flights[["year", "month", "day"]].where(flights["year"].between(1900, 2200))
@@ -109,6 +113,9 @@ def check(rows, broken=None, folder=None, values=None, has_nulls=True):
     )
     judge.object_to(
         days.isna() | ~flights["hour"].between(0, 24) | ~flights["minute"].between(0, 59), "no such day or hour"
+    )
+    judge.object_to(
+        (flights["hour"] == 24) & (flights["minute"] > 0), "no such hour: 24 is midnight, and has no minutes"
     )
     flights["scheduled"] = (days + clock).astype("datetime64[us]")
     raw = rows["time_hour"] if "time_hour" in rows else constants.get("time_hour")

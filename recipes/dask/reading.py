@@ -15,6 +15,10 @@ import pyarrow.parquet as pq
 
 ROWS_AT_A_TIME = 50_000
 csv.field_size_limit(1 << 30)
+ODD = {  # what makes a row doubtful, although it has all fields
+    '\\"': 'the row has a quote behind a backslash (\\"), which may end a text or not: write it twice ("")',
+    "\0": "the row has a zero byte",
+}
 
 
 def plain_reading(path, columns):
@@ -70,8 +74,11 @@ def read_text(reading):
     path, separator, broken, pieces, block, number = reading["path"], reading["separator"], {}, [], [], 0
     with opened(reading) as content:
         lines = Lines(content)
-        rows = csv.reader(lines, delimiter=separator)
+        each = iter(lines)
+        rows = csv.reader(each, delimiter=separator)
         try:
+            for _ in range(reading["skip"]):
+                next(each)
             header = [name.removeprefix("\ufeff").strip() for name in next(row for row in rows if row)]
             places, width = {ours: header.index(name) for ours, name in reading["columns"].items()}, len(header)
             lines.record.clear()
@@ -84,6 +91,10 @@ def read_text(reading):
                     what = "fewer" if len(row) < width else "more"
                     broken[number] = f"the row has {what} fields than the header", "".join(last).rstrip("\r\n")[:200]
                     row = [""] * width
+                elif reason := next(
+                    (reason for mark, reason in ODD.items() if any(mark in line for line in last)), None
+                ):
+                    broken[number] = reason, "".join(last).rstrip("\r\n")[:200]
                 block.append(row)
                 number += 1
                 if len(block) == ROWS_AT_A_TIME:

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from cookbook import datasets, environments, report
 from cookbook.bench import print_table
-from cookbook.eject import compose_recipe
-from cookbook.settings import worker_settings
+from cookbook.settings import compose_recipe, worker_settings
 from tests.helpers import Silent
 
 HERE = Path(__file__).resolve().parent
