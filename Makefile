@@ -80,6 +80,9 @@ lint: $(SETUP) ## ruff; actionlint and zizmor for the workflows
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/python -m tests.lint_workflows
 
+docs: $(SETUP) ## the pages in docs/ as a site, with all settings; a link that leads nowhere is an error
+	@$(BIN)/python -m docs.build
+
 nightly-record: $(SETUP) ## run a recipe and append its line to a history: RECIPE=horovod HISTORY=history.jsonl
 	@$(BIN)/python -m cookbook.health record "$(RECIPE)" "$(HISTORY)" $(ARGS)
 
@@ -96,4 +99,4 @@ clean: ## remove environments, runs and caches of this checkout
 	@rm -rf .venv .venvs outputs .pytest_cache .ruff_cache runrecord/build runrecord/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup doctor tools report send compare eject bench bench-hosts test test-all areas lint nightly-record health canary lock clean
+.PHONY: help setup doctor tools report send compare eject bench bench-hosts test test-all areas lint docs nightly-record health canary lock clean

@@ -205,6 +205,7 @@ def main(argv):
             return
         if not wanted:
             renew_lock(ROOT / "pyproject.toml", "--all-extras")
+            renew_lock(ROOT / "docs/requirements.in")
         for source in sources:
             if not wanted or source.parent.name in wanted:
                 renew_lock(source, *overrides_of(source.parent.name))

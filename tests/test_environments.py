@@ -109,7 +109,9 @@ def test_a_lock_that_cannot_be_installed_is_an_error(tiny, ensure):
 
 
 def test_every_lock_pins_everything_and_names_no_source():
-    locks = sorted([ROOT / "requirements.txt", *ROOT.glob("recipes/*/requirements*.txt")])
+    locks = sorted(
+        [ROOT / "requirements.txt", ROOT / "docs/requirements.txt", *ROOT.glob("recipes/*/requirements*.txt")]
+    )
     assert len(locks) >= 2
     for lock in locks:
         lines = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
