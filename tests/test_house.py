@@ -1,53 +1,18 @@
 """The shape of the driver: imports go one way, and a new system or place is one file that nothing else names."""
 
 import ast
-import json
+import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 
 from cookbook import ROOT, places, systems
-from tests.helpers import CLEAN, latest
-
-TOY_SYSTEM = '''
-"""Starts each worker by itself, with the variables that torchrun would set."""
-
-from cookbook.job import Job, Process
-from cookbook.systems import System
 
 
-class Toy(System):
-    def on_toy(self, job: Job) -> list[Process]:
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29731", "WORLD_SIZE": str(job.num_workers)}
-        return [
-            Process(f"worker-{rank}", [str(job.python), *job.program_and_settings], job.environment(**meeting, **ranks(rank)))
-            for rank in range(job.num_workers)
-        ]
-
-
-def ranks(rank):
-    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
-'''
-TOY_PLACE = '''
-"""This machine, politely: all processes have the lowest priority."""
-
-from dataclasses import replace
-
-from cookbook.places import Place
-from cookbook.places.local import run_here
-
-
-class Toy(Place):
-    sees_processes = True
-
-    def plan(self, system):
-        return [replace(one, argv=["nice", "-n", "19", *one.argv]) for one in system.on_toy(self.job)]
-
-    def run(self, planned, watch):
-        return run_here(planned, self.job.run_dir / "logs", self.run_id, self.cluster["stop_grace_seconds"], watch)
-'''
+def example(page, number=0):
+    """A block of code of a page of the documentation."""
+    return re.findall(r"^```(?:python|yaml)\n(.*?)^```$", (ROOT / f"docs/{page}.md").read_text(), re.M | re.S)[number]
 
 
 def imports():
@@ -116,20 +81,13 @@ def test_a_new_system_and_a_new_place_are_one_file_each(tmp_path):
         if (ROOT / name).exists():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copy / name)
-    (copy / "cookbook/systems/toy.py").write_text(TOY_SYSTEM)
-    (copy / "cookbook/places/toy.py").write_text(TOY_PLACE)
-    (copy / "conf/cluster/toy.yaml").write_text("defaults: [local]\n\nkind: toy\n")
-    words = ["recipe=pytorch", "cluster=toy", "recipe.driver.system=toy", "scale=smoke", f"output_root={tmp_path}/out"]
-    done = subprocess.run(
-        [sys.executable, "-m", "cookbook", *words], cwd=copy, env=CLEAN, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    content, _ = latest(tmp_path / "out", "pytorch")
-    assert [worker["rank"] for worker in content["workers"]] == [0, 1]
-    assert content["workers_command"].count("nice -n 19") == 2
-    assert json.dumps(content["metrics"]["eval/accuracy"]) != "null"
-    done = subprocess.run(
-        [sys.executable, "-m", "cookbook", *words[:2], "scale=smoke", f"output_root={tmp_path}/out"],
-        cwd=copy, env=CLEAN, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 1
+    (copy / "cookbook/systems/plain.py").write_text(example("add-system"))
+    (copy / "cookbook/places/polite.py").write_text(example("add-place"))
+    (copy / "conf/cluster/polite.yaml").write_text(example("add-place", 1))
+    words = [
+        "recipe=pytorch",
+        "cluster=polite",
+        "recipe.driver.system=plain",
+        "scale=smoke",
+        f"output_root={tmp_path}/out",
+    ]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cookbook import UserError
 from cookbook.job import Hosts, Job, Process, Settings
@@ -61,6 +61,13 @@ class System:
     def on_kubernetes(self, job: Job, pods: Pods) -> list[Process]:
         """What is submitted to a Kubernetes cluster, as `pods.objects` makes it."""
         raise self.refusal("kubernetes")
+
+    def method_for(self, place: str) -> Callable[..., Any]:
+        """`on_<place>` of a place that this class does not know. Raises UserError where the system has none."""
+        method = getattr(self, f"on_{place}", None)
+        if method is None:
+            raise self.refusal(place)
+        return method
 
     def places(self) -> list[str]:
         """The places in which this system can be started."""
