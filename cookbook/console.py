@@ -4,10 +4,10 @@ import contextlib
 import time
 from collections.abc import Iterator, MutableMapping
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
+from rich import progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 console = Console(highlight=False, soft_wrap=True)
@@ -19,6 +19,12 @@ def print_table(table: Table, width: int) -> None:
     (console if console.is_terminal else Console(width=width)).print(table)
 
 
+class Progress(Protocol):
+    """Whatever shows how far some work is: a Stage, or something that prints lines."""
+
+    def update(self, text: str, /) -> None: ...
+
+
 class Stage:
     """One stage of a run: says that it began, how far it is, and how long it took."""
 
@@ -26,8 +32,8 @@ class Stage:
         self.name, self.started = name, time.monotonic()
         self._last_line = 0.0
         self._last_text: str | None = None
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._bar: progress.Progress | None = None
+        self._task = progress.TaskID(0)
 
     @property
     def seconds(self) -> float:
@@ -35,9 +41,15 @@ class Stage:
 
     def __enter__(self) -> Self:
         if console.is_terminal:
-            columns = SpinnerColumn(), TextColumn("{task.fields[stage]:<12}"), BarColumn(24), MofNCompleteColumn()
-            self._bar = Progress(
-                *columns, TimeElapsedColumn(), TextColumn("{task.description}"), console=console, transient=True
+            self._bar = progress.Progress(
+                progress.SpinnerColumn(),
+                progress.TextColumn("{task.fields[stage]:<12}"),
+                progress.BarColumn(24),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+                progress.TextColumn("{task.description}"),
+                console=console,
+                transient=True,
             )
             self._task = self._bar.add_task("", stage=self.name, total=None)
             self._bar.start()

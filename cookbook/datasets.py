@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from cookbook import ROOT, UserError
-from cookbook.console import Stage
+from cookbook.console import Progress
 from cookbook.processes import run_tool
 
 DATA = ROOT / "data"
@@ -79,7 +79,7 @@ def states(text: str | list[str]) -> Iterator[bytes]:
 
 
 def ensure(
-    data: Mapping[str, Any], cache_dir: str | Path, python: str | Path, stage: Stage, log: Path, mark: str
+    data: Mapping[str, Any], cache_dir: str | Path, python: str | Path, stage: Progress, log: Path, mark: str
 ) -> tuple[Path, dict[str, Any]]:
     """Builds the dataset unless the cache has it; returns (its folder, its manifest).
 

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from cookbook import ROOT, UserError
 from cookbook.bootstrap import complete, interpreter, mark_as_used, point, uv_environment
-from cookbook.console import Stage
+from cookbook.console import Progress, Stage
 from cookbook.processes import run_tool
 
 PYTHON = "3.11"  # the Python of every recipe's environment
@@ -78,7 +78,7 @@ def fingerprint(recipe: str, variant: str | None = None) -> str:
 
 
 def ensure(
-    recipe: str, cache_dir: str | Path, stage: Stage, mark: str, variant: str | None = None
+    recipe: str, cache_dir: str | Path, stage: Progress, mark: str, variant: str | None = None
 ) -> tuple[Path, bool]:
     """Makes the recipe's environment unless this machine has it already; returns (its Python, whether it was made now).
 
@@ -109,7 +109,7 @@ def ensure(
     return python, made
 
 
-def _make(recipe: str, folder: Path, cache_dir: Path, stage: Stage, mark: str, variant: str | None) -> None:
+def _make(recipe: str, folder: Path, cache_dir: Path, stage: Progress, mark: str, variant: str | None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     log = folder.with_suffix(".log")
     log.unlink(missing_ok=True)
