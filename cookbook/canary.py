@@ -133,7 +133,7 @@ def most_that_fit(names: Iterable[str], fits: Callable[[list[str]], bool]) -> tu
 
 
 def fewest_that_break(names: list[str], breaks: Callable[[list[str]], bool]) -> list[str]:
-    """The fewest of `names` that break the recipe. It breaks with all of them and works with none of them.
+    """The fewest of `names` that break the recipe. It breaks with all of them, and works without them.
 
     Mostly that is one, and log2(len(names)) trials find it.
     """

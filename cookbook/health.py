@@ -109,7 +109,7 @@ class Spell:
 
     @property
     def is_flake(self) -> bool:
-        """Whether it ended although neither the commit nor a version changed. A break that lasts is no flake."""
+        """Whether the recipe ran well again without a change of commit or versions. A break that lasts is no flake."""
         bad, good = self.failed[-1], self.after
         clean = re.fullmatch(r"[0-9a-f]+", bad.commit)
         return bool(good and clean and (good.commit, good.versions) == (bad.commit, bad.versions))

@@ -1,6 +1,6 @@
 """Makes and removes machines with terraform (python-terraform); a guard checks the price before anything is made.
 
-make infra-plan|infra-up|infra-status|infra-down TARGET=aws ARGS="infra.variables.ttl_hours=8 infra.max_cost_usd=30"
+Run: make infra-plan|-up|-status|-down TARGET=aws ARGS="infra.variables.ttl_hours=8 infra.max_cost_usd=30"
 """
 
 import datetime
@@ -159,7 +159,10 @@ class Target:
         return len(resources)
 
     def down(self) -> None:
-        """Destroys what the state knows. Raises UserError when something with this set's tag is left."""
+        """Destroys what the state knows, then looks for anything else that has this set's tag.
+
+        Raises UserError when something is left.
+        """
         applied = self.folder / "applied.json"
         if applied.exists():
             self.variables = json.loads(applied.read_text())
