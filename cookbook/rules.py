@@ -3,16 +3,11 @@
 Each takes the records, the verdict so far and what was asked. It returns sentences that say what is wrong.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
+from cookbook.verdict import Asked, Verdict
 from runrecord import Event, Record
-
-if TYPE_CHECKING:
-    from cookbook.evidence import Asked, Verdict
 
 
 def rows_once_per_epoch(records: Sequence[Record], verdict: Verdict, asked: Asked) -> list[str]:
