@@ -76,8 +76,9 @@ test-all: $(SETUP) ## everything: each fault, place, ejected copy, parity pair (
 areas: $(SETUP) ## the areas of test-all, one a line
 	@$(BIN)/python -m tests.areas
 
-lint: $(SETUP) ## ruff; actionlint and zizmor for the workflows
+lint: $(SETUP) ## ruff and mypy; actionlint and zizmor for the workflows
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/python -m mypy
 	@$(BIN)/python -m tests.lint_workflows
 
 docs: $(SETUP) ## the pages in docs/ as a site, with all settings; a link that leads nowhere is an error
@@ -96,7 +97,7 @@ lock: $(SETUP) ## renew all locks (or: RECIPE=horovod)
 	@$(BIN)/python -m cookbook.environments lock $(RECIPE)
 
 clean: ## remove environments, runs and caches of this checkout
-	@rm -rf .venv .venvs outputs .pytest_cache .ruff_cache runrecord/build runrecord/*.egg-info
+	@rm -rf .venv .venvs outputs .pytest_cache .mypy_cache .ruff_cache runrecord/build runrecord/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help setup doctor tools report send compare eject bench bench-hosts test test-all areas lint docs nightly-record health canary lock clean

@@ -1,4 +1,4 @@
-"""The driver of the cookbook: composes a run's settings once, starts its workers, and decides whether the run counts."""
+"""The driver of the cookbook: composes a run's settings, starts its workers, and decides whether the run counts."""
 
 import sys
 from pathlib import Path

@@ -1,7 +1,7 @@
 """What the recipes' benchmarks share. They run as: make bench RECIPE=pytorch
 
-Every figure is the median of interleaved repetitions within one run of one benchmark. A benchmark is started by the driver's
-Python and starts everything else with the recipe's environment.
+Every figure is the median of interleaved repetitions within one run of one benchmark. The driver's Python runs the
+benchmark, and the benchmark starts everything else in the recipe's environment.
 """
 
 import contextlib
@@ -14,14 +14,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from cookbook import ROOT
 from cookbook.job import ALLOCATOR
 
-# Plain data-parallel training by torchrun. Arguments: folder of model.py, dataset, global batch, steps, width; RESULT: when each step began.
+# Plain data-parallel training by torchrun. Arguments: folder of model.py, dataset, global batch, steps, width.
+# It prints RESULT and the times at which each step began.
 BARE_DDP = """
 import json, sys, time
 import numpy as np, torch, torch.distributed as dist
@@ -31,7 +34,8 @@ sys.path.insert(0, sys.argv[1])
 from model import torch_network
 dist.init_process_group("gloo")
 torch.manual_seed(0)
-images = np.load(sys.argv[2] + "/train_images.npy", mmap_mode="r"); labels = np.load(sys.argv[2] + "/train_labels.npy", mmap_mode="r")
+images = np.load(sys.argv[2] + "/train_images.npy", mmap_mode="r")
+labels = np.load(sys.argv[2] + "/train_labels.npy", mmap_mode="r")
 batch, steps = int(sys.argv[3]), int(sys.argv[4])
 model = DistributedDataParallel(torch_network(images.shape[3], 10, int(sys.argv[5])))
 optimizer = torch.optim.SGD(model.parameters(), 0.03, 0.9, nesterov=True)
@@ -51,51 +55,57 @@ dist.destroy_process_group()
 """
 
 
-def run_recipe(recipe, num_workers, *words, root):
-    """One run through the driver; returns its run.json."""
+def run_recipe(recipe: str, num_workers: int, *words: str, root: str | Path) -> dict[str, Any]:
+    """Makes one run through the driver; returns its run.json."""
     argv = [sys.executable, "-m", "cookbook", f"recipe={recipe}", f"cluster.num_workers={num_workers}", *words]
     done = subprocess.run([*argv, f"output_root={root}", "resume=never"], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"a run failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-    return json.loads((Path(root) / recipe / "latest/run.json").read_text())
+    content: dict[str, Any] = json.loads((Path(root) / recipe / "latest/run.json").read_text())
+    return content
 
 
-def run_bare(program, launcher, arguments, environment=None):
+def run_bare(
+    program: str,
+    launcher: Sequence[str | Path],
+    arguments: Iterable[object],
+    environment: Mapping[str, str | None] | None = None,
+) -> Any:
     """Runs the text of a program as `launcher FILE arguments`; returns what one of its processes printed behind RESULT.
 
-    One thread per process, and the allocator set as for the recipe's workers, unless `environment` says otherwise (None: not set).
+    Each process has one thread, and the allocator of the recipe's workers, unless `environment` says otherwise. A
+    variable that is None there is not set at all.
     """
     binaries = Path(launcher[0]).parent
     path = ALLOCATOR | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    wanted = {**os.environ, **path, **(environment or {})}
+    wanted: dict[str, str | None] = {**os.environ, **path, **(environment or {})}
+    variables = {name: value for name, value in wanted.items() if value is not None}
     with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
         file.write(program)
         file.flush()
-        done = subprocess.run(
-            [*map(str, launcher), file.name, *map(str, arguments)],
-            env={name: value for name, value in wanted.items() if value is not None}, capture_output=True, text=True,
-        )  # fmt: skip
+        command = [*map(str, launcher), file.name, *map(str, arguments)]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True)
     lines = [line.partition("RESULT ")[2] for line in done.stdout.splitlines() if "RESULT " in line]
     if done.returncode or len(lines) != 1:
         raise SystemExit(f"a benchmark program failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     return json.loads(lines[0])
 
 
-def watched(argv, environment=None, cwd=None, only=""):
+def watched(
+    argv: Iterable[object],
+    environment: Mapping[str, str] | None = None,
+    cwd: str | Path | None = None,
+    only: str = "",
+) -> tuple[str, float, float]:
     """Runs a command; returns (what it printed, seconds, peak memory in MB).
 
-    The memory is the resident set of all its processes together, the largest sum of many looks; `only`: of those with this word in
-    their command line.
+    The memory is the resident set of all its processes together, the largest sum of many looks. With `only`, those
+    processes count that have this word in their command line.
     """
     started, peak = time.perf_counter(), 0
+    variables = {**os.environ, **(environment or {})}
     with tempfile.TemporaryFile("w+") as output:
-        process = psutil.Popen(
-            list(map(str, argv)),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            cwd=cwd,
-        )
+        process = psutil.Popen(list(map(str, argv)), stdout=output, stderr=subprocess.STDOUT, env=variables, cwd=cwd)
         while process.poll() is None:
             total = 0
             with contextlib.suppress(psutil.Error):
@@ -112,20 +122,22 @@ def watched(argv, environment=None, cwd=None, only=""):
     return text, seconds, peak / 1e6
 
 
-def times_of_steps(content):
+def times_of_steps(content: Mapping[str, Any]) -> list[float]:
     """The moments at which rank 0 took the rows of each step, in seconds since 1970."""
     (record,) = Path(content["folder"]).glob("workers/rank0-*.jsonl")
     events = [json.loads(line) for line in record.read_text().splitlines()]
     return [event["time"] for event in events if event["event"] == "rows"]
 
 
-def steady(times, batch):
-    """Samples per second of the median step, the first sixth left out, which warms up; `times`: when each step began."""
+def steady(times: Sequence[float], batch: int) -> float:
+    """Samples per second of the median step. `times`: when each step began; the first sixth, a warm-up, is left out."""
     gaps = [later - earlier for earlier, later in itertools.pairwise(times[len(times) // 6 :])]
     return batch / statistics.median(gaps)
 
 
-def steady_table(recipe, ours, bare, one, what):
+def steady_table(
+    recipe: str, ours: Sequence[float], bare: Sequence[float], one: Sequence[float], what: str
+) -> tuple[list[str], dict[str, bool]]:
     """Rows of a README's table, and {bound: whether it held}, from interleaved repetitions in samples per second."""
     ratios = [a / b for a, b in zip(ours, bare, strict=True)]
     scaling = [a / b for a, b in zip(ours, one, strict=True)]
@@ -140,11 +152,11 @@ def steady_table(recipe, ours, bare, one, what):
     return rows, {"recipe / bare >= 0.97": ratio >= 0.97, "2 workers / 1 worker >= 1.8": factor >= 1.8}
 
 
-def print_table(recipe, machine, rows, bounds):
-    """Prints the table as it stands in the recipe's README, and appends its ratios to the file HISTORY where that is set.
+def print_table(recipe: str, machine: str, rows: Sequence[str], bounds: Mapping[str, bool]) -> None:
+    """Prints the table as the recipe's README has it, and appends its ratios to the file HISTORY where that is set.
 
-    A bound on a figure that is missed (`a / b >= 0.9`) is reported, as machines differ; status 1 is for a result that is wrong (a
-    bound without a figure) and for a ratio that fell out of its own history on this class of machine.
+    A missed bound on a figure (`a / b >= 0.9`) is only reported, because machines differ. The exit status is 1 when a
+    result is wrong (a bound without a figure), or when a ratio fell out of its own history on this class of machine.
     """
     print(f"Machine: {machine}. Command: `make bench RECIPE={recipe}`.\n")
     print("| what | measured | ratio |\n| --- | --- | --- |", *rows, sep="\n")
@@ -160,7 +172,7 @@ def print_table(recipe, machine, rows, bounds):
         raise SystemExit(f"wrong: {', '.join(wrong)}")
 
 
-def ratios_of(rows):
+def ratios_of(rows: Iterable[str]) -> dict[str, float]:
     """{name: value} of all `name = value` in the last column of a table's rows."""
     found = {}
     for row in rows:
@@ -169,5 +181,5 @@ def ratios_of(rows):
     return found
 
 
-def say(text):
+def say(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)

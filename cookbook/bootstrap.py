@@ -1,7 +1,10 @@
-"""The driver's own environment, made once per machine. Run: make setup (any Python 3.11; only the standard library is there)
+"""Makes the driver's own environment, once per machine. Run: make setup (any Python 3.11; standard library only)
 
-It lies in the user's cache under the hash of what went into it, so that the next checkout only links to it. `.venv` is that link.
+The environment lies in the user's cache, under the hash of what went into it. `.venv` is a link to it, so the next
+checkout on this machine needs no environment of its own.
 """
+
+from __future__ import annotations
 
 import contextlib
 import fcntl
@@ -37,7 +40,7 @@ def interpreter(python: str) -> str:
 
 
 def point(link: Path, folder: Path) -> None:
-    """Makes `link` lead to `folder`; a real folder that is in the way (an environment of earlier versions) is removed."""
+    """Makes `link` lead to `folder`. A real folder in its place (an environment of earlier versions) is removed."""
     if link.is_symlink() and link.readlink() == folder:
         return
     if link.is_dir() and not link.is_symlink():
@@ -66,7 +69,10 @@ def mark_as_used(folder: Path) -> None:
 
 
 def uv_environment() -> dict[str, str]:
-    """What uv is told because it does not read pip's settings: where wheels lie (a local CPU build of torch, say), and whom to trust."""
+    """What uv is told because it does not read pip's settings.
+
+    That is: which certificates to trust, and where wheels lie (a local CPU build of torch, say).
+    """
     links = None if "UV_FIND_LINKS" in os.environ else certificates.pip_setting("find-links")
     return {**certificates.certificates(), **({"UV_FIND_LINKS": ",".join(links.split())} if links else {})}
 
@@ -75,13 +81,13 @@ def make(folder: Path) -> None:
     """Makes the driver's environment. Raises CalledProcessError when a step fails."""
     shutil.rmtree(folder, ignore_errors=True)
     lock = ROOT / "requirements.txt"
-    python = folder / "bin/python"
+    python = str(folder / "bin/python")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     (uv,) = re.findall(r"^uv==\S+$", lock.read_text(), re.MULTILINE)
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     subprocess.run([*pip, uv], check=True)
     environment = {**os.environ, **uv_environment(), "UV_COMPILE_BYTECODE": "1", "UV_NO_PROGRESS": "1"}
-    install = [folder / "bin/uv", "pip", "install", "-q", "--python", python, "-r", lock]
+    install = [str(folder / "bin/uv"), "pip", "install", "-q", "--python", python, "-r", str(lock)]
     subprocess.run(install, check=True, env=environment)
     complete(folder).touch()
 

@@ -1,11 +1,11 @@
-"""Tries newer versions than a recipe's lock has, in a copy of the checkout, and says which single upgrade breaks the recipe.
+"""Tries newer versions than a recipe's lock has, in a copy of the checkout; finds the upgrade that breaks the recipe.
 
     make canary RECIPE=dask [HISTORY=history.jsonl] [MINUTES=40]
 
-Two things are tried with each requirements.in of a recipe: the newest versions that it allows, and one step beyond each of its
-limits (the next release after `==2.13.0`, the first one that `<2.4` forbids). The recipe runs at `scale=smoke` with them. What
-breaks is bisected. The outcome is a proposal: it is printed, and appended to the history for `make health`. Nothing in this
-checkout changes, and the exit status is 0 whatever was found.
+Two things are tried with each requirements.in of a recipe: the newest versions that it allows, and one step beyond
+each of its limits (the next release after `==2.13.0`, the first one that `<2.4` forbids). The recipe runs at
+`scale=smoke` with them. If it breaks, bisection finds the upgrade. The outcome is a proposal: it is printed, and
+appended to the history for `make health`. Nothing in this checkout changes, and the exit status is always 0.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -31,9 +31,9 @@ from packaging.utils import canonicalize_name
 from cookbook import ROOT, UserError, bootstrap, health, report, run_folder
 from cookbook.environments import NoSolution, environment_name, fingerprint, lock_of, overrides_of, resolve, variants_of
 
-MINUTES = 40  # no trial begins after so many
-TRIAL_SECONDS = 1500  # of one trial: the environment (Horovod is compiled) and the run
-# What is not part of a checkout, or is made in it.
+MINUTES = 40  # after this time no trial begins
+TRIAL_SECONDS = 1500  # the most that one trial may take: the environment (Horovod is compiled) and the run
+# Not part of a checkout, or made in it.
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".venvs", "outputs", "__pycache__", ".*_cache", ".terraform")
 
 
@@ -61,17 +61,14 @@ def pins(lock: str) -> dict[str, str]:
 
 
 def difference(old: str, new: str) -> dict[str, tuple[str, str]]:
-    """{package: (version in one lock, version in the other)} of the packages that both have."""
+    """{package: (version in one lock, version in the other)} of the packages that both have, in different versions."""
     before, after = pins(old), pins(new)
-    return {
-        name: (before[name], after[name])
-        for name in sorted(before.keys() & after.keys())
-        if before[name] != after[name]
-    }
+    changed = [name for name in sorted(before.keys() & after.keys()) if before[name] != after[name]]
+    return {name: (before[name], after[name]) for name in changed}
 
 
 def limits(requirements: str) -> dict[str, str]:
-    """{package: the versions beyond its limit, as a specifier} of a requirements.in; packages without an upper limit are absent."""
+    """{package: the versions beyond its upper limit, as a specifier} of a requirements.in; others are absent."""
     found = {}
     for line in requirements.splitlines():
         text, _, comment = line.partition("#")
@@ -117,14 +114,18 @@ def with_versions(requirements: str, versions: dict[str, str]) -> str:
 
 
 def most_that_fit(names: Iterable[str], fits: Callable[[list[str]], bool]) -> tuple[list[str], list[str]]:
-    """(the names that can be taken together, the others): all, else one after the other, alone or with one that is still out."""
+    """(the names that can be taken together, the others).
+
+    If they do not all fit, each is tried in turn: alone, or with one other that is still out.
+    """
     names = list(names)
     if fits(names):
         return names, []
-    taken, out = [], list(names)
+    taken: list[str] = []
+    out = list(names)
     for name in names:
-        for partner in [None, *(other for other in out if other != name)]:
-            more = [name] if partner is None else [name, partner]
+        pairs = [[name, other] for other in out if other != name]
+        for more in [[name], *pairs]:
             if name in out and fits([*taken, *more]):
                 taken += more
                 out = [other for other in out if other not in more]
@@ -132,11 +133,15 @@ def most_that_fit(names: Iterable[str], fits: Callable[[list[str]], bool]) -> tu
 
 
 def fewest_that_break(names: list[str], breaks: Callable[[list[str]], bool]) -> list[str]:
-    """The fewest of `names` that break the recipe; all of them do, none of them does not. Mostly one, found in log2 trials."""
+    """The fewest of `names` that break the recipe. It breaks with all of them, and works without them.
+
+    Mostly that is one, and log2(len(names)) trials find it.
+    """
     guilty: list[str] = []
     suspects = list(names)
     while not (guilty and breaks(guilty)):
-        low, high = 0, len(suspects)  # the first `low` of them do no harm beside the guilty, the first `high` do
+        # With the guilty ones the first `low` suspects do no harm; the first `high` break the recipe.
+        low, high = 0, len(suspects)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if breaks([*guilty, *suspects[:middle]]) else (middle, high)
@@ -151,9 +156,9 @@ def fewest_that_break(names: list[str], breaks: Callable[[list[str]], bool]) -> 
 
 
 class Trials:
-    """Runs of a recipe at scale=smoke with one lock or another, each in a copy of the checkout; equal locks run once."""
+    """Runs of a recipe at scale=smoke with different locks, each in a copy of the checkout; equal locks run once."""
 
-    def __init__(self, recipe: str, variant: str | None, deadline: float):
+    def __init__(self, recipe: str, variant: str | None, deadline: float) -> None:
         self.recipe, self.variant, self.deadline = recipe, variant, deadline
         self.outcomes: dict[str, str] = {}
 
@@ -183,14 +188,17 @@ class Trials:
             content = run_folder.load((copy / "outputs" / self.recipe / "latest").resolve())
         if status == 0:
             return ""
-        words = [line for line in output.splitlines() if line.strip()]
-        return content.get("reason") or next(
-            (line for line in words if line.startswith("error:")), (words or ["no word"])[-1]
-        )
+        if reason := content.get("reason"):
+            return str(reason)
+        lines = [line for line in output.splitlines() if line.strip()] or ["no word"]
+        return next((line for line in lines if line.startswith("error:")), lines[-1])
 
 
 def run_to_its_end(argv: list[str], folder: Path, seconds: float) -> tuple[int, str]:
-    """(exit status, output); a driver that takes longer, or whose canary is ended, is asked to end and cleans up after itself."""
+    """(exit status, output) of a driver.
+
+    It is asked to end, and cleans up, when it takes longer than `seconds`, or when the canary itself is ended.
+    """
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(argv, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -209,9 +217,12 @@ def run_to_its_end(argv: list[str], folder: Path, seconds: float) -> tuple[int, 
 
 
 @contextlib.contextmanager
-def environment_of(copy: Path, recipe: str, variant: str | None):
-    """The environment that the copy makes is removed afterwards, unless somebody has it already: this checkout, or one before."""
-    asked = "import sys; from cookbook import environments; print(environments.fingerprint(sys.argv[1], sys.argv[2] or None)[:12])"
+def environment_of(copy: Path, recipe: str, variant: str | None) -> Iterator[None]:
+    """Removes afterwards the environment that the copy makes, unless this or another checkout had it before."""
+    asked = (
+        "import sys; from cookbook import environments; "
+        "print(environments.fingerprint(sys.argv[1], sys.argv[2] or None)[:12])"
+    )
     argv = [sys.executable, "-c", asked, recipe, variant or ""]
     found = subprocess.run(argv, cwd=copy, capture_output=True, text=True, check=True).stdout.strip()
     folder = bootstrap.cache_dir() / "environments" / f"{environment_name(recipe, variant)}-{found}"
@@ -232,13 +243,16 @@ def variant_words(recipe: str, variant: str | None) -> list[str]:
         return []
     driver = yaml.safe_load((ROOT / f"conf/recipe/{recipe}.yaml").read_text())["driver"]
     named = re.fullmatch(r"\$\{recipe\.(\w+)\}", driver.get("variant", ""))
-    return [f"recipe.{driver.get('switch') or named[1]}={variant}"]
+    switch = driver.get("switch") or (named[1] if named else "")
+    if not switch:
+        raise UserError(f"conf/recipe/{recipe}.yaml: expected driver.switch, or driver.variant: ${{recipe.NAME}}")
+    return [f"recipe.{switch}={variant}"]
 
 
 class Question:
     """One requirements.in and the newer versions that are asked of it."""
 
-    def __init__(self, source: Path, lock: str, words: tuple[str, ...], trial: Callable[[str, str], str]):
+    def __init__(self, source: Path, lock: str, words: tuple[str, ...], trial: Callable[[str, str], str]) -> None:
         self.source, self.lock, self.words, self.trial = source, lock, words, trial
 
     def lock_with(self, versions: dict[str, str], *words: str, held: bool = True) -> str:
@@ -274,15 +288,13 @@ class Question:
         if not steps:
             return Proposal(target, "current", reason="no package has a newer release beyond its limit")
         taken, out = most_that_fit(steps, lambda names: self.fits({name: steps[name] for name in names}))
-        note = "".join(f"; {name} {steps[name]} does not fit with the other packages" for name in out).removeprefix(
-            "; "
-        )
+        note = "; ".join(f"{name} {steps[name]} does not fit with the other packages" for name in out)
         if not taken:
             return Proposal(target, "impossible", reason=note)
         chosen = {name: steps[name] for name in taken}
         lock = self.lock_with(chosen)
         found = self.judge(target, {name: (pins(self.lock).get(name, "absent"), steps[name]) for name in taken}, lock)
-        return Proposal(**asdict(found) | {"reason": "; ".join(filter(None, [found.reason, note]))})
+        return replace(found, reason="; ".join(filter(None, [found.reason, note])))
 
     def judge(self, target: str, upgrades: dict[str, tuple[str, str]], lock: str) -> Proposal:
         """Runs the recipe with all upgrades, and looks for those that break it."""
@@ -298,20 +310,18 @@ class Question:
         def breaks(names: list[str]) -> bool:
             try:
                 tried = self.lock_with({name: upgrades[name][1] for name in names})
-            except NoSolution:  # these do not go without others: nothing is known of them alone
+            except NoSolution:  # these need others: nothing is known of them alone
                 return False
             return bool(self.trial(tried, f"only {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}"))
 
         try:
             if not breaks(list(upgrades)):
-                return Proposal(
-                    target, "breaks", upgrades, reason=f"{reason} (no upgrade does it: a package that is new here)"
-                )
+                note = "no upgrade does it: a package that is new here"
+                return Proposal(target, "breaks", upgrades, reason=f"{reason} ({note})")
             culprits = fewest_that_break(list(upgrades), breaks)
         except OutOfTime:
-            return Proposal(
-                target, "breaks", upgrades, reason=f"{reason} (the time was over before the upgrade was found)"
-            )
+            note = "the time was over before the upgrade was found"
+            return Proposal(target, "breaks", upgrades, reason=f"{reason} ({note})")
         return Proposal(target, "breaks", upgrades, tuple(culprits), reason)
 
 
@@ -320,7 +330,7 @@ def last_line(error: Exception) -> str:
 
 
 def proposals(recipe: str, deadline: float) -> list[Proposal]:
-    """All proposals for a recipe. The lock as it is runs first: where that fails, nothing can be said of newer versions."""
+    """All proposals for a recipe. The lock as it is runs first: if that fails, newer versions cannot be judged."""
     found = []
     for variant in variants_of(recipe):
         path = lock_of(recipe, variant)
@@ -330,17 +340,22 @@ def proposals(recipe: str, deadline: float) -> list[Proposal]:
             found.append(Proposal(f"{path.name} as it is", "breaks", reason=reason))
             continue
         question = Question(path.with_suffix(".in"), lock, tuple(overrides_of(recipe)), trial)
-        for ask in (question.newest, question.next_step):
+        for target, ask in (
+            ("The newest versions that requirements.in allows.", question.newest),
+            ("One release beyond each limit of requirements.in.", question.next_step),
+        ):
             try:
                 found.append(ask())
             except UserError as error:
-                found.append(Proposal(ask.__doc__.strip(), "unfinished", reason=last_line(error)))
+                found.append(Proposal(target, "unfinished", reason=last_line(error)))
     return found
 
 
 def main(argv: list[str]) -> None:
     names = sorted(path.parent.name for path in ROOT.glob("recipes/*/main.py"))
-    parser = argparse.ArgumentParser(prog="make canary", description=__doc__.splitlines()[0])
+    description = "Tries newer versions than a recipe's lock has, in a copy of the checkout, "
+    description += "and says which single upgrade breaks the recipe."
+    parser = argparse.ArgumentParser(prog="make canary", description=description)
     parser.add_argument("recipe", choices=names, metavar="RECIPE", help=", ".join(names))
     parser.add_argument("--history", default="", help="a file of JSON lines that the outcome is appended to")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="no trial begins after so many (%(default)s)")
@@ -354,9 +369,12 @@ def main(argv: list[str]) -> None:
             print(f"             {'breaks with ' if one.culprits else ''}{name} {' -> '.join(one.upgrades[name])}")
     if wanted.history:
         content = {
-            "recipe": wanted.recipe, "time": began, "machine": health.machine_class(report.machine()),
-            "commit": health.commit_of(), "proposals": [asdict(one) for one in found],
-        }  # fmt: skip
+            "recipe": wanted.recipe,
+            "time": began,
+            "machine": health.machine_class(report.machine()),
+            "commit": health.commit_of(),
+            "proposals": [asdict(one) for one in found],
+        }
         health.append(os.path.abspath(wanted.history), "canary", content)
 
 

@@ -1,15 +1,17 @@
-"""What the workers' own words say about why a run ended: the last line of the error that one of them wrote."""
+"""Finds in the workers' logs why a run ended: the last line of the error that one of them wrote."""
 
 import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-# How the launchers mark a worker's lines: horovodrun over gloo and mpirun, torchrun, tfrun; and PyTorch marks those of a traceback.
+# How a worker's lines are marked: by horovodrun over gloo and mpirun, by torchrun, by tfrun; PyTorch marks tracebacks.
 TAG = re.compile(r"\[(?:\d+,)?(\d+)\]<(?:stdout|stderr)>: ?|\[(default\d+)\]: ?|\[([a-z]+:\d+)\] |\[rank\d+\]: ?")
 # Which worker the launchers say ended first.
 CULPRITS = (
     r"Root Cause \(first observed failure\):.*?local_rank: (\d+)",
     r"^tfrun: ([a-z]+:\d+) \(pid \d+\) (?:ended|died)",
 )
-# Errors of workers whose partner has gone: what ended the partner is the cause.
+# Errors of workers whose partner has gone. The cause is what ended the partner.
 CONSEQUENCE = re.compile(
     r"[Cc]onnection (closed|reset|refused)|HorovodInternalError|[Bb]roken ?[Pp]ipe|ChildFailedError|TrainingFailedError"
 )
@@ -17,18 +19,18 @@ HEAD = "Traceback (most recent call last):"
 LONGEST = 600  # characters of a reason
 
 
-def error_in(text):
+def error_in(text: str) -> str | None:
     """The last line of the error that a log's workers wrote, and who wrote it; None where there is none."""
-    streams = {}
+    streams: dict[str | None, list[tuple[int, str]]] = {}
     for number, line in enumerate(text.splitlines()):
-        tag = None
+        tag: str | None = None
         while found := TAG.match(line):
             tag = next((group for group in found.groups() if group), tag)
             line = line[found.end() :]
         streams.setdefault(tag, []).append((number, line.rstrip()))
     errors = {tag: error for tag, lines in streams.items() if (error := _traceback(lines))}
-    if workers := {tag: error for tag, error in errors.items() if tag is not None}:
-        errors = workers  # a launcher's own traceback only says that a worker has ended
+    if any(tag is not None for tag in errors):
+        errors.pop(None, None)  # a launcher's own traceback only says that a worker has ended
     if errors:
         tag, (_, line) = min(errors.items(), key=lambda item: (bool(CONSEQUENCE.search(item[1][1])), item[1][0]))
         return _said(tag, line)
@@ -42,9 +44,10 @@ def error_in(text):
     return None
 
 
-def _traceback(lines):
-    """(number of the first line, the last line) of the last traceback among numbered lines; None where there is none."""
-    found, began = None, None
+def _traceback(lines: Iterable[tuple[int, str]]) -> tuple[int, str] | None:
+    """(number of its first line, its last line) of the last traceback in numbered lines; None where there is none."""
+    found: tuple[int, str] | None = None
+    began: int | None = None
     for number, line in lines:
         if line == HEAD:
             began = number
@@ -53,28 +56,26 @@ def _traceback(lines):
     return found
 
 
-def _said(tag, line):
+def _said(tag: str | None, line: str) -> str | None:
+    """The line with the name of the worker that wrote it; None for an empty line."""
     if not line.strip():
         return None
-    who = (
-        ""
-        if tag is None
-        else f"rank {tag.removeprefix('default')}: "
-        if tag.removeprefix("default").isdigit()
-        else f"{tag}: "
-    )
+    who = ""
+    if tag is not None:
+        name = tag.removeprefix("default")
+        who = f"rank {name}: " if name.isdigit() else f"{tag}: "
     return (who + line.strip())[:LONGEST]
 
 
-def cause_of(logs, offsets=None):
-    """The error in the logs of a folder that were written since they had the sizes `offsets`; None where there is none."""
+def cause_of(logs: Path, offsets: Mapping[Path, int] | None = None) -> str | None:
+    """The error that the logs of a folder have got since they had the sizes `offsets`; None where there is none."""
     for path in sorted(logs.glob("*.log"), key=lambda path: path.stat().st_mtime):
         if path.name != "data.log" and (error := error_in(_since(path, offsets))):
             return error
     return None
 
 
-def last_words(logs, offsets=None, count=3):
+def last_words(logs: Path, offsets: Mapping[Path, int] | None = None, count: int = 3) -> str:
     """The last lines of the logs, for a run that left no error: `name: line / line`."""
     said = []
     for path in sorted(logs.glob("*.log")):
@@ -84,12 +85,12 @@ def last_words(logs, offsets=None, count=3):
     return "; ".join(said)
 
 
-def _since(path, offsets):
+def _since(path: Path, offsets: Mapping[Path, int] | None) -> str:
     with open(path, "rb") as file:
         file.seek((offsets or {}).get(path, 0))
         return file.read().decode(errors="replace")
 
 
-def sizes(logs):
+def sizes(logs: Path) -> dict[Path, int]:
     """{path: bytes} of the logs that an earlier try has left."""
     return {path: path.stat().st_size for path in logs.glob("*.log")}

@@ -1,8 +1,9 @@
 """Makes uv trust what pip trusts: a company's proxy signs what it passes on with a certificate of its own.
 
-uv brings its certificates along and reads neither the system's nor pip's settings, so it says `UnknownIssuer` where pip works.
-`certificates()` returns the environment variables that tell it what pip was told. SSL_CERT_FILE, which uv reads itself, wins; then
-come PIP_CERT, pip's `cert` setting, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE, and the system's own store. Standard library only.
+uv has certificates of its own and reads neither the system's nor pip's settings. So it says `UnknownIssuer` where pip
+works. `certificates()` returns environment variables that tell uv what pip was told. SSL_CERT_FILE, which uv reads
+itself, wins. Then come PIP_CERT, pip's `cert` setting, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE, and the system's own store.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import ssl
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from cookbook import UserError
@@ -19,12 +21,13 @@ from cookbook import UserError
 VARIABLES = ["PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]
 SIGNS = re.compile(r"UnknownIssuer|invalid peer certificate|CERTIFICATE_VERIFY_FAILED|certificate verify failed", re.I)
 ADVICE = (
-    "A certificate was not accepted: on this network a proxy probably signs connections itself. Say where its certificate "
-    "is, in one PEM file together with the public ones: SSL_CERT_FILE=/path/to/certificates.pem make ... (SSL_CERT_FILE is {now})"
+    "A certificate was not accepted: on this network a proxy probably signs connections itself. "
+    "Say where its certificate is, in one PEM file together with the public ones: "
+    "SSL_CERT_FILE=/path/to/certificates.pem make ... (SSL_CERT_FILE is {now})"
 )
 
 
-def certificates(environment=None):
+def certificates(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """Environment variables by which uv trusts what pip trusts. Raises UserError for a file that is not there."""
     environment = os.environ if environment is None else environment
     if own := environment.get("SSL_CERT_FILE"):
@@ -42,7 +45,7 @@ def certificates(environment=None):
     return {"UV_SYSTEM_CERTS": "1"} if _system_has_certificates() else {}
 
 
-def _checked(name, path):
+def _checked(name: str, path: str) -> dict[str, str]:
     file = Path(path).expanduser()
     if not file.exists():
         raise UserError(
@@ -51,8 +54,8 @@ def _checked(name, path):
     return {"SSL_CERT_DIR" if file.is_dir() else "SSL_CERT_FILE": str(file)}
 
 
-def _system_has_certificates():
-    """Whether the system has a store: a minimal container has none, and then uv's own certificates are better."""
+def _system_has_certificates() -> bool:
+    """Whether the system has a store. A minimal container has none; then uv's own certificates are better."""
     if sys.platform != "linux":
         return True
     found = ssl.get_default_verify_paths()
@@ -60,10 +63,10 @@ def _system_has_certificates():
     return Path(found.openssl_cafile).exists() or (folder.is_dir() and any(folder.iterdir()))
 
 
-def pip_setting(name, environment=None):
+def pip_setting(name: str, environment: Mapping[str, str] | None = None) -> str | None:
     """The value of one of pip's settings for all its commands, or None; read as pip reads it, without starting pip."""
     environment = os.environ if environment is None else environment
-    value = None
+    value: str | None = None
     for path in _pip_files(environment):
         parser = configparser.RawConfigParser()
         try:
@@ -75,8 +78,8 @@ def pip_setting(name, environment=None):
     return environment.get(f"PIP_{name.upper().replace('-', '_')}") or value or None
 
 
-def _pip_files(environment):
-    """Where pip looks, what is read last wins."""
+def _pip_files(environment: Mapping[str, str]) -> list[Path]:
+    """The files in which pip looks for its settings. A later file wins."""
     home = Path(environment.get("HOME") or os.path.expanduser("~"))
     folders = [Path(folder) for folder in environment.get("XDG_CONFIG_DIRS", "/etc/xdg").split(os.pathsep) if folder]
     files = [folder / "pip/pip.conf" for folder in reversed(folders)] + [Path("/etc/pip.conf")]
@@ -91,7 +94,7 @@ def _pip_files(environment):
     return files
 
 
-def advice(text, environment=None):
-    """What to do, when a program's words are about a certificate that was not accepted; else an empty text."""
+def advice(text: str, environment: Mapping[str, str] | None = None) -> str:
+    """What to do when a program's output is about a certificate that was not accepted; else an empty text."""
     environment = os.environ if environment is None else environment
     return ADVICE.format(now=environment.get("SSL_CERT_FILE") or "not set") if SIGNS.search(text) else ""

@@ -1,42 +1,67 @@
-"""What a run shows while it goes on: a live bar on a terminal, quiet lines elsewhere."""
+"""Shows the progress of a run: a live bar on a terminal, and elsewhere a line now and then."""
 
 import contextlib
 import time
+from collections.abc import Iterator, MutableMapping
+from types import TracebackType
+from typing import Protocol, Self
 
+from rich import progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 console = Console(highlight=False, soft_wrap=True)
 QUIET_SECONDS = 5.0  # between two lines when there is no terminal
 
 
+def print_table(table: Table, width: int) -> None:
+    """Prints a table: as wide as the terminal, or as `width` characters where there is none."""
+    (console if console.is_terminal else Console(width=width)).print(table)
+
+
+class Progress(Protocol):
+    """Whatever shows how far some work is: a Stage, or something that prints lines."""
+
+    def update(self, text: str, /) -> None: ...
+
+
 class Stage:
     """One stage of a run: says that it began, how far it is, and how long it took."""
 
-    def __init__(self, name):
+    def __init__(self, name: str) -> None:
         self.name, self.started = name, time.monotonic()
-        self._last_line, self._last_text = 0.0, None
-        self._bar = self._task = None
+        self._last_line = 0.0
+        self._last_text: str | None = None
+        self._bar: progress.Progress | None = None
+        self._task = progress.TaskID(0)
 
     @property
-    def seconds(self):
+    def seconds(self) -> float:
         return time.monotonic() - self.started
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if console.is_terminal:
-            columns = SpinnerColumn(), TextColumn("{task.fields[stage]:<12}"), BarColumn(24), MofNCompleteColumn()
-            self._bar = Progress(
-                *columns, TimeElapsedColumn(), TextColumn("{task.description}"), console=console, transient=True
+            self._bar = progress.Progress(
+                progress.SpinnerColumn(),
+                progress.TextColumn("{task.fields[stage]:<12}"),
+                progress.BarColumn(24),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+                progress.TextColumn("{task.description}"),
+                console=console,
+                transient=True,
             )
             self._task = self._bar.add_task("", stage=self.name, total=None)
             self._bar.start()
         return self
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
 
-    def update(self, text, done=None, total=None):
+    def update(self, text: str, done: int | None = None, total: int | None = None) -> None:
         """Shows how far the stage is. Without a terminal a new text is a line, every five seconds at most."""
         if self._bar:
             self._bar.update(self._task, description=text, completed=done or 0, total=total)
@@ -45,17 +70,17 @@ class Stage:
             share = f" {done}/{total}" if total else ""
             self.line(f"{text}{share}  [{self.seconds:.0f} s]")
 
-    def line(self, text):
+    def line(self, text: str) -> None:
         console.print(f"{self.name:<12} {text}", markup=False)
 
-    def done(self, text):
+    def done(self, text: str) -> None:
         """The stage's closing line."""
         self.line(f"{text}  [{self.seconds:.1f} s]")
 
 
 @contextlib.contextmanager
-def timed_stage(name, seconds):
-    """A stage whose duration is written into the dictionary `seconds`, even when it fails."""
+def timed_stage(name: str, seconds: MutableMapping[str, float]) -> Iterator[Stage]:
+    """A stage that writes its duration into the dictionary `seconds`, even when it fails."""
     with Stage(name) as stage:
         try:
             yield stage

@@ -1,4 +1,8 @@
-"""Datasets in the cache: built once by data/<builder>.py, in the recipe's environment, and found again by what made them."""
+"""Datasets in the cache.
+
+data/<builder>.py builds each of them once, in the recipe's environment. The folder's name has a hash of all that the
+dataset depends on, so that the next run finds it again.
+"""
 
 import glob
 import hashlib
@@ -7,17 +11,20 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from cookbook import ROOT, UserError
+from cookbook.console import Progress
 from cookbook.processes import run_tool
 
 DATA = ROOT / "data"
 
 
-def builder_files(builder):
+def builder_files(builder: str) -> list[Path]:
     """The builder's module and the ones beside it that it imports, itself first."""
     files = [DATA / f"{builder}.py"]
     for file in files:
@@ -28,14 +35,14 @@ def builder_files(builder):
     return files
 
 
-def read_besides(builder):
+def read_besides(builder: str) -> list[Path]:
     """Files of a recipe that the builder reads, as its line `# Reads: FILE FILE` says."""
     lines = re.findall(r"^# Reads: (.+)$", (DATA / f"{builder}.py").read_text(), re.MULTILINE)
     return [ROOT / name for line in lines for name in line.split()]
 
 
-def fingerprint(builder, parameters):
-    """Changes with the builder's code, its parameters, and the user's files if a path is among the parameters."""
+def fingerprint(builder: str, parameters: Mapping[str, Any]) -> str:
+    """A hash of the builder's code, its parameters, and the user's files if a path is among the parameters."""
     digest = hashlib.sha256()
     for file in [*builder_files(builder), *read_besides(builder)]:
         digest.update(file.read_bytes())
@@ -47,39 +54,44 @@ def fingerprint(builder, parameters):
     return digest.hexdigest()[:12]
 
 
-def states(text):
-    """Yields a line of bytes for each file that `text` names (a file, a folder, a glob, or a list of them): name, size, time.
+def states(text: str | list[str]) -> Iterator[bytes]:
+    """Yields a line of bytes (name, size, time) for each file that `text` names: a file, a folder, a glob, or a list.
 
-    Links are followed, to files and to folders: what changes behind them changes the dataset. A name that is there is no glob.
+    Links to files and to folders are followed, because a change behind them changes the dataset. A name is only a
+    glob if there is no file of that name.
     """
     for name in text if isinstance(text, list) else [text]:
-        waiting = [(found, ()) for found in ([name] if os.path.lexists(name) else glob.glob(name, recursive=True))]
+        found = [name] if os.path.lexists(name) else glob.glob(name, recursive=True)
+        waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [(path, ()) for path in found]
         while waiting:
             path, above = waiting.pop()
             try:
                 state = os.stat(path)
                 place = (state.st_dev, state.st_ino)
                 if stat.S_ISDIR(state.st_mode):
-                    if place not in above:  # else a link leads back up
+                    if place not in above:  # a link may lead back up
                         waiting += [(os.path.join(path, inside), (*above, place)) for inside in os.listdir(path)]
                     continue
                 facts = f"{state.st_size} {state.st_mtime_ns}"
-            except OSError as error:  # a link to nothing, or not readable: the builder names it
+            except OSError as error:  # a link to nothing, or not readable: the builder will say so
                 facts = str(error.strerror)
             yield os.fsencode(path) + f" {facts}\n".encode()
 
 
-def ensure(data, cache_dir, python, stage, log, mark):
+def ensure(
+    data: Mapping[str, Any], cache_dir: str | Path, python: str | Path, stage: Progress, log: Path, mark: str
+) -> tuple[Path, dict[str, Any]]:
     """Builds the dataset unless the cache has it; returns (its folder, its manifest).
 
-    `data` is the composed config group: `builder` and `parameters`. Raises UserError when it cannot be built or is damaged.
+    `data` is the composed config group: `builder` and `parameters`. Raises UserError when the dataset cannot be
+    built or is damaged.
     """
     parameters = dict(data["parameters"])
     for key in ("path", "test_path"):
         if parameters.get(key) and "://" not in parameters[key]:
             parameters[key] = str(Path(parameters[key]).expanduser().absolute())
     folder = Path(cache_dir) / f"{data['builder']}-{fingerprint(data['builder'], parameters)}"
-    # It appears whole or not at all, so one that is there needs no lock: a shared cache may be read-only.
+    # A dataset appears whole or not at all. So reading one needs no lock, and a shared cache may be read-only.
     if folder.exists():
         return folder, check(folder)
     try:
@@ -87,13 +99,8 @@ def ensure(data, cache_dir, python, stage, log, mark):
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not folder.exists():
                 stage.update(f"building {folder.name}")
-                run_tool(
-                    [python, DATA / f"{data['builder']}.py", folder, *as_arguments(parameters)],
-                    stage,
-                    log,
-                    f"data={data['builder']} could not be built",
-                    mark,
-                )
+                command = [python, DATA / f"{data['builder']}.py", folder, *as_arguments(parameters)]
+                run_tool(command, stage, log, f"data={data['builder']} could not be built", mark)
     except OSError as error:
         free = shutil.disk_usage(folder.parent).free / 1e6 if folder.parent.exists() else 0
         raise UserError(
@@ -103,16 +110,17 @@ def ensure(data, cache_dir, python, stage, log, mark):
     return folder, check(folder)
 
 
-def as_arguments(parameters):
+def as_arguments(parameters: Mapping[str, Any]) -> list[str]:
     """`key=value` of each parameter, as a builder reads them: a text as it is, all else as JSON."""
-    return [
-        f"{key}={value if isinstance(value, str) and not _is_json(value) else json.dumps(value)}"
+    texts = {
+        key: value if isinstance(value, str) and not _is_json(value) else json.dumps(value)
         for key, value in parameters.items()
-    ]
+    }
+    return [f"{key}={text}" for key, text in texts.items()]
 
 
-def _is_json(text):
-    """Whether a builder would take the text for something else: a column that is called 1, or null."""
+def _is_json(text: str) -> bool:
+    """Whether a builder would not take the text for a text: the name of a column may be 1, or null."""
     try:
         json.loads(text)
     except ValueError:
@@ -120,9 +128,10 @@ def _is_json(text):
     return True
 
 
-def check(folder):
+def check(folder: Path) -> dict[str, Any]:
     """Returns the manifest. Raises UserError when the folder does not hold what the manifest says."""
-    problems = []
+    problems: list[str] = []
+    manifest: dict[str, Any] = {}
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         for name, facts in manifest["files"].items():

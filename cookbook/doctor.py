@@ -1,4 +1,4 @@
-"""What the recipes need from the machine, what of it is missing, and the one line that installs that. Run: make doctor
+"""Says what the recipes need from the machine, what is missing, and the line that installs it. Run: make doctor
 
 This runs with the system's own Python, old or new, before anything is installed: only the standard library is used.
 `make doctor RECIPE=horovod` looks at what one recipe needs. The exit status is 1 when a recipe lacks something.
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from cookbook import ROOT, UserError
 PYTHON = "3.11"  # of every environment
 EVERY_RECIPE = "every recipe"
 MAKE_HELP = "make help"
-MORE_FOLDERS = ["/usr/local/sbin", "/usr/sbin", "/sbin"]  # where servers are; an ordinary user's PATH may lack them
+MORE_FOLDERS = ["/usr/local/sbin", "/usr/sbin", "/sbin"]  # an ordinary user's PATH may lack them; servers are there
 LINK_TEST = "#include <string>\n#include <vector>\nint main() { std::vector<std::string> v(1); return v.size() - 1; }\n"
 PROGRAM_SECONDS = 60  # that a program may take to print its version
 
@@ -41,9 +42,9 @@ class Tool:
     only_for_environment: bool = False  # not needed any more once the recipe's environment is made
 
 
-def same(*managers, name):
-    """The packages of a tool that has the same name everywhere."""
-    return dict.fromkeys(managers, name)
+def same(name: str) -> dict[str, str]:
+    """The packages of a tool that has the same name for every package manager."""
+    return dict.fromkeys(("apt", "dnf", "brew", "conda"), name)
 
 
 PYTHONS = {"dnf": f"python{PYTHON}", "brew": f"python@{PYTHON}", "conda": f"python={PYTHON}"}
@@ -52,81 +53,146 @@ JAVAS = {"dnf": "java-17-openjdk-headless", "brew": "openjdk@17", "conda": "open
 # Debian cuts Python into three packages. Their names here are those of a release whose python3 is the right one.
 TOOLS = [
     Tool(
-        "python", f"Python {PYTHON}, which every environment is made with",
+        "python",
+        f"Python {PYTHON}, which every environment is made with",
         packages={"apt": "python3", **PYTHONS},
         elsewhere=f"`uv python install {PYTHON}` (docs.astral.sh/uv), conda, or python.org",
-        used_by=(EVERY_RECIPE,), minimum=PYTHON,
+        used_by=(EVERY_RECIPE,),
+        minimum=PYTHON,
     ),
     Tool(
-        "venv", "Python's modules venv and ensurepip: the environments", used_by=(EVERY_RECIPE,),
+        "venv",
+        "Python's modules venv and ensurepip: the environments",
+        used_by=(EVERY_RECIPE,),
         packages={"apt": "python3-venv", **PYTHONS},
     ),
     Tool(
-        "headers", "Python.h: compiling against Python", only_for_environment=True,
+        "headers",
+        "Python.h: compiling against Python",
+        only_for_environment=True,
         packages={"apt": "python3-dev", **PYTHONS, "dnf": f"python{PYTHON}-devel"},
     ),
     Tool(
-        "make", "the front door", ("make", "gmake"), used_by=(EVERY_RECIPE,),
-        packages=same("apt", "dnf", "brew", "conda", name="make"),
+        "make",
+        "the front door",
+        ("make", "gmake"),
+        used_by=(EVERY_RECIPE,),
+        packages=same("make"),
     ),
     Tool(
-        "c++", "compiling", only_for_environment=True,
+        "c++",
+        "compiling",
+        only_for_environment=True,
         packages={"apt": "g++", "dnf": "gcc-c++", "brew": "gcc", "conda": "cxx-compiler"},
     ),
     Tool(
-        "java", "Spark", ("java",), ("-version",), "17",
+        "java",
+        "Spark",
+        ("java",),
+        ("-version",),
+        "17",
         packages={"apt": "openjdk-17-jre-headless", **JAVAS},
     ),
     Tool(
-        "column", "the table that `make` alone prints", ("column",), (), used_by=(MAKE_HELP,),
-        packages={"apt": "bsdextrautils", "dnf": "util-linux"}, elsewhere="the util-linux of your system",
+        "column",
+        "the table that `make` alone prints",
+        ("column",),
+        (),
+        used_by=(MAKE_HELP,),
+        packages={"apt": "bsdextrautils", "dnf": "util-linux"},
+        elsewhere="the util-linux of your system",
     ),
     Tool(
-        "ssh", "workers on other hosts", ("ssh",), ("-V",), used_by=("hosts", "tests"),
+        "ssh",
+        "workers on other hosts",
+        ("ssh",),
+        ("-V",),
+        used_by=("hosts", "tests"),
         packages={"apt": "openssh-client", "dnf": "openssh-clients", "brew": "openssh", "conda": "openssh"},
     ),
     Tool(
-        "rsync", "files of other hosts", ("rsync",), used_by=("hosts", "tests"),
-        packages=same("apt", "dnf", "brew", "conda", name="rsync"),
+        "rsync",
+        "files of other hosts",
+        ("rsync",),
+        used_by=("hosts", "tests"),
+        packages=same("rsync"),
     ),
     Tool(
-        "terraform", "machines (make infra-up)", ("terraform",), ("version",), "1", used_by=("infra",),
+        "terraform",
+        "machines (make infra-up)",
+        ("terraform",),
+        ("version",),
+        "1",
+        used_by=("infra",),
         packages={"brew": "hashicorp/tap/terraform", "conda": "terraform"},
         elsewhere="HashiCorp's package source (developer.hashicorp.com/terraform/install), or conda-forge",
     ),
     Tool(
-        "unshare", "namespaces: hosts and hidden folders in tests", ("unshare",), used_by=("tests",), system="Linux",
+        "unshare",
+        "namespaces: hosts and hidden folders in tests",
+        ("unshare",),
+        used_by=("tests",),
+        system="Linux",
         packages={"apt": "util-linux", "dnf": "util-linux"},
     ),
     Tool(
-        "mount", "small disks in tests", ("mount",), used_by=("tests",), system="Linux",
+        "mount",
+        "small disks in tests",
+        ("mount",),
+        used_by=("tests",),
+        system="Linux",
         packages={"apt": "mount", "dnf": "util-linux"},
     ),
     Tool(
-        "git", "clones in tests", ("git",), used_by=("tests",),
-        packages=same("apt", "dnf", "brew", "conda", name="git"),
+        "git",
+        "clones in tests",
+        ("git",),
+        used_by=("tests",),
+        packages=same("git"),
     ),
     Tool(
-        "ip", "networks of hosts in tests", ("ip",), (), used_by=("tests",), system="Linux",
+        "ip",
+        "networks of hosts in tests",
+        ("ip",),
+        (),
+        used_by=("tests",),
+        system="Linux",
         packages={"apt": "iproute2", "dnf": "iproute"},
     ),
     Tool(
-        "sshd", "hosts in tests", ("sshd",), (), used_by=("tests",), system="Linux",
+        "sshd",
+        "hosts in tests",
+        ("sshd",),
+        (),
+        used_by=("tests",),
+        system="Linux",
         packages={"apt": "openssh-server", "dnf": "openssh-server"},
     ),
     Tool(
-        "slurmctld", "Slurm in tests", ("slurmctld",), ("-V",), used_by=("tests",), system="Linux",
+        "slurmctld",
+        "Slurm in tests",
+        ("slurmctld",),
+        ("-V",),
+        used_by=("tests",),
+        system="Linux",
         packages={"apt": "slurm-wlm", "dnf": "slurm-slurmctld slurm-slurmd"},
     ),
     Tool(
-        "munged", "Slurm in tests", ("munged",), used_by=("tests",), system="Linux",
+        "munged",
+        "Slurm in tests",
+        ("munged",),
+        used_by=("tests",),
+        system="Linux",
         packages={"apt": "munge", "dnf": "munge"},
     ),
     Tool(
-        "node", "the report's script in tests", ("node",), used_by=("tests",),
+        "node",
+        "the report's script in tests",
+        ("node",),
+        used_by=("tests",),
         packages={"apt": "nodejs", "dnf": "nodejs", "brew": "node", "conda": "nodejs"},
     ),
-]  # fmt: skip
+]
 
 
 @dataclass(frozen=True)
@@ -137,7 +203,7 @@ class Finding:
     failure: str = ""  # why it cannot be used although it is there
 
     @property
-    def problem(self):
+    def problem(self) -> str | None:
         """What is wrong with the tool, or None."""
         if self.path is None:
             return self.failure or "missing"
@@ -149,40 +215,38 @@ class Finding:
         return None
 
     @property
-    def remedy(self):
-        """How to get this one."""
+    def remedy(self) -> str:
+        """How to get this tool."""
         return remedy([self.tool])
 
 
 # What is there
 
 
-def interpreter():
+def interpreter() -> str | None:
     """The Python that the environments will have, or None. `make` chooses it: PYTHON=/path/to/python3.11."""
     wanted = tuple(map(int, PYTHON.split(".")))
     if sys.version_info[:2] == wanted:
-        return getattr(sys, "_base_executable", None) or sys.executable
+        base: str | None = getattr(sys, "_base_executable", None)
+        return base or sys.executable
     return shutil.which(f"python{PYTHON}")
 
 
-def ask(python, code):
+def ask(python: str, code: str) -> str | None:
     """What Python code prints in an interpreter, or None when it fails."""
     done = _output([python, "-c", code])
     return done.stdout.strip() if done and done.returncode == 0 else None
 
 
-def _output(argv, **more):
-    """The finished process, or None when it cannot be started or hangs."""
+def _output(argv: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str] | None:
+    """The finished process, which has read `text`, or None when it cannot be started or hangs."""
     try:
-        return subprocess.run(
-            argv, capture_output=True, text=True,
-            stdin=None if "input" in more else subprocess.DEVNULL, timeout=PROGRAM_SECONDS, **more,
-        )  # fmt: skip
+        return subprocess.run(argv, capture_output=True, text=True, input=text, timeout=PROGRAM_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return None
 
 
-def _python(tool):
+def _python(tool: Tool) -> Finding:
     python = interpreter()
     if python:
         version = ask(python, "import platform; print(platform.python_version())")
@@ -193,14 +257,14 @@ def _python(tool):
     )
 
 
-def _venv(tool):
+def _venv(tool: Tool) -> Finding:
     python = interpreter()
     if python and ask(python, "import ensurepip, venv") is None:
         return Finding(tool, None, "", f"{python} lacks the modules venv and ensurepip")
     return Finding(tool, python)
 
 
-def _headers(tool):
+def _headers(tool: Tool) -> Finding:
     python = interpreter()
     folder = python and ask(python, "import sysconfig; print(sysconfig.get_path('include'))")
     if not folder or not (Path(folder) / "Python.h").exists():
@@ -208,8 +272,8 @@ def _headers(tool):
     return Finding(tool, str(Path(folder) / "Python.h"))
 
 
-def compiler():
-    """The words that call the C++ compiler: CXX, else the first one on PATH; None when there is none."""
+def compiler() -> list[str] | None:
+    """The command of the C++ compiler: CXX, else the first one on PATH; None when there is none."""
     if os.environ.get("CXX"):
         words = shlex.split(os.environ["CXX"])
         return words if shutil.which(words[0]) else None
@@ -217,14 +281,14 @@ def compiler():
     return [found] if found else None
 
 
-def _compiler(tool):
+def _compiler(tool: Tool) -> Finding:
     words = compiler()
     if words is None:
         asked = os.environ.get("CXX")
         return Finding(tool, None, "", f"CXX={asked} is not there" if asked else "")
     with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
         program = f"{folder}/program"
-        done = _output([*words, "-x", "c++", "-std=gnu++17", "-", "-o", program], input=LINK_TEST)
+        done = _output([*words, "-x", "c++", "-std=gnu++17", "-", "-o", program], LINK_TEST)
         made = _output([program]) if done and done.returncode == 0 else None
     if made is None or made.returncode:
         last = done.stderr.strip().splitlines()[-1:] if done else []
@@ -236,7 +300,7 @@ def _compiler(tool):
 SPECIAL = {"python": _python, "venv": _venv, "headers": _headers, "c++": _compiler}
 
 
-def examine(tool):
+def examine(tool: Tool) -> Finding:
     """Looks for one tool on this machine."""
     if tool.name in SPECIAL:
         return SPECIAL[tool.name](tool)
@@ -252,7 +316,7 @@ def examine(tool):
         return Finding(tool, path)
     answer = _output([path, *tool.version])
     text = answer.stdout + answer.stderr if answer else ""
-    # What Java is told by JAVA_TOOL_OPTIONS it repeats first, numbers among it.
+    # Java first repeats what JAVA_TOOL_OPTIONS says, and that may have numbers in it.
     text = "\n".join(line for line in text.splitlines() if not line.startswith("Picked up "))
     number = re.search(r"\d+(?:\.\d+)+|(?<=version \")\d+", text)
     if tool.minimum and not number:
@@ -263,68 +327,69 @@ def examine(tool):
 # Who needs what
 
 
-def recipes():
+def recipes() -> list[str]:
     return sorted(path.parent.name for path in ROOT.glob("recipes/*/main.py"))
 
 
-def _driver_line(recipe, key):
-    """The value of a one-line entry of `driver` in a recipe's settings, as text (the standard library reads no YAML)."""
+def _driver_line(recipe: str, key: str) -> str:
+    """The value of a one-line entry of `driver` in a recipe's settings, as text (read without a YAML library)."""
     path = ROOT / f"conf/recipe/{recipe}.yaml"
-    found = (
-        re.search(rf"^  {key}: *[\[{{]([^\]}}]*)[\]}}]", path.read_text(encoding="utf-8"), re.M)
-        if path.exists()
-        else None
-    )
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    found = re.search(rf"^  {key}: *[\[{{]([^\]}}]*)[\]}}]", text, re.M)
     return found[1] if found else ""
 
 
-def tools_of(recipe):
+def tools_of(recipe: str) -> list[str]:
     """The names that the recipe's settings have under `driver.tools`."""
     return [word.strip() for word in _driver_line(recipe, "tools").split(",") if word.strip()]
 
 
-def needs_of(recipe):
+def needs_of(recipe: str) -> dict[str, int]:
     """{disk_mb, memory_mb}: measured; see `driver.needs` in the recipe's settings. Empty where nobody has measured."""
     return {key: int(number) for key, number in re.findall(r"(\w+): *(\d+)", _driver_line(recipe, "needs"))}
 
 
-def tools_for(names=(), uses=()):
+def tools_for(names: Collection[str] = (), uses: Collection[str] = ()) -> list[Tool]:
     """The tools that these names stand for, and those that these uses need; of this system, in the order of TOOLS."""
     here = [tool for tool in TOOLS if tool.system in ("", platform.system())]
     return [tool for tool in here if tool.name in names or set(tool.used_by) & set(uses)]
 
 
-def is_made(recipe):
+def is_made(recipe: str) -> bool:
     """Whether the recipe's environment is there already."""
     return (ROOT / ".venvs" / recipe).exists()
 
 
-def missing_for(names, uses=(EVERY_RECIPE,), made=False):
-    """Findings with a problem. `made`: the environment is there, what only its making needs is not looked at."""
+def missing_for(names: Collection[str], uses: Collection[str] = (EVERY_RECIPE,), made: bool = False) -> list[Finding]:
+    """Findings with a problem. `made`: the environment exists, so tools that only its making needs do not count."""
     wanted = [tool for tool in tools_for(names, uses) if not (made and tool.only_for_environment)]
     return [finding for finding in map(examine, wanted) if finding.problem]
 
 
-def require(names, recipe):
+def require(names: Collection[str], recipe: str) -> None:
     """Raises UserError when a tool that a recipe needs is missing or too old."""
     findings = missing_for(names, (), is_made(recipe))
     if findings:
         raise UserError(complaint(recipe, findings))
 
 
-def complaint(recipe, findings):
+def complaint(recipe: str, findings: Iterable[Finding]) -> str:
     """What a recipe lacks, and the one line that installs all of it."""
-    lines = [f"  {finding.tool.name}: {finding.problem} (for: {finding.tool.why})" for finding in findings]
-    return (
-        f"recipe {recipe} needs what this machine lacks:\n" + "\n".join(lines)
-        + f"\nThis installs it:\n  {remedy([finding.tool for finding in findings])}\n(`make tools` does that too)"
-    )  # fmt: skip
+    findings = list(findings)
+    lines = [
+        f"recipe {recipe} needs what this machine lacks:",
+        *(f"  {finding.tool.name}: {finding.problem} (for: {finding.tool.why})" for finding in findings),
+        "This installs it:",
+        f"  {remedy([finding.tool for finding in findings])}",
+        "(`make tools` does that too)",
+    ]
+    return "\n".join(lines)
 
 
 # How to get it
 
 
-def manager():
+def manager() -> str | None:
     """The package manager of this machine: conda where one of its environments is active; None where there is none."""
     names = ["apt-get", "dnf", "brew", "conda"]
     if os.environ.get("CONDA_PREFIX") and shutil.which("conda"):
@@ -335,20 +400,21 @@ def manager():
     return "apt" if found == "apt-get" else found
 
 
-def is_root():
+def is_root() -> bool:
     return os.geteuid() == 0
 
 
-def _candidate(package):
+def _candidate(package: str) -> str:
     """The version that apt would install, or an empty text."""
     done = _output(["apt-cache", "policy", package])
     found = re.search(r"Candidate: (?:\d+:)?(\S+)", done.stdout) if done else None
     return "" if not found or found[1] == "(none)" else found[1]
 
 
-def packages_of(tools, manager_name):
-    """Names of packages, each once, in the order of the tools; and the tools that this package manager has not."""
-    words, without = [], []
+def packages_of(tools: Iterable[Tool], manager_name: str) -> tuple[list[str], list[Tool]]:
+    """Names of packages, each once, in the order of the tools; and the tools that this package manager lacks."""
+    words: list[str] = []
+    without: list[Tool] = []
     for tool in tools:
         found = tool.packages.get(manager_name, "").split()
         if not found:
@@ -357,10 +423,10 @@ def packages_of(tools, manager_name):
     return words, without
 
 
-def install_line(tools, manager_name):
-    """The line for a shell that installs these tools, or an empty text; and the tools that must come from elsewhere."""
+def install_line(tools: Sequence[Tool], manager_name: str) -> tuple[str, list[Tool]]:
+    """The shell command that installs these tools, or an empty text; and the tools that must come from elsewhere."""
     words, without = packages_of(tools, manager_name)
-    first = []
+    first: list[str] = []
     if manager_name == "apt" and any(word.startswith("python3") for word in words):
         default = _candidate("python3")
         if default and not default.startswith(PYTHON):
@@ -381,18 +447,18 @@ def install_line(tools, manager_name):
         "dnf": [f"dnf install -y {' '.join(words)}"],
         "brew": [f"brew install {' '.join(words)}"],
         "conda": [f"conda install -y -c conda-forge {' '.join(words)}"],
-    }[manager_name]  # fmt: skip
+    }[manager_name]
     root = "sudo " if manager_name in ("apt", "dnf") and not is_root() else ""
     return " && ".join(root + command for command in commands), without
 
 
-def _release():
+def _release() -> str:
     path = Path("/etc/os-release")
     return path.read_text(encoding="utf-8").lower() if path.exists() else ""
 
 
-def remedy(tools):
-    """One line for the reader: the command that installs these tools on this machine."""
+def remedy(tools: Sequence[Tool]) -> str:
+    """The command that installs these tools on this machine, as one line for the user."""
     name = manager()
     if name is None:
         words, without = packages_of(tools, "apt")
@@ -407,13 +473,13 @@ def remedy(tools):
 # Space
 
 
-def cache_folder():
-    """Where environments, datasets and compiled wheels are kept; the same rule as `cache_dir` in conf/config.yaml."""
+def cache_folder() -> Path:
+    """The folder of environments, datasets and compiled wheels, by the same rule as `cache_dir` in conf/config.yaml."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path(os.path.expanduser("~")) / ".cache")
     return Path(os.environ.get("COOKBOOK_CACHE") or f"{home}/distributed-ml-cookbook")
 
 
-def free_disk_mb(folder):
+def free_disk_mb(folder: Path) -> int:
     """Megabytes that are free where a folder is, or will be."""
     folder = folder.absolute()
     while not folder.exists():
@@ -421,10 +487,10 @@ def free_disk_mb(folder):
     return shutil.disk_usage(folder).free // 2**20
 
 
-def free_memory_mb():
+def free_memory_mb() -> int | None:
     """Megabytes that are left for new processes, in this container if it is one; None: the system does not tell."""
 
-    def number(path):
+    def number(path: str) -> int | None:
         try:
             text = Path(path).read_text(encoding="utf-8").strip()
         except OSError:
@@ -445,9 +511,10 @@ def free_memory_mb():
     return min(found) if found else None
 
 
-def lack_of_space(names):
+def lack_of_space(names: Sequence[str]) -> dict[str, str]:
     """{what: sentence} of what is short for these recipes: disk (all together) and memory (the hungriest one)."""
-    needs, short = [needs_of(name) for name in names], {}
+    needs = [needs_of(name) for name in names]
+    short: dict[str, str] = {}
     disk = sum(needs_of(name).get("disk_mb", 0) for name in names if not is_made(name))
     memory = max([need.get("memory_mb", 0) for need in needs], default=0)
     folder, free, rest = cache_folder(), free_disk_mb(cache_folder()), free_memory_mb()
@@ -464,11 +531,11 @@ def lack_of_space(names):
     return short
 
 
-def _gb(megabytes):
+def _gb(megabytes: float) -> str:
     return f"{megabytes / 1024:.1f} GB"
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> int:
     names = argv or recipes()
     if unknown := [name for name in names if name not in recipes()]:
         raise SystemExit(f"error: RECIPE={' '.join(unknown)} does not exist; there are: {', '.join(recipes())}")
@@ -481,27 +548,27 @@ def main(argv):
         for tool in tools:
             finding = findings[tool.name]
             state = finding.problem or "  ".join(filter(None, [finding.version, finding.path]))
-            print(f"{'--' if finding.problem else 'ok'}  {tool.name:<10} {state}")
+            _print_line(tool.name, state, bad=bool(finding.problem))
             if finding.problem:
                 print(f"    for: {tool.why}")
     short = lack_of_space(names)
     folder, memory = cache_folder(), free_memory_mb()
     print("space:")
-    print(
-        f"{'--' if 'disk' in short else 'ok'}  {'disk':<10} "
-        + short.get("disk", f"{_gb(free_disk_mb(folder))} free where {folder} is")
-    )
+    room = f"{_gb(free_disk_mb(folder))} free where {folder} is"
+    _print_line("disk", short.get("disk", room), bad="disk" in short)
     if memory is not None:
-        print(f"{'--' if 'memory' in short else 'ok'}  {'memory':<10} " + short.get("memory", f"{_gb(memory)} free"))
+        _print_line("memory", short.get("memory", f"{_gb(memory)} free"), bad="memory" in short)
     missing = [finding.tool for finding in findings.values() if finding.problem]
-    print(
-        f"{len(findings) - len(missing)} of {len(findings)} tools found"
-        + (f", {len(missing)} missing" if missing else "")
-    )
+    count = f", {len(missing)} missing" if missing else ""
+    print(f"{len(findings) - len(missing)} of {len(findings)} tools found{count}")
     for title, tools, word in (("recipes", needed, ""), ("hosts, infra/ and tests", more, " USE=tests")):
         if lacking := [tool for tool in tools if tool in missing]:
             print(f"what is missing for {title} (`make tools{word}` does it):\n  {remedy(lacking)}")
     return 1 if short.get("disk") or any(tool in missing for tool in needed) else 0
+
+
+def _print_line(name: str, state: str, bad: bool) -> None:
+    print(f"{'--' if bad else 'ok'}  {name:<10} {state}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One virtual environment per recipe, made from its lock and reused while nothing that went into it has changed.
+"""One virtual environment per recipe, made from its lock and used again as long as nothing that went into it changes.
 
 As a program it renews the locks or makes the environments: python -m cookbook.environments lock|make [recipe ...]
 """
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import psutil
@@ -19,40 +20,46 @@ from filelock import FileLock, Timeout
 
 from cookbook import ROOT, UserError
 from cookbook.bootstrap import complete, interpreter, mark_as_used, point, uv_environment
+from cookbook.console import Progress, Stage
 from cookbook.processes import run_tool
 
 PYTHON = "3.11"  # the Python of every recipe's environment
 UNUSED_DAYS = 30  # an environment that was not used for so long is removed when another one is made
-# torch's own metadata pins these exactly: a CPU build does not want them, and a machine with GPUs gets them all the same.
+# A CPU build of torch does not need these. On a machine with GPUs they are installed all the same, because torch's own
+# metadata pins them exactly.
 GPU_PACKAGES = re.compile(r"^(nvidia-|cuda-|triton)")
 
 
-def uv():
+def uv() -> str:
     """The uv program of the driver's environment."""
     import uv as package
 
-    return package.find_uv_bin()
+    program: str = package.find_uv_bin()
+    return program
 
 
-def lock_of(recipe, variant=None):
+def lock_of(recipe: str, variant: str | None = None) -> Path:
     """The lock of a recipe's environment: the variant's own where there is one (requirements-<variant>.txt)."""
     folder = ROOT / "recipes" / recipe
     own = folder / f"requirements-{variant}.txt"
     return own if own.exists() else folder / "requirements.txt"
 
 
-def overrides_of(recipe):
-    """uv's words for a recipe whose packages contradict each other: overrides.txt beside its requirements says who is not heeded."""
+def overrides_of(recipe: str) -> list[str]:
+    """uv's option for a recipe whose packages contradict each other.
+
+    overrides.txt, beside its requirements, has the requirements that win.
+    """
     path = ROOT / "recipes" / recipe / "overrides.txt"
     return ["--override", str(path)] if path.exists() else []
 
 
-def environment_name(recipe, variant=None):
+def environment_name(recipe: str, variant: str | None = None) -> str:
     return recipe + lock_of(recipe, variant).stem.removeprefix("requirements")
 
 
-def fingerprint(recipe, variant=None):
-    """Changes when anything changes that goes into the environment: lock, interpreter, run record, where wheels come from."""
+def fingerprint(recipe: str, variant: str | None = None) -> str:
+    """A hash of all that goes into the environment: lock, interpreter, run record, where wheels come from."""
     sources = [
         lock_of(recipe, variant),
         *map(Path, overrides_of(recipe)[1:]),
@@ -60,9 +67,8 @@ def fingerprint(recipe, variant=None):
         ROOT / "runrecord/pyproject.toml",
     ]
     build = ROOT / "recipes" / recipe / "build_wheels.py"
-    switches = (
-        {name: value for name, value in os.environ.items() if name.startswith("HOROVOD_")} if build.exists() else {}
-    )
+    horovods = {name: value for name, value in os.environ.items() if name.startswith("HOROVOD_")}
+    switches = horovods if build.exists() else {}
     content = [
         interpreter(sys.executable).encode(),
         repr([sorted(uv_environment().items()), sorted(switches.items())]).encode(),
@@ -71,11 +77,14 @@ def fingerprint(recipe, variant=None):
     return hashlib.sha256(b"\0".join(content)).hexdigest()
 
 
-def ensure(recipe, cache_dir, stage, mark, variant=None):
+def ensure(
+    recipe: str, cache_dir: str | Path, stage: Progress, mark: str, variant: str | None = None
+) -> tuple[Path, bool]:
     """Makes the recipe's environment unless this machine has it already; returns (its Python, whether it was made now).
 
-    It lies in the user's cache under the hash of all that goes into it, so that every checkout shares it; `.venvs/` has links.
-    It is marked as complete last, so an interrupted creation is never mistaken for a finished one; a lock file makes a second run wait.
+    It lies in the user's cache under the hash of all that goes into it, so that every checkout shares it. `.venvs/`
+    has links. The mark `.complete` is written last, so an environment that was cut off is not taken for a whole one.
+    A lock file makes a second run wait.
     """
     name = environment_name(recipe, variant)
     folder = Path(cache_dir).absolute() / "environments" / f"{name}-{fingerprint(recipe, variant)[:12]}"
@@ -94,25 +103,25 @@ def ensure(recipe, cache_dir, stage, mark, variant=None):
             ) from None
         remove_unused(folder.parent)
     mark_as_used(folder)
-    with contextlib.suppress(OSError):  # the links are for people: a checkout that cannot have them works all the same
+    with contextlib.suppress(OSError):  # a checkout that cannot have links works all the same: they are for people
         (ROOT / ".venvs").mkdir(exist_ok=True)
         point(ROOT / ".venvs" / name, folder)
     return python, made
 
 
-def _make(recipe, folder, cache_dir, stage, mark, variant):
+def _make(recipe: str, folder: Path, cache_dir: Path, stage: Progress, mark: str, variant: str | None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     log = folder.with_suffix(".log")
     log.unlink(missing_ok=True)
-    # Bytecode: else each worker compiles at its first import.
+    # Bytecode is compiled now: else each worker compiles it when it first imports.
     tools = {**uv_environment(), "UV_NO_PROGRESS": "1", "UV_COMPILE_BYTECODE": "1"}
 
-    def step(text, *argv):
+    def step(text: str, *argv: str | Path) -> None:
         stage.update(text)
         run_tool(argv, stage, log, f"{recipe}: {text} failed; the whole output is in {log}", mark, tools)
 
     step("making the environment", uv(), "venv", "--python", PYTHON, folder)
-    install = [uv(), "pip", "install", "--python", folder / "bin/python"]
+    install: list[str | Path] = [uv(), "pip", "install", "--python", folder / "bin/python"]
     step("installing the lock", *install, "-r", lock_of(recipe, variant), *overrides_of(recipe))
     step("installing runrecord", *install, "--no-deps", "--refresh-package", "runrecord", ROOT / "runrecord")
     build = ROOT / "recipes" / recipe / "build_wheels.py"
@@ -121,12 +130,12 @@ def _make(recipe, folder, cache_dir, stage, mark, variant):
     complete(folder).touch()
 
 
-def remove_unused(parent, days=UNUSED_DAYS):
-    """Removes the environments that nobody has used for so many days, and that no living process was started from."""
+def remove_unused(parent: Path, days: float = UNUSED_DAYS) -> None:
+    """Removes the environments that were not used for so many days, and that no living process runs in."""
     limit = time.time() - days * 86_400
     running = " ".join(" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
     for folder in sorted(path for path in parent.iterdir() if path.is_dir()):
-        # One that is not complete is being made, or was interrupted: its folder's own time tells.
+        # One that is not complete is being made, or was interrupted. Then the time of its folder counts.
         state = complete(folder) if complete(folder).exists() else folder
         if state.stat().st_mtime < limit and f"{folder}/" not in running:
             with contextlib.suppress(Timeout), FileLock(folder.with_suffix(".lock"), timeout=0):
@@ -138,21 +147,20 @@ class NoSolution(UserError):
     """No versions of these packages fit together."""
 
 
-def resolve(source, *words, lock=None):
-    """Returns the text of a lock for a requirements.in: every package pinned, no package source's address, no GPU packages.
+def resolve(source: Path, *words: str, lock: str | None = None) -> str:
+    """Returns the text of a lock for a requirements.in: every package pinned, no index addresses, no GPU packages.
 
-    With `lock`, the text of an earlier one, versions stay as they are in it unless `words` (uv's own) ask for others.
+    `lock` is the text of an earlier one: its versions stay unless `words` (uv's options) ask for others.
     Raises NoSolution with uv's reason where no versions fit together, UserError when uv cannot look (no network, say).
     """
     compile_ = [uv(), "pip", "compile", "-q", "--no-annotate", "--no-header", "--python-version", PYTHON]
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("UV_FIND_LINKS", "UV_INDEX"))
-    }
+    places = ("UV_FIND_LINKS", "UV_INDEX")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(places)}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "lock.txt")
         if lock:
             output.write_text(lock)
-        argv = [*compile_, *words, source.name, "-o", output]
+        argv = [*compile_, *words, source.name, "-o", str(output)]
         done = subprocess.run(argv, cwd=source.parent, env=environment, capture_output=True, text=True)
         if done.returncode:
             kind = NoSolution if "No solution found" in done.stderr else UserError
@@ -162,7 +170,7 @@ def resolve(source, *words, lock=None):
     return "".join(f"{line}\n" for line in lines if not GPU_PACKAGES.match(line) and line.split("==")[0] not in built)
 
 
-def renew_lock(source, *words):
+def renew_lock(source: Path, *words: str) -> None:
     """Writes the lock beside a requirements.in (or pyproject.toml), with the newest versions that it allows."""
     target = source.with_suffix(".txt") if source.suffix == ".in" else source.with_name("requirements.txt")
     text = resolve(source, "--upgrade", *words)
@@ -170,17 +178,14 @@ def renew_lock(source, *words):
     print(f"{target.relative_to(ROOT)}: {len(text.splitlines())} packages")
 
 
-def variants_of(recipe):
+def variants_of(recipe: str) -> list[str | None]:
     """The recipe's variants that have a lock of their own, and None for the plain one."""
-    names = sorted(
-        path.stem.removeprefix("requirements-") for path in (ROOT / "recipes" / recipe).glob("requirements-*.txt")
-    )
-    return [None, *names]
+    locks = (ROOT / "recipes" / recipe).glob("requirements-*.txt")
+    return [None, *sorted(path.stem.removeprefix("requirements-") for path in locks)]
 
 
-def make_all(recipes):
+def make_all(recipes: Iterable[str]) -> None:
     """Makes all environments of these recipes, and says what it does."""
-    from cookbook.console import Stage
     from cookbook.settings import compose_recipe
 
     for recipe in recipes:
@@ -191,7 +196,7 @@ def make_all(recipes):
                 stage.done(f".venvs/{environment_name(recipe, variant)} {'made' if made else 'is up to date'}")
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     command, *wanted = argv or [""]
     sources = sorted(ROOT.glob("recipes/*/requirements*.in"))
     recipes = sorted({source.parent.name for source in sources})

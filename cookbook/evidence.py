@@ -1,62 +1,22 @@
-"""Reads the run record and decides whether the run counts: did it happen distributed, and is its result whole?
+"""Reads the run record and decides whether the run counts: was it distributed, and is its result whole?
 
-Nothing here trusts an exit status or a summary: each rule looks at what the worker processes wrote while they worked,
-and at what the operating system said about them. A rule that is broken is a sentence in `Verdict.problems`.
+An exit status or a summary proves nothing here. Each rule looks at what the worker processes wrote while they worked,
+and at what the operating system said about them. A broken rule becomes a sentence in `Verdict.problems`.
 """
 
 import math
 import statistics
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
 from cookbook.rules import RULES
+from cookbook.verdict import Asked, Curves, Verdict, Worker
+from runrecord import Event, Record
+
+__all__ = ["Asked", "Verdict", "judge"]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the settings ask of a run. `num_rows` is the training split's, after the cap of the scale."""
-
-    num_workers: int
-    num_hosts: int = 1
-    proof: tuple[str, ...] = ()  # rules beyond the common ones, by name: see RULES
-    elastic: bool = False
-    on_demand: bool = (
-        False  # the system starts workers as the work needs them (Tune): how many work at once is a question of speed
-    )
-    max_restarts: int = 0  # how often the launcher may start all workers anew
-    num_rows: int = 0
-    num_malformed: int | None = None  # rows that must end in quarantine, where the dataset knows
-    global_batch_size: int = 1
-    num_epochs: int = 0
-    max_steps: int | None = None
-    since: float = 0.0  # seconds since 1970: workers that started earlier belong to an earlier try of this run
-    resumed: bool = False  # it goes on with an earlier try
-    seen_pids: frozenset[int] | None = None  # what the operating system confirmed; None where it was not asked
-
-
-@dataclass
-class Verdict:
-    problems: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)  # those of the problems that the workers themselves have noted
-    warnings: list[str] = field(default_factory=list)  # what a user should know, and what does not make the run void
-    diverged: str = ""  # where a loss was no longer a number: everything else that went wrong follows from it
-    workers: list[dict] = field(default_factory=list)  # {rank, host, pid, samples, digest, ...}, those that finished
-    lost: list[dict] = field(default_factory=list)  # {rank, host, pid}: started, but not there at the end
-    services: list[dict] = field(default_factory=list)  # {role, rank, host, pid}: chief, ps
-    done_before: bool = False  # this try found all phases finished, and started no worker
-    restarts: int = 0  # how often the launcher started all workers anew
-    worlds: list[int] = field(default_factory=list)  # the world sizes that were seen, in order
-    metrics: dict = field(default_factory=dict)  # name -> last value; samples_per_second: the median
-    curves: dict = field(default_factory=dict)  # name -> [(step, value), ...]
-    curve_seconds: dict = field(
-        default_factory=dict
-    )  # name -> [seconds since the first worker's start, ...], as in curves
-    num_rows: int = 0  # training rows that took effect, over all epochs; or lines that were read
-    skipped: dict = field(default_factory=dict)  # part of the recipe -> why it was not done
-    account: dict = field(default_factory=dict)  # read, good, quarantined: where a recipe accounts for its input
-
-
-def judge(records, asked):
-    """Returns the verdict over a run's records (lists of events, as `runrecord.read_records` gives them)."""
+def judge(records: Sequence[Record], asked: Asked) -> Verdict:
+    """Returns the verdict over a run's records, as `runrecord.read_records` gives them."""
     begun = [events for events in records if events[0]["event"] == "start" and events[0]["time"] >= asked.since]
     services = [events for events in begun if events[0].get("role", "worker") != "worker"]
     workers = [events for events in begun if events not in services]
@@ -87,32 +47,31 @@ def judge(records, asked):
     verdict.errors = _errors(current + services)
     verdict.diverged = next((error for error in verdict.errors if " ended with Diverged: " in error), "")
     verdict.problems += verdict.errors + _membership(verdict, asked) + _metrics(current + services)
-    verdict.problems += [
-        f"{events[0]['role']} {events[0]['rank']} started but did not finish"
-        for events in services if _end(events) is None
-    ]  # fmt: skip
+    gone = [events[0] for events in services if _end(events) is None]
+    verdict.problems += [f"{start['role']} {start['rank']} started but did not finish" for start in gone]
     broken = bool(verdict.problems)
     for name in asked.proof:
         if name not in RULES:
             verdict.problems.append(f"rule {name!r} is unknown; there are: {', '.join(RULES)}")
             continue
         found = RULES[name](records, verdict, asked)
-        # That rows are missing is no news when a worker is.
+        # When a worker is missing, its rows are missing too: only the first is worth saying.
         verdict.problems += [] if broken else found
     return verdict
 
 
-def _end(events):
+def _end(events: Record) -> Event | None:
     return events[-1] if events[-1]["event"] == "end" else None
 
 
-def _attempt(events):
-    return events[0].get("attempt", 0)
+def _attempt(events: Record) -> int:
+    attempt: int = events[0].get("attempt", 0)
+    return attempt
 
 
-def _samples_told(records):
-    """process -> samples that another process (a coordinator) reports it took."""
-    told = {}
+def _samples_told(records: Iterable[Record]) -> dict[int, int]:
+    """process -> the samples that it took, as another process (a coordinator) reports."""
+    told: dict[int, int] = {}
     for events in records:
         for event in events:
             if event["event"] == "rows" and "pid" in event:
@@ -120,7 +79,7 @@ def _samples_told(records):
     return told
 
 
-def _describe(events):
+def _describe(events: Record) -> Worker:
     start, end = events[0], _end(events) or {}
     world = next((event for event in reversed(events) if event["event"] == "world"), start)
     facts = {key: value for key, value in start.items() if key not in ("event", "time")}
@@ -133,41 +92,44 @@ def _describe(events):
     }
 
 
-def _worlds(current):
+def _worlds(current: Iterable[Record]) -> list[int]:
     """World sizes in the order of time, as rank 0 saw them; repeated ones once."""
-    sizes = sorted(
-        (event["time"], event["world_size"]) for events in current for event in events
-        if event["event"] in ("start", "world") and event["rank"] == 0
-    )  # fmt: skip
+    seen = [event for events in current for event in events if event["event"] in ("start", "world")]
+    sizes = sorted((event["time"], event["world_size"]) for event in seen if event["rank"] == 0)
     return [size for index, (_, size) in enumerate(sizes) if index == 0 or size != sizes[index - 1][1]]
 
 
-def _curves(records):
-    """name -> [(step, value), ...] of the lowest rank that reported, and name -> [seconds, ...]; after a resume the later
-    value of a step counts."""
-    points, began = {}, min((events[0]["time"] for events in records), default=0)
+def _curves(records: Sequence[Record]) -> tuple[Curves, dict[str, list[float]]]:
+    """The curves, and the seconds of their points, as `Verdict` has them.
+
+    Of several ranks the lowest one counts, and of several values of a step (after a resume) the latest one.
+    """
+    began = min((events[0]["time"] for events in records), default=0)
+    points: dict[str, dict[int, tuple[float, float]]] = {}
     for events in sorted(records, key=lambda events: (-events[0]["rank"], events[0]["time"])):
         for event in events:
             if event["event"] == "metric":
                 seconds = round(event["time"] - began, 3)
                 points.setdefault(event["name"], {})[event["step"]] = event["value"], seconds
-    points = {name: sorted(values.items()) for name, values in points.items()}
-    curves = {name: [(step, value) for step, (value, _) in values] for name, values in points.items()}
-    return curves, {name: [seconds for _, (_, seconds) in values] for name, values in points.items()}
+    in_order = {name: sorted(values.items()) for name, values in points.items()}
+    curves = {name: [(step, value) for step, (value, _) in values] for name, values in in_order.items()}
+    return curves, {name: [seconds for _, (_, seconds) in values] for name, values in in_order.items()}
 
 
-def _errors(current):
+def _errors(current: Iterable[Record]) -> list[str]:
+    ends = [(events[0], _end(events) or {}) for events in current]
     return [
-        f"rank {events[0]['rank']} on {events[0]['host']} ended with {end['error'].strip()}"
-        for events in current if (end := _end(events)) and "error" in end
-    ]  # fmt: skip
+        f"rank {start['rank']} on {start['host']} ended with {end['error'].strip()}"
+        for start, end in ends
+        if "error" in end
+    ]
 
 
-def _membership(verdict, asked):
-    """As many workers as asked for, each a process of its own, each with work done; in each phase, where there are several."""
-    problems = []
+def _membership(verdict: Verdict, asked: Asked) -> list[str]:
+    """As many workers worked as were asked for, in each phase; each was a process of its own and did some work."""
+    problems: list[str] = []
     if verdict.done_before and asked.elastic:
-        return []  # an earlier try had done all pieces of work, and this one only the summing up
+        return []  # an earlier try had done all the work; this one only summed it up
     phases = sorted({worker.get("phase", 0) for worker in verdict.workers + verdict.lost}) or [0]
     for phase in phases:
         where = f" in phase {phase}" if len(phases) > 1 else ""
@@ -178,8 +140,8 @@ def _membership(verdict, asked):
         problems.append(f"only {', '.join(sorted(hosts))} worked, although {asked.num_hosts} hosts were asked for")
     if not asked.elastic and len(verdict.worlds) > 1:
         problems.append(f"world sizes {' -> '.join(map(str, verdict.worlds))} in a run that is not elastic")
-    # What was left of a run that goes on may have been one worker's work.
-    # Processes are counted, not how many were there at the same time: a slow machine may begin the second when the first has ended.
+    # What was left of a resumed run may have been work for one worker.
+    # It does not matter whether the processes ran at the same time: a slow machine may start the second one late.
     used = {(worker["host"], worker["pid"]) for worker in verdict.workers + verdict.lost}
     if asked.elastic and asked.num_workers > 1 and len(used) < 2 and not asked.resumed and used:
         alone = f"one process did all the work, although {asked.num_workers} workers were asked for"
@@ -190,23 +152,24 @@ def _membership(verdict, asked):
         else:
             problems.append(f"{alone}: no other one ever joined it")
     for worker in verdict.workers:
-        # Who joined late, or went on from the very end, has nothing left to do; whether all was done, the other rules tell.
+        # A worker that joined late, or that resumed at the very end, finds nothing to do. Other rules count the rows.
         excused = asked.elastic or (asked.resumed and not any(other["samples"] for other in verdict.workers))
         if not worker["samples"] and not excused:
             problems.append(f"rank {worker['rank']} did no work (0 samples)")
         seen = asked.seen_pids is None or worker["pid"] in asked.seen_pids or "earlier" in worker
         if not seen:
             problems.append(
-                f"rank {worker['rank']} claims process {worker['pid']}, which the operating system never showed in this run"
+                f"rank {worker['rank']} claims process {worker['pid']}, "
+                "which the operating system never showed in this run"
             )
     return problems
 
 
-def _world(workers, lost, asked):
+def _world(workers: Sequence[Worker], lost: Sequence[Worker], asked: Asked) -> list[str]:
     """What is wrong with the ranks of one world."""
-    problems = []
+    problems: list[str] = []
     ranks = [worker["rank"] for worker in workers]
-    started = {worker["rank"] for worker in workers + lost}
+    started = {worker["rank"] for worker in [*workers, *lost]}
     expected = workers[0]["world_size"] if asked.elastic and workers else asked.num_workers
     for rank in range(expected):
         if ranks.count(rank) == 0:
@@ -225,9 +188,10 @@ def _world(workers, lost, asked):
     return problems
 
 
-def _metrics(current):
+def _metrics(current: Iterable[Record]) -> list[str]:
     """Every metric is a finite number, and ranks that report the same one agree."""
-    problems, values = [], {}
+    problems: list[str] = []
+    values: dict[tuple[int, str, int], dict[int, float]] = {}  # (generation, name, step) -> {rank: value}
     for events in current:
         rank, generation = events[0]["rank"], 0
         for event in events:

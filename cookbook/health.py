@@ -3,9 +3,9 @@
     make nightly-record RECIPE=horovod HISTORY=history.jsonl    runs the recipe, appends a line, judges it
     make health HISTORY=history.jsonl                           writes outputs/health/index.html (or: TO=folder)
 
-A history is a file of JSON lines. A figure is judged against the last runs of the same recipe with the same settings on the same
-class of machine, by their median and their spread: there are no fixed bounds. A recipe whose run fails is red; one that ran but
-fell out of its own history, or is missing, or has an old lock, is amber.
+A history is a file of JSON lines. A figure is compared with the last runs of the same recipe with the same settings on
+the same class of machine. Their median and their spread decide; there are no fixed bounds. A recipe whose run fails is
+red. A recipe that ran but fell out of its own history, that is missing, or that has an old lock, is amber.
 """
 
 import json
@@ -18,22 +18,32 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 
 from cookbook import ROOT, UserError, report, run_folder
 from cookbook.environments import lock_of
 
-WINDOW = 10  # so many earlier good runs are a figure's history
+WINDOW = 10  # how many earlier good runs are a figure's history
 LEAST = 4  # with fewer of them nothing is judged
-FACTOR = 4.0  # a figure that is farther than so many spreads from the median has fallen out of its history
+FACTOR = 4.0  # a figure that is more spreads than this from the median has fallen out of its history
 OLD_LOCK_DAYS = 90
-STALE_DAYS = 2.5  # a recipe without a run for so long, counted back from the newest run of all, is missing
-RECENT = 20  # runs that are looked at for flakes
+STALE_DAYS = 2.5  # a recipe whose last run is this much older than the newest run of all is missing
+RECENT = 20  # how many runs are searched for flakes
 MAD_TO_SIGMA = 1.4826  # a median absolute deviation as the standard deviation of a normal distribution
+
+
+class Figure(NamedTuple):
+    """A number that is judged against its history."""
+
+    value: float
+    more_is_better: bool
+    least_spread: float  # as a share of the median
 
 
 @dataclass(frozen=True)
@@ -47,30 +57,34 @@ class Entry:
     settings: str  # the overrides; only runs with equal ones are compared
     status: str  # ok or failed
     reason: str = ""
-    versions: dict = field(default_factory=dict)  # package: version, as locked, and as the workers said
-    seconds: dict = field(default_factory=dict)  # stage: seconds
+    versions: dict[str, str] = field(default_factory=dict)  # package: version, as locked, and as the workers said
+    seconds: dict[str, float] = field(default_factory=dict)  # stage: seconds
     objective: str = ""
     direction: str = "maximize"
     value: float | None = None
     samples_per_second: float | None = None
     peak_memory_mb: float | None = None
     lock_age_days: float | None = None  # None: a shallow clone does not know
-    ratios: dict = field(default_factory=dict)  # of a benchmark
+    ratios: dict[str, float] = field(default_factory=dict)  # of a benchmark
 
-    def figures(self):
-        """{name: (value, whether more is better, the least spread as a share of the median)}; what is not known is left out."""
-        found = {f"ratio {name}": (value, True, 0.03) for name, value in self.ratios.items()}
-        found |= {
-            self.objective or "objective": (self.value, self.direction == "maximize", 0.01),
-            "samples/s": (self.samples_per_second, True, 0.05),
-            "seconds of the run": (self.seconds.get("run"), False, 0.05),
-            "peak memory in MB": (self.peak_memory_mb, False, 0.05),
-        }
-        return {name: what for name, what in found.items() if what[0] is not None}
+    def figures(self) -> dict[str, Figure]:
+        """{name: figure}, without those that are not known."""
+        found = {f"ratio {name}": Figure(value, True, 0.03) for name, value in self.ratios.items()}
+        for name, value, more_is_better, least_spread in (
+            (self.objective or "objective", self.value, self.direction == "maximize", 0.01),
+            ("samples/s", self.samples_per_second, True, 0.05),
+            ("seconds of the run", self.seconds.get("run"), False, 0.05),
+            ("peak memory in MB", self.peak_memory_mb, False, 0.05),
+        ):
+            if value is not None:
+                found[name] = Figure(value, more_is_better, least_spread)
+        return found
 
 
 @dataclass(frozen=True)
 class Judgement:
+    """What a figure is, compared with its history."""
+
     name: str
     value: float
     median: float
@@ -78,7 +92,7 @@ class Judgement:
     count: int  # of earlier runs
     state: str  # new (too few earlier runs), usual, better, worse
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"{self.name} {report.number(self.value)}, {self.state} than the last {self.count} runs: "
             f"median {report.number(self.median)}, spread {report.number(self.spread)}"
@@ -87,24 +101,25 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Spell:
-    """Failed runs one after the other."""
+    """Failed runs in a row."""
 
     failed: tuple[Entry, ...]
-    before: Entry | None  # the last good run before it
-    after: Entry | None  # the first good run behind it; None: it still fails
+    before: Entry | None  # the last good run before them
+    after: Entry | None  # the first good run after them; None: the recipe still fails
 
     @property
-    def is_flake(self):
-        """It went although neither the commit nor a version changed. A break that lasts is no flake, however it came."""
+    def is_flake(self) -> bool:
+        """Whether the recipe ran well again without a change of commit or versions. A break that lasts is no flake."""
         bad, good = self.failed[-1], self.after
         clean = re.fullmatch(r"[0-9a-f]+", bad.commit)
         return bool(good and clean and (good.commit, good.versions) == (bad.commit, bad.versions))
 
-    def changes(self):
+    def changes(self) -> list[str]:
         """What changed between the last good run and the first failed one, as texts."""
         if self.before is None:
             return ["it never ran well in this history"]
-        bad, good, found = self.failed[0], self.before, []
+        bad, good = self.failed[0], self.before
+        found: list[str] = []
         if good.commit != bad.commit:
             found.append(f"commit {good.commit[:10]} -> {bad.commit[:10]}")
         for name in sorted(good.versions.keys() | bad.versions.keys()):
@@ -131,19 +146,28 @@ class Row:
     lock_age_days: float | None
 
     @property
-    def newest(self):
+    def newest(self) -> Entry | None:
         return self.entries[-1] if self.entries else None
 
 
 # ---- the history
 
 
-def read(path):
-    """Returns (entries of runs, entries of benchmarks, canaries, texts about lines that cannot be read); oldest first.
+class History(NamedTuple):
+    """What a file of the history has, oldest first."""
+
+    runs: list[Entry]
+    benches: list[Entry]
+    canaries: list[dict[str, Any]]
+    problems: list[str]  # about lines that cannot be read
+
+
+def read(path: str | Path) -> History:
+    """Reads a history.
 
     Lines that are equal count once: a night's file may contain the history that it began with.
     """
-    kinds, problems = {"run": [], "bench": [], "canary": []}, []
+    found = History([], [], [], [])
     if not Path(path).is_file():
         raise UserError(f"HISTORY={path} is not a file; expected JSON lines, as `make nightly-record` writes them")
     seen = {""}
@@ -152,25 +176,33 @@ def read(path):
             continue
         seen.add(line.strip())
         try:
-            content = json.loads(line)
-            kind = content.pop("kind")
-            kinds[kind].append(content if kind == "canary" else _entry(content))
+            _take(json.loads(line), found)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.append(f"line {number} cannot be read ({type(error).__name__}: {error}): {line[:80]}")
-    for found in (kinds["run"], kinds["bench"]):
-        found.sort(key=lambda entry: entry.time)
-    kinds["canary"].sort(key=lambda content: content["time"])
-    return kinds["run"], kinds["bench"], kinds["canary"], problems
+            text = f"line {number} cannot be read ({type(error).__name__}: {error}): {line[:80]}"
+            found.problems.append(text)
+    for entries in (found.runs, found.benches):
+        entries.sort(key=lambda entry: entry.time)
+    found.canaries.sort(key=lambda content: content["time"])
+    return found
 
 
-def _entry(content):
+def _take(content: dict[str, Any], history: History) -> None:
+    """Adds a line to the history. Raises one of several errors where it is none."""
+    kind = content.pop("kind")
+    if kind == "canary":
+        history.canaries.append(content)
+    else:
+        {"run": history.runs, "bench": history.benches}[kind].append(_entry(content))
+
+
+def _entry(content: dict[str, Any]) -> Entry:
     entry = Entry(**content)
     if entry.status not in ("ok", "failed") or not isinstance(entry.time, int | float):
         raise ValueError(f"status={entry.status!r}, time={entry.time!r}: expected ok or failed, and seconds since 1970")
     return entry
 
 
-def append(path, kind, content):
+def append(path: str | Path, kind: str, content: Mapping[str, Any]) -> None:
     """Appends one line. It is one write, so that two processes do not mix their lines."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,44 +210,54 @@ def append(path, kind, content):
         file.write(json.dumps({"kind": kind, **content}, sort_keys=True) + "\n")
 
 
-def machine_class(machine):
-    """The part of a run's machine that its speed depends on: without the kernel's and Python's versions."""
+def machine_class(machine: str) -> str:
+    """The part of a run's machine that its speed depends on: without the versions of kernel and Python."""
     return re.sub(r", [^,]+, Python [^,]+$", "", machine)
 
 
-def git(*words, root=ROOT):
+def git(*words: str, root: str | Path = ROOT) -> str | None:
+    """What a git command prints; None when it fails."""
     done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def commit_of(root=ROOT):
+def commit_of(root: str | Path = ROOT) -> str:
     """The commit, with + behind it where the tree has changes; unknown outside git."""
     commit = git("rev-parse", "HEAD", root=root)
-    return commit + ("+" if git("status", "--porcelain", root=root) else "") if commit else "unknown"
+    if not commit:
+        return "unknown"
+    return commit + ("+" if git("status", "--porcelain", root=root) else "")
 
 
-def lock_age(lock, now, root=ROOT):
-    """Days since the lock's last commit; None where git cannot know: in a shallow clone all files have the last commit's age."""
+def lock_age(lock: str | Path, now: float, root: str | Path = ROOT) -> float | None:
+    """Days since the lock's last commit; None where git cannot know.
+
+    In a shallow clone it cannot: all files seem as old as the last commit.
+    """
     if git("rev-parse", "--is-shallow-repository", root=root) != "false":
         return None
     last = git("log", "-1", "--format=%ct", "--", str(lock), root=root)
     return round((now - int(last)) / 86400, 1) if last else None
 
 
-def pins_of(lock):
+def pins_of(lock: Path) -> dict[str, str]:
+    """{package: version} of a lock."""
     return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", lock.read_text(), re.MULTILINE))
 
 
-def variant_of(recipe, overrides):
-    """The recipe's mode by these overrides: it may have a lock of its own."""
+def variant_of(recipe: str, overrides: Iterable[str]) -> str | None:
+    """The mode that these overrides choose. It may have a lock of its own."""
     own = yaml.safe_load((ROOT / f"conf/recipe/{recipe}.yaml").read_text())
     named = re.fullmatch(r"\$\{recipe\.(\w+)\}", own["driver"].get("variant", ""))
     switch = own["driver"].get("switch") or (named and named[1])
-    chosen = dict(word.partition("=")[::2] for word in overrides)
-    return chosen.get(f"recipe.{switch}", own[switch]) if switch else None
+    if not switch:
+        return None
+    chosen = {name: value for name, _, value in (word.partition("=") for word in overrides)}
+    variant: str | None = chosen.get(f"recipe.{switch}", own[switch])
+    return variant
 
 
-def entry_of(content, commit, now):
+def entry_of(content: Mapping[str, Any], commit: str, now: float) -> Entry:
     """A run.json as an entry of the history."""
     lock = lock_of(content["recipe"], variant_of(content["recipe"], content["overrides"]))
     metrics = content["metrics"]
@@ -244,33 +286,37 @@ def entry_of(content, commit, now):
 # ---- judging
 
 
-def judge(entry, earlier):
-    """Judgements of an entry's figures against earlier entries; those of other settings or machines, and failed ones, do not count."""
+def judge(entry: Entry, earlier: Iterable[Entry]) -> list[Judgement]:
+    """Judgements of an entry's figures against earlier entries.
+
+    Failed entries, and those with other settings or of another machine, do not count.
+    """
     alike = [one for one in earlier if _group(one) == _group(entry) and one.machine == entry.machine]
     good = [one for one in alike if one.status == "ok" and one.time < entry.time]
     found = []
     for name, (value, more_is_better, least) in entry.figures().items():
-        past = [one.figures()[name][0] for one in good if name in one.figures()][-WINDOW:]
+        past = [one.figures()[name].value for one in good if name in one.figures()][-WINDOW:]
         if len(past) < LEAST:
             found.append(Judgement(name, value, math.nan, math.nan, len(past), "new"))
             continue
         median = statistics.median(past)
-        spread = max(
-            MAD_TO_SIGMA * statistics.median(abs(one - median) for one in past), least * abs(median), sys.float_info.min
-        )
+        deviation = statistics.median(abs(one - median) for one in past)
+        spread = max(MAD_TO_SIGMA * deviation, least * abs(median), sys.float_info.min)
         distance = (value - median) / spread * (1 if more_is_better else -1)
         state = "worse" if distance < -FACTOR else "better" if distance > FACTOR else "usual"
         found.append(Judgement(name, value, median, spread, len(past), state))
     return found
 
 
-def _group(entry):
+def _group(entry: Entry) -> tuple[str, str]:
     return entry.recipe, entry.settings
 
 
-def spells_of(entries):
+def spells_of(entries: Iterable[Entry]) -> list[Spell]:
     """The spells of failed runs, oldest first."""
-    found, failed, before = [], [], None
+    found: list[Spell] = []
+    failed: list[Entry] = []
+    before: Entry | None = None
     for entry in entries:
         if entry.status == "failed":
             failed.append(entry)
@@ -282,7 +328,7 @@ def spells_of(entries):
     return [*found, Spell(tuple(failed), before, None)] if failed else found
 
 
-def flakiness(entries):
+def flakiness(entries: Sequence[Entry]) -> str:
     """Why a recipe counts as flaky, as a text; empty if it does not."""
     recent = entries[-RECENT:]
     spells = spells_of(recent)
@@ -293,21 +339,24 @@ def flakiness(entries):
     return f"changed between ok and failed {changes} times in {len(recent)} runs" if changes >= 4 else ""
 
 
-def rows_of(entries, recipes, now):
+def rows_of(entries: Sequence[Entry], recipes: Collection[str], now: float) -> list[Row]:
     """A row for each recipe and choice of settings in the history, and one for each recipe that has no run."""
-    groups = {}
+    groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         groups.setdefault(_group(entry), []).append(entry)
     for recipe in set(recipes) - {recipe for recipe, _ in groups}:
         groups[recipe, ""] = []
     newest_of_all = max((entry.time for entry in entries), default=now)
-    return [_row(*key, groups[key], recipes, newest_of_all) for key in sorted(groups)]
+    return [
+        _row(recipe, settings, groups[recipe, settings], recipes, newest_of_all) for recipe, settings in sorted(groups)
+    ]
 
 
-def _row(recipe, settings, entries, recipes, newest_of_all):
+def _row(recipe: str, settings: str, entries: Sequence[Entry], recipes: Collection[str], newest_of_all: float) -> Row:
     if not entries:
         return Row(recipe, settings, "warning", ("no run in this history",), (), (), (), "", None)
-    last, spells, notes = entries[-1], spells_of(entries), []
+    last, spells = entries[-1], spells_of(entries)
+    notes: list[str] = []
     judgements = judge(last, entries) if last.status == "ok" else []
     flaky = flakiness(entries)
     if last.status == "failed":
@@ -323,31 +372,23 @@ def _row(recipe, settings, entries, recipes, newest_of_all):
     if recipe not in recipes:
         notes.append("no longer among the recipes")
     state = "failed" if last.status == "failed" else "warning" if notes else "ok"
-    return Row(
-        recipe,
-        settings,
-        state,
-        tuple(notes),
-        tuple(entries),
-        tuple(spells),
-        tuple(judgements),
-        flaky,
-        last.lock_age_days,
-    )
+    said = tuple(notes), tuple(entries), tuple(spells), tuple(judgements)
+    return Row(recipe, settings, state, *said, flaky, last.lock_age_days)
 
 
 # ---- the page
 
 
-def sparkline(entries, name, width=150, height=34):
+def sparkline(entries: Sequence[Entry], name: str, width: int = 150, height: int = 34) -> str:
     """The figure `name` over the entries as an inline SVG; a failed run is a red bar."""
     if not entries:
         return ""
-    values = [entry.figures()[name][0] if name in entry.figures() else None for entry in entries]
+    values = [entry.figures()[name].value if name in entry.figures() else None for entry in entries]
     known = [value for value in values if value is not None]
     low, high = (min(known), max(known)) if known else (0, 1)
     step = (width - 8) / max(1, len(entries) - 1)
-    parts, line = [], []
+    parts: list[str] = []
+    line: list[str] = []
     for number, (entry, value) in enumerate(zip(entries, values, strict=True)):
         x = 4 + number * step
         if entry.status == "failed":
@@ -357,22 +398,21 @@ def sparkline(entries, name, width=150, height=34):
             y = height - 4 - (height - 8) * ((value - low) / (high - low) if high > low else 0.5)
             line.append(f"{x:.1f},{y:.1f}")
     if len(line) == 1:
-        x, _, y = line[0].partition(",")
-        parts.append(f'<circle class="line" cx="{x}" cy="{y}" r="2"/>')
+        left, _, top = line[0].partition(",")
+        parts.append(f'<circle class="line" cx="{left}" cy="{top}" r="2"/>')
     elif line:
         parts.append(f'<polyline class="line" points="{" ".join(line)}"/>')
     label = f"{name}: {report.number(low)} to {report.number(high)}" if known else f"{name}: no figures"
     label = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return (
-        f'<svg class="spark" width="{width}" height="{height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
-    )
+    size = f'width="{width}" height="{height}"'
+    return f'<svg class="spark" {size} role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
-def day(seconds):
+def day(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
 
 
-def page(history, recipes, now):
+def page(history: str | Path, recipes: Collection[str], now: float) -> tuple[str, list[Row], list[str]]:
     """Returns (the page as HTML, rows, problems)."""
     entries, benches, canaries, problems = read(history)
     rows = rows_of(entries, recipes, now)
@@ -382,6 +422,7 @@ def page(history, recipes, now):
     environment = report.environment()
     environment.filters |= {"day": day}
     environment.globals |= {"sparkline": sparkline, "OLD_LOCK_DAYS": OLD_LOCK_DAYS}
+    rule = f"median and spread of the last {WINDOW} good runs on the same class of machine"
     text = environment.get_template("health.html").render(
         rows=rows,
         spells=sorted(spells, key=lambda pair: pair[1].failed[0].time, reverse=True),
@@ -393,12 +434,14 @@ def page(history, recipes, now):
         now=now,
         counts=Counter(row.state for row in rows),
         machine=report.machine(),
-        rule=f"median and spread of the last {WINDOW} good runs on the same class of machine; fewer than {LEAST} judge nothing",
+        rule=f"{rule}; fewer than {LEAST} judge nothing",
     )
     return text, rows, problems
 
 
-def write_page(history, target, recipes, now):
+def write_page(
+    history: str | Path, target: str | Path, recipes: Collection[str], now: float
+) -> tuple[Path, list[Row], list[str]]:
     """Writes <target>/index.html with the history beside it; returns (path, rows, problems)."""
     text, rows, problems = page(history, recipes, now)
     target = Path(target)
@@ -414,8 +457,11 @@ def write_page(history, target, recipes, now):
 # ---- recording
 
 
-def record(recipe, history, overrides):
-    """Runs a recipe and appends its line; returns the exit status: of the run, or 1 when a figure fell out of its history."""
+def record(recipe: str, history: str | Path, overrides: Sequence[str]) -> int:
+    """Runs a recipe and appends its line.
+
+    Returns the exit status: of the run, or 1 when a figure fell out of its history.
+    """
     root = next((word.partition("=")[2] for word in overrides if word.startswith("output_root=")), "outputs")
     folders, started = set(Path(ROOT, root, recipe).glob("*/")), time.time()
     argv = [sys.executable, "-m", "cookbook", f"recipe={recipe}", *overrides, "resume=never"]
@@ -427,25 +473,24 @@ def record(recipe, history, overrides):
     else:
         reason = f"the driver ended with status {status} and left no finished run; its words are in the job's log"
         settings = " ".join(sorted(overrides))
-        lock = lock_of(recipe)
-        entry = Entry(
-            recipe, started, commit, machine_class(report.machine()), settings, "failed", reason, pins_of(lock)
-        )
-    earlier = read(history)[0] if Path(history).is_file() else []
+        machine, versions = machine_class(report.machine()), pins_of(lock_of(recipe))
+        entry = Entry(recipe, started, commit, machine, settings, "failed", reason, versions)
+    earlier = read(history).runs if Path(history).is_file() else []
     append(history, "run", asdict(entry))
     return max(status, int(_say(entry, earlier)))
 
 
-def record_ratios(recipe, machine, ratios, history):
+def record_ratios(recipe: str, machine: str, ratios: dict[str, float], history: str | Path) -> bool:
     """Appends a benchmark's ratios; returns whether one of them fell out of its history."""
     machine = machine_class(machine)
     entry = Entry(recipe, time.time(), commit_of(), machine, "bench", "ok", ratios=ratios)
-    earlier = read(history)[1] if Path(history).is_file() else []
+    earlier = read(history).benches if Path(history).is_file() else []
     append(history, "bench", asdict(entry))
     return _say(entry, earlier)
 
 
-def _say(entry, earlier):
+def _say(entry: Entry, earlier: Iterable[Entry]) -> bool:
+    """Prints the judgements; returns whether a figure is worse than its history."""
     judgements = judge(entry, earlier)
     for one in judgements:
         if one.state != "new":
@@ -455,7 +500,7 @@ def _say(entry, earlier):
     return any(one.state == "worse" for one in judgements)
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     recipes = sorted(path.parent.name for path in ROOT.glob("recipes/*/main.py"))
     command, *words = argv or [""]
     if command == "record" and len(words) >= 2:
@@ -468,7 +513,7 @@ def main(argv):
             "usage: make health HISTORY=history.jsonl [TO=folder], make nightly-record RECIPE=name HISTORY=..."
         )
     try:
-        path, rows, problems = write_page(*words, recipes, time.time())
+        path, rows, problems = write_page(words[0], words[1], recipes, time.time())
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     for row in rows:

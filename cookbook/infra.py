@@ -1,6 +1,6 @@
-"""Machines by terraform, through python-terraform, with a guard in front of the bill.
+"""Makes and removes machines with terraform (python-terraform); a guard checks the price before anything is made.
 
-Run: make infra-plan|infra-up|infra-status|infra-down TARGET=aws ARGS="infra.variables.ttl_hours=8 infra.max_cost_usd=30"
+Run: make infra-plan|-up|-status|-down TARGET=aws ARGS="infra.variables.ttl_hours=8 infra.max_cost_usd=30"
 """
 
 import datetime
@@ -8,7 +8,9 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -17,7 +19,7 @@ from python_terraform import IsFlagged, Terraform
 from cookbook import ROOT, UserError, doctor, inventory, prices, settings
 
 COMMANDS = ("plan", "up", "status", "down")
-# Google Cloud has no list over all kinds of things by label: what costs most is looked for by hand.
+# Google Cloud cannot list all kinds of things by label. These commands list what costs most.
 LISTED_BY = {
     "gcp": "gcloud compute instances list --filter labels.distributed-ml",
     "gke": "gcloud container clusters list --filter resourceLabels.distributed-ml",
@@ -25,44 +27,48 @@ LISTED_BY = {
 
 
 class Target:
-    """One target of infra/ and its state: `folder` holds plan, state, lock and inventory."""
+    """One target of infra/ and its state. `folder` has the plan, the state, the lock and the inventory."""
 
-    def __init__(self, name, overrides=(), source=None):
+    def __init__(self, name: str, overrides: Sequence[str] = (), source: str | Path | None = None) -> None:
         self.name, self.source = name, Path(source or ROOT / "infra" / name)
         self.settings = settings.compose_infra(name, overrides)
         self.folder = Path(self.settings["folder"] or ROOT / "infra" / name).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.variables = {key: value for key, value in self.settings["variables"].items() if value is not None}
+        given = self.settings["variables"]
+        self.variables: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         if name == "local":
             self.variables |= {"folder": str(self.folder / "hosts"), "python": sys.executable}
         if "ttl_hours" in self.settings["variables"]:
             self.variables["created"] = self.created()
         self.plan_file = self.folder / "plan.tfplan"
 
-    def created(self):
-        """When this set was first made: from then its time to live counts, however often it is changed."""
+    def created(self) -> str:
+        """When this set was first made. Its time to live counts from then, however often it is changed."""
         path = self.folder / "created.txt"
         return path.read_text() if path.exists() else datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    def terraform(self):
-        """python-terraform's object, at work in the target's folder; its files beside the state."""
-        # A folder of its own beside others' of the same target: providers and the backend's note.
+    def terraform(self) -> Terraform:
+        """python-terraform's object, which works in the target's folder."""
+        # Terraform's own files (providers, which backend) lie beside the state, so that two sets do not share them.
         os.environ["TF_DATA_DIR"] = str(self.folder / ".terraform")
         os.environ["TF_IN_AUTOMATION"] = "1"
         return Terraform(working_dir=str(self.source))
 
-    def call(self, command, *words, failure, stream=False, **options):
-        """One terraform command; returns what it printed. Raises UserError with terraform's own words, without secrets."""
-        status, output, error = self.terraform().cmd(
-            command, *words, capture_output=not stream, no_color=IsFlagged, **options
-        )
+    def call(self, command: str, *words: str, failure: str, stream: bool = False, **options: Any) -> str:
+        """Runs one terraform command; returns what it printed.
+
+        Raises UserError with `failure` and terraform's own error, without secrets. `stream`: its output is shown.
+        """
+        terraform = self.terraform()
+        options |= {"capture_output": not stream, "no_color": IsFlagged}
+        status, output, error = terraform.cmd(command, *words, **options)
         if status not in (0, None):
             text = " ".join(re.sub(r"[╷│╵]", " ", readable(error or output or "")).split())
             raise UserError(f"{failure}: {advice(text)}{text[-1500:]}")
-        return output or ""
+        return str(output or "")
 
-    def init(self):
-        """Fetches providers, and says where the state is: a file with a lock beside it, or a bucket that has one."""
+    def init(self) -> None:
+        """Fetches providers, and tells terraform where the state is: in a file, or in a bucket; both have a lock."""
         override = self.source / "backend_override.tf"
         if self.settings["state"]:
             kind, backend = backend_of(self.settings["state"], self.name, self.variables.get("region", "us-east-1"))
@@ -73,51 +79,41 @@ class Target:
         words = [f"-backend-config={key}={value}" for key, value in backend.items()]
         self.call("init", "-input=false", *words, failure="terraform cannot be set up here")
 
-    def variables_file(self):
-        """The variables as JSON, in a file that only this user reads."""
+    def variables_file(self) -> dict[str, str]:
+        """Writes the variables into a file that only this user reads; returns terraform's option that names it."""
         path = self.folder / "variables.tfvars.json"
         path.touch(mode=0o600)
         path.write_text(json.dumps(self.variables, indent=1) + "\n")
         return {"var_file": str(path)}
 
-    def plan(self):
+    def plan(self) -> tuple[list[dict[str, Any]], prices.Price]:
         """Plans; returns (what would change, its price until it expires). Raises UserError when the guard says no."""
         self.init()
-        lock = {"lock_timeout": "5s"}
-        self.call(
-            "plan",
-            "-input=false",
-            out=str(self.plan_file),
-            failure="terraform cannot plan this",
-            **lock,
-            **self.variables_file(),
-        )
+        options: dict[str, Any] = {"out": str(self.plan_file), "lock_timeout": "5s", **self.variables_file()}
+        self.call("plan", "-input=false", failure="terraform cannot plan this", **options)
         self.plan_file.chmod(0o600)
         content = json.loads(self.call("show", "-json", str(self.plan_file), failure="the plan cannot be read"))
-        changes = [
-            change
-            for change in content.get("resource_changes", [])
-            if change["change"]["actions"] != ["no-op"] and change["mode"] == "managed"
-        ]
+        managed = [change for change in content.get("resource_changes", []) if change["mode"] == "managed"]
+        changes = [change for change in managed if change["change"]["actions"] != ["no-op"]]
         return changes, self.guard(content)
 
-    def guard(self, plan):
-        """The plan's price until everything expires. Raises UserError above infra.max_cost_usd, without a TTL, or for an unknown price."""
+    def guard(self, plan: Mapping[str, Any]) -> prices.Price:
+        """The plan's price until everything expires. Raises UserError when it may not be made: see prices.guard."""
         return prices.guard(plan, self.variables, self.source / "prices.yaml", self.settings["max_cost_usd"])
 
-    def up(self):
+    def up(self) -> None:
+        """Makes or changes the machines; prints how to use them and when they end."""
         changes, price = self.plan()
         print(price.text() if price.lines else "costs nothing")
         if "created" in self.variables:
             (self.folder / "created.txt").write_text(self.variables["created"])
-        # What `down` needs to know, whatever is said then: name, region, and what has no default.
+        # `down` needs these again, whatever its own settings are: name, region, and variables without a default.
         (self.folder / "applied.json").write_text(json.dumps(self.variables))
         if not changes:
             print("nothing to change: everything is as it was asked for")
         else:
-            self.call(
-                "apply", "-input=false", str(self.plan_file), stream=True, failure="terraform could not make everything; `make infra-down` removes what is there",
-            )  # fmt: skip
+            failure = "terraform could not make everything; `make infra-down` removes what is there"
+            self.call("apply", "-input=false", str(self.plan_file), stream=True, failure=failure)
         found = self.outputs()
         if "next" in found:
             print(found["next"])
@@ -126,11 +122,13 @@ class Target:
         if expires := found.get("expires"):
             print(f"everything is terminated at {expires}; make infra-down TARGET={self.name} does it before")
 
-    def outputs(self):
+    def outputs(self) -> dict[str, Any]:
+        """Terraform's outputs: {name: value}."""
         text = self.call("output", "-json", failure="the outputs cannot be read")
         return {name: entry["value"] for name, entry in json.loads(text or "{}").items()}
 
-    def write_inventory(self, found):
+    def write_inventory(self, found: Mapping[str, Any]) -> None:
+        """Writes inventory.yaml of these outputs; prints the command that uses it."""
         path = self.folder / "inventory.yaml"
         if "inventory" in found:
             text = Path(found["inventory"]).read_text()
@@ -150,7 +148,8 @@ class Target:
         else:
             print(f"on the head, with {path} and your key (`ssh.key` in it) brought there: {words}")
 
-    def status(self):
+    def status(self) -> int:
+        """Prints what the state knows; returns how many resources that are."""
         self.init()
         text = self.call("show", "-json", failure="the state cannot be read")
         resources = list(resources_of(json.loads(text or "{}").get("values", {}).get("root_module", {})))
@@ -159,24 +158,27 @@ class Target:
         print(f"{len(resources)} resources" if resources else "nothing is there")
         return len(resources)
 
-    def down(self):
-        """Destroys what the state knows, then looks for what still carries the tag. Raises UserError when something is left."""
+    def down(self) -> None:
+        """Destroys what the state knows, then looks for anything else that has this set's tag.
+
+        Raises UserError when something is left.
+        """
         applied = self.folder / "applied.json"
         if applied.exists():
             self.variables = json.loads(applied.read_text())
         elif "created" in self.variables:
-            self.variables.setdefault("ttl_hours", 1)  # terraform wants a value, also to remove what there is
+            self.variables.setdefault("ttl_hours", 1)  # terraform wants a value even to remove things
         self.init()
         # force=None: python-terraform would send -force, which terraform no longer knows.
-        self.call(
-            "destroy", "-input=false", stream=True, force=None, auto_approve=True, failure="terraform could not remove everything; run it again",
-            **self.variables_file(),
-        )  # fmt: skip
+        options = {"force": None, "auto_approve": True, **self.variables_file()}
+        failure = "terraform could not remove everything; run it again"
+        self.call("destroy", "-input=false", stream=True, failure=failure, **options)
         (self.folder / "inventory.yaml").unlink(missing_ok=True)
         self.plan_file.unlink(missing_ok=True)
         if left := self.left_over():
             raise UserError(
-                f"still there, with the tag distributed-ml={self.variables['name']}: {', '.join(left)}; remove it by hand, it may cost money"
+                f"still there, with the tag distributed-ml={self.variables['name']}: {', '.join(left)}; "
+                "remove it by hand, it may cost money"
             )
         for name in ("variables.tfvars.json", "created.txt", "applied.json"):
             (self.folder / name).unlink(missing_ok=True)
@@ -184,37 +186,36 @@ class Target:
             print(f"what the state did not know: {LISTED_BY[self.name]}={self.variables['name']}")
         print("nothing is left")
 
-    def left_over(self):
-        """ARNs of what still carries this set's tag, whatever the state says."""
+    def left_over(self) -> list[str]:
+        """ARNs of what still has this set's tag, whatever the state says."""
         if self.name not in ("aws", "eks"):
             return []
         import boto3
 
         client = boto3.client("resourcegroupstaggingapi", region_name=self.variables["region"])
-        pages = client.get_paginator("get_resources").paginate(
-            TagFilters=[{"Key": "distributed-ml", "Values": [self.variables["name"]]}]
-        )
-        found = [entry["ResourceARN"] for page in pages for entry in page["ResourceTagMappingList"]]
+        tag = {"Key": "distributed-ml", "Values": [self.variables["name"]]}
+        pages = client.get_paginator("get_resources").paginate(TagFilters=[tag])
+        found: list[str] = [entry["ResourceARN"] for page in pages for entry in page["ResourceTagMappingList"]]
         # Machines and gateways stay in the list for about an hour after their end.
-        ec2, gone = boto3.client("ec2", region_name=self.variables["region"]), set()
+        ec2 = boto3.client("ec2", region_name=self.variables["region"])
+        gone: set[str] = set()
         if ids := [arn.rpartition("/")[2] for arn in found if ":instance/" in arn]:
             reply = ec2.describe_instances(InstanceIds=ids)
             machines = [machine for reservation in reply["Reservations"] for machine in reservation["Instances"]]
-            gone |= {
-                machine["InstanceId"]
-                for machine in machines
-                if machine["State"]["Name"] in ("terminated", "shutting-down")
-            }
+            ended = ("terminated", "shutting-down")
+            gone |= {machine["InstanceId"] for machine in machines if machine["State"]["Name"] in ended}
         if ids := [arn.rpartition("/")[2] for arn in found if ":natgateway/" in arn]:
             gateways = ec2.describe_nat_gateways(NatGatewayIds=ids)["NatGateways"]
-            gone |= set(ids) - {
-                gateway["NatGatewayId"] for gateway in gateways if gateway["State"] not in ("deleted", "deleting")
-            }
+            living = [gateway for gateway in gateways if gateway["State"] not in ("deleted", "deleting")]
+            gone |= set(ids) - {gateway["NatGatewayId"] for gateway in living}
         return [arn for arn in found if arn.rpartition("/")[2] not in gone]
 
 
-def backend_of(state, name, region):
-    """(kind, settings) of terraform's backend for a bucket's address. Raises UserError for one that is neither S3's nor Google's."""
+def backend_of(state: str, name: str, region: str) -> tuple[str, dict[str, str]]:
+    """(kind, settings) of terraform's backend for a bucket's address.
+
+    Raises UserError for an address that is neither S3's nor Google's.
+    """
     found = re.fullmatch(r"(s3|gs)://([^/]+)(?:/(.*?))?/*", state)
     if not found:
         raise UserError(f"infra.state={state}: expected s3://bucket/path, gs://bucket/path, or null for a file")
@@ -223,65 +224,66 @@ def backend_of(state, name, region):
     if scheme == "gs":
         return "gcs", {"bucket": bucket, "prefix": place}  # the bucket itself locks it
     backend = {"bucket": bucket, "key": f"{place}.tfstate", "region": region, "use_lockfile": "true", "encrypt": "true"}
-    if os.environ.get("AWS_ENDPOINT_URL_S3"):  # a store of one's own that speaks S3, and knows nothing else of AWS
-        backend |= {"use_path_style": "true"} | {f"skip_{what}": "true" for what in (
-            "credentials_validation", "metadata_api_check", "region_validation", "requesting_account_id")}  # fmt: skip
+    if os.environ.get("AWS_ENDPOINT_URL_S3"):  # a private store that has the interface of S3, and no other of AWS
+        missing = ("credentials_validation", "metadata_api_check", "region_validation", "requesting_account_id")
+        backend |= {"use_path_style": "true", **{f"skip_{what}": "true" for what in missing}}
     return "s3", backend
 
 
-def resources_of(module):
+def resources_of(module: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The resources of a module of terraform's state, and of the modules in it."""
     yield from module.get("resources", [])
     for child in module.get("child_modules", []):
         yield from resources_of(child)
 
 
-def advice(text):
-    """What to do about an error of a provider's, before its own words."""
-    for sign, what in (
-        (
-            "Backend configuration changed",
-            "infra.state is another one than before: bring the state there first (terraform init -migrate-state). ",
-        ),
-        ("Error acquiring the state lock", "another apply is under way: wait for its end. "),
-        ("ExpiredToken", "the credentials have expired: log in again. "),
-        ("No valid credential sources", "no credentials: AWS_PROFILE, or `aws configure`. "),
-        ("VcpuLimitExceeded", "the account's quota of machines of this kind is used up: ask for more, or take fewer. "),
-        ("InsufficientInstanceCapacity", "the region has no such machine free now: another type, zone or time. "),
-        ("state snapshot was created by Terraform", "the state is a newer terraform's: install that version. "),
-    ):
-        if sign in text:
-            return what
-    return ""
+# A sign in terraform's or a provider's error, and what to do about it.
+ADVICE = {
+    "Backend configuration changed": (
+        "infra.state is another one than before: bring the state there first (terraform init -migrate-state). "
+    ),
+    "Error acquiring the state lock": "another apply is under way: wait for its end. ",
+    "ExpiredToken": "the credentials have expired: log in again. ",
+    "No valid credential sources": "no credentials: AWS_PROFILE, or `aws configure`. ",
+    "VcpuLimitExceeded": "the account's quota of machines of this kind is used up: ask for more, or take fewer. ",
+    "InsufficientInstanceCapacity": "the region has no such machine free now: another type, zone or time. ",
+    "state snapshot was created by Terraform": "the state is a newer terraform's: install that version. ",
+}
 
 
-def readable(text):
-    """Without what looks like a secret."""
+def advice(text: str) -> str:
+    """What to do about an error of terraform's or a provider's; empty if that is unknown."""
+    return next((what for sign, what in ADVICE.items() if sign in text), "")
+
+
+def readable(text: str) -> str:
+    """The text without what looks like a secret."""
     return re.sub(r"(AKIA|ASIA)[A-Z0-9]{12,}|(?i:(secret|token|password)[a-z_]*\s*[=:]\s*)[^\s,]+", "***", text)
 
 
-def check_terraform():
+def check_terraform() -> None:
+    """Raises UserError when terraform is missing or too old."""
     (tool,) = (tool for tool in doctor.TOOLS if tool.name == "terraform")
     found = doctor.examine(tool)
     if found.problem:
         raise UserError(f"terraform: {found.problem}; {found.remedy}")
 
 
-def check_variables(environment):
-    """Raises UserError at a variable with which terraform would look at another state than the target's, or do another thing."""
+def check_variables(environment: Mapping[str, str]) -> None:
+    """Raises UserError for a variable by which terraform would take another state, or do something else than asked."""
     for name, value in environment.items():
         if name == "TF_WORKSPACE" or name.startswith("TF_CLI_ARGS"):
             raise UserError(
-                f"{name}={value} is set, and terraform would heed it: what is made with it cannot be found without it. Unset {name}; "
-                "a second set of machines has a state of its own with infra.folder=FOLDER"
+                f"{name}={value} is set, and terraform would heed it: what is made with it cannot be found without it. "
+                f"Unset {name}; a second set of machines has a state of its own with infra.folder=FOLDER"
             )
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     command, target, *overrides = argv or ["", ""]
     if command not in COMMANDS or not target:
-        raise SystemExit(
-            f'usage: make infra-{"|infra-".join(COMMANDS)} TARGET=local|aws|gcp|eks|gke|kubernetes [ARGS="infra.variables.num_hosts=3"]'
-        )
+        commands, targets = f"infra-{'|infra-'.join(COMMANDS)}", "local|aws|gcp|eks|gke|kubernetes"
+        raise SystemExit(f'usage: make {commands} TARGET={targets} [ARGS="infra.variables.num_hosts=3"]')
     try:
         check_terraform()
         check_variables(os.environ)
@@ -294,10 +296,10 @@ def main(argv):
         with lock:
             if command == "plan":
                 changes, price = chosen.plan()
-                print(
-                    "\n".join(f"{'/'.join(change['change']['actions']):<16} {change['address']}" for change in changes)
-                    or "nothing to change"
-                )
+                for change in changes:
+                    print(f"{'/'.join(change['change']['actions']):<16} {change['address']}")
+                if not changes:
+                    print("nothing to change")
                 print(price.text() if price.lines else "costs nothing")
             else:
                 getattr(chosen, command)()

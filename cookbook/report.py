@@ -1,4 +1,4 @@
-"""Run records -> self-contained HTML: a page per run, and one over all runs. Run: make report"""
+"""Makes self-contained HTML of run records: a page per run, and one over all runs. Run: make report"""
 
 import base64
 import html
@@ -7,7 +7,9 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import psutil
@@ -19,30 +21,37 @@ CURVES = ("train/loss", "eval/accuracy", "samples_per_second")  # shown first, i
 COLOURS = ("#2563a8", "#c2571a", "#2f7d4f", "#8a3f8f", "#9a7b1c", "#4f6d7a", "#b03a5b", "#3c3c8c")
 STAGES = ("environment", "data", "launch", "run")
 
+Content = Mapping[str, Any]  # a run.json
+Series = Sequence[tuple[str, Sequence[tuple[float, float]]]]  # [(label, [(x, value), ...]), ...]
 
-def environment():
+
+def environment() -> jinja2.Environment:
+    """The templates' environment."""
     loader = jinja2.FileSystemLoader(ROOT / "cookbook/templates")
     made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     made.filters["number"] = number
     return made
 
 
-def number(value):
+def number(value: float | None) -> str:
     """A number as a person would write it."""
     if value is None:
         return "–"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
-def machine():
+def machine() -> str:
     """What ran this: for people who compare figures."""
     memory = psutil.virtual_memory().total / 2**30
-    return f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+    system = f"{platform.system()} {platform.release()}"
+    return f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {system}, Python {platform.python_version()}"
 
 
-def _processor():
+def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -50,8 +59,8 @@ def _processor():
         return platform.processor() or platform.machine()
 
 
-def plot(name, series, x_label="step", log=False):
-    """One picture as an image element that carries its SVG: `series` is [(label, [(x, value), ...]), ...]."""
+def plot(name: str, series: Series, x_label: str = "step", log: bool = False) -> str:
+    """One picture as an image element that has its SVG inside."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -59,13 +68,11 @@ def plot(name, series, x_label="step", log=False):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")
-    for number, ((label, points), colour) in enumerate(
-        zip(series, COLOURS * (len(series) // len(COLOURS) + 1), strict=False)
-    ):
-        width = 1.4 + 1.6 * (min(len(series), 4) - 1 - min(number, 3))  # a curve below equal ones still shows
-        axes.plot(
-            *zip(*points, strict=True), marker="o", markersize=3, linewidth=max(1.4, width), color=colour, label=label
-        )
+    for order, (label, points) in enumerate(series):
+        width = 1.4 + 1.6 * (min(len(series), 4) - 1 - min(order, 3))  # a curve below equal ones still shows
+        xs, values = zip(*points, strict=True)
+        (line,) = axes.plot(xs, values, marker="o", markersize=3, label=label)
+        line.set(linewidth=max(1.4, width), color=COLOURS[order % len(COLOURS)])
     axes.set_title(name, loc="left", fontsize=10)
     axes.set_xlabel(x_label)
     if log:
@@ -79,18 +86,23 @@ def plot(name, series, x_label="step", log=False):
     out = io.BytesIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     pyplot.close(figure)
-    picture = base64.b64encode(out.getvalue()).decode()
-    return f'<img src="data:image/svg+xml;base64,{picture}" alt="{html.escape(name)} over {html.escape(x_label)}">'
+    return image("svg+xml", out.getvalue(), f"{name} over {x_label}")
 
 
-def curve_names(contents):
+def image(kind: str, data: bytes, text: str) -> str:
+    """An image element that has the whole image inside. `kind`: png, gif or svg+xml; `text`: for those who see none."""
+    return f'<img src="data:image/{kind};base64,{base64.b64encode(data).decode()}" alt="{html.escape(text)}">'
+
+
+def curve_names(contents: Iterable[Content]) -> list[str]:
+    """The names of all curves that have points, the usual ones first."""
     names = {name for content in contents for name, points in content.get("curves", {}).items() if points}
     return sorted(names, key=lambda name: (CURVES.index(name) if name in CURVES else len(CURVES), name))
 
 
-def tables_of(folder):
-    """[(name, rows, picture or "")] of the tables that the recipe has left."""
-    found = []
+def tables_of(folder: str | Path) -> list[tuple[str, list[dict[str, Any]], str]]:
+    """[(name, rows, picture or "")] of the tables that the recipe has written."""
+    found: list[tuple[str, list[dict[str, Any]], str]] = []
     for path in sorted(Path(folder).glob("tables/*.json")):
         table, picture = json.loads(path.read_text()), ""
         if table["x"]:
@@ -100,97 +112,108 @@ def tables_of(folder):
     return found
 
 
-def pictures_of(folder):
-    """[(name, image element), ...] of the pictures that the recipe has left."""
-    found = []
+def pictures_of(folder: str | Path) -> list[tuple[str, str]]:
+    """[(name, image element), ...] of the pictures that the recipe has written."""
     kinds = {".svg": "svg+xml", ".png": "png", ".gif": "gif"}
-    for path in sorted(path for path in Path(folder).glob("pictures/*") if path.suffix in kinds):
-        data = base64.b64encode(path.read_bytes()).decode()
-        found.append(
-            (path.stem, f'<img src="data:image/{kinds[path.suffix]};base64,{data}" alt="{html.escape(path.stem)}">')
-        )
-    return found
+    paths = sorted(path for path in Path(folder).glob("pictures/*") if path.suffix in kinds)
+    return [(path.stem, image(kinds[path.suffix], path.read_bytes(), path.stem)) for path in paths]
 
 
-def write_run_page(folder):
+def write_run_page(folder: str | Path) -> Path:
     """Writes <folder>/report.html from its run.json and settings; returns the path."""
     folder = Path(folder)
     content = run_folder.load(folder)
     config = folder / "config.yaml"
     seconds = content["seconds"]
     total = sum(seconds.get(stage, 0) for stage in STAGES) or 1
-    page = environment().get_template("run.html").render(
-        run=content, name=folder.name, machine=content["machine"], tables=tables_of(folder), pictures=pictures_of(folder),
-        config=config.read_text() if config.exists() else "",
-        stages=[(stage, seconds.get(stage, 0), 100 * seconds.get(stage, 0) / total, colour) for stage, colour in zip(STAGES, COLOURS, strict=False)],
-        plots=[plot(name, [(content["recipe"], content["curves"][name])]) for name in curve_names([content]) if len(content["curves"][name]) > 1],
-    )  # fmt: skip
+    shares = [(stage, seconds.get(stage, 0), 100 * seconds.get(stage, 0) / total) for stage in STAGES]
+    curves = {name: content["curves"][name] for name in curve_names([content])}
+    page = (
+        environment()
+        .get_template("run.html")
+        .render(
+            run=content,
+            name=folder.name,
+            machine=content["machine"],
+            tables=tables_of(folder),
+            pictures=pictures_of(folder),
+            config=config.read_text() if config.exists() else "",
+            stages=[(*share, colour) for share, colour in zip(shares, COLOURS, strict=False)],
+            plots=[plot(name, [(content["recipe"], points)]) for name, points in curves.items() if len(points) > 1],
+        )
+    )
     return _write(folder / "report.html", page)
 
 
-def write_overview(root):
+def write_overview(root: str | Path) -> tuple[Path, int]:
     """Writes <root>/report.html over all runs below it; returns the path and the number of runs."""
-    found = run_folder.load_all(root)
-    groups = {}
+    found: list[tuple[Path, dict[str, Any]]] = run_folder.load_all(root)
+    groups: dict[str, list[tuple[str, Content]]] = {}
     for folder, content in found:
-        groups.setdefault(content["recipe"], []).append((folder, content))
-    plots = {
-        recipe: [
-            plot(
-                name,
-                [
-                    (folder.name, content["curves"][name])
-                    for folder, content in members[-8:]
-                    if content.get("curves", {}).get(name)
-                ],
-            )
-            for name in curve_names([content for _, content in members[-8:]])
-        ]
-        for recipe, members in groups.items()
-    }
-    page = (
-        environment()
-        .get_template("runs.html")
-        .render(
-            runs=[(folder.relative_to(Path(root).resolve()), content) for folder, content in reversed(found)],
-            plots=plots,
-            machine=machine(),
-        )
-    )
+        groups.setdefault(content["recipe"], []).append((folder.name, content))
+    plots = {recipe: _curves_of(members[-8:]) for recipe, members in groups.items()}
+    shown = [(folder.relative_to(Path(root).resolve()), content) for folder, content in reversed(found)]
+    page = environment().get_template("runs.html").render(runs=shown, plots=plots, machine=machine())
     return _write(Path(root) / "report.html", page), len(found)
 
 
-def write_compare_page(folder, members, rows, losses, problems):
+def _curves_of(members: Sequence[tuple[str, Content]]) -> list[str]:
+    """A picture for each curve, with the lines of all members (label, content) that have it."""
+    plots = []
+    for name in curve_names([content for _, content in members]):
+        curves = [(label, content.get("curves", {}).get(name)) for label, content in members]
+        plots.append(plot(name, [(label, points) for label, points in curves if points]))
+    return plots
+
+
+def write_compare_page(
+    folder: Path,
+    members: Sequence[tuple[str, Path, Content]],
+    rows: Sequence[Mapping[str, Any]],
+    losses: Sequence[Mapping[str, Any]],
+    problems: Sequence[str],
+) -> Path:
     """Writes <folder>/report.html over the members [(label, run folder, content), ...]; returns the path."""
     plots = []
     for name in curve_names([content for _, _, content in members]):
-        series = [
-            (label, content["curves"][name]) for label, _, content in members if content.get("curves", {}).get(name)
-        ]
+        drawn = [(label, content) for label, _, content in members if content.get("curves", {}).get(name)]
+        series = [(label, content["curves"][name]) for label, content in drawn]
         if max(len(points) for _, points in series) > 1:
             plots.append(plot(name, series))
         if name == "train/loss":
-            timed = [
-                (label, [(seconds, value) for seconds, (_, value) in zip(content["curve_seconds"][name], content["curves"][name], strict=True)])
-                for label, _, content in members if content.get("curves", {}).get(name)
-            ]  # fmt: skip
+            timed = [(label, _over_time(content, name)) for label, content in drawn]
             plots.append(plot(f"{name} over time", timed, "seconds since the workers started"))
-    page = environment().get_template("compare.html").render(
-        name=folder.name, rows=rows, losses=losses, problems=problems, plots=plots, machine=machine(),
-        members=[(label, path.relative_to(folder), content) for label, path, content in members],
-    )  # fmt: skip
+    page = (
+        environment()
+        .get_template("compare.html")
+        .render(
+            name=folder.name,
+            rows=rows,
+            losses=losses,
+            problems=problems,
+            plots=plots,
+            machine=machine(),
+            members=[(label, path.relative_to(folder), content) for label, path, content in members],
+        )
+    )
     return _write(folder / "report.html", page)
 
 
-def _write(path, text):
+def _over_time(content: Content, name: str) -> list[tuple[float, float]]:
+    """A curve with seconds in the place of steps."""
+    points = zip(content["curve_seconds"][name], content["curves"][name], strict=True)
+    return [(seconds, value) for seconds, (_, value) in points]
+
+
+def _write(path: Path, text: str) -> Path:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)
     return path
 
 
-def main(argv):
-    """`output_root=FOLDER`, or the folder alone; without: outputs."""
+def main(argv: Sequence[str]) -> None:
+    """Takes `output_root=FOLDER`, or the folder alone; without any, the folder is outputs."""
     try:
         words = words_of_make(argv)
     except UserError as error:

@@ -1,21 +1,25 @@
 """Rules of evidence that a recipe chooses by name, in `driver.proof`: what must be true of its rows and its parameters.
 
-Each takes the records, the verdict so far and what was asked, and returns what is wrong, in sentences.
+Each takes the records, the verdict so far and what was asked. It returns sentences that say what is wrong.
 """
 
 import math
+from collections.abc import Callable, Sequence
+
+from cookbook.verdict import Asked, Verdict
+from runrecord import Event, Record
 
 
-def rows_once_per_epoch(records, verdict, asked):
+def rows_once_per_epoch(records: Sequence[Record], verdict: Verdict, asked: Asked) -> list[str]:
     """Each training row was taken exactly once in each epoch, over all workers and all tries of this run."""
     taken = _rows_in_effect(records)
     verdict.num_rows = sum(event["count"] for event in taken)
     return _epochs(taken, asked)
 
 
-def rows_once_per_epoch_on_each_rank(records, verdict, asked):
+def rows_once_per_epoch_on_each_rank(records: Sequence[Record], verdict: Verdict, asked: Asked) -> list[str]:
     """Model parallelism: every rank computed its part of the model for every row, once in each epoch."""
-    problems = []
+    problems: list[str] = []
     for rank in range(asked.num_workers):
         taken = _rows_in_effect([events for events in records if events[0].get("rank") == rank])
         verdict.num_rows = sum(event["count"] for event in taken)
@@ -23,20 +27,20 @@ def rows_once_per_epoch_on_each_rank(records, verdict, asked):
     return problems[:10]
 
 
-def enough_rows_per_epoch(records, verdict, asked):
-    """Each epoch took at least as many rows as it has. All that can be said where workers draw from streams of their own."""
+def enough_rows_per_epoch(records: Sequence[Record], verdict: Verdict, asked: Asked) -> list[str]:
+    """Each epoch took at least as many rows as it has. No more is known where each worker has a stream of its own."""
     taken = _rows_in_effect(records)
     verdict.num_rows = sum(event["count"] for event in taken)
     return _epochs(taken, asked, exactly=False)
 
 
-def _epochs(taken, asked, exactly=True):
-    """What is wrong with the rows that were taken, epoch by epoch; not `exactly`: more than there are is no mistake."""
-    per_epoch = {}
+def _epochs(taken: Sequence[Event], asked: Asked, exactly: bool = True) -> list[str]:
+    """What is wrong with the rows that were taken, epoch by epoch. Not `exactly`: more rows than there are is fine."""
+    per_epoch: dict[int, list[int]] = {}  # epoch -> [rows, sum of their numbers, sum of the squares of their numbers]
     for event in taken:
-        total = per_epoch.setdefault(event["epoch"], [0, 0, 0])
+        sums = per_epoch.setdefault(event["epoch"], [0, 0, 0])
         for index, key in enumerate(("count", "sum", "sum_sq")):
-            total[index] += event[key]
+            sums[index] += event[key]
     n, batch = asked.num_rows, asked.global_batch_size
     steps_per_epoch = -(-n // batch)
     num_steps = asked.num_epochs * steps_per_epoch
@@ -55,17 +59,21 @@ def _epochs(taken, asked, exactly=True):
             problems.append(
                 f"epoch {epoch + 1}: {count - wanted:,} rows were counted twice ({count:,} instead of {wanted:,})"
             )
-        elif wanted == n and (
-            (total - n * (n - 1) // 2) % 2**64 or (total_sq - (n - 1) * n * (2 * n - 1) // 6) % 2**64
-        ):
+        elif wanted == n and not _is_each_once(n, total, total_sq):
             problems.append(f"epoch {epoch + 1}: {n:,} rows, but not each one once: some were lost and others doubled")
     problems += [f"rows were trained on in epoch {epoch + 1}, which nobody asked for" for epoch in sorted(per_epoch)]
     return problems[:10]
 
 
-def _rows_in_effect(records):
-    """The `rows` events that no later generation has made void by going back before them."""
-    rows, restores = [], {}
+def _is_each_once(n: int, total: int, total_sq: int) -> bool:
+    """Whether sum and sum of squares are those of the numbers 0 to n-1, as far as 64 bits say."""
+    return (total - n * (n - 1) // 2) % 2**64 == 0 and (total_sq - (n - 1) * n * (2 * n - 1) // 6) % 2**64 == 0
+
+
+def _rows_in_effect(records: Sequence[Record]) -> list[Event]:
+    """The `rows` events that count: not those of steps that a later generation has gone back behind."""
+    rows: list[tuple[int, Event]] = []
+    restores: dict[int, tuple[int, int]] = {}  # generation -> the (epoch, step) from which it went on
     for events in records:
         generation = 0
         for event in events:
@@ -83,8 +91,8 @@ def _rows_in_effect(records):
     return [row for _, row in rows]
 
 
-def every_row_accounted_for(records, verdict, asked):
-    """What was read is what the dataset has, and each row of it is good or in quarantine, as many as are known to be malformed."""
+def every_row_accounted_for(records: Sequence[Record], verdict: Verdict, asked: Asked) -> list[str]:
+    """All rows of the dataset were read, each is good or in quarantine, and the malformed ones are in quarantine."""
     found = [event for events in records for event in events if event["event"] == "account"]
     if not found:
         return ["nobody said what became of the rows"]
@@ -104,15 +112,16 @@ def every_row_accounted_for(records, verdict, asked):
     return problems
 
 
-def trials_counted_once(records, verdict, asked):
+def trials_counted_once(records: Sequence[Record], verdict: Verdict, asked: Asked) -> list[str]:
     """Each trial of a search ended once, and trained its epochs one after the other, none of them twice."""
-    # Who goes on with a run tells of the earlier searches again: the newest program's word counts.
+    # A program that resumes a run reports the earlier trials again, so the newest program's report counts.
     told = [events for events in records if any(event["event"] == "trial" for event in events)]
     if not told:
         return ["nobody told of any trial"]
     last = max(told, key=lambda events: events[0]["time"])
     trials = [event for event in last if event["event"] == "trial"]
-    problems, seen = [], set()
+    problems: list[str] = []
+    seen: set[tuple[str | int, str | int]] = set()
     for trial in trials:
         key = trial["phase"], trial["id"]
         if key in seen:
@@ -125,23 +134,22 @@ def trials_counted_once(records, verdict, asked):
     return problems[:10]
 
 
-def same_parameters(records, verdict, asked):
+def same_parameters(records: Sequence[Record], verdict: Verdict, asked: Asked) -> list[str]:
     """All data-parallel ranks end with bit-identical parameters."""
     digests = {worker["digest"] for worker in verdict.workers}
     if None in digests:
         return ["a worker reported no digest of its final parameters"]
     if len(digests) > 1:
-        return [
-            "the ranks ended with different parameters: "
-            + ", ".join(f"rank {w['rank']} {w['digest'][:12]}" for w in verdict.workers)
-        ]
+        each = ", ".join(f"rank {worker['rank']} {worker['digest'][:12]}" for worker in verdict.workers)
+        return [f"the ranks ended with different parameters: {each}"]
     return []
 
 
-def parameters_are_divided(records, verdict, asked):
+def parameters_are_divided(records: Sequence[Record], verdict: Verdict, asked: Asked) -> list[str]:
     """The ranks together hold the whole model, and none of them holds all of it."""
     finished = {worker["pid"] for worker in verdict.workers}
-    held, total = {}, None
+    held: dict[int, int] = {}  # rank -> parameters
+    total = 0
     for events in records:
         if events[0].get("pid") in finished:
             for event in events:
@@ -156,7 +164,7 @@ def parameters_are_divided(records, verdict, asked):
     return []
 
 
-RULES = {
+RULES: dict[str, Callable[[Sequence[Record], Verdict, Asked], list[str]]] = {
     rule.__name__: rule
     for rule in (
         rows_once_per_epoch,

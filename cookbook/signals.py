@@ -1,24 +1,28 @@
-"""Ctrl-C, SIGTERM and SIGHUP (a closed terminal): noted when they come, heeded at safe points.
+"""Ctrl-C, SIGTERM and SIGHUP (a closed terminal): noted when they come, obeyed at safe points.
 
-An exception that is raised wherever the program happens to be can leave a library's lock locked, or a file half written. So a signal is only
-noted; `check` raises, and the loops that wait for processes call it. A stage that reaches no safe point for PATIENCE_SECONDS (an ssh
-server that is slow to answer, say), and a second signal, raise where the program is.
+An exception that a signal raises in the middle of something can leave a library's lock locked, or a file half written.
+So a signal is only noted. `check` raises Interrupted; the loops that wait for processes call it.
+
+The program is interrupted wherever it is when a second signal comes, or when it reaches no safe point for
+PATIENCE_SECONDS (an ssh server that is slow to answer, say).
 """
 
 import contextlib
 import os
 import signal
 import stat
+from types import FrameType
+from typing import NoReturn
 
 PATIENCE_SECONDS = 3
-CAME = []  # the names of the signals that have come
+CAME: list[str] = []  # the names of the signals that have come
 
 
 class Interrupted(BaseException):
     """SIGINT, SIGTERM or SIGHUP."""
 
 
-def listen():
+def listen() -> None:
     """Takes over the signals that end a run. A SIGHUP that is ignored (nohup) stays ignored."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name)
@@ -27,7 +31,7 @@ def listen():
     signal.signal(signal.SIGALRM, _lose_patience)
 
 
-def note(number, frame):
+def note(number: int, frame: FrameType | None) -> None:
     """Notes a signal."""
     again = bool(CAME)
     CAME.append(signal.Signals(number).name)
@@ -38,24 +42,24 @@ def note(number, frame):
     signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
 
 
-def _lose_patience(number, frame):
+def _lose_patience(number: int, frame: FrameType | None) -> None:
     _interrupt()
 
 
-def _interrupt():
+def _interrupt() -> NoReturn:
     _ignore()
     raise Interrupted(CAME[0])
 
 
-def _ignore():
-    """From here on a signal would only cut the clean-up short: it is ignored."""
+def _ignore() -> None:
+    """Ignores further signals: they would only cut the clean-up short."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def _let_go_of_the_terminal():
-    """The terminal is gone: a line written to it would raise an error in the middle of the clean-up."""
+def _let_go_of_the_terminal() -> None:
+    """Sends output to nowhere. The terminal is gone, and a line written to it would raise an error in the clean-up."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         with contextlib.suppress(OSError):
@@ -64,14 +68,17 @@ def _let_go_of_the_terminal():
     os.close(nowhere)
 
 
-def check():
-    """Raises Interrupted if a signal has come: a safe point."""
+def check() -> None:
+    """A safe point: raises Interrupted if a signal has come."""
     if CAME:
         _interrupt()
 
 
-def terminal_is_gone():
-    """Whether standard output was a terminal that is closed now: a write to it fails before SIGHUP comes. It is heeded as one."""
+def terminal_is_gone() -> bool:
+    """Whether standard output was a terminal that is closed now; if so, that counts as a SIGHUP.
+
+    A write to such a terminal fails before SIGHUP comes.
+    """
     try:
         found = os.fstat(1)
         if not stat.S_ISCHR(found.st_mode) or found.st_rdev == os.stat(os.devnull).st_rdev or os.isatty(1):

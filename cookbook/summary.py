@@ -1,26 +1,27 @@
 """What a run, or a sweep of runs, says on the terminal at its end."""
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from cookbook.console import Console, console
+from rich.table import Table
+
+from cookbook.console import console, print_table
 
 
-def shown_path(path):
-    """A path as short as it can be said from here."""
+def shown_path(path: str | Path) -> str:
+    """A path below the current folder relative to it, any other path as it is."""
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else str(path)
 
 
-def print_summary(content, page):
+def print_summary(content: Mapping[str, Any], page: Path | None) -> None:
+    """Prints the table at the end of a run. `content` is its run.json, `page` its report."""
     ok, metrics, seconds = content["status"] == "ok", content["metrics"], content["seconds"]
     lines = [("result", "ok" if ok else f"FAILED: {content['reason']}")]
     if content["workers"]:
         several = len({worker.get("phase") for worker in content["workers"]}) > 1
-        where = ", ".join(
-            (f"phase {w['phase']} " if several else "")
-            + f"rank {w['rank']}: {w['host']} pid {w['pid']}, {w['samples'] or 0:,} samples"
-            for w in content["workers"]
-        )
+        where = ", ".join(_worker(worker, several) for worker in content["workers"])
         when = ", in an earlier try of this run" if any(w.get("earlier") for w in content["workers"]) else ""
         lines.append(("workers", f"{content['world_size']} ({where}{when})"))
     if content["worlds"][1:]:
@@ -46,18 +47,28 @@ def print_summary(content, page):
         console.print(f"{name:<20} {text}", markup=False)
 
 
-def print_sweep(finished):
-    from rich.table import Table
+def _worker(worker: Mapping[str, Any], with_phase: bool) -> str:
+    phase = f"phase {worker['phase']} " if with_phase else ""
+    place = f"rank {worker['rank']}: {worker['host']} pid {worker['pid']}"
+    return f"{phase}{place}, {worker['samples'] or 0:,} samples"
 
+
+def print_sweep(finished: Iterable[tuple[Sequence[str], Mapping[str, Any]]]) -> None:
+    """Prints a line for each run of a sweep: its overrides and its run.json."""
+    finished = list(finished)
     table = Table(title="sweep", title_justify="left")
-    name = next((c["objective"]["name"] for _, c in finished if "objective" in c), "objective")
+    name = next((content["objective"]["name"] for _, content in finished if "objective" in content), "objective")
     for column in ("overrides", "status", name, "samples/s", "seconds", "folder"):
         table.add_column(column, overflow="fold", no_wrap=column == "folder")
     for overrides, content in finished:
         value = content.get("objective", {}).get("value")
         speed = content.get("metrics", {}).get("samples_per_second")
         table.add_row(
-            " ".join(word for word in overrides if not word.startswith("recipe=")), content["status"], "-" if value is None else f"{value:.4f}", "-" if speed is None else f"{speed:,.0f}",
-            f"{content.get('seconds', {}).get('total', 0):.1f}", shown_path(content["folder"]) if "folder" in content else "-",
-        )  # fmt: skip
-    (console if console.is_terminal else Console(width=160)).print(table)
+            " ".join(word for word in overrides if not word.startswith("recipe=")),
+            content["status"],
+            "-" if value is None else f"{value:.4f}",
+            "-" if speed is None else f"{speed:,.0f}",
+            f"{content.get('seconds', {}).get('total', 0):.1f}",
+            shown_path(content["folder"]) if "folder" in content else "-",
+        )
+    print_table(table, width=160)

@@ -1,8 +1,8 @@
-"""What a run takes from the shell that it is started in, and what it does not.
+"""Which environment variables of the shell a run takes over, and which ones it does not.
 
-Whatever is in the environment would reach every worker: another Python's packages, what another launcher has set, the network interface of
-another cluster. So it is chosen here, once, before anything is started: `settle` changes the driver's own environment, which all that it
-starts inherits. `cluster.inherit` names variables that are kept all the same.
+Every worker would inherit them all: another Python's packages, what another launcher has set, the network interface of
+another cluster. So `settle` chooses once, before anything is started. It changes the driver's own environment, which
+all its children inherit. `cluster.inherit` names variables that are kept all the same.
 """
 
 import fnmatch
@@ -10,15 +10,18 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cookbook import UserError
 
 ORIGINAL = dict(os.environ)  # as the user has it; a sweep settles anew for each of its runs
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "127.0.0.0/8")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy", "grpc_proxy")
-# Characters of a run's own folder in TMPDIR: names of sockets stand behind it and have 107 in all; Ray's take up to 87 of them.
+# The most characters that a run's own folder in TMPDIR may have. The path of a socket may have 107; Ray's sockets take
+# up to 87 of them behind the folder.
 LONGEST_TMPDIR = 20
 SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 LOADER_BYTES = 8 << 20  # of shared memory, for each process that reads ahead
@@ -26,7 +29,7 @@ LOADER_BYTES = 8 << 20  # of shared memory, for each process that reads ahead
 
 @dataclass(frozen=True)
 class Rule:
-    """Variables that workers do not inherit: names as patterns, the reason, and where they are inherited all the same."""
+    """Variables that workers do not inherit: their names as patterns, the reason, and the exceptions."""
 
     names: tuple[str, ...]
     reason: str
@@ -37,14 +40,23 @@ class Rule:
 
 RULES = (
     Rule(
-        ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP", "PYTHONUSERBASE", "PYTHONPLATLIBDIR", "PYTHONEXECUTABLE",
-         "PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONIOENCODING", "__PYVENV_LAUNCHER__"),
+        (
+            *("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP", "PYTHONUSERBASE", "PYTHONPLATLIBDIR"),
+            *("PYTHONEXECUTABLE", "PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONIOENCODING"),
+            "__PYVENV_LAUNCHER__",
+        ),
         "the recipe's environment is whole: nothing of another Python belongs into it",
     ),
-    Rule(("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "COOKBOOK_ARGS"), "of the make that has started the driver"),
     Rule(
-        ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE",
-         "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_*", "PET_*"),
+        ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "COOKBOOK_ARGS"),
+        "of the make that has started the driver",
+    ),
+    Rule(
+        (
+            *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME"),
+            *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+            *("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_*", "PET_*"),
+        ),
         "of another torchrun",
     ),
     Rule(
@@ -53,13 +65,19 @@ RULES = (
         kinds=("local", "hosts"),
     ),
     Rule(
-        ("OMPI_COMM_WORLD_*", "OMPI_UNIVERSE_*", "PMIX_RANK", "PMIX_NAMESPACE", "PMIX_SERVER_*", "PMI_RANK", "PMI_SIZE", "PMI_FD", "PRTE_*"),
+        (
+            *("OMPI_COMM_WORLD_*", "OMPI_UNIVERSE_*", "PMIX_RANK", "PMIX_NAMESPACE", "PMIX_SERVER_*"),
+            *("PMI_RANK", "PMI_SIZE", "PMI_FD", "PRTE_*"),
+        ),
         "of another MPI job",
     ),
     Rule(
         ("HOROVOD_*",),
         "of another horovodrun; tuning has settings of the recipe's",
-        but=("HOROVOD_WITH*", "HOROVOD_GPU*", "HOROVOD_CUDA*", "HOROVOD_NCCL_*", "HOROVOD_ROCM*", "HOROVOD_BUILD*", "HOROVOD_ENABLE*"),
+        but=(
+            *("HOROVOD_WITH*", "HOROVOD_GPU*", "HOROVOD_CUDA*", "HOROVOD_NCCL_*", "HOROVOD_ROCM*"),
+            *("HOROVOD_BUILD*", "HOROVOD_ENABLE*"),
+        ),
     ),
     Rule(
         ("SLURM_*", "SLURMD_*"),
@@ -68,17 +86,27 @@ RULES = (
     ),
     Rule(("PBS_*", "LSB_*", "LSF_*", "PE_HOSTFILE", "SGE_*", "COBALT_*"), "of the batch job that the driver is in"),
     Rule(
-        ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_COMM_ID", "NCCL_IB_*", "NCCL_NET*", "UCX_NET_DEVICES", "UCX_TLS", "FI_PROVIDER"),
+        (
+            *("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_COMM_ID", "NCCL_IB_*"),
+            *("NCCL_NET*", "UCX_NET_DEVICES", "UCX_TLS", "FI_PROVIDER"),
+        ),
         "of another cluster's network: here workers meet on loopback",
         kinds=("local",),
     ),
     Rule(("TF_CONFIG", "TFRUN_ATTEMPT"), "of another TensorFlow cluster"),
     Rule(
-        ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS", "VECLIB_MAXIMUM_THREADS", "OMP_*", "GOMP_*", "KMP_*"),
+        (
+            *("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS"),
+            *("VECLIB_MAXIMUM_THREADS", "OMP_*", "GOMP_*", "KMP_*"),
+        ),
         "cluster.num_threads_per_worker says how many threads there are",
         but=("OMP_NUM_THREADS",),  # which every worker gets anew
     ),
-    Rule(("RAY_*", "TUNE_*", "RAYRUN_SECONDS"), "of another Ray; cluster.ray_address names one", but=("RAY_AUTH_*", "RAY_TLS_*", "RAY_USE_TLS")),
+    Rule(
+        ("RAY_*", "TUNE_*", "RAYRUN_SECONDS"),
+        "of another Ray; cluster.ray_address names one",
+        but=("RAY_AUTH_*", "RAY_TLS_*", "RAY_USE_TLS"),
+    ),
     Rule(
         ("DASK_*",),
         "of another Dask; cluster.dask_scheduler names one",
@@ -92,19 +120,26 @@ RULES = (
         address="spark_master",
     ),
     Rule(
-        ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"),
+        (
+            *("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"),
+            *("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"),
+        ),
         "tracking=mlflow says where the metrics go, and each run is a run of its own",
     ),
-)  # fmt: skip
-# A value that does harm, where others of the same variable do not.
+)
+# Single values that do harm, while other values of the same variable do not.
 VALUES = {
-    ("TORCH_DISTRIBUTED_DEBUG", "DETAIL"): "DistributedDataParallel of this PyTorch dies of it (SIGSEGV), in a bare program as well; INFO is taken",
-}  # fmt: skip
+    ("TORCH_DISTRIBUTED_DEBUG", "DETAIL"): (
+        "DistributedDataParallel of this PyTorch dies of it (SIGSEGV), in a bare program as well; INFO is taken"
+    ),
+}
 
 
-def choose(environment, cluster):
+def choose(environment: Mapping[str, str], cluster: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     """(what is inherited, {name: reason} of what is not). `cluster`: the composed settings of the cluster."""
-    kept, dropped, wanted = {}, {}, cluster.get("inherit") or ()
+    kept: dict[str, str] = {}
+    dropped: dict[str, str] = {}
+    wanted: Collection[str] = cluster.get("inherit") or ()
     rules = [
         rule for rule in RULES if cluster["kind"] in rule.kinds and not (rule.address and cluster.get(rule.address))
     ]
@@ -118,14 +153,14 @@ def choose(environment, cluster):
     return kept | without_proxy(environment), dropped
 
 
-def _fits(name, patterns):
+def _fits(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def without_proxy(environment, addresses=()):
-    """{name: value} so that nothing on loopback, and none of these addresses, is asked for through a proxy.
+def without_proxy(environment: Mapping[str, str], addresses: Collection[str] = ()) -> dict[str, str]:
+    """{name: value} of variables by which no program uses a proxy for loopback, nor for these addresses.
 
-    Programs differ in the variable that they read, and gRPC reads one of its own first.
+    Programs read different variables: no_proxy or NO_PROXY. gRPC reads a variable of its own first.
     """
     proxied = any(name.lower() in PROXIES for name in environment)
     listed = [environment.get(name, "") for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy")]
@@ -142,8 +177,8 @@ def without_proxy(environment, addresses=()):
     return made
 
 
-def settle(cluster):
-    """Makes the driver's environment what its workers are to inherit; returns notes for the user, one line each.
+def settle(cluster: Mapping[str, Any]) -> list[str]:
+    """Leaves in the driver's environment what its workers are to inherit; returns notes for the user, one line each.
 
     Raises UserError when a place that everything needs cannot be used.
     """
@@ -155,7 +190,7 @@ def settle(cluster):
     os.environ.clear()
     os.environ.update(kept)
     tempfile.tempdir = None
-    by_reason = {}
+    by_reason: dict[str, list[str]] = {}
     for name, reason in dropped.items():
         if not reason.startswith("of the make"):
             by_reason.setdefault(reason, []).append(name)
@@ -166,8 +201,11 @@ def settle(cluster):
     return notes
 
 
-def temporary_folder(environment):
-    """(value for TMPDIR or None, notes). Raises UserError where it is too long for sockets, and nothing shorter can lead to it."""
+def temporary_folder(environment: Mapping[str, str]) -> tuple[str | None, list[str]]:
+    """(value for TMPDIR or None, notes).
+
+    Raises UserError where its name is too long for sockets, and no folder with a shorter name can take a link to it.
+    """
     wanted = environment.get("TMPDIR", "")
     if not wanted:
         return None, []
@@ -175,18 +213,22 @@ def temporary_folder(environment):
         return None, [f"TMPDIR={wanted} is no folder that can be written: {tempfile.gettempdir()} is used instead"]
     if len(os.fsencode(f"{wanted}/{own_name('0' * 32)}")) > LONGEST_TMPDIR and not any(map(_can_write, SHORT_PLACES)):
         raise UserError(
-            f"TMPDIR={wanted} has {len(os.fsencode(wanted))} characters, and the names of sockets in it would be too long for the system "
-            f"(107 in all); none of {', '.join(SHORT_PLACES)} can take a link to it: set TMPDIR to a folder with a shorter name"
+            f"TMPDIR={wanted} has {len(os.fsencode(wanted))} characters, and the names of sockets in it would be too "
+            f"long for the system (107 in all); none of {', '.join(SHORT_PLACES)} can take a link to it: "
+            "set TMPDIR to a folder with a shorter name"
         )
     return wanted, []
 
 
-def own_name(mark):
+def own_name(mark: str) -> str:
     return f"cb-{mark[:8]}"
 
 
-def own_folder(mark):
-    """[folder for a run's temporary files, a short link to it where its own name is too long for sockets]: both go with the run."""
+def own_folder(mark: str) -> list[Path]:
+    """Makes a folder for a run's temporary files; returns [folder], or [folder, link].
+
+    The link is short; it is made where the name of the folder is too long for sockets. The run removes both.
+    """
     folder = Path(tempfile.gettempdir()).absolute() / own_name(mark)
     folder.mkdir(mode=0o700)
     if len(os.fsencode(folder)) > LONGEST_TMPDIR:
@@ -196,11 +238,11 @@ def own_folder(mark):
     return [folder]
 
 
-def _can_write(place):
+def _can_write(place: str) -> bool:
     return os.access(place, os.W_OK | os.X_OK)
 
 
-def check_object_store(megabytes, available):
+def check_object_store(megabytes: int, available: int) -> None:
     if megabytes << 20 > available * 0.8:
         raise UserError(
             f"recipe.object_store_mb={megabytes}: this machine has {available >> 20} MB of memory for everything; "
@@ -208,8 +250,8 @@ def check_object_store(megabytes, available):
         )
 
 
-def memory_bytes():
-    """Of this machine, or what its container may use."""
+def memory_bytes() -> int:
+    """The memory of this machine, or what its container may use of it."""
     import psutil
 
     limits = [psutil.virtual_memory().total]
@@ -221,21 +263,22 @@ def memory_bytes():
     return min(limits)
 
 
-def check_shared_memory(num_loaders, place="/dev/shm"):
+def check_shared_memory(num_loaders: int, place: str | Path = "/dev/shm") -> None:
     if not Path(place).is_dir():
         return
     free = shutil.disk_usage(place).free
     if free < num_loaders * LOADER_BYTES:
         raise UserError(
-            f"{place} has {free >> 10} kB free, and {num_loaders} processes that read ahead hand their rows over in it: expected at least "
-            f"{num_loaders * LOADER_BYTES >> 20} MB. Make it larger (docker run --shm-size=1g; mount -o remount,size=1g {place}), or say "
-            "recipe.num_loader_workers=0"
+            f"{place} has {free >> 10} kB free, and {num_loaders} processes that read ahead hand their rows over in "
+            f"it: expected at least {num_loaders * LOADER_BYTES >> 20} MB. Make it larger (docker run --shm-size=1g; "
+            f"mount -o remount,size=1g {place}), or say recipe.num_loader_workers=0"
         )
 
 
-def check_localhost():
+def check_localhost() -> None:
+    """Raises UserError when the name localhost does not lead to loopback."""
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo("localhost", None, socket.AF_INET)}
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo("localhost", None, socket.AF_INET)}
     except OSError:
         found = set()
     if not any(address.startswith("127.") for address in found):

@@ -1,7 +1,8 @@
-"""Installs what the recipes need from the machine and it lacks. Run: make tools [RECIPE=horovod] [USE=tests] [YES=1]
+"""Installs what the recipes need and this machine lacks. Run: make tools [RECIPE=horovod] [USE=tests] [YES=1]
 
-It shows the one line that installs all of it, and asks first; YES=1 answers for scripts. `make recipe-<name>` calls this too before
-any other work (`before`): on a terminal it offers the same and goes on, elsewhere it stops with the line. Standard library only.
+It shows the one line that installs all of it, and asks first; YES=1 answers in a script. `make recipe-<name>` calls
+`before` ahead of any other work: on a terminal that makes the same offer and goes on, elsewhere it stops and shows the
+line. Standard library only.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 
 from cookbook import UserError, doctor
 from cookbook.words import words_of_make
 
 
-def install(findings):
+def install(findings: Iterable[doctor.Finding]) -> None:
     """Runs the line that installs these tools. Raises UserError when there is none, or when it fails."""
     tools = [finding.tool for finding in findings]
     name = doctor.manager()
@@ -33,8 +35,8 @@ def install(findings):
         print(f"{tool.name} has to come from elsewhere: {tool.elsewhere or 'your system'}", flush=True)
 
 
-def agreed(question):
-    """Whether the user wants it: YES=1 says so beforehand; without a terminal nobody is there to ask."""
+def agreed(question: str) -> bool:
+    """Whether the user wants it. YES=1 says so beforehand; without a terminal there is nobody to ask."""
     if os.environ.get("YES") == "1":
         return True
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -45,10 +47,10 @@ def agreed(question):
         return False
 
 
-def before(recipe, words):
+def before(recipe: str, words: Iterable[str]) -> None:
     """What `make recipe-<name>` does first. Raises UserError when something is missing, and stays missing."""
     if recipe not in doctor.recipes():
-        return  # the driver knows the nearest name
+        return  # the driver will say so, and name the nearest recipe
     uses = [doctor.EVERY_RECIPE, *(word.partition("=")[2] for word in words if word.startswith("cluster="))]
     made = doctor.is_made(recipe)
     findings = doctor.missing_for(doctor.tools_of(recipe), uses, made)
@@ -65,7 +67,7 @@ def before(recipe, words):
         print(f"warning: {short['memory']}", flush=True)
 
 
-def agreed_to(findings):
+def agreed_to(findings: Sequence[doctor.Finding]) -> bool:
     """Shows what is missing and the line, and asks; returns the answer."""
     line = doctor.remedy([finding.tool for finding in findings])
     for finding in findings:
@@ -74,11 +76,12 @@ def agreed_to(findings):
     return agreed("Install it now?")
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     try:
         command, *words = words_of_make(argv) or ["install"]
         if command == "before":
-            return before(words[0], words_of_make(words[1:]))
+            before(words[0], words_of_make(words[1:]))
+            return
         names = [word for word in words if word in doctor.recipes()]
         uses = [word for word in words if word not in names]
         known = sorted({use for tool in doctor.TOOLS for use in tool.used_by} - {doctor.EVERY_RECIPE, doctor.MAKE_HELP})
@@ -91,14 +94,13 @@ def main(argv):
         findings = doctor.missing_for(tools, [doctor.EVERY_RECIPE, doctor.MAKE_HELP, *uses])
         if not findings:
             print("nothing is missing")
-            return None
+            return
         if not agreed_to(findings):
             raise UserError("nothing was installed; YES=1 make tools answers the question in a script")
         install(findings)
         if still := doctor.missing_for(tools, [doctor.EVERY_RECIPE, doctor.MAKE_HELP, *uses]):
-            raise UserError(
-                "still missing: " + "; ".join(f"{finding.tool.name}: {finding.problem}" for finding in still)
-            )
+            lines = [f"{finding.tool.name}: {finding.problem}" for finding in still]
+            raise UserError(f"still missing: {'; '.join(lines)}")
         print("nothing is missing any more")
     except UserError as error:
         raise SystemExit(f"error: {error}") from None

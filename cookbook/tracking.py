@@ -1,19 +1,21 @@
-"""Sends the metrics of a finished run to an experiment tracker. Read from the run record: recipes know nothing of it.
+"""Sends the metrics of a finished run to an experiment tracker.
+
+They are read from the run folder; recipes know nothing of trackers. So a run can be sent later, or to another tracker:
 
     make send RUN=outputs/horovod/latest [ARGS="tracking=mlflow tracking.uri=http://127.0.0.1:5000"]
-
-sends them later, or elsewhere: all that a tracker gets is in the run folder.
 """
 
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 from cookbook import ROOT, UserError, redact, run_folder
 
 STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
-# MLflow asks a server that is gone seven times, for minutes.
+# By default MLflow tries seven times to reach a server that is gone, which takes minutes.
 PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -21,7 +23,11 @@ PATIENCE = {
 }
 
 
-def check(settings):
+Tracker = Mapping[str, Any]  # the settings of conf/tracking/
+Content = Mapping[str, Any]  # a run.json
+
+
+def check(settings: Tracker) -> None:
     """Raises UserError before any work begins when the tracker cannot be used."""
     if settings["kind"] not in SENDERS:
         raise UserError(f"tracking.kind={settings['kind']!r} is unknown; there are: {', '.join(SENDERS)}")
@@ -29,8 +35,8 @@ def check(settings):
     if settings["kind"] == "mlflow" and settings["uri"] != "databricks" and named not in STORES:
         folder = settings["uri"].removeprefix("file://") or "."
         raise UserError(
-            f"tracking.uri={settings['uri']} names no store that MLflow can write: a folder takes tracking.uri=sqlite:///{folder}/mlflow.db, "
-            "a server tracking.uri=http://HOST:PORT"
+            f"tracking.uri={settings['uri']} names no store that MLflow can write: "
+            f"a folder takes tracking.uri=sqlite:///{folder}/mlflow.db, a server tracking.uri=http://HOST:PORT"
         )
     if settings["kind"] == "mlflow" and settings["uri"].startswith("http"):
         import requests  # as MLflow does itself: with its rules for passwords, proxies and certificates
@@ -39,17 +45,21 @@ def check(settings):
             requests.get(settings["uri"].rstrip("/") + "/health", timeout=5).raise_for_status()
         except requests.RequestException as error:
             raise UserError(
-                f"tracking.uri={settings['uri']}: no MLflow server answers there ({error}); start one, or use the local store"
+                f"tracking.uri={settings['uri']}: no MLflow server answers there ({error}); "
+                "start one, or use the local store"
             ) from None
 
 
-def send(settings, folder, content):
-    """Raises UserError, within seconds, when the tracker has gone since the run began; and whatever a tracker raises."""
+def send(settings: Tracker, folder: str | Path, content: Content) -> None:
+    """Sends the run in this folder.
+
+    Raises UserError, within seconds, when the tracker has gone since the run began; and whatever a tracker raises.
+    """
     check(settings)
     SENDERS[settings["kind"]](settings, Path(folder), content)
 
 
-def _flat(content):
+def _flat(content: Content) -> dict[str, Any]:
     """What identifies the run in a tracker: its settings as given, and where it ran."""
     return {
         "recipe": content["recipe"],
@@ -58,8 +68,8 @@ def _flat(content):
     }
 
 
-def to_mlflow(settings, folder, content):
-    """One MLflow run: parameters, every point of every curve, the final metrics, run.json and the report as artifacts."""
+def to_mlflow(settings: Tracker, folder: Path, content: Content) -> None:
+    """Makes one MLflow run: parameters, points of the curves, final metrics; run.json and the report as artifacts."""
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -83,8 +93,8 @@ def to_mlflow(settings, folder, content):
         mlflow.log_artifact(str(folder / "report.html"))
 
 
-def to_tensorboard(settings, folder, content):
-    """One folder of event files: every point of every curve, and the settings as text."""
+def to_tensorboard(settings: Tracker, folder: Path, content: Content) -> None:
+    """Makes one folder of event files: every point of every curve, and the settings as text."""
     from tensorboardX import SummaryWriter
 
     with SummaryWriter(str(Path(settings["log_dir"]) / content["recipe"] / folder.name)) as writer:
@@ -94,11 +104,11 @@ def to_tensorboard(settings, folder, content):
         writer.add_text("settings", "    " + (folder / "config.yaml").read_text().replace("\n", "\n    "))
 
 
-SENDERS = {"mlflow": to_mlflow, "tensorboard": to_tensorboard}
+SENDERS: dict[str, Callable[[Tracker, Path, Content], None]] = {"mlflow": to_mlflow, "tensorboard": to_tensorboard}
 
 
-def main(argv):
-    """Sends a run that has ended: its folder, then settings of the tracker; without any, those that the run had."""
+def main(argv: Sequence[str]) -> None:
+    """Sends a run that has ended. `argv`: its folder, then settings of the tracker; without any, those of the run."""
     from cookbook.settings import compose_tracking
     from cookbook.words import words_of_make
 
@@ -107,18 +117,14 @@ def main(argv):
     if content.get("status") != "ok":
         raise UserError(f"RUN={folder}: expected the folder of a run that ended well, such as outputs/horovod/latest")
     another = any(word.startswith("tracking=") for word in words)
-    own = [
-        word for word in content["overrides"]
-        if word.startswith("output_root=") or (word.startswith("tracking") and not another)
-    ]  # fmt: skip
+    kept = ("output_root=",) if another else ("output_root=", "tracking")
+    own = [word for word in content["overrides"] if word.startswith(kept)]
     given = {word.partition("=")[0] for word in words}
     if hidden := [word for word in own if "***" in word and word.partition("=")[0] not in given]:
-        raise UserError(
-            f"{hidden[0]}: the run folder keeps no secrets; say it again: ARGS='{hidden[0].partition('=')[0]}=...'"
-        )
-    tracker = compose_tracking(
-        content["recipe"], [*(word for word in own if word.partition("=")[0] not in given), *words]
-    )
+        name = hidden[0].partition("=")[0]
+        raise UserError(f"{hidden[0]}: the run folder keeps no secrets; say it again: ARGS='{name}=...'")
+    own = [word for word in own if word.partition("=")[0] not in given]
+    tracker = compose_tracking(content["recipe"], [*own, *words])
     if tracker["kind"] == "none":
         raise UserError('that run had no tracker: say which, ARGS="tracking=mlflow"')
     send(tracker, Path(folder).resolve(), content)

@@ -2,34 +2,49 @@
 
 import contextlib
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import psutil
 
 from cookbook import UserError, causes
+from cookbook.console import Stage
 from cookbook.processes import has_mark, marked
-from runrecord import parse_line
+from runrecord import Event, parse_line
 
 LOOK_SECONDS = 0.5  # between two looks at all processes of the machine, until the first worker has spoken
 
 
 class Watcher:
-    """Shows the workers' progress, asks the operating system about every process that says it is a worker, and notices
-    when all have fallen silent."""
+    """Follows a run's workers while they work.
 
-    def __init__(self, run_dir, mark, stage, num_workers, cluster):
+    It shows their progress, asks the operating system about every process that says it is a worker, and raises
+    UserError when no worker starts, or when all have fallen silent.
+    """
+
+    def __init__(self, run_dir: Path, mark: str, stage: Stage, num_workers: int, cluster: Mapping[str, Any]) -> None:
         self.folder, self.mark, self.stage, self.num_workers = run_dir / "workers", mark, stage, num_workers
-        self.stall_timeout_seconds = cluster["stall_timeout_seconds"]
-        self.start_timeout_seconds = cluster["start_timeout_seconds"]
+        self.stall_timeout_seconds: float = cluster["stall_timeout_seconds"]
+        self.start_timeout_seconds: float = cluster["start_timeout_seconds"]
         self.logs, self.log_sizes = run_dir / "logs", causes.sizes(run_dir / "logs")
-        self.seen_pids, self.first_start, self.num_started = set(), None, 0
-        self._numbers, self._last_news, self._looked = {}, time.monotonic(), 0.0
+        self.seen_pids: set[int] = set()
+        self.first_start: float | None = None
+        self.num_started = 0
+        self._numbers: dict[str, float] = {}  # metric -> its newest value
+        self._last_news, self._looked = time.monotonic(), 0.0
         self._launched = time.monotonic()
-        self._who, self._where = {}, {}  # record -> its start; process -> (epoch, step) of its last rows
+        self._who: dict[Path, Event] = {}  # record -> its start
+        self._where: dict[int | None, tuple[int, int]] = {}  # process -> (epoch, step) of its last rows
         # What an earlier try of this run wrote is not news.
         self._offsets = {path: path.stat().st_size for path in self.folder.glob("*.jsonl")}
 
-    def __call__(self, waiting=False):
-        """Reads what is new. `waiting`: for a machine, or for a service that comes first: the clock of the start stands still."""
+    def __call__(self, waiting: bool = False) -> None:
+        """Reads what is new.
+
+        `waiting`: the run waits for a machine, or for a service that comes first. Then the time until the first
+        worker must have started is not counted.
+        """
         for path in sorted(self.folder.glob("*.jsonl")):
             with open(path) as file:
                 file.seek(self._offsets.get(path, 0))
@@ -50,13 +65,13 @@ class Watcher:
         if self.first_start and silence > self.stall_timeout_seconds:
             raise UserError(self._stall(silence))
 
-    def _look_around(self):
-        """Sees the run's processes before they say anything: one with little to do may be gone when its first words are read."""
+    def _look_around(self) -> None:
+        """Looks for the run's processes before they write anything: a short one may be gone when its record is read."""
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self.seen_pids |= {process.pid for process in marked(self.mark)}
             self._looked = time.monotonic()
 
-    def _take(self, path, event):
+    def _take(self, path: Path, event: Event) -> None:
         if event["event"] == "start":
             self.first_start = self.first_start or event["time"]
             self._who[path] = event
@@ -76,17 +91,21 @@ class Watcher:
             text = event["text"] + (f"  loss {loss:.4f}" if loss is not None else "")
             self.stage.update(text, event["done"], event["total"])
 
-    def _nobody(self, seconds):
+    def _nobody(self, seconds: float) -> str:
         """Why nobody has started, as far as the logs say."""
-        said = causes.cause_of(self.logs, self.log_sizes) or causes.last_words(self.logs, self.log_sizes)
+        said = self._said() or "the launcher has written nothing"
         return (
-            f"none of {self.num_workers} workers has started within {seconds:.0f} s: {said or 'the launcher has written nothing'}. "
+            f"none of {self.num_workers} workers has started within {seconds:.0f} s: {said}. "
             f"The whole logs are in {self.logs}; if this machine is only slow, raise cluster.start_timeout_seconds"
         )
 
-    def _stall(self, silence):
-        """Who is behind: the others wait for that rank, in an exchange that needs all of them."""
-        found = []
+    def _said(self) -> str:
+        """What the logs say about the reason."""
+        return causes.cause_of(self.logs, self.log_sizes) or causes.last_words(self.logs, self.log_sizes)
+
+    def _stall(self, silence: float) -> str:
+        """Which rank is behind: the others wait for it, in an exchange that needs all of them."""
+        found: list[tuple[tuple[int, int], bool, str]] = []
         for start in [start for start in self._who.values() if start["role"] == "worker"]:
             with contextlib.suppress(psutil.Error):
                 state, where = psutil.Process(start["pid"]).status(), self._where.get(start["pid"])
@@ -95,8 +114,8 @@ class Watcher:
                 found.append((where or (-1, -1), state != psutil.STATUS_STOPPED, line))
         silent = f"no worker has written anything for {silence:.0f} s"
         if not self.num_started:  # more patience is no help
-            said = causes.cause_of(self.logs, self.log_sizes) or causes.last_words(self.logs, self.log_sizes)
-            return f"{silent}, none of {self.num_workers} ever started: {said or 'the logs are empty'}. The whole logs are in {self.logs}"
+            said = self._said() or "the logs are empty"
+            return f"{silent}, none of {self.num_workers} ever started: {said}. The whole logs are in {self.logs}"
         lines = [line for *_, line in sorted(found)]
         hindmost = (
             f"hindmost first: {'; '.join(lines)}" if lines else "all of them have ended, but the launcher has not"

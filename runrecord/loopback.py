@@ -1,4 +1,6 @@
-"""A network of its own for servers that listen on all interfaces of the machine, whatever they are told (Linux)."""
+"""Gives a program a network of its own (Linux), for servers that listen on all interfaces whatever they are told."""
+
+from __future__ import annotations
 
 import ctypes
 import fcntl
@@ -6,17 +8,21 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Iterable
 
 NEW_NETWORK, NEW_USER = 0x40000000, 0x10000000  # CLONE_NEWNET, CLONE_NEWUSER
 SET_FLAGS, SET_ADDRESS, SET_NETMASK = 0x8914, 0x8916, 0x891C  # SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK
+UP_AND_RUNNING = 0x41  # IFF_UP | IFF_RUNNING
 
 
-def leave_network(variable):
+def leave_network(variable: str) -> str | None:
     """Moves this process, and those it will start, into a network with nothing but loopback; returns why not, or None.
 
-    A child process tries it first: a system may give out the network and then refuse all rights in it (Ubuntu 24.04 does so to
-    ordinary users), and there is no way back from there. Raises SystemExit, naming the environment variable that keeps it out
-    of this, in the unlikely case that what worked for the child fails here.
+    A child process tries it first. A system may give out the network and then refuse all rights in it (Ubuntu 24.04
+    does so to ordinary users), and a process that is in such a network cannot go back.
+
+    Raises SystemExit in the unlikely case that what worked for the child fails here. The text names `variable`: the
+    environment variable that keeps the program in the machine's network.
     """
     if sys.platform != "linux":
         return "that takes Linux"
@@ -32,7 +38,7 @@ def leave_network(variable):
     return None
 
 
-def _tried_by_a_child():
+def _tried_by_a_child() -> str:
     """Why a network of its own cannot be had; empty if it can."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -50,31 +56,38 @@ def _tried_by_a_child():
     return problem
 
 
-def _move():
+def _move() -> None:
+    """Moves this process into a new network and switches loopback on there. Raises OSError."""
     user, group = os.getuid(), os.getgid()
     if ctypes.CDLL(None, use_errno=True).unshare(NEW_NETWORK | (NEW_USER if user else 0)):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    if user:  # who is not root may do so as "root" of a user namespace, and stays who he is for everything else
+    if user:  # Only root of a user namespace may do this. For everything else the user keeps the own id.
         for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
     with socket.socket() as sock:
-        fcntl.ioctl(sock, SET_FLAGS, struct.pack("16sh", b"lo", 0x41))  # IFF_UP | IFF_RUNNING
+        fcntl.ioctl(sock, SET_FLAGS, struct.pack("16sh", b"lo", UP_AND_RUNNING))
 
 
-def own_addresses():
-    """IPv4 addresses that this machine's own name leads to, those of loopback left out. Looked up in the new network: name
-    servers cannot be reached from there, so that what is found is what every program in it will find."""
+def own_addresses() -> list[str]:
+    """IPv4 addresses that this machine's own name leads to, without those of loopback.
+
+    They are looked up in the new network. Name servers cannot be reached from there, so every program in it finds
+    the same addresses.
+    """
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
     except OSError:
         return []
     return sorted(address for address in found if not address.startswith("127."))
 
 
-def _take_addresses(addresses):
-    """Gives loopback these addresses too: programs that ask for the machine's name, and talk to what they are told, would wait
-    for ever (/etc/hosts has the machine's address, or one that is gone, on RHEL, on cluster nodes and in pods)."""
+def _take_addresses(addresses: Iterable[str]) -> None:
+    """Gives loopback these addresses too.
+
+    Some programs ask for the machine's name and connect to the address that they are told. On RHEL, on cluster nodes
+    and in pods /etc/hosts has the machine's own address, or an old one. Without this they would wait for ever.
+    """
     with socket.socket() as sock:
         for number, address in enumerate(addresses):
             name, family = f"lo:{number}".encode(), struct.pack("=HH", socket.AF_INET, 0)

@@ -2,30 +2,39 @@
 
     python -m netrun torchrun --nproc-per-node 2 main.py config.yaml
 
-Some launchers listen on all addresses of the machine, whatever they are told, and trust whoever connects: torchrun's store, and the
-servers of horovodrun, which unpickles what it is sent (CVE-2024-10190). Here no other machine can connect, nor another user of this one.
+Some launchers listen on all addresses of the machine, whatever they are told, and trust whoever connects: torchrun's
+store, and the servers of horovodrun, which unpickle what they are sent (CVE-2024-10190). In a network of its own
+neither another machine nor another user of this one can connect.
+
 NETRUN_NETWORK=host keeps the command in the machine's network.
 """
+
+from __future__ import annotations
 
 import ctypes
 import os
 import signal
 import sys
+from typing import NoReturn
 
 from loopback import leave_network
 
+SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
 
-def main(argv):
+
+def main(argv: list[str]) -> NoReturn:
     if not argv:
         raise SystemExit("usage: python -m netrun COMMAND [ARGUMENT ...]")
     if os.environ.get("NETRUN_NETWORK") != "host" and (problem := leave_network("NETRUN_NETWORK")):
         name = os.path.basename(argv[0])
         print(
-            f"netrun: no network of its own ({problem}): {name} listens on all addresses of this machine; is there a firewall?",
+            f"netrun: no network of its own ({problem}): {name} listens on all addresses of this machine; "
+            "is there a firewall?",
             flush=True,
         )
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: who enters a namespace of users loses it
+        # The driver has asked for this signal already, but a process that enters a user namespace loses that wish.
+        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGTERM)
     try:
         os.execvp(argv[0], argv)
     except OSError as error:

@@ -1,13 +1,16 @@
-"""Starts the command of a pod and says, line by line on standard output, what goes into the run's record there.
+"""Starts the command of a pod and prints what the command writes into the run's record.
 
-A pod's log is the one thing that reaches its reader without a shared disk: who follows it has the records while they are written,
-in lines `podrun: {"path": ..., "line": number, "text": ...}`, and at the end the tables and pictures of the run's report.
+A pod and the driver share no disk, but the driver can read the pod's log. So each new line of a record is printed as
+`podrun: {"path": ..., "line": number, "text": ...}`. At the end the tables and pictures for the report follow.
 
     python -m podrun --output-dir DIR [--all] [--tf-workers HOST:PORT,...] -- COMMAND ...
 
 --all            records of processes on other hosts too: for the pod whose program the others work for
---tf-workers     addresses of all workers: COMMAND gets its TF_CONFIG, with the index that a Job of Kubernetes gives its pods
+--tf-workers     addresses of all workers: COMMAND gets a TF_CONFIG with them, and with the index that a Job
+                 of Kubernetes gives each of its pods
 """
+
+from __future__ import annotations
 
 import argparse
 import base64
@@ -18,7 +21,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TextIO
 
 MARK = "podrun: "
 POLL_SECONDS = 0.5
@@ -26,15 +31,16 @@ PICTURES = (".svg", ".png", ".gif")
 
 
 class Teller:
-    """Says what is new in a run's folder since it was made, or since it last looked."""
+    """Prints what is new in a run's folder. Only records of these `hosts` are printed; without any, all of them."""
 
-    def __init__(self, folder, hosts, out):
+    def __init__(self, folder: str | Path, hosts: Collection[str], out: TextIO) -> None:
         self.folder, self.hosts, self.out = Path(folder), hosts, out
-        self.lines = {}  # file -> lines of it that were said; None: of another host
+        self.lines: dict[Path, int | None] = {}  # file -> how many lines were printed; None: a file of another host
 
-    def tell(self):
+    def tell(self) -> None:
+        """Prints the lines that the records have got since the last call."""
         for path in sorted(self.folder.glob("workers/*.jsonl")):
-            # Opened anew each time: on a network's disk that is when another machine's lines are looked for.
+            # Each look opens the file anew: only then does a network disk show what other machines have written.
             whole = path.read_text().rpartition("\n")[0].splitlines()
             if path not in self.lines and whole:
                 self.lines[path] = 0 if not self.hosts or json.loads(whole[0])["host"] in self.hosts else None
@@ -45,23 +51,23 @@ class Teller:
                 self.say(path, line=number, text=text)
             self.lines[path] = len(whole)
 
-    def tell_rest(self):
-        """What is read when a run has ended: tables and pictures."""
+    def tell_rest(self) -> None:
+        """Prints the tables and pictures, which are complete when the run has ended."""
         for path in sorted(self.folder.glob("tables/*.json")):
             self.say(path, line=0, text=path.read_text())
         for path in sorted(path for path in self.folder.glob("pictures/*") if path.suffix in PICTURES):
             self.say(path, line=0, base64=base64.b64encode(path.read_bytes()).decode())
 
-    def say(self, path, **content):
+    def say(self, path: Path, **content: str | int) -> None:
         print(MARK + json.dumps({"path": str(path.relative_to(self.folder)), **content}), file=self.out, flush=True)
 
 
-def tf_config(addresses, index):
+def tf_config(addresses: Sequence[str], index: int) -> str:
     """TF_CONFIG of one worker, as TensorFlow's "Distributed training" guide describes it."""
     return json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     words = argparse.ArgumentParser(prog="podrun", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     words.add_argument("--output-dir", required=True)
     words.add_argument("--all", action="store_true")
@@ -79,7 +85,7 @@ def main(argv=None):
     Path(asked.output_dir).mkdir(parents=True, exist_ok=True)
     teller = Teller(asked.output_dir, () if asked.all else (socket.gethostname(),), sys.stdout)
     child = subprocess.Popen(asked.command, env=environment)
-    # Kubernetes tells a pod to end, and waits: the command has that time.
+    # Kubernetes asks a pod to end and waits for a while. The command may use that time.
     signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
     while child.poll() is None:
         teller.tell()

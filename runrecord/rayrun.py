@@ -2,12 +2,15 @@
 
     python -m rayrun --num-cpus 4 main.py config.yaml        Ray, then the program with RAY_ADDRESS in its environment
 
-`ray start` is for clusters that stay. This one starts a head node, waits until a worker process answers, runs the program, and takes all of it down
-again, however the program ends. RAYRUN_SECONDS tells the program how long the start took.
+`ray start` is for clusters that stay. This program starts a head node, waits until a worker process answers, and runs
+the program. However the program ends, Ray ends with it. RAYRUN_SECONDS tells the program how long the start took.
 
-Ray's servers listen on the machine's address, so rayrun takes a network of its own that has loopback only (Linux); RAYRUN_NETWORK=host
-keeps it in the machine's. Access takes a token all the same, a new one each time. Ray's files go to --temp-dir, and are gone afterwards.
+Ray's servers listen on the machine's address. So rayrun takes a network of its own that has loopback only (Linux);
+RAYRUN_NETWORK=host keeps it in the machine's network. In both cases Ray asks for a token, a new one for each start.
+Ray's files go to --temp-dir, which is removed at the end.
 """
+
+from __future__ import annotations
 
 import argparse
 import contextlib
@@ -20,30 +23,30 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 from loopback import leave_network
 
 GRACE_SECONDS = 5  # between SIGTERM and SIGKILL
-LONGEST_TEMP_DIR = 43  # characters: Ray puts the names of sockets behind it, and those may have 107 in all
+LONGEST_TEMP_DIR = 43  # characters: Ray appends the names of its sockets, and such a path may have 107 in all
+SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
 
 
 class Stopped(BaseException):
-    """SIGTERM or SIGINT: ends program and Ray; the clean-up is in `main`."""
+    """SIGTERM or SIGINT has come. `main` ends the program and Ray."""
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program to its end; returns its exit status."""
     options = parse(argv)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     if os.environ.get("RAYRUN_NETWORK") != "host" and (problem := leave_network("RAYRUN_NETWORK")):
         say(f"no network of its own ({problem}): other machines may reach Ray's servers; is there a firewall?")
-    environment = {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),  # of this instance, and written down nowhere
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }  # fmt: skip
-    os.environ.update(environment)
+    # The token is only valid for this instance, and no file has it.
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
     os.environ.pop("RAY_ADDRESS", None)
     program = None
     folder = Path(options.temp_dir or tempfile.mkdtemp(prefix="rayrun-")).absolute()
@@ -54,14 +57,11 @@ def main(argv=None):
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, stop)  # Ray has taken SIGTERM for itself
             seconds = time.perf_counter() - started
-            say(
-                f"Ray is up after {seconds:.1f} s: {options.num_cpus} logical CPUs, {options.object_store_mb} MB of object store"
-            )
+            size = f"{options.num_cpus} logical CPUs, {options.object_store_mb} MB of object store"
+            say(f"Ray is up after {seconds:.1f} s: {size}")
             environment = {**os.environ, "RAY_ADDRESS": address, "RAYRUN_SECONDS": f"{seconds:.3f}"}
-            program = subprocess.Popen(
-                [sys.executable, options.program, *options.arguments],
-                env=environment, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent,
-            )  # fmt: skip
+            command = [sys.executable, options.program, *options.arguments]
+            program = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
             status = program.wait()
             if status < 0:
                 say(f"the program died of {signal.Signals(-status).name}")
@@ -76,7 +76,7 @@ def main(argv=None):
             remove(folder)
 
 
-def parse(argv):
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("rayrun", description="Runs a program on a Ray instance of its own.")
     parser.add_argument("--num-cpus", type=int, required=True, help="logical CPUs that tasks and actors can ask for")
     parser.add_argument("--num-gpus", type=int, help="GPUs; without: those that Ray finds")
@@ -96,28 +96,35 @@ def parse(argv):
     return options
 
 
-def start_ray(options, folder):
+def start_ray(options: argparse.Namespace, folder: Path) -> str:
     """Starts the head node as children of this process; returns its address once a task has been answered."""
     import ray
 
     ray.init(
-        num_cpus=options.num_cpus, num_gpus=options.num_gpus, object_store_memory=options.object_store_mb << 20,
-        include_dashboard=False, log_to_driver=False, logging_level="warning", _temp_dir=str(folder), _node_ip_address="127.0.0.1",
-    )  # fmt: skip
+        num_cpus=options.num_cpus,
+        num_gpus=options.num_gpus,
+        object_store_memory=options.object_store_mb << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="warning",
+        _temp_dir=str(folder),
+        _node_ip_address="127.0.0.1",
+    )
     ray.get(ray.remote(num_cpus=1)(lambda: None).remote())
-    return ray.get_runtime_context().gcs_address
+    address: str = ray.get_runtime_context().gcs_address
+    return address
 
 
 @contextlib.contextmanager
-def short_name(folder):
-    """A path of the folder that is short enough for the names of sockets in it: its own, or a link to it."""
+def short_name(folder: Path) -> Iterator[Path]:
+    """A path of the folder that is short enough for sockets in it: the folder itself, or a link to it."""
     if len(str(folder)) <= LONGEST_TEMP_DIR:
         yield folder
         return
     links = Path(tempfile.gettempdir())
     for link in links.glob("rayrun-link-*"):
-        with contextlib.suppress(OSError):  # another user's
-            if not link.exists():  # left by one that was killed: what it led to is gone
+        with contextlib.suppress(OSError):  # the link may be another user's
+            if not link.exists():  # a rayrun that was killed has left it: the folder behind the link is gone
                 link.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     link = links / f"rayrun-link-{secrets.token_hex(4)}"
@@ -128,7 +135,7 @@ def short_name(folder):
         link.unlink(missing_ok=True)
 
 
-def end(program):
+def end(program: subprocess.Popen[bytes] | None) -> None:
     """Ends the program, if it still runs, and Ray."""
     if program and program.poll() is None:
         program.terminate()
@@ -141,7 +148,7 @@ def end(program):
         sys.modules["ray"].shutdown()
 
 
-def remove(folder, seconds=5):
+def remove(folder: Path, seconds: float = 5) -> None:
     """Removes the folder; Ray's last processes may still be writing into it."""
     deadline = time.monotonic() + seconds
     while folder.exists() and time.monotonic() < deadline:
@@ -149,17 +156,17 @@ def remove(folder, seconds=5):
         time.sleep(0.05)
 
 
-def stop(number, frame):
+def stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(signal.Signals(number).name)
 
 
-def die_with_parent():
+def die_with_parent() -> None:
     """Asks the kernel to end the program when rayrun is killed and can no longer do it itself (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
-def say(text):
+def say(text: str) -> None:
     print(f"rayrun: {text}", flush=True)
 
 

@@ -1,17 +1,18 @@
 """What a worker writes down about its work: a file of JSON lines per worker process, only ever appended to.
 
-A recipe depends on nothing else of its project. Standard library and PyYAML only, so that the file can be copied beside
-a `main.py`. Who reads the records decides from them alone whether the run counts; a worker never says "all went well".
+A recipe depends on nothing else of its project. Standard library and PyYAML only, so that the file can be copied
+beside a `main.py`. The reader decides from these records alone whether the run counts. A worker cannot declare a run
+a success.
 
 Events, each with `event` and `time` (seconds since 1970):
 
-    start       rank, world_size, local_rank, host, pid, role, attempt, and facts such as device and versions; phase, where parts of
-                the run (seeds, searchers) have workers of their own
+    start       rank, world_size, local_rank, host, pid, role, attempt, and facts such as device and versions; phase,
+                where parts of the run (seeds, searchers) have workers of their own
     world       rank, world_size: the membership changed while this process lived (elastic training)
-    restore     epoch, step, generation: the run goes on from this position; rows that earlier generations recorded for
-                it and for later ones are void
-    rows        epoch, step, count, sum, sum_sq: the row numbers that this worker takes through one step (or, with pid,
-                that the worker in that process took, as it told this one)
+    restore     epoch, step, generation: the run goes on from this position; rows that earlier generations recorded
+                for it and for later ones are void
+    rows        epoch, step, count, sum, sum_sq: the row numbers that this worker takes through one step (or, with
+                pid, that the worker in that process took, as it told this one)
     work        count: other pieces of work that this worker has done
     account     read, good, quarantined: what became of all rows of the input
     skip        step, reason: a part of the recipe that was not done, because the input lacks what it needs
@@ -22,29 +23,40 @@ Events, each with `event` and `time` (seconds since 1970):
     checkpoint  epoch, step, path
     end         samples, digest, and error if the worker's block ended with one
 
-Beside the events, `table` leaves a table, and a plot of it if asked for, for the run's report.
+Beside the events, `table` writes a table for the run's report, which can also plot it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
 import socket
 import sys
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import SimpleNamespace, TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
 
 import yaml
 
+if TYPE_CHECKING:  # a recipe without NumPy keeps records, too
+    from typing import Self
 
-def load_config(argv=None):
+    from numpy import integer
+    from numpy.typing import NDArray
+
+Event = dict[str, Any]  # one line of a record: `event`, `time` and the event's own entries
+Record = list[Event]  # of one worker process, in the order in which it wrote them
+
+
+def load_config(argv: Sequence[str] | None = None) -> SimpleNamespace:
     """Reads `CONFIG.yaml [key=value ...]` from the command line into a flat namespace.
 
-    Raises SystemExit when the file is missing, an override names a key that the file lacks, or changes a number into a text.
+    Raises SystemExit when the file is missing, when an override names a key that the file lacks, or when it changes
+    a number into a text.
     """
     path, *overrides = sys.argv[1:] if argv is None else argv or [""]
     if not Path(path).is_file():
@@ -61,8 +73,8 @@ def load_config(argv=None):
     return SimpleNamespace(**config)
 
 
-def same_kind(value, default):
-    """Whether an override may stand where the default stands: same type, an int for a float, anything for a null."""
+def same_kind(value: object, default: object) -> bool:
+    """Whether an override may replace the default: same type, an int for a float, anything for a null."""
     if default is None or value is None:
         return default is None
     if isinstance(default, float):
@@ -71,22 +83,22 @@ def same_kind(value, default):
 
 
 class Diverged(ArithmeticError):
-    """A loss or a parameter is no longer a number: going on is a waste, and a checkpoint would be spoilt."""
+    """A loss or a parameter is no longer a number. More steps would be wasted, and a checkpoint would be useless."""
 
 
-def check_position(path, theirs, mine):
+def check_position(path: str | Path, theirs: Mapping[str, object], mine: Mapping[str, object]) -> None:
     """Raises SystemExit when the checkpoint at `path` was made with other settings than it is read with.
 
-    A position (epoch, step) says which rows were taken only together with the settings that it depends on: `theirs`, stored in the
-    checkpoint, and `mine` are dictionaries of them. What an older checkpoint lacks is not compared.
+    Which rows were taken before a position (epoch, step) depends on settings. `theirs` are those settings as the
+    checkpoint has them, `mine` as this run has them. A setting that an older checkpoint lacks is not compared.
     """
     other = [
         f"{key}={mine[key]!r} ({theirs[key]!r} there)" for key in mine if key in theirs and theirs[key] != mine[key]
     ]
     if other:
         raise SystemExit(
-            f"checkpoint {path} was made with other settings: {', '.join(other)}. The rows that it has taken depend on them: go on "
-            "with those of the checkpoint, or use another checkpoint_dir"
+            f"checkpoint {path} was made with other settings: {', '.join(other)}. The rows that it has taken depend on "
+            "them: go on with those of the checkpoint, or use another checkpoint_dir"
         )
 
 
@@ -97,8 +109,17 @@ class RunRecord:
     """
 
     def __init__(
-        self, output_dir, rank, world_size, local_rank=0, role="worker", attempt=0, host=None, pid=None, **facts
-    ):
+        self,
+        output_dir: str | Path,
+        rank: int,
+        world_size: int,
+        local_rank: int = 0,
+        role: str = "worker",
+        attempt: int = 0,
+        host: str | None = None,
+        pid: int | None = None,
+        **facts: Any,
+    ) -> None:
         """`role`: worker, or what else the process is (chief, ps): only workers have ranks of the world.
         `attempt`: how often the launcher has started all workers anew before this one.
         `host`, `pid`: of a process that keeps no record itself (a Spark executor), as it told the one that does.
@@ -107,21 +128,22 @@ class RunRecord:
         self._host, pid = host or socket.gethostname(), pid or os.getpid()
         folder = Path(output_dir) / "workers"
         folder.mkdir(parents=True, exist_ok=True)
-        # Rank alone would not do: after an elastic restart another process has the rank of one that died.
+        # The rank alone is not unique: after an elastic restart another process has the rank of one that died.
         self._file = _new_file(folder, f"{'rank' if role == 'worker' else role}{rank}-{self._host}-{pid}")
-        self._samples, self._digest, self._rank = 0, None, rank
+        self._samples, self._rank = 0, rank
+        self._digest: str | None = None
         place = {"rank": rank, "world_size": world_size, "local_rank": local_rank, "host": self._host, "pid": pid}
         self._write("start", **place, role=role, attempt=attempt, **facts)
 
-    def _write(self, event, **fields):
+    def _write(self, event: str, **fields: Any) -> None:
         self._file.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
 
-    def world(self, rank, world_size):
+    def world(self, rank: int, world_size: int) -> None:
         """Notes this process's rank in a world that has changed its members."""
         self._rank = rank
         self._write("world", rank=rank, world_size=world_size)
 
-    def restore(self, epoch, step, generation):
+    def restore(self, epoch: int, step: int, generation: int) -> None:
         """Declares from which position the run goes on: at its start, after a resume, after a change of members.
 
         `generation` is a number that all members of the new world share and that is larger than any before, such as
@@ -129,58 +151,59 @@ class RunRecord:
         """
         self._write("restore", epoch=epoch, step=step, generation=generation)
 
-    def rows(self, epoch, step, ids, pid=None):
+    def rows(self, epoch: int, step: int, ids: NDArray[integer[Any]], pid: int | None = None) -> None:
         """Counts the dataset rows (integer array of row numbers) that this worker takes through one step.
 
-        A coordinator reports for workers that run no Python of their own: `pid` is what the worker's process said it is.
+        A coordinator reports for workers that keep no record of their own: `pid` is the worker's process.
 
-        Call it before the step's gradients are exchanged: then a step that took effect is always on record, whoever dies.
-        Sum and sum of squares let the reader see lost and doubled rows without keeping the numbers themselves.
+        Call it before the step's gradients are exchanged: then a step that took effect is always on record, even if
+        a worker dies. Sum and sum of squares show lost and doubled rows without the row numbers themselves.
         """
         wide, taker = ids.astype("uint64"), {} if pid is None else {"pid": pid}
         self._samples += 0 if taker else len(ids)
         sums = {"count": len(ids), "sum": int(wide.sum()), "sum_sq": int((wide * wide).sum())}
         self._write("rows", epoch=epoch, step=step, **sums, **taker)
 
-    def work(self, count):
+    def work(self, count: int) -> None:
         """Counts work that is not rows of a dataset: checks, episodes, trials."""
         self._samples += count
         self._write("work", count=count)
 
-    def account(self, read, good, quarantined):
-        """What became of the rows of the input, all of them, whichever worker took them."""
+    def account(self, read: int, good: int, quarantined: int) -> None:
+        """Notes what became of all rows of the input, whichever worker took them."""
         self._write("account", read=read, good=good, quarantined=quarantined)
 
-    def skip(self, step, reason):
-        """Notes that a part of the recipe was not done, and what of the input it would need: "needs a time, and no line has one"."""
+    def skip(self, step: str, reason: str) -> None:
+        """Notes a part of the recipe that was left out and what the input lacks: "needs a time, no line has one"."""
         self._write("skip", step=step, reason=reason)
 
-    def trial(self, phase, id, epochs, score):
-        """A trial of a search as it has ended: the numbers of its epochs, in order, and its best score."""
+    def trial(self, phase: str | int, id: str | int, epochs: Sequence[int], score: float) -> None:
+        """Notes a trial of a search that has ended: the numbers of its epochs, in order, and its best score."""
         self._write("trial", phase=phase, id=id, epochs=epochs, score=float(score))
 
-    def parameters(self, held, total):
-        """How many parameters this worker keeps in its memory, of the whole model's `total`."""
+    def parameters(self, held: int, total: int) -> None:
+        """Notes how many of the model's `total` parameters this worker keeps in its memory."""
         self._write("parameters", held=held, total=total)
 
-    def metric(self, name, value, step, epoch=None, unit=""):
-        """A number at a step. Reduce it over the ranks first: ranks that report different values fail the run."""
+    def metric(self, name: str, value: float, step: int, epoch: int | None = None, unit: str = "") -> None:
+        """Notes a number at a step. Reduce it over the ranks first: ranks that report different values fail the run."""
         self._write("metric", name=name, value=float(value), step=step, epoch=epoch, unit=unit)
 
-    def finite(self, value, epoch, step, name="train/loss"):
-        """Returns `value`. Raises Diverged when it is nan or infinite, naming the position, the rank and the last good checkpoint.
+    def finite(self, value: float, epoch: int, step: int, name: str = "train/loss") -> float:
+        """Returns `value`. Raises Diverged when it is nan or infinite.
 
+        The error names the position, the rank and the last good checkpoint.
         Call it with every step's loss, and before a checkpoint is written.
         """
         if math.isfinite(value):
             return value
         raise Diverged(
-            f"{name} is {float(value)} at epoch {epoch + 1}, step {step + 1} on rank {self._rank}; {self._last_checkpoint()}. "
-            "Choose a smaller learning_rate, or look at the rows of this step"
+            f"{name} is {float(value)} at epoch {epoch + 1}, step {step + 1} on rank {self._rank}; "
+            f"{self._last_checkpoint()}. Choose a smaller learning_rate, or look at the rows of this step"
         )
 
-    def _last_checkpoint(self):
-        """What any worker of this run, also of an earlier try, has written last."""
+    def _last_checkpoint(self) -> str:
+        """The newest checkpoint that any worker of this run has written, also in an earlier try; as a clause."""
         events = [event for events in read_records(self._output_dir) for event in events]
         written = [event for event in events if event["event"] == "checkpoint"]
         if not written:
@@ -188,21 +211,31 @@ class RunRecord:
         last = max(written, key=lambda event: event["time"])
         return f"the last good checkpoint is {last['path']} (epoch {last['epoch']}, step {last['step']})"
 
-    def progress(self, done, total, text=""):
+    def progress(self, done: int, total: int, text: str = "") -> None:
         self._write("progress", done=done, total=total, text=text)
 
-    def checkpoint(self, path, epoch, step):
+    def checkpoint(self, path: str | Path, epoch: int, step: int) -> None:
         self._write("checkpoint", path=str(path), epoch=epoch, step=step)
 
-    def digest(self, arrays):
-        """SHA-256 of the final parameters (NumPy arrays, in the model's order): data-parallel ranks must agree on it."""
+    def digest(self, arrays: Iterable[NDArray[Any]]) -> None:
+        """Keeps the SHA-256 of the final parameters (NumPy arrays, in the model's order) for the `end` of the record.
+
+        Data-parallel ranks must agree on it.
+        """
         sha = hashlib.sha256()
         for array in arrays:
             sha.update(array.tobytes())
         self._digest = sha.hexdigest()
 
-    def table(self, name, rows, x=None, y=(), log=False):
-        """Leaves a table for the report: `rows` is a list of dictionaries with equal keys (text and numbers).
+    def table(
+        self,
+        name: str,
+        rows: Sequence[Mapping[str, Any]],
+        x: str | None = None,
+        y: Sequence[str] = (),
+        log: bool = False,
+    ) -> None:
+        """Writes a table for the report: `rows` is a list of dictionaries with equal keys (text and numbers).
 
         With `x` and `y` (a key and a list of keys) the report also plots them; `log`: on logarithmic axes.
         """
@@ -212,33 +245,40 @@ class RunRecord:
         partial.write_text(json.dumps({"rows": rows, "x": x, "y": list(y), "log": log}, indent=1) + "\n")
         partial.replace(folder / f"{name}.json")
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         failed = {"error": f"{kind.__name__}: {error}"} if kind else {}
         self._write("end", samples=self._samples, digest=self._digest, **failed)
         self._file.close()
 
 
-def _new_file(folder, name):
-    """A file that nobody has written to: in containers a process often has the number of one that was there before it."""
-    for number in itertools.count(1):
+def _new_file(folder: Path, name: str) -> TextIO:
+    """Opens a file that did not exist before.
+
+    In a container a process often has the number that an earlier process had there, so its file may exist already.
+    """
+    number = 1
+    while True:
         try:
             return open(folder / f"{name}{f'-{number}' if number > 1 else ''}.jsonl", "x", buffering=1)
         except FileExistsError:
-            continue
+            number += 1
 
 
-def parse_line(line):
+def parse_line(line: str) -> Event | None:
     """The event of one line, or None where the line is damaged."""
     try:
-        return json.loads(line)
+        event: Event = json.loads(line)
     except ValueError:
         return None
+    return event
 
 
-def read_records(output_dir):
+def read_records(output_dir: str | Path) -> list[Record]:
     """Returns the records of a run: for each worker process the list of its events, oldest process first.
 
     A line that was cut off when its process was killed, or its disk was full, is left out.

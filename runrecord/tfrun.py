@@ -1,14 +1,20 @@
 """Starts the processes of a TensorFlow cluster on this machine: what torchrun is to PyTorch; TensorFlow has none.
 
-    python -m tfrun --num-workers 2 main.py config.yaml                      workers only: MultiWorkerMirroredStrategy
-    python -m tfrun --num-workers 2 --chief --num-ps 1 main.py config.yaml   a chief, ps and workers: ParameterServerStrategy
+    python -m tfrun --num-workers 2 main.py config.yaml                      MultiWorkerMirroredStrategy
+    python -m tfrun --num-workers 2 --chief --num-ps 1 main.py config.yaml   ParameterServerStrategy
 
-Each process finds its TF_CONFIG in its environment ("Distributed training with TensorFlow"), with addresses on loopback,
-and TFRUN_ATTEMPT (how often all workers have been started anew). Standard library only. A cluster of several machines has a scheduler that does the same.
+The first line starts workers only, the second one a chief, ps and workers.
 
-TensorFlow's servers ask nobody who he is, and listen on all interfaces of the machine, whatever TF_CONFIG says. So tfrun
-takes a network of its own that has loopback only (Linux). With --port or TFRUN_NETWORK=host it stays in the machine's.
+Each process finds in its environment TF_CONFIG ("Distributed training with TensorFlow"), with addresses on loopback,
+and TFRUN_ATTEMPT, which says how often all workers have been started anew. Only the standard library is used. In a
+cluster of several machines the scheduler does the same.
+
+TensorFlow's servers ask nobody for a password, and listen on all interfaces of the machine, whatever TF_CONFIG says.
+So tfrun takes a network of its own that has loopback only (Linux). With --port or TFRUN_NETWORK=host it stays in the
+machine's network.
 """
+
+from __future__ import annotations
 
 import argparse
 import ctypes
@@ -20,33 +26,34 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import IO
 
 from loopback import leave_network
 
 GRACE_SECONDS = 10  # between SIGTERM and SIGKILL
+SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
 
 
 class Stopped(BaseException):
-    """SIGTERM or SIGINT: ends the cluster; the clean-up is in `main`."""
+    """SIGTERM or SIGINT has come. `main` ends the cluster."""
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the cluster to its end; returns the exit status."""
     options = parse(argv)
     if "TF_CONFIG" in os.environ:
         say("the TF_CONFIG of the caller's environment is ignored: each process gets its own")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    if (
-        options.port is None
-        and os.environ.get("TFRUN_NETWORK") != "host"
-        and (problem := leave_network("TFRUN_NETWORK"))
-    ):
+    own_network = options.port is None and os.environ.get("TFRUN_NETWORK") != "host"
+    if own_network and (problem := leave_network("TFRUN_NETWORK")):
         say(f"no network of its own ({problem}): other machines may reach TensorFlow's servers; is there a firewall?")
-    tasks = []
     try:
-        for attempt in range(options.max_restarts + 1):
-            tasks[:] = cluster(options, attempt)
+        attempt = 0
+        while True:
+            tasks = cluster(options, attempt)
             try:
                 failure = run_with_chief(tasks, options) if options.chief else run_workers(tasks)
             finally:
@@ -56,28 +63,26 @@ def main(argv=None):
             say(failure)
             if options.chief or attempt == options.max_restarts:
                 return 1
-            say(f"all workers are started anew (restart {attempt + 1} of {options.max_restarts})")
+            attempt += 1
+            say(f"all workers are started anew (restart {attempt} of {options.max_restarts})")
     except Stopped as signal_name:
         say(f"ended by {signal_name}")
         return 128 + signal.Signals[str(signal_name)]
 
 
-def parse(argv):
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "tfrun", description="Starts the processes of a TensorFlow cluster on this machine."
     )
-    parser.add_argument("--num-workers", type=int, required=True)
-    parser.add_argument(
-        "--chief", action="store_true", help="a chief that gives work to the workers (parameter servers)"
-    )
-    parser.add_argument("--num-ps", type=int, default=0, help="parameter servers; needs --chief")
-    parser.add_argument(
-        "--max-restarts", type=int, default=0,
-        help="times that all workers start anew after a failure; with --chief: lost workers that are replaced",
-    )  # fmt: skip
-    parser.add_argument("--port", type=int, help="of the first task, the others take the next ones; without: free ones")
-    parser.add_argument("program")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    add = parser.add_argument
+    add("--num-workers", type=int, required=True)
+    add("--chief", action="store_true", help="a chief that gives work to the workers (parameter servers)")
+    add("--num-ps", type=int, default=0, help="parameter servers; needs --chief")
+    restarts = "times that all workers start anew after a failure; with --chief: lost workers that are replaced"
+    add("--max-restarts", type=int, default=0, help=restarts)
+    add("--port", type=int, help="of the first task, the others take the next ones; without: free ones")
+    add("program")
+    add("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args(argv)
     if options.num_workers < 1:
         parser.error(f"--num-workers {options.num_workers}: expected at least 1")
@@ -90,13 +95,13 @@ def parse(argv):
     return options
 
 
-def cluster(options, attempt):
+def cluster(options: argparse.Namespace, attempt: int) -> list[Task]:
     """The tasks of one start, running."""
     names = [("chief", 0)] if options.chief else []
     names += [("ps", index) for index in range(options.num_ps)]
     names += [("worker", index) for index in range(options.num_workers)]
     addresses = [f"127.0.0.1:{port}" for port in ports(len(names), options.port)]
-    members = {}
+    members: dict[str, list[str]] = {}
     for (kind, _), address in zip(names, addresses, strict=True):
         members.setdefault(kind, []).append(address)
     shared = {"TFRUN_ATTEMPT": str(attempt)}
@@ -107,9 +112,9 @@ def cluster(options, attempt):
     return tasks
 
 
-def ports(count, first):
-    """Free ports of the loopback interface, all different; or the given one and those behind it."""
-    sockets = []
+def ports(count: int, first: int | None) -> list[int]:
+    """Free ports of the loopback interface, all different; or `first` and the ones that follow it."""
+    sockets: list[socket.socket] = []
     try:
         for number in range(count):
             wanted = 0 if first is None else first + number
@@ -119,8 +124,8 @@ def ports(count, first):
                 sockets[-1].bind(("127.0.0.1", wanted))
             except (OSError, OverflowError) as error:
                 raise SystemExit(
-                    f"tfrun: port {wanted} on 127.0.0.1 cannot be used ({error}); choose another --port, or leave it out: "
-                    f"then {count} free ones are taken"
+                    f"tfrun: port {wanted} on 127.0.0.1 cannot be used ({error}); choose another --port, "
+                    f"or leave it out: then {count} free ones are taken"
                 ) from None
         return [sock.getsockname()[1] for sock in sockets]
     finally:
@@ -131,26 +136,40 @@ def ports(count, first):
 class Task:
     """One process of the cluster, which can be started again at the same address."""
 
-    def __init__(self, kind, index, members, words, environment):
+    process: subprocess.Popen[bytes]
+    printer: threading.Thread
+
+    def __init__(
+        self,
+        kind: str,
+        index: int,
+        members: Mapping[str, Sequence[str]],
+        words: Sequence[str],
+        environment: Mapping[str, str],
+    ) -> None:
         self.kind, self.name, self.words = kind, f"{kind}:{index}", words
         config = json.dumps({"cluster": members, "task": {"type": kind, "index": index}})
         self.environment = {**os.environ, **environment, "TF_CONFIG": config, "PYTHONUNBUFFERED": "1"}
 
-    def start(self):
+    def start(self) -> None:
         self.process = subprocess.Popen(
-            self.words, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            self.words,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             preexec_fn=die_with_parent,
-        )  # fmt: skip
+        )
         self.printer = threading.Thread(target=self._print, args=(self.process.stdout,), daemon=True)
         self.printer.start()
 
-    def _print(self, lines):
+    def _print(self, lines: IO[bytes]) -> None:
         for line in lines:
             sys.stdout.write(f"[{self.name}] {line.decode(errors='replace').rstrip()}\n")
             sys.stdout.flush()
 
-    def ended(self):
-        """None while it runs; afterwards how it ended, in words."""
+    def ended(self) -> str | None:
+        """How the process ended, in words; None while it runs."""
         status = self.process.poll()
         if status is None:
             return None
@@ -158,8 +177,8 @@ class Task:
         return f"{self.name} (pid {self.process.pid}) {how}"
 
 
-def run_workers(tasks):
-    """Waits until all have ended well, which returns None, or until one has not: how."""
+def run_workers(tasks: Sequence[Task]) -> str | None:
+    """Waits until all have ended well, and returns None; or until one has failed, and returns how."""
     while True:
         over = [task for task in tasks if task.ended()]
         for task in over:
@@ -170,8 +189,11 @@ def run_workers(tasks):
         time.sleep(0.05)
 
 
-def run_with_chief(tasks, options):
-    """Waits for the chief; the others serve it. A lost worker is replaced, a lost ps has taken its variables with it."""
+def run_with_chief(tasks: Sequence[Task], options: argparse.Namespace) -> str | None:
+    """Waits for the chief, which the others serve; returns None, or what failed.
+
+    A lost worker is replaced. A lost ps ends the run, because the variables that it held are lost.
+    """
     chief, replaced = tasks[0], 0
     while not chief.ended():
         for task in tasks[1:]:
@@ -180,7 +202,10 @@ def run_with_chief(tasks, options):
             if chief.ended():
                 break  # it may have ended the service itself
             if task.kind == "ps":
-                return f"{how}, and the variables that it held are lost; start again: the run goes on from its last checkpoint"
+                return (
+                    f"{how}, and the variables that it held are lost; "
+                    "start again: the run goes on from its last checkpoint"
+                )
             if replaced == options.max_restarts:
                 return f"{how}; --max-restarts {options.max_restarts} allows no further replacement"
             replaced += 1
@@ -190,8 +215,8 @@ def run_with_chief(tasks, options):
     return chief.ended() if chief.process.returncode else None
 
 
-def end(tasks):
-    """Ends what still runs: SIGTERM, and SIGKILL after the grace period; then waits for the last lines of all."""
+def end(tasks: Sequence[Task]) -> None:
+    """Ends what still runs: SIGTERM, and SIGKILL after the grace period. Then waits for the last lines of all."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     living = [task.process for task in tasks if task.process.poll() is None]
@@ -210,17 +235,17 @@ def end(tasks):
         signal.signal(number, stop)
 
 
-def stop(number, frame):
+def stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(signal.Signals(number).name)
 
 
-def die_with_parent():
+def die_with_parent() -> None:
     """Asks the kernel to end this process when tfrun is killed and can no longer do it itself (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
-def say(text):
+def say(text: str) -> None:
     print(f"tfrun: {text}", flush=True)
 
 
