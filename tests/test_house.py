@@ -4,10 +4,12 @@ import ast
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
 from cookbook import ROOT, places, systems
+from tests.helpers import CLEAN, latest
 
 
 def example(page, number=0):
@@ -91,3 +93,11 @@ def test_a_new_system_and_a_new_place_are_one_file_each(tmp_path):
         "scale=smoke",
         f"output_root={tmp_path}/out",
     ]
+    done = subprocess.run(
+        [sys.executable, "-m", "cookbook", *words], cwd=copy, env=CLEAN, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    content, _ = latest(tmp_path / "out", "pytorch")
+    assert [worker["rank"] for worker in content["workers"]] == [0, 1]
+    assert content["workers_command"].count("nice -n 1 ") == 2
+    assert 0 < content["metrics"]["eval/accuracy"] <= 1
