@@ -83,13 +83,13 @@ def test_a_new_system_and_a_new_place_are_one_file_each(tmp_path):
         if (ROOT / name).exists():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copy / name)
-    (copy / "cookbook/systems/plain.py").write_text(example("add-system"))
+    (copy / "cookbook/systems/standalone.py").write_text(example("add-system"))
     (copy / "cookbook/places/polite.py").write_text(example("add-place"))
     (copy / "conf/cluster/polite.yaml").write_text(example("add-place", 1))
     words = [
         "recipe=pytorch",
         "cluster=polite",
-        "recipe.driver.system=plain",
+        "recipe.driver.system=standalone",
         "scale=smoke",
         f"output_root={tmp_path}/out",
     ]
@@ -99,5 +99,6 @@ def test_a_new_system_and_a_new_place_are_one_file_each(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     content, _ = latest(tmp_path / "out", "pytorch")
     assert [worker["rank"] for worker in content["workers"]] == [0, 1]
-    assert content["workers_command"].count("nice -n 1 ") == 2
+    assert " --standalone " in content["workers_command"]
+    assert content["workers_command"].count("nice -n 1 ") == 1
     assert 0 < content["metrics"]["eval/accuracy"] <= 1
