@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from cookbook.rules import RULES
-from cookbook.verdict import Asked, Curves, Verdict, Worker
+from cookbook.verdict import Asked, Curves, Finding, Verdict, Worker
 from runrecord import Event, Record
 
 __all__ = ["Asked", "Verdict", "judge"]
@@ -45,19 +45,37 @@ def judge(records: Sequence[Record], asked: Asked) -> Verdict:
     if speed := [value for _, value in verdict.curves.get("samples_per_second", [])]:
         verdict.metrics["samples_per_second"] = statistics.median(speed[1:] or speed)  # the first epoch warms up
     verdict.errors = _errors(current + services)
+    verdict.figures["no_process_failed"] = f"{len(current + services)} processes ended by themselves"
     verdict.diverged = next((error for error in verdict.errors if " ended with Diverged: " in error), "")
-    verdict.problems += verdict.errors + _membership(verdict, asked) + _metrics(current + services)
     gone = [events[0] for events in services if _end(events) is None]
-    verdict.problems += [f"{start['role']} {start['rank']} started but did not finish" for start in gone]
+    unfinished = [f"{start['role']} {start['rank']} started but did not finish" for start in gone]
+    _find(verdict, "no_process_failed", verdict.errors)
+    _find(verdict, "workers_as_asked_for", _membership(verdict, asked) + unfinished)
+    if asked.seen_pids is None:
+        why = "the workers do not run under this machine's operating system"
+        verdict.findings.append(Finding("seen_by_the_operating_system", "not applied", why))
+    else:
+        _find(verdict, "seen_by_the_operating_system", _unseen(verdict, asked.seen_pids))
+    _find(verdict, "metrics_finite_and_agreed", _metrics(verdict, current + services))
     broken = bool(verdict.problems)
     for name in asked.proof:
         if name not in RULES:
             verdict.problems.append(f"rule {name!r} is unknown; there are: {', '.join(RULES)}")
             continue
         found = RULES[name](records, verdict, asked)
-        # When a worker is missing, its rows are missing too: only the first is worth saying.
-        verdict.problems += [] if broken else found
+        if broken:
+            # When a worker is missing, its rows are missing too: only the first is worth saying.
+            verdict.findings.append(Finding(name, "not applied", "a rule above is broken already"))
+        else:
+            _find(verdict, name, found)
     return verdict
+
+
+def _find(verdict: Verdict, rule: str, problems: list[str]) -> None:
+    """Notes what became of a rule: held, with its figures, or broken."""
+    verdict.problems += problems
+    says = "; ".join(problems) if problems else verdict.figures.get(rule, "")
+    verdict.findings.append(Finding(rule, "broken" if problems else "held", says))
 
 
 def _end(events: Record) -> Event | None:
@@ -156,13 +174,23 @@ def _membership(verdict: Verdict, asked: Asked) -> list[str]:
         excused = asked.elastic or (asked.resumed and not any(other["samples"] for other in verdict.workers))
         if not worker["samples"] and not excused:
             problems.append(f"rank {worker['rank']} did no work (0 samples)")
-        seen = asked.seen_pids is None or worker["pid"] in asked.seen_pids or "earlier" in worker
-        if not seen:
-            problems.append(
-                f"rank {worker['rank']} claims process {worker['pid']}, "
-                "which the operating system never showed in this run"
-            )
+    num_samples = sum(worker["samples"] or 0 for worker in verdict.workers)
+    verdict.figures["workers_as_asked_for"] = (
+        f"{len(verdict.workers)} workers in {len(used)} processes on {', '.join(sorted(hosts))}: {num_samples:,} samples"
+    )
     return problems
+
+
+def _unseen(verdict: Verdict, seen_pids: frozenset[int]) -> list[str]:
+    """The operating system showed each worker's process while the run went on."""
+    claimed = [worker for worker in verdict.workers if "earlier" not in worker]
+    pids = [str(worker["pid"]) for worker in claimed]
+    verdict.figures["seen_by_the_operating_system"] = f"processes {', '.join(pids)}" if pids else "none in this try"
+    return [
+        f"rank {worker['rank']} claims process {worker['pid']}, which the operating system never showed in this run"
+        for worker in claimed
+        if worker["pid"] not in seen_pids
+    ]
 
 
 def _world(workers: Sequence[Worker], lost: Sequence[Worker], asked: Asked) -> list[str]:
@@ -188,7 +216,7 @@ def _world(workers: Sequence[Worker], lost: Sequence[Worker], asked: Asked) -> l
     return problems
 
 
-def _metrics(current: Iterable[Record]) -> list[str]:
+def _metrics(verdict: Verdict, current: Iterable[Record]) -> list[str]:
     """Every metric is a finite number, and ranks that report the same one agree."""
     problems: list[str] = []
     values: dict[tuple[int, str, int], dict[int, float]] = {}  # (generation, name, step) -> {rank: value}
@@ -203,6 +231,8 @@ def _metrics(current: Iterable[Record]) -> list[str]:
                 if not math.isfinite(event["value"]):
                     problems.append(f"{event['name']} is {event['value']} at step {event['step']} on rank {rank}")
                 values.setdefault((generation, event["name"], event["step"]), {})[rank] = event["value"]
+    num_compared = sum(len(by_rank) > 1 for by_rank in values.values())
+    verdict.figures["metrics_finite_and_agreed"] = f"{len(values):,} values, {num_compared:,} of them by several ranks"
     for (_, name, step), by_rank in values.items():
         if not math.isclose(min(by_rank.values()), max(by_rank.values()), rel_tol=1e-6, abs_tol=1e-12):
             problems.append(f"the ranks disagree on {name} at step {step}: {by_rank}; was it reduced over them?")

@@ -166,6 +166,7 @@ class Result:
     lost_workers: list[dict[str, Any]] = field(default_factory=list)
     services: list[dict[str, Any]] = field(default_factory=list)
     restarts: int = 0
+    findings: list[dict[str, str]] = field(default_factory=list)  # rule, outcome (held, broken, not applied), says
     metrics: dict[str, float] = field(default_factory=dict)
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     curve_seconds: dict[str, list[float]] = field(default_factory=dict)

@@ -16,6 +16,7 @@ import psutil
 
 from cookbook import ROOT, UserError, run_folder
 from cookbook.words import words_of_make
+from runrecord import read_records
 
 CURVES = ("train/loss", "eval/accuracy", "samples_per_second")  # shown first, in this order
 COLOURS = ("#2563a8", "#c2571a", "#2f7d4f", "#8a3f8f", "#9a7b1c", "#4f6d7a", "#b03a5b", "#3c3c8c")
@@ -119,6 +120,47 @@ def pictures_of(folder: str | Path) -> list[tuple[str, str]]:
     return [(path.stem, image(kinds[path.suffix], path.read_bytes(), path.stem)) for path in paths]
 
 
+MARKERS = {"rows": "|", "checkpoint": "D", "restore": "<"}  # of the events in the picture of workers over time
+
+
+def timeline(folder: Path, most_ticks: int = 300) -> str:
+    """A bar for each process of a run, from its start to its end, with steps, checkpoints and losses; "" without any."""
+    records = [events for events in read_records(folder) if events[0]["event"] == "start"]
+    if not records:
+        return ""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    records.sort(key=lambda events: (events[0].get("role", "worker") != "worker", events[0]["rank"], events[0]["time"]))
+    began = min(events[0]["time"] for events in records)
+    figure, axes = pyplot.subplots(figsize=(10.6, 0.9 + 0.32 * len(records)), layout="constrained")
+    labels = []
+    for row, events in enumerate(records):
+        start, last = events[0], events[-1]
+        labels.append(f"{start.get('role', 'worker')} {start['rank']}")
+        seconds = last["time"] - start["time"]
+        axes.barh(row, seconds, left=start["time"] - began, height=0.6, color=COLOURS[0], alpha=0.25)
+        for (kind, shape), colour in zip(MARKERS.items(), COLOURS, strict=False):
+            # A worker that begins at the first step has gone back to nothing.
+            found = [
+                one for one in events if one["event"] == kind and (kind != "restore" or one["epoch"] or one["step"])
+            ]
+            times = [one["time"] - began for one in found][:: -(-len(found) // most_ticks) or 1]
+            axes.plot(times, [row] * len(times), linestyle="", marker=shape, markersize=5, color=colour)
+        shape, colour = ("o", "#2a7") if last["event"] == "end" and "error" not in last else ("X", "#c33")
+        axes.plot(last["time"] - began, row, marker=shape, markersize=7, color=colour)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds since the first worker started")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    out = io.BytesIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    return image("svg+xml", out.getvalue(), "when each worker started, took steps, wrote checkpoints and ended")
+
+
 def write_run_page(folder: str | Path) -> Path:
     """Writes <folder>/report.html from its run.json and settings; returns the path."""
     folder = Path(folder)
@@ -139,6 +181,7 @@ def write_run_page(folder: str | Path) -> Path:
             pictures=pictures_of(folder),
             config=config.read_text() if config.exists() else "",
             stages=[(*share, colour) for share, colour in zip(shares, COLOURS, strict=False)],
+            timeline=timeline(folder),
             plots=[plot(name, [(content["recipe"], points)]) for name, points in curves.items() if len(points) > 1],
         )
     )

@@ -14,6 +14,7 @@ def rows_once_per_epoch(records: Sequence[Record], verdict: Verdict, asked: Aske
     """Each training row was taken exactly once in each epoch, over all workers and all tries of this run."""
     taken = _rows_in_effect(records)
     verdict.num_rows = sum(event["count"] for event in taken)
+    verdict.figures["rows_once_per_epoch"] = f"{verdict.num_rows:,} rows in {_num_epochs(taken)} epochs, each once"
     return _epochs(taken, asked)
 
 
@@ -24,6 +25,8 @@ def rows_once_per_epoch_on_each_rank(records: Sequence[Record], verdict: Verdict
         taken = _rows_in_effect([events for events in records if events[0].get("rank") == rank])
         verdict.num_rows = sum(event["count"] for event in taken)
         problems += [f"rank {rank}, {problem}" for problem in _epochs(taken, asked)]
+        each = f"{verdict.num_rows:,} rows in {_num_epochs(taken)} epochs, each once"
+        verdict.figures["rows_once_per_epoch_on_each_rank"] = f"{asked.num_workers} ranks: {each}"
     return problems[:10]
 
 
@@ -31,7 +34,12 @@ def enough_rows_per_epoch(records: Sequence[Record], verdict: Verdict, asked: As
     """Each epoch took at least as many rows as it has. No more is known where each worker has a stream of its own."""
     taken = _rows_in_effect(records)
     verdict.num_rows = sum(event["count"] for event in taken)
+    verdict.figures["enough_rows_per_epoch"] = f"{verdict.num_rows:,} rows in {_num_epochs(taken)} epochs"
     return _epochs(taken, asked, exactly=False)
+
+
+def _num_epochs(taken: Sequence[Event]) -> int:
+    return len({event["epoch"] for event in taken})
 
 
 def _epochs(taken: Sequence[Event], asked: Asked, exactly: bool = True) -> list[str]:
@@ -95,10 +103,13 @@ def every_row_accounted_for(records: Sequence[Record], verdict: Verdict, asked: 
     """All rows of the dataset were read, each is good or in quarantine, and the malformed ones are in quarantine."""
     found = [event for events in records for event in events if event["event"] == "account"]
     if not found:
-        return ["nobody said what became of the rows"]
+        return ["no worker recorded how many rows were read (RunRecord.account); call it once the input is read"]
     last = max(found, key=lambda event: event["time"])
     verdict.account = {key: last[key] for key in ("read", "good", "quarantined")}
     verdict.num_rows, problems = last["read"], []
+    verdict.figures["every_row_accounted_for"] = (
+        f"{last['read']:,} rows read: {last['good']:,} good, {last['quarantined']:,} in quarantine"
+    )
     if last["read"] != last["good"] + last["quarantined"]:
         problems.append(
             f"{last['read']:,} rows were read, but {last['good']:,} are good and {last['quarantined']:,} in quarantine"
@@ -117,11 +128,14 @@ def trials_counted_once(records: Sequence[Record], verdict: Verdict, asked: Aske
     # A program that resumes a run reports the earlier trials again, so the newest program's report counts.
     told = [events for events in records if any(event["event"] == "trial" for event in events)]
     if not told:
-        return ["nobody told of any trial"]
+        return ["no program recorded its trials (RunRecord.trial); call it when a trial has ended"]
     last = max(told, key=lambda events: events[0]["time"])
     trials = [event for event in last if event["event"] == "trial"]
     problems: list[str] = []
     seen: set[tuple[str | int, str | int]] = set()
+    verdict.figures["trials_counted_once"] = (
+        f"{len(trials)} trials, {sum(len(trial['epochs']) for trial in trials)} epochs"
+    )
     for trial in trials:
         key = trial["phase"], trial["id"]
         if key in seen:
@@ -142,6 +156,8 @@ def same_parameters(records: Sequence[Record], verdict: Verdict, asked: Asked) -
     if len(digests) > 1:
         each = ", ".join(f"rank {worker['rank']} {worker['digest'][:12]}" for worker in verdict.workers)
         return [f"the ranks ended with different parameters: {each}"]
+    digest = next(iter(digests), None) or ""
+    verdict.figures["same_parameters"] = f"SHA-256 {digest[:16]} on {len(verdict.workers)} ranks"
     return []
 
 
@@ -157,6 +173,8 @@ def parameters_are_divided(records: Sequence[Record], verdict: Verdict, asked: A
                     held[events[0]["rank"]], total = event["held"], event["total"]
     if not held or len(held) < len(verdict.workers):
         return [f"only ranks {sorted(held)} reported how many parameters they hold"]
+    shares = ", ".join(f"rank {rank} {count:,}" for rank, count in sorted(held.items()))
+    verdict.figures["parameters_are_divided"] = f"of {total:,} parameters: {shares}"
     if sum(held.values()) < total:
         return [f"the ranks together hold {sum(held.values()):,} of {total:,} parameters: {held}"]
     if len(held) > 1 and max(held.values()) >= total:

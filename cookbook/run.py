@@ -9,7 +9,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +256,7 @@ class Run:
         result.services = [{key: one.get(key) for key in ("role", *PLACE_OF_WORKER)} for one in verdict.services]
         result.restarts, result.num_rows, result.skipped = verdict.restarts, verdict.num_rows, verdict.skipped
         result.metrics, result.curves, result.curve_seconds = verdict.metrics, verdict.curves, verdict.curve_seconds
-        result.warnings = verdict.warnings
+        result.warnings, result.findings = verdict.warnings, [asdict(finding) for finding in verdict.findings]
         result.account = verdict.account or dataset.manifest.get("account", {})
         result.versions = {key: value for key, value in first.items() if key not in ABOUT_WORKERS}
         result.objective["value"] = verdict.metrics.get(result.objective["name"])

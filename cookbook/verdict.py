@@ -28,6 +28,15 @@ class Asked:
     seen_pids: frozenset[int] | None = None  # what the operating system confirmed; None where it was not asked
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What became of one rule of evidence."""
+
+    rule: str
+    outcome: str  # held, broken, or not applied
+    says: str  # the figures that were compared, what is wrong, or why the rule was not applied
+
+
 @dataclass
 class Verdict:
     """What the records say about a run; it counts if there are no `problems`."""
@@ -49,3 +58,5 @@ class Verdict:
     num_rows: int = 0  # training rows that took effect, over all epochs; or lines that were read
     skipped: dict[str, str] = field(default_factory=dict)  # part of the recipe -> why it was not done
     account: dict[str, int] = field(default_factory=dict)  # read, good, quarantined: where a recipe counts its input
+    findings: list[Finding] = field(default_factory=list)  # one for each rule that was asked for, in order
+    figures: dict[str, str] = field(default_factory=dict)  # rule -> what it compared, for those who read the findings

@@ -362,7 +362,7 @@ def test_a_chief_that_did_not_finish(tmp_path, monkeypatch):
     ("account", "problem"),
     [
         ((50, 48, 2), None),
-        (None, "nobody said what became of the rows"),
+        (None, "no worker recorded how many rows were read (RunRecord.account); call it once the input is read"),
         ((50, 47, 2), "50 rows were read, but 47 are good and 2 in quarantine"),
         ((49, 47, 2), "49 rows were read of 50"),
         ((50, 49, 1), "1 rows are in quarantine, but 2 are known to be malformed"),
@@ -403,7 +403,7 @@ def test_a_search_as_it_should_be_counts(tmp_path):
 @pytest.mark.parametrize(
     ("trials", "problem"),
     [
-        ([], "nobody told of any trial"),
+        ([], "no program recorded its trials (RunRecord.trial); call it when a trial has ended"),
         ([*GOOD_TRIALS, (0, "a", [1], 0.5)], "trial a was counted twice"),
         ([(0, "a", [1, 2, 2], 0.9)], "trial a did not train its epochs one after the other: [1, 2, 2]"),
         ([(0, "a", [1, 3], 0.9)], "trial a did not train its epochs one after the other: [1, 3]"),
@@ -451,3 +451,25 @@ def test_workers_of_one_host_where_two_were_asked_for(tmp_path):
         with RunRecord(tmp_path, rank, 2, host="host1", pid=100 + rank) as run:
             run.work(1)
     assert "only host1 worked, although 2 hosts were asked for" in judge(tmp_path, proof=(), num_hosts=2).problems
+
+
+def test_each_rule_is_told_with_its_figures(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch)
+    found = {one.rule: (one.outcome, one.says) for one in judge(tmp_path).findings}
+    assert found.pop("seen_by_the_operating_system")[0] == "not applied"
+    assert {outcome for outcome, _ in found.values()} == {"held"}
+    assert found["rows_once_per_epoch"][1] == "150 rows in 3 epochs, each once"
+    assert found["workers_as_asked_for"][1].endswith(": 150 samples")
+    assert found["metrics_finite_and_agreed"][1] == "3 values, 3 of them by several ranks"
+    assert found["same_parameters"][1].endswith(" on 2 ranks")
+    found = {one.rule: one for one in judge(tmp_path, seen_pids=frozenset({1000})).findings}
+    assert found["seen_by_the_operating_system"].outcome == "broken"
+    assert "rank 1 claims process 1001" in found["seen_by_the_operating_system"].says
+
+
+def test_a_rule_behind_a_broken_one_is_not_applied(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch)
+    next(tmp_path.glob("workers/rank1-*")).unlink()
+    found = {one.rule: one.outcome for one in judge(tmp_path).findings}
+    assert found["workers_as_asked_for"] == "broken"
+    assert found["rows_once_per_epoch"] == "not applied"
