@@ -298,6 +298,15 @@ MORE = [
     ["combined", {}, [*access(1, request="-", status=408), *access(1, request=r"\x16\x03", status=400), *access(1, agent=r"a \"b\" c"), *access(1, user="john doe"),
                       *access(1, request="GET /"), *access(1, " junk"), *access(1, " 0.5"), *access(1, front="www.example.org:80 "), *access(1, client="2001:db8::1"), *access(1, client="192.0.2.1, 10.0.0.1"),
                       *[access(1)[0].replace("+0000", zone) for zone in ("+9900", "-1860", "+1859", "+0560", "x0100")]]],
+    ["combined", {}, [*access(1, request=r"GET /a\"b\\c HTTP/1.1"), *access(1, request='GET /a"b HTTP/1.1'), *access(1, agent=""), *access(1, request=f"{'A' * 40} / HTTP/1.1"),
+                      *access(1, request="get / HTTP/1.1"), *access(1, request="GET  HTTP/1.1"), *access(1, request="X-Y / HTTP/1.1"), *access(1, request="GET /\x02a HTTP/1.1"),
+                      *[access(1, status=status)[0] for status in (99, 1000, "+20", "+99", "1e2", "099", "000")],
+                      *[access(1)[0].replace(" 0 ", f" {size} ") for size in ("+5", "5.", "-5", "007", "9" * 18, "9" * 19, "")],
+                      *[access(1, f" {taken}")[0] for taken in ("NaN", "Infinity", "1d", "-1", "1e3", "1.", ".5", " 0.5", "0.5 ", "+1")],
+                      *[access(1)[0].replace("29/Mar/2025:22:00:00", stamp) for stamp in ("29/Mar/2025:2:00:00", "29/Mar/2025:2:00:000", "29-Mar-2025:22:00:00", "9/Mar/2025:22:00:00", "29/Mär/2025:22:00:00", "29/MAR/2025:22:00:00", "29/Mar/2025:2:00:00Z")],
+                      *[access(1, client=client)[0] for client in ("192.0.2.1:44", "192.0.2.1,10.0.0.1", "[2001:db8::1]:443", "::1", "unix:", "-", "a.log:192.0.2.1", "", "a/b", "fe80::1%eth0")],
+                      *[access(1)[0].replace(" - - ", users) for users in ("  - ", " -  ", " x y ", " - a\tb ", " x y z ")]]],
+    ["common", {}, [*[line.split(' "-"')[0] for line in access(2)], *[access(1)[0].split(' "-"')[0] + more for more in (" ", " x", "x")]]],
     [r"^(?<host>\S+) (?<request_ms>\S+) (?<message>.*)", {}, ["w 12 x", "w - x", "w 12ms x", "w 1.5 x", "w 1e3 x"]],
     ["syslog", {}, ["Feb 29 12:00:00 web01 sshd[900]: x", "Feb 30 12:00:00 web01 sshd[900]: x", "Dec 31 23:59:59 web01 a: x\u2028y\x85z"]],
     ["json_lines", {}, ['{"date": "2025-03-29", "time": "22:01", "msg": "x"}', '{"date": 5, "time": "22:01Z"}', '{"date": {"a": 1}, "time": "22:01"}',
@@ -352,6 +361,40 @@ def test_spark_makes_the_same_of_every_line(recipe_python):
     assert different == []
     assert jobs == len({(fmt.name, header) for fmt, header, *_ in logformat.samples()}) + len(MORE)
     assert compared > 400
+
+
+INNER = access(60)
+
+
+@pytest.mark.parametrize(
+    ("front", "name"),
+    [
+        ("Mar 29 22:00:01 web01 nginx: ", "syslog"), ("2025-03-29T22:00:00Z stdout F ", "cri"), ("access.log:", None), ("access.log.1:12:", None),
+        ("web-1  | ", None), ("web_1 | ", None), ("Mar 29 22:00:01 web01 nginx[9]: ", "syslog"), ("2025-03-29T22:00:00+01:00 web01 nginx: ", "syslog_iso"),
+    ],
+)  # fmt: skip
+def test_access_lines_behind_a_prefix_get_no_wrong_client(tmp_path, front, name):
+    write(tmp_path / "a.log", [front + line for line in INNER])
+    for fmt in ("combined", "nginx", "vhost_combined"):
+        assert logformat.parse(logformat.entries()[fmt], front + INNER[0]) == (None, "does not match the format")
+    if name:
+        assert built(tmp_path)["format"] == name
+    else:
+        with pytest.raises(DatasetError, match="no named format fits"):
+            built(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("client", "expected"),
+    [
+        ("192.0.2.1", "192.0.2.1"), ("192.0.2.1:4433", "192.0.2.1"), ("192.0.2.1,10.0.0.1", "192.0.2.1"), ("192.0.2.1, 10.0.0.1,10.0.0.2", "192.0.2.1"),
+        ("2001:db8::1", "2001:db8::1"), ("::1", "::1"), ("::ffff:192.0.2.1", "::ffff:192.0.2.1"), ("[2001:db8::1]:443", "2001:db8::1"), ("-", "-"),
+        ("unix:", "unix:"), ("host-1.example.org", "host-1.example.org"), ("fe80::1%eth0", "fe80::1%eth0"),
+    ],
+)  # fmt: skip
+def test_clients(client, expected):
+    fields, reason = logformat.parse(logformat.entries()["combined"], access(1, client=client)[0])
+    assert (fields and fields["client"], reason) == (expected, None)
 
 
 # Which files are read, and what becomes of the others.

@@ -5,6 +5,8 @@ the quotes; only lines that do not fit so are given to the format's pattern. For
 groups and the result is split there, instead of one `regexp_extract` for each field, which would match once per field.
 """
 
+import functools
+import operator
 import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -30,6 +32,9 @@ from logformat import (
     resolve,
 )
 
+METHODS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "PROPFIND", "CONNECT")
+CONTROLS, CONTROL = "[\x01\x02\x03]", "holds a control character (U+0001 to U+0003)"
+
 
 def parse(lines, fmt, columns=None):
     """Adds to `lines` (column `value`) the fields of the format, and `reason`: null for a good line, else what is wrong with it.
@@ -49,7 +54,7 @@ def parse(lines, fmt, columns=None):
         today = datetime.now(UTC) + timedelta(days=1)
         number = fmt.year * 10_000 + 1231 if fmt.year else today.year * 10_000 + today.month * 100 + today.day
         lines = lines.withColumn("dated", F.lit(number))
-    if fmt.fast == "words":
+    if fmt.fast:
         parsed = parse_web(lines, fmt)
     elif fmt.json:
         parsed = parse_json(lines, fmt)
@@ -68,7 +73,7 @@ def parse(lines, fmt, columns=None):
 def parse_web(lines, fmt):
     """client - user [time zone] "METHOD path protocol" status bytes "referrer" "agent" seconds: ten words, and the quoted rest.
 
-    Lines that are not so (no request, blanks in it or in the user, \\" in an agent, one more quoted field) are tried by the pattern.
+    Lines of which `fmt.fast` is not sure (no request, blanks in it or in the user, \\" in an agent, one more quoted field) are left to the pattern.
     """
     with_agent = fmt.name != "common"
     words = lines.withColumn("words", F.split("value", " ", 11))
@@ -77,33 +82,50 @@ def parse_web(lines, fmt):
     def part(column, number):
         return F.get(column, F.lit(number))
 
-    stamp, zone, method = part("words", 3), part("words", 4), part("words", 5)
-    taken = F.trim(part("rest", 4)) if with_agent else None
-    if with_agent:
-        whole = (F.size("rest") == 5) & (taken.isin("", "-") | taken.try_cast("double").isNotNull())
-    else:
-        whole = F.size("words") == 10
-    requested = method.startswith('"') & part("words", 7).endswith('"')
+    stamp = part("words", 3)
     texts = {
         "client": part("words", 0),
         "day": F.substring(stamp, 2, 2),
         "month": F.substring(stamp, 5, 3),
         "year": F.substring(stamp, 9, 4),
         "clock": F.substring(stamp, 14, 8),
-        "zone": zone,
-        "method": F.substring(method, 2, 32),
+        "zone": part("words", 4),
+        "method": F.substring(part("words", 5), 2, 32),
         "path": part("words", 6),
         "status": part("words", 8),
         "bytes": part("words", 9),
     }
     if with_agent:
-        texts |= {"referrer": part("rest", 1), "agent": part("rest", 3), "request_time": taken}
-    # Only lines that are not so are given to the pattern; what does not match has one piece.
-    no = F.lit(False)
-    found = words.withColumns({"whole": F.coalesce(whole, no), "requested": F.coalesce(requested, no)})
-    plain = F.col("whole") & F.col("requested") & (F.length(stamp) == 21)
-    found = found.withColumn("pieces", F.when(~plain, pieces_of(fmt)))
-    hit = F.coalesce(F.size("pieces") == num_pieces(fmt), no)
+        texts |= {"referrer": part("rest", 1), "agent": part("rest", 3), "request_time": F.trim(part("rest", 4))}
+    # What is certain to be the same as the pattern's, by cheap looks at the words: one expression for the whole line takes twice as long.
+    size = texts["bytes"].try_cast("bigint")
+    sure = [
+        texts["client"].rlike("^[A-Za-z0-9_][A-Za-z0-9_.-]*$"),
+        part("words", 1) == "-",
+        part("words", 2) != "",
+        stamp.rlike(r"^\[\d\d/[A-Z][a-z][a-z]/\d\d\d\d:\d\d:\d\d:\d\d$"),
+        (texts["zone"] == "+0000]") | texts["zone"].rlike(r"^[+-]\d\d\d\d\]$"),
+        part("words", 5).isin(*[f'"{name}' for name in METHODS]),
+        (texts["path"] != "") & ~texts["path"].contains('"'),
+        part("words", 7).isin(*[f'HTTP/{version}"' for version in ("1.1", "1.0", "2.0", "2", "3.0", "3")]),
+        (F.length(texts["status"]) == 3) & texts["status"].try_cast("int").between(100, 999),
+        (texts["bytes"] == "-") | ((size.cast("string") == texts["bytes"]) & size.between(0, 10**18 - 1)),
+        *[~F.col("value").contains(letter) for letter in ("\\", SEPARATOR, BACKSLASH, QUOTE)],
+    ]
+    if with_agent:
+        sure += [
+            F.size("rest") == 5,
+            (part("rest", 0) == "") & (part("rest", 1) != "") & (part("rest", 2) == " ") & (part("rest", 3) != ""),
+            (part("rest", 4) == "") | part("rest", 4).rlike(r"^ (?:\d+(?:\.\d+)?|-)$"),
+        ]
+    else:
+        sure.append(F.size("words") == 10)
+    certain = F.coalesce(functools.reduce(operator.and_, sure), F.lit(False))
+    # Only lines that are not so are given to the pattern; what does not match has one piece, and what is plain has none.
+    slow = F.when(~F.col("value").rlike(CONTROLS), pieces_of(fmt))
+    found = words.withColumn("pieces", F.when(certain, F.array().cast("array<string>")).otherwise(slow))
+    hit = F.coalesce(F.size("pieces") == num_pieces(fmt), F.lit(False))
+    plain = F.coalesce(F.size("pieces") == 0, F.lit(False))
     # Texts first, numbers behind them: Java leaves methods of more than 8,000 bytes uncompiled, and the second half, written out once for the
     # words and once more for the pieces, made one of 22,000: three times as slow.
     slow = texts_of(fmt)
@@ -111,8 +133,7 @@ def parse_web(lines, fmt):
     raw = {name: F.when(F.col("hit"), value).otherwise(texts[name]) for name, value in slow.items()}
     found = found.withColumn("hit", hit).select(
         *lines.columns,
-        (F.col("whole") | F.col("hit")).alias("whole"),
-        (F.col("requested") | F.col("hit")).alias("requested"),
+        (plain | F.col("hit")).alias("whole"),
         *[value.alias(f"_{name}") for name, value in raw.items()],
     )
     text = {name: F.col(f"_{name}") for name in raw}
@@ -133,14 +154,10 @@ def parse_web(lines, fmt):
     if with_agent:
         seconds = text["request_time"].try_cast("double")
         fields |= {"referrer": text["referrer"], "agent": text["agent"], "request_time": seconds}
-    found = found.select(*lines.columns, "whole", "requested", *[value.alias(name) for name, value in fields.items()])
-    reason = (
-        F.when(~F.col("requested"), "no request line in quotes")
-        .when(F.col("time").isNull(), "no time")
-        .when(F.col("status").isNull() | F.col("bytes").isNull(), "status or size is no number")
-        .when(~F.col("whole"), "fields are missing or too many")
-    )
-    return found.withColumn("reason", reason).drop("whole", "requested")
+    found = found.select(*lines.columns, "whole", *[value.alias(name) for name, value in fields.items()])
+    wrong = F.when(F.col("value").rlike(CONTROLS), CONTROL).otherwise("does not match the format")
+    reason = F.when(~F.col("whole"), wrong).when(F.col("time").isNull(), "no time")
+    return found.withColumn("reason", reason).drop("whole")
 
 
 def pieces_of(fmt):
@@ -201,8 +218,7 @@ def parse_by_pattern(lines, fmt):
     fields = fields.select(
         *lines.columns, "pieces", *[value.alias(name) for name, value in finished(fmt, texts_of(fmt)).items()]
     )
-    controls = F.col("value").rlike("[\x01\x02\x03]")
-    reason = F.when(controls, "holds a control character (U+0001 to U+0003)").when(
+    reason = F.when(F.col("value").rlike(CONTROLS), CONTROL).when(
         F.size("pieces") != num_pieces(fmt), "does not match the format"
     )
     if fmt.has_time():
@@ -243,7 +259,7 @@ def parse_json(lines, fmt):
         *lines.columns, "object", told.alias("told"), *[value.alias(name) for name, value in finished(fmt, raw).items()]
     )
     reason = (
-        F.when(F.col("value").rlike("[\x01\x02\x03]"), "holds a control character (U+0001 to U+0003)")
+        F.when(F.col("value").rlike(CONTROLS), CONTROL)
         .when(F.col("object").isNull() | F.col("object").getField("_corrupt").isNotNull(), "no JSON object")
         .when(F.col("told") & F.col("time").isNull(), "no time")
     )
@@ -269,7 +285,7 @@ def parse_w3c(lines, fmt, columns):
         *lines.columns, "pieces", size.alias("size"), *[value.alias(name) for name, value in found.items()]
     )
     reason = (
-        F.when(F.col("value").rlike("[\x01\x02\x03]"), "holds a control character (U+0001 to U+0003)")
+        F.when(F.col("value").rlike(CONTROLS), CONTROL)
         .when(F.col("size") == 0, "there is no '#Fields:' line before it")
         .when(F.size("pieces") > F.col("size"), "has more columns than the '#Fields:' line")
         .when(F.size("pieces") < F.col("size"), "has fewer columns than the '#Fields:' line")
