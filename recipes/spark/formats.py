@@ -5,8 +5,6 @@ the quotes; only lines that do not fit so are given to the format's pattern. For
 groups and the result is split there, instead of one `regexp_extract` for each field, which would match once per field.
 """
 
-import functools
-import operator
 import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -17,6 +15,7 @@ from pyspark.sql import functions as F
 from logformat import (
     BACKSLASH,
     CLOCK_ALONE,
+    FIRST_TIME,
     LONGEST_LINE,
     MONTHS,
     PACKED_DATE,
@@ -32,7 +31,12 @@ from logformat import (
     resolve,
 )
 
-METHODS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "PROPFIND", "CONNECT")
+# Of a line that is split at the blanks: client, ident, stamp, zone, method, protocol, status, bytes; what stands around the quoted texts.
+SHORT_WORDS = (
+    r"[A-Za-z0-9_][A-Za-z0-9_.-]*\n-\n\[\d\d/[A-Z][a-z][a-z]/\d\d\d\d:\d\d:\d\d:\d\d\n[+-]\d\d\d\d\]\n"
+    r'"[A-Za-z]{1,32}\nHTTP/\d(?:\.\d)?"\n\d\d\d\n(?:\d{1,18}|-)'
+)
+SHORT_REST = r"\n\n \n(?: (?:\d+(?:\.\d+)?|-))?"
 CONTROLS, CONTROL = "[\x01\x02\x03]", "holds a control character (U+0001 to U+0003)"
 
 
@@ -62,12 +66,14 @@ def parse(lines, fmt, columns=None):
         parsed = parse_w3c(lines, fmt, columns or {})
     else:
         parsed = parse_by_pattern(lines, fmt)
+    known = F.col("time").between(*[F.lit(str(time)).cast("timestamp") for time in (FIRST_TIME, datetime.max)])
     reason = (
         F.when(F.octet_length("value") > LONGEST_LINE, f"longer than {LONGEST_LINE:,} bytes")
         .when(~F.is_valid_utf8("value"), "not UTF-8")
+        .when(~known, "no time")
         .otherwise(F.col("reason"))
     )
-    return parsed.withColumn("reason", reason).drop("dated")
+    return parsed.withColumns({"reason": reason, "time": F.when(known, F.col("time"))}).drop("dated")
 
 
 def parse_web(lines, fmt):
@@ -97,30 +103,17 @@ def parse_web(lines, fmt):
     }
     if with_agent:
         texts |= {"referrer": part("rest", 1), "agent": part("rest", 3), "request_time": F.trim(part("rest", 4))}
-    # What is certain to be the same as the pattern's, by cheap looks at the words: one expression for the whole line takes twice as long.
-    size = texts["bytes"].try_cast("bigint")
-    sure = [
-        texts["client"].rlike("^[A-Za-z0-9_][A-Za-z0-9_.-]*$"),
-        part("words", 1) == "-",
-        part("words", 2) != "",
-        stamp.rlike(r"^\[\d\d/[A-Z][a-z][a-z]/\d\d\d\d:\d\d:\d\d:\d\d$"),
-        (texts["zone"] == "+0000]") | texts["zone"].rlike(r"^[+-]\d\d\d\d\]$"),
-        part("words", 5).isin(*[f'"{name}' for name in METHODS]),
-        (texts["path"] != "") & ~texts["path"].contains('"'),
-        part("words", 7).isin(*[f'HTTP/{version}"' for version in ("1.1", "1.0", "2.0", "2", "3.0", "3")]),
-        (F.length(texts["status"]) == 3) & texts["status"].try_cast("int").between(100, 999),
-        (texts["bytes"] == "-") | ((size.cast("string") == texts["bytes"]) & size.between(0, 10**18 - 1)),
-        *[~F.col("value").contains(letter) for letter in ("\\", SEPARATOR, BACKSLASH, QUOTE)],
-    ]
+    # What is certain to be the same as the pattern's, by a look at the short words: one at the whole line takes much longer, and many single
+    # ones make methods that Java leaves uncompiled.
+    short, shape = [part("words", number) for number in (0, 1, 3, 4, 5, 7, 8, 9)], SHORT_WORDS
+    whole = F.size("words") == 10
     if with_agent:
-        sure += [
-            F.size("rest") == 5,
-            (part("rest", 0) == "") & (part("rest", 1) != "") & (part("rest", 2) == " ") & (part("rest", 3) != ""),
-            (part("rest", 4) == "") | part("rest", 4).rlike(r"^ (?:\d+(?:\.\d+)?|-)$"),
-        ]
-    else:
-        sure.append(F.size("words") == 10)
-    certain = F.coalesce(functools.reduce(operator.and_, sure), F.lit(False))
+        short, shape = [*short, *[part("rest", number) for number in (0, 2, 4)]], SHORT_WORDS + SHORT_REST
+        whole = F.size("rest") == 5
+    certain = whole & F.concat_ws("\n", *short).rlike(f"^{shape}$") & ~part("words", 6).contains('"')
+    for text in ("\\", SEPARATOR, BACKSLASH, QUOTE, "  ", '""'):
+        certain &= ~F.col("value").contains(text)
+    certain = F.coalesce(certain, F.lit(False))
     # Only lines that are not so are given to the pattern; what does not match has one piece, and what is plain has none.
     slow = F.when(~F.col("value").rlike(CONTROLS), pieces_of(fmt))
     found = words.withColumn("pieces", F.when(certain, F.array().cast("array<string>")).otherwise(slow))
