@@ -121,6 +121,25 @@ def same_file(path):
     return (state.st_dev, state.st_ino) if state.st_ino else os.path.realpath(path)
 
 
+def same_content(files):
+    """{file: the first file of the same bytes} for those that come later in `files`; empty ones are no copies. Whole files are read only where sizes,
+    beginnings and ends are the same."""
+    alike, found = {}, {}
+    for file in files:
+        with contextlib.suppress(OSError), open(file, "rb") as content:
+            size, begin = os.stat(file).st_size, content.read(4096)
+            content.seek(max(0, size - 4096))
+            if size:
+                alike.setdefault((size, begin, content.read(4096)), []).append(file)
+    for group in alike.values():
+        first = {}
+        for file in group if len(group) > 1 else ():
+            with contextlib.suppress(OSError):
+                if (other := first.setdefault(checksum(file, "sha256"), file)) != file:
+                    found[file] = other
+    return found
+
+
 def every_file(folder, above=()):
     """Yields (path, problem) of all that lies below `folder`, sorted by name; links are followed.
 
