@@ -175,9 +175,8 @@ def _membership(verdict: Verdict, asked: Asked) -> list[str]:
         if not worker["samples"] and not excused:
             problems.append(f"rank {worker['rank']} did no work (0 samples)")
     num_samples = sum(worker["samples"] or 0 for worker in verdict.workers)
-    verdict.figures["workers_as_asked_for"] = (
-        f"{len(verdict.workers)} workers in {len(used)} processes on {', '.join(sorted(hosts))}: {num_samples:,} samples"
-    )
+    where = f"{len(used)} processes on {', '.join(sorted(hosts))}"
+    verdict.figures["workers_as_asked_for"] = f"{len(verdict.workers)} workers in {where}: {num_samples:,} samples"
     return problems
 
 

@@ -124,7 +124,7 @@ MARKERS = {"rows": "|", "checkpoint": "D", "restore": "<"}  # of the events in t
 
 
 def timeline(folder: Path, most_ticks: int = 300) -> str:
-    """A bar for each process of a run, from its start to its end, with steps, checkpoints and losses; "" without any."""
+    """A bar for each process of a run, from its start to its end, with steps and checkpoints; "" without any."""
     records = [events for events in read_records(folder) if events[0]["event"] == "start"]
     if not records:
         return ""

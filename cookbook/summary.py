@@ -28,7 +28,7 @@ def print_summary(content: Mapping[str, Any], page: Path | None) -> None:
         lines.append(("worlds", " -> ".join(map(str, content["worlds"]))))
     if content["account"]:
         lines.append(("rows", "  ".join(f"{name} {count:,}" for name, count in content["account"].items())))
-    lines += [(one["outcome"], f"{one['rule']}: {one['says']}") for one in content["findings"]]
+    lines += [(one["outcome"], f"{one['rule']}: {one['says']}") for one in content.get("findings", [])]
     lines += [("warning", text) for text in content.get("warnings", [])]
     lines += [("skipped", f"{step}: {reason}") for step, reason in content.get("skipped", {}).items()]
     if left := (content.get("dataset") or {}).get("left_out"):

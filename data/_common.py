@@ -124,14 +124,19 @@ def same_file(path):
 def same_bytes(files):
     """{file: the one that has the same bytes}; of a file and its copy, `f.csv` and `f (1).csv`, the shorter path stays.
 
-    Only files of the same size are read. One that is empty, or that cannot be read, is left to whoever opens it.
+    Whole files are read only where sizes, beginnings and ends are the same. One that is empty, or that cannot be read,
+    is left to whoever opens it.
     """
-    by_size, found = {}, {}
+    alike, found = {}, {}
     for file in sorted(files, key=lambda file: (len(os.fsencode(file)), file)):
-        by_size.setdefault(file.stat().st_size, []).append(file)
-    for size, alike in by_size.items():
+        with contextlib.suppress(OSError), open(file, "rb") as content:
+            size, begin = os.stat(file).st_size, content.read(4096)
+            content.seek(max(0, size - 4096))
+            if size:
+                alike.setdefault((size, begin, content.read()), []).append(file)
+    for group in alike.values():
         first = {}
-        for file in alike if size and len(alike) > 1 else ():
+        for file in group if len(group) > 1 else ():
             with contextlib.suppress(OSError):
                 one = first.setdefault(checksum(file, "sha256"), file)
                 found |= {file: one} if one != file else {}

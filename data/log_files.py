@@ -16,7 +16,7 @@ from dataclasses import replace
 from glob import glob
 from pathlib import Path
 
-from _common import DatasetError, run_builder, same_file
+from _common import DatasetError, run_builder, same_bytes, same_file
 
 HERE = Path(__file__).resolve().parent
 # Reads: recipes/spark/formats.yaml recipes/spark/logformat.py
@@ -29,10 +29,12 @@ sys.path[:0] = [
 
 import logformat  # noqa: E402 (found by the line above)
 
+PACKED = (".gz", ".bz2", ".zst")
 KNOWN = (".log", ".txt", ".json", ".jsonl", ".ndjson", ".out", ".err", ".gz", ".bz2", ".zst", "")
 # What logrotate and others put behind a name: .1, -20250327, .2025-03-27
 ROTATED = re.compile(r"(?:\.\d{1,10}|[-._]\d{4}-?\d{2}-?\d{2}(?:[-T_.]?\d{2,10})?)$")
 FOREIGN = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ": ".xz", b"PK\x03\x04": ".zip"}
+STAMP = re.compile(rf"(?m)^(?:<\d{{1,3}}>)?({'|'.join(logformat.MONTHS)}) +\d{{1,2}} \d\d:".encode())
 SAMPLE_LINES, SAMPLE_BYTES = 1000, 4 << 20
 
 
@@ -49,7 +51,10 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
         "request_unit": request_unit,
     }
     try:
-        wanted = None if format == "auto" else logformat.resolve(format, **options)
+        wanted = logformat.resolve(
+            "combined" if format == "auto" else format, **options
+        )  # also says what is wrong with the options
+        wanted = None if format == "auto" else wanted
     except logformat.FormatError as error:
         raise DatasetError(str(error)) from None
     if "://" in str(path):
@@ -59,8 +64,8 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
             )
         return manifest([path] if isinstance(path, str) else path, wanted, "as the store has it", [])
     found = [find(one) for one in ([path] if isinstance(path, str) else path)]
-    files = list(dict.fromkeys(file for files, _ in found for file in files))
-    left_out = [one for _, others in found for one in others]
+    files, copies = without_copies(list(dict.fromkeys(file for files, _ in found for file in files)))
+    left_out = [one for _, others in found for one in others] + copies
     if not files:
         listed = "".join(f"\n  {entry['file']}: {entry['reason']}" for entry in left_out[:20])
         raise DatasetError(
@@ -79,11 +84,14 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
     sample = [line for lines in first.values() for line in lines[: max(20, SAMPLE_LINES // len(first))]]
     wanted = logformat.with_numbers(wanted, sample)
     try:
-        logformat.check_unit(wanted, sample)
+        told = logformat.check_unit(wanted, sample)
     except logformat.FormatError as error:
         raise DatasetError(str(error)) from None
+    if told:
+        print(told, flush=True)
     wanted = logformat.with_start(wanted, sample) if event_start == "auto" else wanted
     check_fit(wanted, first)
+    say_not_utf8(first)
     wanted = replace(wanted, years=years_of(wanted, first))
     for entry in left_out[:5]:
         print(f"left out: {entry['file']}: {entry['reason']}", flush=True)
@@ -113,6 +121,8 @@ def find(path):
             found += [Path(folder, name) for name in sorted(names)]
     else:
         found = [Path(name) for pattern in braces(str(given)) for name in sorted(glob(pattern, recursive=True))]
+        if not found and not re.search(r"[*?\[{]", str(given)):
+            raise DatasetError(f"path={given}: there is no such file or folder (on this machine)")
         found = [file for file in found if not file.is_dir()]
     files = []
     for file in sorted(found):
@@ -122,6 +132,8 @@ def find(path):
             left_out.append(entry(file, "no regular file"))
         elif is_binary(beginning(file)):
             left_out.append(entry(file, "binary, no lines of text"))
+        elif (kind := unreadable_kind(file.name)) is not None:
+            left_out.append(entry(file, kind))
         elif not is_log(file.name):
             left_out.append(
                 entry(
@@ -130,24 +142,33 @@ def find(path):
             )
         else:
             files.append(file.resolve())
-    seen = {}  # a file that is named twice (by a link, say) is read once
-    for file in dict.fromkeys(files):
-        if (first := seen.setdefault(same_file(file), file)) != file:
-            left_out.append(entry(file, f"the same file as {first.name}"))
-    files = list(seen.values())
-    for twin in [
-        file for file in files if ending(file.name) in (".gz", ".bz2", ".zst") and file.with_suffix("") in files
-    ]:
-        if same_content(twin, twin.with_suffix("")):
-            files.remove(twin)
-            left_out.append(entry(twin, f"the lines of {twin.with_suffix('').name}, packed"))
     return files, left_out
 
 
-def same_content(packed, plain):
-    """Whether a packed file holds what another one is; not, where it cannot be read (which is said later)."""
-    with contextlib.suppress(Exception), opener(packed)(packed, "rb") as one, open(plain, "rb") as other:
-        while (block := one.read(1 << 20)) == other.read(1 << 20):
+def without_copies(files):
+    """(files that are read, [{file, reason}] of those that hold what another one holds): nothing is counted twice."""
+    left_out, seen = [], {}  # a file that is named twice (by a link, say) is read once
+    for file in files:
+        if (first := seen.setdefault(same_file(file), file)) != file:
+            left_out.append(entry(file, f"the same file as {first.name}"))
+    files = list(seen.values())
+    copies = same_bytes(files)
+    left_out += [entry(file, f"the same content as {first}") for file, first in copies.items()]
+    plain = {}  # name without the packing's ending -> files: the plain one first
+    for file in sorted(set(files) - set(copies), key=lambda file: (ending(file.name) in PACKED, file)):
+        plain.setdefault(file.with_suffix("") if ending(file.name) in PACKED else file, []).append(file)
+    for group in plain.values():
+        for number, file in enumerate(group):
+            if twin := next((one for one in group[:number] if one not in copies and same_lines(file, one)), None):
+                copies[file] = twin
+                left_out.append(entry(file, f"the lines of {twin.name}, packed"))
+    return [file for file in files if file not in copies], left_out
+
+
+def same_lines(one, other):
+    """Whether two files hold the same, unpacked; not, where one cannot be read (which is said later)."""
+    with contextlib.suppress(Exception), opener(one)(one, "rb") as left, opener(other)(other, "rb") as right:
+        while (block := left.read(1 << 20)) == right.read(1 << 20):
             if not block:
                 return True
     return False
@@ -171,9 +192,18 @@ def ending(name):
     return Path(name).suffix.lower()
 
 
+def unreadable_kind(name):
+    """What a file is that would have no lines of text even if it were named, by its ending; else None."""
+    if found := re.search(r"(?i)(\.tar)?\.(?:gz|bz2|zst)$|\.(?:zip|xz|7z|rar|lz4|tar|tgz|lzma|Z)$", name):
+        return f"packed ({found[0]}): unpack it" if found[1] or ending(name) not in PACKED else None
+    if ending(name) in (".parquet", ".feather", ".orc", ".avro", ".arrow", ".xlsx", ".sqlite", ".db"):
+        return f"a table ({ending(name)}), no lines of text"
+    return None
+
+
 def is_log(name):
     plain = ROTATED.sub("", ROTATED.sub("", name))
-    if Path(plain).suffix.lower() in (".gz", ".bz2", ".zst") and Path(Path(plain).stem).suffix.lower() == ".tar":
+    if Path(plain).suffix.lower() in PACKED and Path(Path(plain).stem).suffix.lower() == ".tar":
         return False
     return ending(plain) in KNOWN or ending(name) in KNOWN
 
@@ -209,6 +239,8 @@ def problem_of(file):
         return f"{error.strerror if getattr(error, 'strerror', None) else error}"
     except Exception as error:  # what zstandard raises
         return str(error)
+    if begin.startswith(bytes(4)) and not is_binary(begin):
+        return "begins with zeros, as logrotate's copytruncate leaves them: tr -d '\\000' < FILE > NEW"
     if begin[:2] in (b"\xff\xfe", b"\xfe\xff") or begin.count(b"\0") > len(begin) // 4:
         if is_binary(begin):
             return "is binary, and has no lines of text"
@@ -238,6 +270,16 @@ def first_lines(file):
     lines = re.split("\r\n|\n|\r", text.decode("utf-8", "surrogateescape"))
     lines = lines[:-1] if len(text) == SAMPLE_BYTES or (lines and not lines[-1]) else lines
     return lines[:SAMPLE_LINES]
+
+
+def say_not_utf8(first):
+    for file, lines in first.items():
+        if wrong := sum(any("\ud800" <= letter <= "\udfff" for letter in line) for line in lines):
+            print(
+                f"{file}: {wrong:,} of its first {len(lines):,} lines are not UTF-8, and will be malformed. "
+                "Where it is Latin-1 or Windows-1252: iconv -f LATIN1 -t UTF-8 FILE > NEW (or -f WINDOWS-1252)",
+                flush=True,
+            )
 
 
 def choose(first, options):
@@ -298,12 +340,12 @@ def years_of(fmt, first):
         return {}
     found = {}
     for file, lines in first.items():
-        last, leap = None, False
-        pattern = re.compile(rb"Feb 29 ")
+        last, leap, months = None, False, []
         with opener(file)(file, "rb") as content:
             tail = b""
             while block := content.read(1 << 20):
-                leap = leap or bool(pattern.search(tail[-8:] + block))
+                leap = leap or b"Feb 29 " in tail[-8:] + block
+                months += [month.decode() for month, _ in itertools.groupby(STAMP.findall(block))]
                 tail = (tail + block)[-(64 << 10) :]
         days = [
             month_day(fmt, line)
@@ -311,8 +353,21 @@ def years_of(fmt, first):
         ]
         days = [day for day in days if day]
         begin, last = (days[0], days[-1]) if days else (None, None)
+        if (turns := new_years(months)) > (begin is not None and last is not None and begin > last):
+            raise DatasetError(
+                f"{file}: its lines have no year, and go on for more than one (over {turns} New Years): cut it into files of a year each"
+            )
         found[str(file)] = logformat.dated_of(begin, last, leap, fmt.year, file.stat().st_mtime)
     return found
+
+
+def new_years(months):
+    """How many New Years lie between the months of lines. From January back to December are lines that are not quite in order."""
+    numbers, turns, most = [logformat.MONTHS.index(month) for month in months], 0, 0
+    for before, after in itertools.pairwise(numbers):
+        turns += (before - after > 1) - (after - before == 11)
+        most = max(most, turns)
+    return most
 
 
 def month_day(fmt, line):

@@ -1,5 +1,6 @@
 """Log formats: each entry's samples, what `auto` says, times and years; what Spark makes of the same lines, in one session."""
 
+import bz2
 import gzip
 import json
 import os
@@ -58,6 +59,8 @@ FILES = {
     "cri": [f"2025-03-29T22:{k:02d}:00.123456789Z stdout F line {k}" for k in range(60)],
     "log4j": [text for k in range(60) for text in (f"2025-03-29 22:{k:02d}:00,003 ERROR [main] com.example.App: request {k}", "java.lang.IllegalStateException: no", "\tat com.example.App.run(App.java:1)")],
     "bgl": [f"- {1117838570 + k} 2005.06.03 R02 2005-06-03-15.42.50.675872 R02 RAS KERNEL INFO corrected {k}" for k in range(60)],
+    "elb": [f"2015-05-13T23:{k:02d}:43.945958Z lb 192.0.2.1:2817 10.0.0.1:80 0.000073 0.001048 0.000057 200 200 0 {k} \"GET http://www.example.com:80/ HTTP/1.1\" \"curl/7.38.0\" - -" for k in range(60)],
+    "python_logging": [text for k in range(60) for text in (f"2025-03-29 22:{k:02d}:00,123 - app.db - INFO - request {k}", "Traceback (most recent call last):", "ValueError: no")],
     "hdfs": [f"081109 2036{k:02d} 148 INFO dfs.DataNode: block {k}" for k in range(60)],
     "iso_lines": [f"2025-03-29T22:{k:02d}:00.003Z ERROR web01 request {k} done" for k in range(60)],
     "epoch_lines": [f"{1743285600007 + k} INFO web01 request {k} done" for k in range(60)],
@@ -133,6 +136,12 @@ def test_awkward_lines_are_requests_too():
         ("1743285660", datetime(2025, 3, 29, 22, 1)),
         ("2025-02-30T00:00:00Z", None),
         ("2025032922", None),  # a date and an hour, no second of the year 2034
+        ("250329220100", None),  # a date and a time, no millisecond of the year 1977
+        ("20250329220100", None),
+        ("2503292201", None),
+        ("1712312359", datetime(2024, 4, 5, 10, 19, 19)),
+        ("0001-01-01T00:00:00+01:00", None),  # in the year 0
+        ("9999-12-31T23:59:59-01:00", None),
         ("03/04/2025", None),  # day or month first? nobody knows
     ],
 )
@@ -182,6 +191,20 @@ def test_nginxs_own_log_format_line():
         "shop.example",
     )
     assert got["upstream_response_time"] == "0.1, 0.2"
+
+
+def test_adjoining_variables_and_tabs_of_a_log_format():
+    line = "shop.example/a/b?c=1\t200\t2025-03-29T22:01:00Z"
+    for tab in ("\\t", "\t"):
+        got, reason = logformat.parse(logformat.resolve(f"$host$request_uri{tab}$status{tab}$time_iso8601"), line)
+        assert reason is None
+        assert (got["host"], got["path"], got["status"]) == ("shop.example", "/a/b?c=1", 200)
+        assert got["time"] == datetime(2025, 3, 29, 22, 1)
+    quoted = logformat.resolve(r"$remote_addr [$time_local] \"$request\" $status")
+    got, _ = logformat.parse(quoted, '192.0.2.1 [29/Mar/2025:22:00:00 +0000] "GET /a HTTP/1.1" 200')
+    assert got["path"] == "/a"
+    with pytest.raises(logformat.FormatError, match=r"\\q is not understood"):
+        logformat.resolve(r"$request_uri\q$time_iso8601")
 
 
 @pytest.mark.parametrize(
@@ -298,6 +321,21 @@ MORE = [
     ["combined", {}, [*access(1, request="-", status=408), *access(1, request=r"\x16\x03", status=400), *access(1, agent=r"a \"b\" c"), *access(1, user="john doe"),
                       *access(1, request="GET /"), *access(1, " junk"), *access(1, " 0.5"), *access(1, front="www.example.org:80 "), *access(1, client="2001:db8::1"), *access(1, client="192.0.2.1, 10.0.0.1"),
                       *[access(1)[0].replace("+0000", zone) for zone in ("+9900", "-1860", "+1859", "+0560", "x0100")]]],
+    ["combined", {}, [*access(1, request=r"GET /a\"b\\c HTTP/1.1"), *access(1, request='GET /a"b HTTP/1.1'), *access(1, agent=""), *access(1, request=f"{'A' * 40} / HTTP/1.1"),
+                      *access(1, request="get / HTTP/1.1"), *access(1, request="GET  HTTP/1.1"), *access(1, request="X-Y / HTTP/1.1"), *access(1, request="GET /\x02a HTTP/1.1"),
+                      *[access(1, status=status)[0] for status in (99, 1000, "+20", "+99", "1e2", "099", "000")],
+                      *[access(1)[0].replace(" 0 ", f" {size} ") for size in ("+5", "5.", "-5", "007", "9" * 18, "9" * 19, "")],
+                      *[access(1, f" {taken}")[0] for taken in ("NaN", "Infinity", "1d", "-1", "1e3", "1.", ".5", " 0.5", "0.5 ", "+1")],
+                      *[access(1)[0].replace("29/Mar/2025:22:00:00", stamp) for stamp in ("29/Mar/2025:2:00:00", "29/Mar/2025:2:00:000", "29-Mar-2025:22:00:00", "9/Mar/2025:22:00:00", "29/Mär/2025:22:00:00", "29/MAR/2025:22:00:00", "29/Mar/2025:2:00:00Z")],
+                      *[access(1, client=client)[0] for client in ("192.0.2.1:44", "192.0.2.1,10.0.0.1", "[2001:db8::1]:443", "::1", "unix:", "-", "a.log:192.0.2.1", "", "a/b", "fe80::1%eth0")],
+                      *[access(1)[0].replace(" - - ", users) for users in ("  - ", " -  ", " x y ", " - a\tb ", " x y z ")]]],
+    ["common", {}, [*[line.split(' "-"')[0] for line in access(2)], *[access(1)[0].split(' "-"')[0] + more for more in (" ", " x", "x")]]],
+    ["combined", {}, [access(1)[0].replace("29/Mar/2025:22:00:00 +0000", stamp) for stamp in (
+        "01/Jan/0000:00:00:00 +0000", "01/Jan/0001:00:00:00 +0000", "01/Jan/0001:00:00:00 +0100", "31/Dec/0000:23:59:59 -0100", "31/Dec/9999:23:59:59 -0100", "31/Dec/9999:23:59:59 +0100")]],
+    ["iso_lines", {}, ["0000-12-31T23:59:59-01:00 x", "0001-01-01T00:00:00+01:00 x", "9999-12-31T23:59:59.999999Z x", "9999-12-31T23:59:59-01:00 x"]],
+    [r"(?<epoch>\S+) (?<message>.*)", {}, [f"{text} x" for text in ("250329220100", "20250329220100", "2503292201", "1712312359", "999999999999", "250329220100.5")]],
+    [r"(?<time>\S+) (?<message>.*)", {}, [f"{text} x" for text in ("250329220100", "20250329220100", "2503292201", "1712312359")]],
+    ["$host$request_uri\\t$status\\t$time_iso8601", {}, ["shop.example/a/b?c=1\t200\t2025-03-29T22:01:00Z", "/a\t200\t2025-03-29T22:01:00Z"]],
     [r"^(?<host>\S+) (?<request_ms>\S+) (?<message>.*)", {}, ["w 12 x", "w - x", "w 12ms x", "w 1.5 x", "w 1e3 x"]],
     ["syslog", {}, ["Feb 29 12:00:00 web01 sshd[900]: x", "Feb 30 12:00:00 web01 sshd[900]: x", "Dec 31 23:59:59 web01 a: x\u2028y\x85z"]],
     ["json_lines", {}, ['{"date": "2025-03-29", "time": "22:01", "msg": "x"}', '{"date": 5, "time": "22:01Z"}', '{"date": {"a": 1}, "time": "22:01"}',
@@ -354,22 +392,58 @@ def test_spark_makes_the_same_of_every_line(recipe_python):
     assert compared > 400
 
 
+INNER = access(60)
+
+
+@pytest.mark.parametrize(
+    ("front", "name"),
+    [
+        ("Mar 29 22:00:01 web01 nginx: ", "syslog"), ("2025-03-29T22:00:00Z stdout F ", "cri"), ("access.log:", None), ("access.log.1:12:", None),
+        ("web-1  | ", None), ("web_1 | ", None), ("Mar 29 22:00:01 web01 nginx[9]: ", "syslog"), ("2025-03-29T22:00:00+01:00 web01 nginx: ", "syslog_iso"),
+    ],
+)  # fmt: skip
+def test_access_lines_behind_a_prefix_get_no_wrong_client(tmp_path, front, name):
+    write(tmp_path / "a.log", [front + line for line in INNER])
+    for fmt in ("combined", "nginx", "vhost_combined"):
+        assert logformat.parse(logformat.entries()[fmt], front + INNER[0]) == (None, "does not match the format")
+    if name:
+        assert built(tmp_path)["format"] == name
+    else:
+        with pytest.raises(DatasetError, match="no named format fits"):
+            built(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("client", "expected"),
+    [
+        ("192.0.2.1", "192.0.2.1"), ("192.0.2.1:4433", "192.0.2.1"), ("192.0.2.1,10.0.0.1", "192.0.2.1"), ("192.0.2.1, 10.0.0.1,10.0.0.2", "192.0.2.1"),
+        ("2001:db8::1", "2001:db8::1"), ("::1", "::1"), ("::ffff:192.0.2.1", "::ffff:192.0.2.1"), ("[2001:db8::1]:443", "2001:db8::1"), ("-", "-"),
+        ("unix:", "unix:"), ("host-1.example.org", "host-1.example.org"), ("fe80::1%eth0", "fe80::1%eth0"),
+    ],
+)  # fmt: skip
+def test_clients(client, expected):
+    fields, reason = logformat.parse(logformat.entries()["combined"], access(1, client=client)[0])
+    assert (fields and fields["client"], reason) == (expected, None)
+
+
 # Which files are read, and what becomes of the others.
 
 
 def test_rotated_and_dated_names_are_logs_and_others_are_listed(tmp_path):
-    for name in (
-        "access.log",
-        "access.log.1",
-        "access.log-20250327",
-        "access.log.2025-03-28",
-        "_odd.log",
-        "messages",
-        "a [b] {c}*?.log",
-        "10:00:00.log",
-        "UP.LOG",
+    for number, name in enumerate(
+        (
+            "access.log",
+            "access.log.1",
+            "access.log-20250327",
+            "access.log.2025-03-28",
+            "_odd.log",
+            "messages",
+            "a [b] {c}*?.log",
+            "10:00:00.log",
+            "UP.LOG",
+        )
     ):
-        write(tmp_path / name, access(5))
+        write(tmp_path / name, access(5 + number))
     (tmp_path / "access.log.2.gz").write_bytes(gzip.compress(("\n".join(access(5)) + "\n").encode()))
     for name in ("notes.pdf", ".hidden.log", ".git/x.log"):
         write(tmp_path / name, ["x"])
@@ -390,8 +464,8 @@ def test_a_file_named_in_full_is_read(tmp_path, name):
 
 
 def test_braces_as_shells_have_them(tmp_path):
-    paths = [write(tmp_path / name, access(5)) for name in ("a.log", "b.log", "c.log")]
-    assert built(tmp_path / "{a,b}.log")["paths"] == [str(path) for path in paths[:2]]
+    paths = [write(tmp_path / name, access(5 + len(name))) for name in ("a.log", "bb.log", "c.log")]
+    assert built(tmp_path / "{a,bb}.log")["paths"] == [str(path) for path in paths[:2]]
 
 
 @pytest.mark.parametrize(
@@ -415,6 +489,8 @@ def test_what_the_builder_refuses(tmp_path, files, name, text):
     ("name", "content", "text"),
     [
         ("a.log", "\n".join(access(5)).encode("utf-16"), "a.log: is UTF-16"),
+        ("a.log", "\n".join(access(5)).encode("utf-16-be"), "a.log: is UTF-16"),
+        ("a.log", bytes(3000) + "\n".join(access(5)).encode(), "a.log: begins with zeros"),
         ("a.log", gzip.compress(b"x\n", mtime=0), "a.log: is packed as .gz"),
         ("a.log.gz", b"plain text\n", "a.log.gz: Not a gzipped file"),
     ],
@@ -440,12 +516,79 @@ def test_what_is_there_plain_and_packed_is_read_once(tmp_path):
     write(tmp_path / "access.log.1", access(5))
     (tmp_path / "access.log.1.gz").write_bytes(gzip.compress((tmp_path / "access.log.1").read_bytes()))
     write(tmp_path / "access.log.2", access(6))
-    (tmp_path / "access.log.2.gz").write_bytes(gzip.compress((tmp_path / "access.log.1").read_bytes()))
+    (tmp_path / "access.log.2.gz").write_bytes(gzip.compress(b"\n".join(line.encode() for line in access(7))))
     os.link(tmp_path / "access.log.2", tmp_path / "access.log.3")
     found = built(tmp_path, "combined")
     assert [Path(path).name for path in found["paths"]] == ["access.log.1", "access.log.2", "access.log.2.gz"]
     reasons = [one["reason"] for one in found["left_out"]]
     assert sorted(reasons) == ["the lines of access.log.1, packed", "the same file as access.log.2"]
+
+
+def test_copies_of_the_same_content_are_read_once(tmp_path):
+    content = "\n".join(access(50)).encode()
+    for name in ("a.log", "a (1).log", "b/a.log"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "c.log.gz").write_bytes(gzip.compress(content + b"x\n"))
+    (tmp_path / "c.log.bz2").write_bytes(bz2.compress(content + b"x\n"))
+    (tmp_path / "a.log.1").write_bytes(
+        content.replace(b"192.0.2.30", b"192.0.2.31")
+    )  # as long, and different in the middle
+    (tmp_path / "d.log").write_bytes(b"")
+    (tmp_path / "e.log").write_bytes(b"")
+    found = built(tmp_path, "combined")
+    assert len(found["paths"]) == 5
+    reasons = {one["file"].removeprefix(f"{tmp_path}/"): one["reason"] for one in found["left_out"]}
+    assert reasons == {
+        "a (1).log": f"the same content as {tmp_path}/a.log",
+        "b/a.log": f"the same content as {tmp_path}/a.log",
+        "c.log.gz": "the lines of c.log.bz2, packed",
+    }
+    several = log_files.build(tmp_path, [str(tmp_path / "a.log"), str(tmp_path / "b")], "combined")
+    assert len(several["paths"]) == 1
+    assert len(several["left_out"]) == 1
+
+
+def test_what_is_no_utf8_is_named_with_what_to_do(tmp_path, capsys):
+    write(tmp_path / "a.log", [*access(20), *access(2, agent="Käse")], encoding="latin-1")
+    built(tmp_path, "combined")
+    assert "a.log: 2 of its first 22 lines are not UTF-8" in (said := capsys.readouterr().out)
+    assert "iconv -f LATIN1 -t UTF-8" in said
+
+
+def test_packed_files_and_tables_are_left_out_with_the_right_advice(tmp_path):
+    write(tmp_path / "a.log", access(5))
+    for name, content in (
+        ("b.zip", b"PK\x03\x04xx"),
+        ("c.log.xz", b"\xfd7zXZ\0x"),
+        ("d.feather", b"ARROW1 x"),
+        ("e.tar.gz", b"x"),
+    ):
+        (tmp_path / name).write_bytes(content)
+    reasons = {Path(one["file"]).name: one["reason"] for one in built(tmp_path, "combined")["left_out"]}
+    assert reasons == {
+        "b.zip": "packed (.zip): unpack it",
+        "c.log.xz": "packed (.xz): unpack it",
+        "d.feather": "a table (.feather), no lines of text",
+        "e.tar.gz": "packed (.tar.gz): unpack it",
+    }
+
+
+def test_a_path_that_is_not_there(tmp_path):
+    with pytest.raises(DatasetError, match=r"path=.*/nowhere: there is no such file or folder"):
+        built(tmp_path / "nowhere")
+
+
+def test_a_syslog_file_of_more_than_a_year_is_refused(tmp_path):
+    lines = [f"{month}  1 12:00:00 web01 a: x" for month in ("Nov", "Dec", "Jan", "Jun", "Dec", "Jan", "Feb")]
+    write(tmp_path / "a.log", lines)
+    with pytest.raises(DatasetError, match="over 2 New Years"):
+        built(tmp_path, "syslog")
+    write(tmp_path / "a.log", [lines[0], lines[1], lines[2], lines[3], lines[0]])  # one New Year, and more than a year
+    with pytest.raises(DatasetError, match="over 1 New Years"):
+        built(tmp_path, "syslog")
+    write(tmp_path / "a.log", ["Dec 31 23:59:59 web01 a: x", "Jan  1 00:00:00 web01 a: x"] * 3)  # not quite in order
+    assert built(tmp_path, "syslog")["paths"]
 
 
 def test_clients_behind_proxies(tmp_path):
@@ -478,6 +621,20 @@ def test_whole_numbers_of_an_unknown_unit_are_refused(tmp_path):
     write(tmp_path / "a.log", access(60, " 150"))
     with pytest.raises(DatasetError, match=r"half of them above 150.* say data.request_unit=us for Apache's %D"):
         built(tmp_path)
+
+
+def test_whole_numbers_that_are_read_as_seconds_are_named(tmp_path, capsys):
+    for behind, told in ((" 2", True), (" 0", False), (" 0.250", False)):
+        write(tmp_path / "a.log", access(60, behind))
+        built(tmp_path)
+        assert ("read as seconds; data.request_unit=ms or =us" in capsys.readouterr().out) == told
+
+
+@pytest.mark.parametrize("name", ["auto", "combined"])
+def test_a_time_format_that_nobody_understands_is_refused_at_once(tmp_path, name):
+    write(tmp_path / "a.log", access(60))
+    with pytest.raises(DatasetError, match="%Q is not understood; expected %Y"):
+        built(tmp_path, name, time_format="%Q")
 
 
 def test_a_line_with_zeros_before_it_is_text(tmp_path):

@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 from logformat import (
     BACKSLASH,
     CLOCK_ALONE,
+    FIRST_TIME,
     LONGEST_LINE,
     MONTHS,
     PACKED_DATE,
@@ -29,6 +30,14 @@ from logformat import (
     java,
     resolve,
 )
+
+# Of a line that is split at the blanks: client, ident, stamp, zone, method, protocol, status, bytes; what stands around the quoted texts.
+SHORT_WORDS = (
+    r"[A-Za-z0-9_][A-Za-z0-9_.-]*\n-\n\[\d\d/[A-Z][a-z][a-z]/\d\d\d\d:\d\d:\d\d:\d\d\n[+-]\d\d\d\d\]\n"
+    r'"[A-Za-z]{1,32}\nHTTP/\d(?:\.\d)?"\n\d\d\d\n(?:\d{1,18}|-)'
+)
+SHORT_REST = r"\n\n \n(?: (?:\d+(?:\.\d+)?|-))?"
+CONTROLS, CONTROL = "[\x01\x02\x03]", "holds a control character (U+0001 to U+0003)"
 
 
 def parse(lines, fmt, columns=None):
@@ -49,7 +58,7 @@ def parse(lines, fmt, columns=None):
         today = datetime.now(UTC) + timedelta(days=1)
         number = fmt.year * 10_000 + 1231 if fmt.year else today.year * 10_000 + today.month * 100 + today.day
         lines = lines.withColumn("dated", F.lit(number))
-    if fmt.fast == "words":
+    if fmt.fast:
         parsed = parse_web(lines, fmt)
     elif fmt.json:
         parsed = parse_json(lines, fmt)
@@ -57,18 +66,20 @@ def parse(lines, fmt, columns=None):
         parsed = parse_w3c(lines, fmt, columns or {})
     else:
         parsed = parse_by_pattern(lines, fmt)
+    known = F.col("time").between(*[F.lit(str(time)).cast("timestamp") for time in (FIRST_TIME, datetime.max)])
     reason = (
         F.when(F.octet_length("value") > LONGEST_LINE, f"longer than {LONGEST_LINE:,} bytes")
         .when(~F.is_valid_utf8("value"), "not UTF-8")
+        .when(~known, "no time")
         .otherwise(F.col("reason"))
     )
-    return parsed.withColumn("reason", reason).drop("dated")
+    return parsed.withColumns({"reason": reason, "time": F.when(known, F.col("time"))}).drop("dated")
 
 
 def parse_web(lines, fmt):
     """client - user [time zone] "METHOD path protocol" status bytes "referrer" "agent" seconds: ten words, and the quoted rest.
 
-    Lines that are not so (no request, blanks in it or in the user, \\" in an agent, one more quoted field) are tried by the pattern.
+    Lines of which `fmt.fast` is not sure (no request, blanks in it or in the user, \\" in an agent, one more quoted field) are left to the pattern.
     """
     with_agent = fmt.name != "common"
     words = lines.withColumn("words", F.split("value", " ", 11))
@@ -77,33 +88,37 @@ def parse_web(lines, fmt):
     def part(column, number):
         return F.get(column, F.lit(number))
 
-    stamp, zone, method = part("words", 3), part("words", 4), part("words", 5)
-    taken = F.trim(part("rest", 4)) if with_agent else None
-    if with_agent:
-        whole = (F.size("rest") == 5) & (taken.isin("", "-") | taken.try_cast("double").isNotNull())
-    else:
-        whole = F.size("words") == 10
-    requested = method.startswith('"') & part("words", 7).endswith('"')
+    stamp = part("words", 3)
     texts = {
         "client": part("words", 0),
         "day": F.substring(stamp, 2, 2),
         "month": F.substring(stamp, 5, 3),
         "year": F.substring(stamp, 9, 4),
         "clock": F.substring(stamp, 14, 8),
-        "zone": zone,
-        "method": F.substring(method, 2, 32),
+        "zone": part("words", 4),
+        "method": F.substring(part("words", 5), 2, 32),
         "path": part("words", 6),
         "status": part("words", 8),
         "bytes": part("words", 9),
     }
     if with_agent:
-        texts |= {"referrer": part("rest", 1), "agent": part("rest", 3), "request_time": taken}
-    # Only lines that are not so are given to the pattern; what does not match has one piece.
-    no = F.lit(False)
-    found = words.withColumns({"whole": F.coalesce(whole, no), "requested": F.coalesce(requested, no)})
-    plain = F.col("whole") & F.col("requested") & (F.length(stamp) == 21)
-    found = found.withColumn("pieces", F.when(~plain, pieces_of(fmt)))
-    hit = F.coalesce(F.size("pieces") == num_pieces(fmt), no)
+        texts |= {"referrer": part("rest", 1), "agent": part("rest", 3), "request_time": F.trim(part("rest", 4))}
+    # What is certain to be the same as the pattern's, by a look at the short words: one at the whole line takes much longer, and many single
+    # ones make methods that Java leaves uncompiled.
+    short, shape = [part("words", number) for number in (0, 1, 3, 4, 5, 7, 8, 9)], SHORT_WORDS
+    whole = F.size("words") == 10
+    if with_agent:
+        short, shape = [*short, *[part("rest", number) for number in (0, 2, 4)]], SHORT_WORDS + SHORT_REST
+        whole = F.size("rest") == 5
+    certain = whole & F.concat_ws("\n", *short).rlike(f"^{shape}$") & ~part("words", 6).contains('"')
+    for text in ("\\", SEPARATOR, BACKSLASH, QUOTE, "  ", '""'):
+        certain &= ~F.col("value").contains(text)
+    certain = F.coalesce(certain, F.lit(False))
+    # Only lines that are not so are given to the pattern; what does not match has one piece, and what is plain has none.
+    slow = F.when(~F.col("value").rlike(CONTROLS), pieces_of(fmt))
+    found = words.withColumn("pieces", F.when(certain, F.array().cast("array<string>")).otherwise(slow))
+    hit = F.coalesce(F.size("pieces") == num_pieces(fmt), F.lit(False))
+    plain = F.coalesce(F.size("pieces") == 0, F.lit(False))
     # Texts first, numbers behind them: Java leaves methods of more than 8,000 bytes uncompiled, and the second half, written out once for the
     # words and once more for the pieces, made one of 22,000: three times as slow.
     slow = texts_of(fmt)
@@ -111,8 +126,7 @@ def parse_web(lines, fmt):
     raw = {name: F.when(F.col("hit"), value).otherwise(texts[name]) for name, value in slow.items()}
     found = found.withColumn("hit", hit).select(
         *lines.columns,
-        (F.col("whole") | F.col("hit")).alias("whole"),
-        (F.col("requested") | F.col("hit")).alias("requested"),
+        (plain | F.col("hit")).alias("whole"),
         *[value.alias(f"_{name}") for name, value in raw.items()],
     )
     text = {name: F.col(f"_{name}") for name in raw}
@@ -133,14 +147,10 @@ def parse_web(lines, fmt):
     if with_agent:
         seconds = text["request_time"].try_cast("double")
         fields |= {"referrer": text["referrer"], "agent": text["agent"], "request_time": seconds}
-    found = found.select(*lines.columns, "whole", "requested", *[value.alias(name) for name, value in fields.items()])
-    reason = (
-        F.when(~F.col("requested"), "no request line in quotes")
-        .when(F.col("time").isNull(), "no time")
-        .when(F.col("status").isNull() | F.col("bytes").isNull(), "status or size is no number")
-        .when(~F.col("whole"), "fields are missing or too many")
-    )
-    return found.withColumn("reason", reason).drop("whole", "requested")
+    found = found.select(*lines.columns, "whole", *[value.alias(name) for name, value in fields.items()])
+    wrong = F.when(F.col("value").rlike(CONTROLS), CONTROL).otherwise("does not match the format")
+    reason = F.when(~F.col("whole"), wrong).when(F.col("time").isNull(), "no time")
+    return found.withColumn("reason", reason).drop("whole")
 
 
 def pieces_of(fmt):
@@ -201,8 +211,7 @@ def parse_by_pattern(lines, fmt):
     fields = fields.select(
         *lines.columns, "pieces", *[value.alias(name) for name, value in finished(fmt, texts_of(fmt)).items()]
     )
-    controls = F.col("value").rlike("[\x01\x02\x03]")
-    reason = F.when(controls, "holds a control character (U+0001 to U+0003)").when(
+    reason = F.when(F.col("value").rlike(CONTROLS), CONTROL).when(
         F.size("pieces") != num_pieces(fmt), "does not match the format"
     )
     if fmt.has_time():
@@ -243,7 +252,7 @@ def parse_json(lines, fmt):
         *lines.columns, "object", told.alias("told"), *[value.alias(name) for name, value in finished(fmt, raw).items()]
     )
     reason = (
-        F.when(F.col("value").rlike("[\x01\x02\x03]"), "holds a control character (U+0001 to U+0003)")
+        F.when(F.col("value").rlike(CONTROLS), CONTROL)
         .when(F.col("object").isNull() | F.col("object").getField("_corrupt").isNotNull(), "no JSON object")
         .when(F.col("told") & F.col("time").isNull(), "no time")
     )
@@ -269,7 +278,7 @@ def parse_w3c(lines, fmt, columns):
         *lines.columns, "pieces", size.alias("size"), *[value.alias(name) for name, value in found.items()]
     )
     reason = (
-        F.when(F.col("value").rlike("[\x01\x02\x03]"), "holds a control character (U+0001 to U+0003)")
+        F.when(F.col("value").rlike(CONTROLS), CONTROL)
         .when(F.col("size") == 0, "there is no '#Fields:' line before it")
         .when(F.size("pieces") > F.col("size"), "has more columns than the '#Fields:' line")
         .when(F.size("pieces") < F.col("size"), "has fewer columns than the '#Fields:' line")

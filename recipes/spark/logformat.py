@@ -47,7 +47,9 @@ TIMES = {  # how a time may be written; all pieces are groups, those that it lac
     "compact": rf"^(?<y>\d{{4}})(?<m>\d{{2}})(?<d>\d{{2}})[Tt ](?<clock>\d{{6}}(?:[.,]\d+)?){ZONE}?$",
     "short": r"^(?<y>\d{2})(?<m>\d{2})(?<d>\d{2}) (?<clock>\d{6})(?<zone>)$",
 }
-PACKED_DATE = r"20\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[01]\d|2[0-3])(?:[0-5]\d)?"
+# Dates that are written without marks: 2025032922 is no second of 2034, 2503292201 none of 2049, and 250329220100 no millisecond of 1977.
+_DAY_HOUR = r"(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[01]\d|2[0-3])"
+PACKED_DATE = rf"(?:20\d\d{_DAY_HOUR}(?:[0-5]\d)?|[2-9]\d{_DAY_HOUR}[0-5]\d|\d\d{_DAY_HOUR}[0-5]\d[0-5]\d)(?:\.\d*)?"
 EPOCH = r"^\d{9,19}(?:\.\d+)?$"
 # Which unit a number has is seen from its size; what lies between has none, and is refused.
 UNITS = {
@@ -56,6 +58,7 @@ UNITS = {
     "us": (10**14, 10**16, 10**6),
     "ns": (10**17, 10**19, 10**9),
 }
+FIRST_TIME = datetime(1, 1, 2)  # a day later than Python's, so that no zone leads from the year 0 into it
 CONTINUES = re.compile(
     r"^(\s|$|Caused by:|Suppressed:|\.\.\. |\}|\)|Traceback |[\w.$]+(Exception|Error|Throwable|Warning)\b)"
 )
@@ -241,10 +244,11 @@ def check_regex(pattern, setting):
 VARIABLES = {
     "remote_addr": "%{ip}", "remote_user": r".*?", "time_local": '%{clf}', "time_iso8601": r"(?<time>\S+)", "msec": r"(?<epoch>[\d.]+)",
     "status": r"(?<status>\d{3})", "body_bytes_sent": r"(?<bytes>\d+|-)", "bytes_sent": r"(?<bytes>\d+|-)", "http_referer": r'(?<referrer>[^"]*)',
-    "http_user_agent": r'(?<agent>[^"]*)', "request_time": r"(?<request_time>[\d.]+|-)", "host": r"(?<host>\S*)", "server_name": r"(?<host>\S*)",
+    "http_user_agent": r'(?<agent>[^"]*)', "request_time": r"(?<request_time>[\d.]+|-)", "host": r"(?<host>[^\s/]*)", "server_name": r"(?<host>[^\s/]*)", "http_host": r"(?<host>[^\s/]*)",
     "request": r'(?:(?<method>[A-Za-z][A-Za-z_-]*) (?<path>[^"]*?)(?: HTTP/\d(?:\.\d)?)?|[^"]*)', "request_method": r"(?<method>\S*)",
     "request_uri": r"(?<path>\S*)", "uri": r"(?<path>\S*)",
 }  # fmt: skip
+ESCAPED = {"t": "\t", '"': '"', "'": "'", "\\": "\\"}  # what nginx reads \\t and others as
 CLF = r"(?<day>\d{1,2})/(?<month>[A-Z][a-z]{2})/(?<year>\d{4}):(?<clock>[\d:]{8}) (?<zone>[+-]\d{4})"
 
 
@@ -252,6 +256,9 @@ def from_log_format(text):
     """nginx's `log_format name 'string' 'string';`, or the string alone."""
     quoted = re.findall(r"'((?:[^'\\]|\\.)*)'", text) if text.startswith("log_format") else []
     string = "".join(quoted) if quoted else re.sub(r"^log_format\s+\S+\s+|;$", "", text)
+    if unknown := [found for found in re.findall(r"\\(.)", string, re.S) if found not in ESCAPED]:
+        raise FormatError(f"format={text!r}: \\{unknown[0]} is not understood; nginx knows " + r"\t \" \' and \\")
+    string = re.sub(r"\\(.)", lambda found: ESCAPED[found[1]], string, flags=re.S)
     if string.lstrip().startswith("{"):
         keys = {value: key for key, value in re.findall(r'"([^"]+)"\s*:\s*"?\$(\w+)', string)}
         known = {"time_iso8601": "time", "time_local": "time", "msec": "epoch", "remote_addr": "client", "request_method": "method", "request_uri": "path",
@@ -262,7 +269,7 @@ def from_log_format(text):
         return Format("log_format", "nginx's log_format, JSON", json=fields, time="any")
     pattern, seen = "", set()
     for literal, variable in re.findall(r"([^$]*)(?:\$\{?(\w+)\}?|$)", string):
-        pattern += re.escape(literal).replace('\\"', '"').replace("\\ ", " ")
+        pattern += re.escape(literal).replace("\\ ", " ")
         if not variable:
             continue
         rest = string.split(variable, 1)[1]
@@ -511,7 +518,8 @@ def _from_pieces(year, month, day, clock, zone, fmt, dated):
             int(second or 0),
             int((fraction or "0")[:6].ljust(6, "0")),
         )
-        return local - _offset(zone)
+        time = local - _offset(zone)
+        return time if time >= FIRST_TIME else None
     except (ValueError, OverflowError):
         return None
 
@@ -530,7 +538,7 @@ def _from_epoch(text, unit):
         return None
     value = Decimal(text)
     if unit == "auto":
-        if re.fullmatch(PACKED_DATE, text, re.ASCII):  # 2025032922 is no second of 2034
+        if re.fullmatch(PACKED_DATE, text, re.ASCII):
             return None
         units = [factor for low, high, factor in UNITS.values() if low <= value < high]
     else:
@@ -631,13 +639,16 @@ def with_numbers(fmt, lines):
 
 
 def check_unit(fmt, lines):
-    """Raises FormatError where whole numbers behind an access log's lines may be seconds, milliseconds or microseconds (Apache's %T and %D)."""
+    """What was assumed about whole numbers behind an access log's lines (Apache's %T and %D), or None where nothing was.
+
+    Raises FormatError where they are so large that they may well be milliseconds or microseconds.
+    """
     if (
         fmt.name not in ("nginx", "combined", "vhost_combined")
         or "request_time" not in fmt.groups()
         or fmt.request_unit
     ):
-        return
+        return None
     texts = [
         found["request_time"]
         for line in lines
@@ -648,6 +659,9 @@ def check_unit(fmt, lines):
             f"the whole numbers behind the lines (half of them above {middle:g}) may be seconds, milliseconds or microseconds: "
             "say data.request_unit=us for Apache's %D, =ms for %{ms}T, =s for %T"
         )
+    if any(text.strip("0") for text in texts) and all(text.isdigit() for text in texts):
+        return "request time: whole numbers, read as seconds; data.request_unit=ms or =us says otherwise"
+    return None
 
 
 def with_start(fmt, lines):
