@@ -23,7 +23,7 @@ class Pool:
 
     def __init__(self, config):
         host = socket.gethostname()
-        if config.scheduler == "threads":
+        if config.mode == "threads":
             self.pool, places = None, [(host, os.getpid())]
             dask.config.set(scheduler="threads", num_workers=config.num_workers)
         else:
