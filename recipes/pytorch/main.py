@@ -22,7 +22,7 @@ from data import Batches, ImageData, loader_of
 from model import torch_network
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
-from world import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
+from workers import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
 
 
 def main():

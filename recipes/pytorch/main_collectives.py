@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from runrecord import RunRecord, load_config
 from settings import check_settings
-from world import facts, joined_world, max_over_ranks
+from workers import facts, joined_world, max_over_ranks
 
 
 def ring_all_reduce(tensor):

@@ -19,7 +19,7 @@ from data import Batches
 from language import TextData, build_model, loss_of, report_baselines, train_language_model
 from runrecord import RunRecord, load_config
 from settings import check_rows, check_settings, num_steps_of
-from world import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
+from workers import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
 
 
 class FullySharded:

@@ -18,7 +18,7 @@ from pathlib import Path
 from pyspark.sql import SparkSession
 
 from anomalies import anomalies
-from executors import Executors
+from workers import Executors
 from explore import explore
 from gradient_descent import gradient_descent
 from ingest import facts_of, ingest
