@@ -107,8 +107,8 @@ OTHER_VERSION = """
 import ray, sys
 sys.path.insert(0, sys.argv[1])
 ray.__version__ = "2.59.0"
-import cluster
-cluster.connect(None)
+import workers
+workers.connect(None)
 """
 
 

@@ -59,6 +59,7 @@ class TensorParallel:
         self.test_data = TextData(config.data_dir, "test")
         model = build_model(config).to(device)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        # Distributed: the processes as a line: along it each layer is divided.
         self.model = divide(model, init_device_mesh(device.type, (world_size,)))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), config.learning_rate)
 
