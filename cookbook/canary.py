@@ -242,11 +242,9 @@ def variant_words(recipe: str, variant: str | None) -> list[str]:
     if variant is None:
         return []
     driver = yaml.safe_load((ROOT / f"conf/recipe/{recipe}.yaml").read_text())["driver"]
-    named = re.fullmatch(r"\$\{recipe\.(\w+)\}", driver.get("variant", ""))
-    switch = driver.get("switch") or (named[1] if named else "")
-    if not switch:
-        raise UserError(f"conf/recipe/{recipe}.yaml: expected driver.switch, or driver.variant: ${{recipe.NAME}}")
-    return [f"recipe.{switch}={variant}"]
+    if variant not in driver.get("modes", {}):
+        raise UserError(f"conf/recipe/{recipe}.yaml: expected {variant} in driver.modes, which has a lock of its own")
+    return [f"recipe.mode={variant}"]
 
 
 class Question:

@@ -248,12 +248,10 @@ def pins_of(lock: Path) -> dict[str, str]:
 def variant_of(recipe: str, overrides: Iterable[str]) -> str | None:
     """The mode that these overrides choose. It may have a lock of its own."""
     own = yaml.safe_load((ROOT / f"conf/recipe/{recipe}.yaml").read_text())
-    named = re.fullmatch(r"\$\{recipe\.(\w+)\}", own["driver"].get("variant", ""))
-    switch = own["driver"].get("switch") or (named and named[1])
-    if not switch:
+    if "modes" not in own["driver"]:
         return None
     chosen = {name: value for name, _, value in (word.partition("=") for word in overrides)}
-    variant: str | None = chosen.get(f"recipe.{switch}", own[switch])
+    variant: str | None = chosen.get("recipe.mode", own["mode"])
     return variant
 
 

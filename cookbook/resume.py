@@ -17,16 +17,16 @@ def position(recipe, config):
     """{setting: value} of all that a run's position depends on; stands in its run.json."""
     found = {"recipe": recipe, "seed": config["seed"], "scale.max_rows": config["scale"]["max_rows"]}
     found |= {f"recipe.{key}": config["recipe"][key] for key in BATCHES if key in config["recipe"]}
-    driver = config["recipe"]["driver"]
-    if "switch" in driver:
-        found[f"recipe.{driver['switch']}"] = config["recipe"][driver["switch"]]
+    found |= {"recipe.mode": config["recipe"]["mode"]} if "mode" in config["recipe"] else {}
     return redact.redacted(found | {"data": config["data"]})
 
 
 def check(folder, recipe, config):
     """Raises UserError, naming each setting with both values, when the run in `folder` cannot be gone on with under these settings."""
     mine = position(recipe, config)
-    theirs = run_folder.load(folder).get("position") or _of_an_older_run(Path(folder))
+    renamed = {f"recipe.{old}": f"recipe.{new}" for old, new in config["recipe"]["driver"].get("renamed", {}).items()}
+    noted = run_folder.load(folder).get("position") or {}
+    theirs = _of_an_older_run(Path(folder), renamed) | {renamed.get(key, key): value for key, value in noted.items()}
     other = [
         f"{key} is {theirs[key]!r} there and {mine[key]!r} here"
         for key in mine if key in theirs and key != "data" and mine[key] != theirs[key]
@@ -46,11 +46,12 @@ def check(folder, recipe, config):
         )
 
 
-def _of_an_older_run(folder):
-    """What a run of before there was a position in run.json tells of it, in the settings of its workers."""
+def _of_an_older_run(folder, renamed):
+    """What the settings of a run's workers tell, where its run.json has no position, or one without a name of today."""
     path = folder / "config.yaml"
     flat = yaml.safe_load(path.read_text()) if path.exists() else {}
-    names = {"seed": "seed", "max_rows": "scale.max_rows"} | {key: f"recipe.{key}" for key in BATCHES}
+    names = {"seed": "seed", "max_rows": "scale.max_rows"} | {key: f"recipe.{key}" for key in (*BATCHES, "mode")}
+    names |= {old.removeprefix("recipe."): new for old, new in renamed.items()}
     return {name: flat[key] for key, name in names.items() if key in flat}
 
 

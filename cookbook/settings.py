@@ -153,10 +153,10 @@ def plain(config):
     except OmegaConfBaseException as error:
         raise UserError(f"the settings cannot be resolved: {error}") from None
     driver = made["recipe"]["driver"]
-    if "switch" in driver:
-        chosen, modes = made["recipe"][driver["switch"]], driver.pop("modes")
+    if "modes" in driver:
+        chosen, modes = made["recipe"]["mode"], driver.pop("modes")
         if chosen not in modes:
-            raise UserError(f"recipe.{driver['switch']}={chosen!r} is unknown; expected one of: {', '.join(modes)}")
+            raise UserError(f"recipe.mode={chosen!r} is unknown; expected one of: {', '.join(modes)}")
         driver.update(modes[chosen], variant=chosen)
     return made
 
@@ -301,7 +301,12 @@ def prepared(words):
             made.append(f"++{opened}={{{key.removeprefix(opened + '.')}: {shown}}}")
             continue
         if key not in defaults and not (key in mappings or key.startswith("recipe.driver.")):
-            raise UserError(_no_such_setting(word, key, [*defaults, *mappings]))
+            renamed = renamed_of(words)
+            raise UserError(
+                f"{key} is called {renamed[key]} now: {renamed[key]}={value}"
+                if key in renamed
+                else _no_such_setting(word, key, [*defaults, *mappings])
+            )
         default = defaults.get(key)
         # A default that only points at another setting is of that one's kind.
         while isinstance(default, str) and (other := re.fullmatch(r"\$\{([\w.]+)\}", default)):
@@ -322,6 +327,14 @@ def prepared(words):
         shown = _texts_for_hydra(key, value) if texts else _for_hydra(key, value, text, several, default)
         made.append(f"{plus}{key}={shown}")
     return made
+
+
+def renamed_of(words: Sequence[str]) -> dict[str, str]:
+    """{a setting's name of before: its name now}, of the recipes that overrides choose (`driver.renamed` of their files)."""
+    chosen = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
+    paths = [CONF / f"recipe/{recipe}.yaml" for recipe in chosen.get("recipe", "").split(",")]
+    drivers = [yaml.safe_load(path.read_text())["driver"] for path in paths if path.exists()]
+    return {f"recipe.{old}": f"recipe.{new}" for driver in drivers for old, new in driver.get("renamed", {}).items()}
 
 
 def _for_hydra(key, value, text, several, default):
@@ -411,16 +424,15 @@ def _no_such_setting(word, key, names):
 def with_defaults_of_mode(words):
     """Overrides, preceded by those that belong to the recipe's chosen mode and scale; what the words themselves set, wins.
 
-    A mode (`driver.switch` names the setting that chooses it, `driver.modes` has what it brings) may work on other data than
-    its recipe's default, and a scale (`driver.scales`) may shorten what only this recipe does; Hydra must know that before it
-    composes.
+    A mode (`recipe.mode` chooses it, `driver.modes` has what it brings) may work on other data than its recipe's default, and
+    a scale (`driver.scales`) may shorten what only this recipe does; Hydra must know that before it composes.
     """
     chosen = {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
     path = CONF / f"recipe/{chosen.get('recipe')}.yaml"
     driver = yaml.safe_load(path.read_text())["driver"] if path.exists() else {}
     found = _overrides_of("scale", driver.get("scales", {}), chosen)
-    if "switch" in driver:
-        found |= _overrides_of(f"recipe.{driver['switch']}", driver["modes"], chosen)
+    if "modes" in driver:
+        found |= _overrides_of("recipe.mode", driver["modes"], chosen)
     return [f"{key}={_as_word(value)}" for key, value in found.items()] + list(words)
 
 

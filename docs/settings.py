@@ -101,7 +101,7 @@ def about_recipe(content: dict) -> Iterator[str]:
         yield f"- Needs from the machine: {', '.join(driver['tools'])}."
     if driver.get("proof"):
         yield f"- Rules of evidence: {code_list(driver['proof'])}."
-    for key, choices in ((f"recipe.{driver.get('switch')}", "modes"), ("scale", "scales")):
+    for key, choices in (("recipe.mode", "modes"), ("scale", "scales")):
         for name, brings in driver.get(choices, {}).items():
             overrides = [f"{other}={plain(value)}" for other, value in brings.get("overrides", {}).items()]
             said = [f"changes the defaults to {code_list(overrides)}"] if overrides else []

@@ -103,6 +103,18 @@ def test_what_is_distributed_is_tagged(recipe):
         assert len(program.read_text().splitlines()) <= 260, f"{program.name} is longer than a ten-minute read"
 
 
+# A recipe's folder is whole in itself, so what two recipes share is in both, and the same.
+COPIES = {
+    "model.py": ["kubeflow", "pytorch", "ray_train", "ray_tune"],
+    "workers.py": ["ray_rllib", "ray_train", "ray_tune"],
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_of_a_module_are_equal(name):
+    assert len({(ROOT / "recipes" / recipe / name).read_bytes() for recipe in COPIES[name]}) == 1
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_commands_in_the_readme_exist(recipe):
     text = (ROOT / "recipes" / recipe / "README.md").read_text()

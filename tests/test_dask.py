@@ -97,13 +97,13 @@ def test_a_killed_worker_changes_no_result(undisturbed, tmp_path):
     assert not (folder / "scratch").exists()
 
 
-@pytest.mark.parametrize("scheduler", ["processes", "threads"])
+@pytest.mark.parametrize("mode", ["processes", "threads"])
 @pytest.mark.full
-def test_without_a_cluster_the_features_are_the_same(undisturbed, tmp_path, scheduler):
-    words = ["recipe=dask", "scale=smoke", "recipe.steps=[ingest,features,store]", f"recipe.scheduler={scheduler}"]
+def test_without_a_cluster_the_features_are_the_same(undisturbed, tmp_path, mode):
+    words = ["recipe=dask", "scale=smoke", "recipe.steps=[ingest,features,store]", f"recipe.mode={mode}"]
     content, folder, _ = run_cookbook(*words, output_root=tmp_path)
     assert digest_of_features(folder) == digest_of_features(undisturbed(*SHORT)[1])
-    assert len({worker["pid"] for worker in content["workers"]}) == {"processes": 2, "threads": 1}[scheduler]
+    assert len({worker["pid"] for worker in content["workers"]}) == {"processes": 2, "threads": 1}[mode]
 
 
 @pytest.mark.full
@@ -219,7 +219,7 @@ def test_files_that_stop_the_run_before_anything_is_written(tmp_path, recipe_pyt
         "data=flights_files",
         f"data.path={tmp_path}/mine",
         "recipe.steps=[ingest]",
-        "recipe.scheduler=threads",
+        "recipe.mode=threads",
     ]
     _, folder, output = run_cookbook(*words, output_root=tmp_path / "out", status=1)
     assert text in output
@@ -234,7 +234,7 @@ def test_files_that_stop_the_run_before_anything_is_written(tmp_path, recipe_pyt
         (["recipe.steps=[features]"], "expected the first ones of"),
         (["recipe.models=[forest]"], "forest is unknown; there are: logistic_regression"),
         (
-            ["recipe.elastic=true", "recipe.scheduler=threads"],
+            ["recipe.elastic=true", "recipe.mode=threads"],
             "only the distributed scheduler's cluster can grow and shrink",
         ),
         (["recipe.learner_resource=gpu", "recipe.worker_resources=[{},{}]"], "none of the 2 workers has it"),

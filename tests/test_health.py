@@ -193,7 +193,7 @@ def test_a_run_record_becomes_a_line(monkeypatch):
 
 
 def test_a_mode_with_a_lock_of_its_own():
-    assert health.variant_of("horovod", ["recipe.framework=tensorflow"]) == "tensorflow"
+    assert health.variant_of("horovod", ["recipe.mode=tensorflow"]) == "tensorflow"
     assert health.variant_of("dask", []) == "distributed"
     assert health.variant_of("ray_tune", []) is None
 

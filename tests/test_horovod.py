@@ -16,7 +16,7 @@ def losses(content):
 
 
 def test_tensorflow_reaches_the_same_accuracy(tmp_path):
-    content, _, _ = run_cookbook("recipe=horovod", "recipe.framework=tensorflow", output_root=tmp_path)
+    content, _, _ = run_cookbook("recipe=horovod", "recipe.mode=tensorflow", output_root=tmp_path)
     assert content["metrics"]["eval/accuracy"] >= 0.97
     assert content["versions"].keys() == {"tensorflow", "horovod"}
     assert content["num_rows"] == 15 * 1438
@@ -24,7 +24,7 @@ def test_tensorflow_reaches_the_same_accuracy(tmp_path):
 
 @pytest.mark.full
 def test_tensorflow_one_worker_and_two_and_a_resume(tmp_path):
-    words = ["recipe=horovod", "recipe.framework=tensorflow", "recipe.num_epochs=3"]
+    words = ["recipe=horovod", "recipe.mode=tensorflow", "recipe.num_epochs=3"]
     driver = Driver(*words, output_root=tmp_path / "killed")
     driver.wait_until(lambda: any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (1, 3) for e in driver.events()))
     os.kill(driver.pid_of(0), signal.SIGKILL)
@@ -39,7 +39,7 @@ def test_tensorflow_one_worker_and_two_and_a_resume(tmp_path):
 
 @pytest.mark.full
 def test_tensorflow_accumulates_gradients(tmp_path):
-    words = ["recipe=horovod", "recipe.framework=tensorflow", "recipe.num_epochs=1"]
+    words = ["recipe=horovod", "recipe.mode=tensorflow", "recipe.num_epochs=1"]
     parts, _, _ = run_cookbook(
         *words, "recipe.backward_passes_per_step=4", "recipe.compression=fp16", output_root=tmp_path / "parts"
     )
@@ -128,7 +128,7 @@ def test_a_timeline_on_request(tmp_path):
     ("words", "text"),
     [
         (["recipe.op=adasum"], "op=adasum needs controller=mpi"),
-        (["recipe.framework=jax"], "framework='jax' is unknown; expected one of: pytorch, tensorflow"),
+        (["recipe.mode=jax"], "mode='jax' is unknown; expected one of: pytorch, tensorflow"),
         (["recipe.width=20"], "width=20: expected a multiple of 8"),
         (["recipe.global_batch_size=1"], "global_batch_size=1 is less than world_size=2"),
         (

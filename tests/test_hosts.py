@@ -118,7 +118,7 @@ def test_horovod_over_mpi(two, undisturbed, tmp_path):
 @needs_hosts
 @pytest.mark.full
 def test_parameter_servers_on_two_hosts(two, tmp_path):
-    words = ["recipe=tensorflow", "recipe.strategy=parameter_server", "recipe.num_ps=2", "recipe.num_epochs=2"]
+    words = ["recipe=tensorflow", "recipe.mode=parameter_server", "recipe.num_ps=2", "recipe.num_epochs=2"]
     content, _, output = run_cookbook(*words, *two.words, output_root=tmp_path)
     assert content["status"] == "ok", output
     assert content["num_rows"] == 2 * 1438

@@ -167,7 +167,7 @@ def pods_in(value):
     ("recipe", "word", "message"),
     [
         ("horovod", "recipe.elastic=true", "cluster=kubernetes starts the workers by mpirun"),
-        ("tensorflow", "recipe.strategy=parameter_server", "cluster=kubernetes: recipe.strategy=multi_worker"),
+        ("tensorflow", "recipe.mode=parameter_server", "cluster=kubernetes: recipe.mode=multi_worker"),
         (
             "pytorch",
             ["data=image_folder", "data.path=/home/me/images"],

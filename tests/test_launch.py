@@ -55,7 +55,7 @@ def test_horovodrun_gives_the_script_of_hosts_to_a_shell():
 
 
 def test_tensorflow_is_a_program_of_its_own():
-    assert plan("recipe.framework=tensorflow").argv[-2].endswith("main_tensorflow.py")
+    assert plan("recipe.mode=tensorflow").argv[-2].endswith("main_tensorflow.py")
 
 
 def test_every_option_is_one_that_horovodrun_knows(recipe_python):

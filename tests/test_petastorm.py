@@ -100,7 +100,7 @@ def test_a_predicate_leaves_only_the_rows_that_were_asked_for(tmp_path):
 
 
 def test_tensors(tmp_path):
-    content, _, _ = run_cookbook("recipe=petastorm", "recipe.task=digits", output_root=tmp_path)
+    content, _, _ = run_cookbook("recipe=petastorm", "recipe.mode=digits", output_root=tmp_path)
     assert content["metrics"]["eval/accuracy"] >= 0.95
     assert content["num_rows"] == 40 * content["dataset"]["rows"]["train"]
 
@@ -132,7 +132,7 @@ os._exit(0)  # see `leave` in readers.py
 
 def test_tensorflow(tmp_path):
     content, _, _ = run_cookbook(
-        "recipe=petastorm", "recipe.task=tensorflow", "scale.keep_every=5", "recipe.num_epochs=2", output_root=tmp_path
+        "recipe=petastorm", "recipe.mode=tensorflow", "scale.keep_every=5", "recipe.num_epochs=2", output_root=tmp_path
     )
     assert content["num_rows"] == 2 * content["dataset"]["rows"]["train"]
     assert content["metrics"]["eval/auc"] >= 0.65
@@ -143,10 +143,10 @@ def test_tensorflow(tmp_path):
     ("words", "text"),
     [
         (
-            ["recipe.task=digits", "recipe.reader=batch"],
+            ["recipe.mode=digits", "recipe.reader=batch"],
             "reader=batch cannot decode the tensors of the digits store: use recipe.reader=row",
         ),
-        (["recipe.task=tensorflow", "recipe.reader=row"], "only make_batch_reader feeds make_petastorm_dataset here"),
+        (["recipe.mode=tensorflow", "recipe.reader=row"], "only make_batch_reader feeds make_petastorm_dataset here"),
         (["cluster.num_workers=3"], "num_shards=2 cannot be divided among 3 workers"),
         (["recipe.global_batch_size=63"], "cannot be divided among num_shards=2"),
         (["recipe.reader=csv"], "reader='csv' is unknown; expected one of: batch, row, converter, arrow"),

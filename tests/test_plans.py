@@ -47,9 +47,7 @@ def cases(recipe):
     """name -> overrides, of a recipe in every mode, place and setting that changes its plan."""
     content = yaml.safe_load((ROOT / f"conf/recipe/{recipe}.yaml").read_text())
     driver = content["driver"]
-    modes = [[f"recipe.{driver['switch']}={mode}"] for mode in driver.get("modes", ())] or [[]]
-    if recipe == "horovod":
-        modes = [["recipe.framework=pytorch"], ["recipe.framework=tensorflow"]]
+    modes = [[f"recipe.mode={mode}"] for mode in driver.get("modes", ())] or [[]]
     return {
         " ".join([place, *words]): [*PLACES[place], *words]
         for place in PLACES

@@ -35,7 +35,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_where_the_undisturbed_one_
 
 
 def test_tensorflow_trains_too_and_goes_on_after_a_killed_worker(tmp_path):
-    words = [*SHORT, "recipe.framework=tensorflow", "recipe.max_restarts=1"]
+    words = [*SHORT, "recipe.mode=tensorflow", "recipe.max_restarts=1"]
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (2, 4) for e in driver.events()))
     os.kill(driver.pid_of(1), signal.SIGKILL)
@@ -77,7 +77,7 @@ def test_accuracy_at_the_default_scale(undisturbed):
 
 def test_the_core(tmp_path):
     content, folder, _ = run_cookbook(
-        "recipe=ray_train", "recipe.framework=core", "recipe.num_tasks=300", output_root=tmp_path
+        "recipe=ray_train", "recipe.mode=core", "recipe.num_tasks=300", output_root=tmp_path
     )
     rows = {row["what"]: row for row in json.loads((folder / "tables/tour.json").read_text())["rows"]}
     assert list(rows) == [
@@ -107,8 +107,8 @@ OTHER_VERSION = """
 import ray, sys
 sys.path.insert(0, sys.argv[1])
 ray.__version__ = "2.59.0"
-import cluster
-cluster.connect(None)
+import workers
+workers.connect(None)
 """
 
 
@@ -151,7 +151,7 @@ def test_a_running_cluster(recipe_python, tmp_path, undisturbed):
         (["cluster.num_workers=3"], "num_shards=2 cannot be divided among 3 workers: set it to 6"),
         (["recipe.global_batch_size=63"], "global_batch_size=63 cannot be divided among num_shards=2"),
         (["recipe.width=12"], "width=12: expected a multiple of 8"),
-        (["recipe.framework=jax"], "recipe.framework='jax' is unknown; expected one of: pytorch"),
+        (["recipe.mode=jax"], "recipe.mode='jax' is unknown; expected one of: pytorch"),
         (["recipe.object_store_mb=20"], "object_store_mb=20: Ray wants at least 80"),
     ],
 )

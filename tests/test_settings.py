@@ -53,6 +53,42 @@ def test_every_setting_has_a_comment_and_one_home(recipe):
     assert [line for line in text.splitlines() if "  # " not in line] == []
 
 
+RENAMED = [
+    (path.stem, old, new)
+    for path in sorted(ROOT.glob("conf/recipe/*.yaml"))
+    for old, new in yaml.safe_load(path.read_text())["driver"].get("renamed", {}).items()
+]
+
+
+def test_these_settings_had_another_name():
+    assert [(recipe, old) for recipe, old, new in RENAMED if new == "mode"] == [
+        ("dask", "scheduler"), ("horovod", "framework"), ("petastorm", "task"), ("ray_train", "framework"), ("tensorflow", "strategy"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("recipe", "old", "new"), RENAMED)
+@pytest.mark.parametrize("sign", ["", "+"])
+def test_an_old_name_is_refused_with_the_new_one(recipe, old, new, sign):
+    with pytest.raises(UserError) as raised:
+        compose_recipe(recipe, [f"{sign}recipe.{old}=this"])
+    assert str(raised.value) == f"recipe.{old} is called recipe.{new} now: recipe.{new}=this"
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_what_chooses_between_programs_is_called_mode(recipe):
+    own = yaml.safe_load((ROOT / f"conf/recipe/{recipe}.yaml").read_text())
+    folder = ROOT / "recipes" / recipe
+    programs = {
+        path.stem.removeprefix(start)
+        for start in ("main_", "requirements-")
+        for path in folder.glob(f"{start}*")
+        if path.suffix in (".py", ".txt")
+    }
+    modes = own["driver"].get("modes", {})
+    assert programs <= set(modes)
+    assert not modes or own["mode"] in modes
+
+
 def test_overrides_beat_recipe_defaults_and_scale():
     config, _ = compose_recipe(
         "horovod", ["recipe.num_epochs=3", "scale=smoke", "scale.max_rows=100", "cluster.num_workers=4"]

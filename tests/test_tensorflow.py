@@ -15,8 +15,8 @@ from tests.helpers import Driver, latest, run_cookbook
 
 FOLDER = ROOT / "recipes/tensorflow"
 SHORT = ["recipe=tensorflow", "recipe.num_epochs=4"]  # as in the contract tests: one undisturbed run serves both
-PS = ["recipe=tensorflow", "recipe.strategy=parameter_server"]
-FIT = ["recipe=tensorflow", "recipe.strategy=parameter_server_fit"]
+PS = ["recipe=tensorflow", "recipe.mode=parameter_server"]
+FIT = ["recipe=tensorflow", "recipe.mode=parameter_server_fit"]
 
 
 def losses(content):
@@ -53,13 +53,13 @@ def test_all_workers_start_anew_from_the_checkpoint(undisturbed, tmp_path):
 def test_ways_to_divide_the_input_and_devices_take_the_same_first_steps(undisturbed, tmp_path):
     first = losses(undisturbed(*SHORT)[0])[0]
     for number, words in enumerate(
-        (["recipe.auto_shard=own"], ["recipe.strategy=mirrored"], ["recipe.communication=ring"])
+        (["recipe.auto_shard=own"], ["recipe.mode=mirrored"], ["recipe.communication=ring"])
     ):
         content, _, _ = run_cookbook(
             "recipe=tensorflow", "recipe.num_epochs=1", *words, output_root=tmp_path / str(number)
         )
         assert losses(content)[0] == pytest.approx(first, rel=1e-4), words
-        assert content["world_size"] == (1 if "recipe.strategy=mirrored" in words else 2)
+        assert content["world_size"] == (1 if "recipe.mode=mirrored" in words else 2)
 
 
 def test_asynchronous_training_takes_every_row_once(tmp_path):
@@ -129,7 +129,7 @@ def test_another_number_of_workers_goes_on_and_another_program_does_not(tmp_path
     assert driver.end()[0] == 130
     _, folder = latest(tmp_path, "tensorflow")
     _, _, output = run_cookbook(*PS, "recipe.num_epochs=4", f"resume={folder}", output_root=tmp_path, status=1)
-    assert "strategy is 'multi_worker' there and 'parameter_server' here" in output
+    assert "mode is 'multi_worker' there and 'parameter_server' here" in output
     content, again, _ = run_cookbook(*SHORT, "cluster.num_workers=1", f"resume={folder}", output_root=tmp_path)
     assert again == folder
     assert content["world_size"] == 1
@@ -139,7 +139,7 @@ def test_another_number_of_workers_goes_on_and_another_program_does_not(tmp_path
 def test_one_device_and_two_hold_the_same_model(tmp_path):
     contents = []
     for number in (1, 2):
-        words = ["recipe=tensorflow", "recipe.strategy=model_parallel", f"recipe.num_devices={number}"]
+        words = ["recipe=tensorflow", "recipe.mode=model_parallel", f"recipe.num_devices={number}"]
         content, folder, _ = run_cookbook(*words, output_root=tmp_path / str(number))
         contents.append(content)
         assert content["metrics"]["eval/accuracy"] >= 0.94
@@ -197,18 +197,18 @@ def check_settings():
 @pytest.mark.parametrize(
     "num_workers, changes, text",
     [
-        (2, {"strategy": "mirorred"}, "'mirorred' is unknown; expected one of: multi_worker"),
+        (2, {"mode": "mirorred"}, "'mirorred' is unknown; expected one of: multi_worker"),
         (2, {"communication": "nccl"}, "choose communication=ring or auto"),
         (3, {}, "64 = 21 x 3 + 1; choose 63 or 66"),
-        (2, {"strategy": "mirrored", "num_devices": 5}, "num_devices, 5"),
+        (2, {"mode": "mirrored", "num_devices": 5}, "num_devices, 5"),
         (2, {"auto_shard": "file"}, "needs input=tfrecord"),
         (4, {"auto_shard": "file", "input": "tfrecord", "num_files": 6}, "choose 8"),
-        (2, {"strategy": "mirrored", "input": "tfrecord"}, "say input=memory"),
-        (1, {"strategy": "tpu"}, "set tpu_name=local on a TPU VM"),
-        (1, {"strategy": "tpu", "tpu_name": "local"}, "this machine has no TPU"),
-        (1, {"strategy": "tpu", "tpu_name": "mine"}, "needs tpu_zone=ZONE and tpu_project=PROJECT"),
-        (2, {"steps_per_execution": 4}, "is for strategy=tpu"),
-        (1, {"strategy": "model_parallel", "num_devices": 3}, "does not divide"),
+        (2, {"mode": "mirrored", "input": "tfrecord"}, "say input=memory"),
+        (1, {"mode": "tpu"}, "set tpu_name=local on a TPU VM"),
+        (1, {"mode": "tpu", "tpu_name": "local"}, "this machine has no TPU"),
+        (1, {"mode": "tpu", "tpu_name": "mine"}, "needs tpu_zone=ZONE and tpu_project=PROJECT"),
+        (2, {"steps_per_execution": 4}, "is for mode=tpu"),
+        (1, {"mode": "model_parallel", "num_devices": 3}, "does not divide"),
         (2, {"width": 12}, "expected a multiple of 8"),
         (2, {"num_ps": 0}, "at least 1"),
         (2, {"learning_rate": 0.0}, "above 0"),
@@ -224,6 +224,6 @@ def test_settings_that_make_no_sense(check_settings, monkeypatch, num_workers, c
 
 
 def test_each_program_refuses_the_other_strategies(check_settings, tmp_path):
-    content, _, output = run_cookbook("recipe=tensorflow", "recipe.strategy=tpu", output_root=tmp_path, status=1)
+    content, _, output = run_cookbook("recipe=tensorflow", "recipe.mode=tpu", output_root=tmp_path, status=1)
     assert content is None, "refused before any work"
-    assert "strategy=tpu needs a TPU and none is named" in output
+    assert "mode=tpu needs a TPU and none is named" in output

@@ -56,9 +56,8 @@ class TensorFlow(System):
     def on_kubernetes(self, job: Job, pods: Pods) -> list[Process]:
         """A TrainJob with a runtime of its own. Trainer sets no TF_CONFIG, but each pod has an index and a name in the DNS."""
         if job.recipe["driver"].get("chief"):
-            mode = job.recipe["driver"]["switch"]
             raise UserError(
-                f"recipe.{mode}={job.recipe[mode]} runs on one machine here; cluster=kubernetes: recipe.{mode}=multi_worker"
+                f"recipe.mode={job.recipe['mode']} runs on one machine here; cluster=kubernetes: recipe.mode=multi_worker"
             )
         names = (f"{pods.name}-node-0-{index}.{pods.name}:{POD_PORT}" for index in range(pods.num_workers))
         words = pods.recorded(pods.program, "--tf-workers", ",".join(names))

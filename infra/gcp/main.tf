@@ -142,7 +142,7 @@ resource "google_compute_instance" "host" {
   }
 }
 
-# For the tensorflow recipe (recipe.strategy=tpu): it is run on this machine itself.
+# For the tensorflow recipe (recipe.mode=tpu): it is run on this machine itself.
 resource "google_tpu_v2_vm" "main" {
   provider         = google-beta
   count            = var.tpu_type == null ? 0 : 1

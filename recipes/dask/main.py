@@ -30,7 +30,7 @@ def main():
     config = check_settings(load_config())
     with RunRecord(config.output_dir, 0, 1, role="driver", dask=dask.__version__) as run:
         # Distributed: a cluster of processes, or (chosen by config) threads or processes of this machine, which get the same graphs.
-        workers = Workers(config) if config.scheduler == "distributed" else Pool(config)
+        workers = Workers(config) if config.mode == "distributed" else Pool(config)
         # Distributed: a page of what each worker of a cluster did when, kept with the run.
         page = f"{config.output_dir}/dask-performance.html"
         with performance_report(filename=page) if workers.client else contextlib.nullcontext():

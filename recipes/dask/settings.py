@@ -6,7 +6,7 @@ from runrecord import load_config
 
 STEPS = ["ingest", "features", "store", "learn"]
 MODELS = ["logistic_regression", "incremental", "random_search", "boosted_trees"]
-CHOICES = {"scheduler": ["distributed", "processes", "threads"], "horizon": ["before_departure", "after_departure"]}
+CHOICES = {"mode": ["distributed", "processes", "threads"], "horizon": ["before_departure", "after_departure"]}
 
 
 def check_settings(config):
@@ -31,9 +31,9 @@ def check_settings(config):
     for key in ("rows_per_partition", "memory_mb", "search_candidates", "search_blocks", "num_trees"):
         if getattr(config, key) < 1:
             raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 1")
-    if config.elastic and config.scheduler != "distributed":
+    if config.elastic and config.mode != "distributed":
         raise SystemExit(
-            f"elastic=true with scheduler={config.scheduler}: only the distributed scheduler's cluster can grow and shrink"
+            f"elastic=true with mode={config.mode}: only the distributed scheduler's cluster can grow and shrink"
         )
     own = [
         resources for resources in config.worker_resources[: config.num_workers] if config.learner_resource in resources

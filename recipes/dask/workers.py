@@ -23,7 +23,7 @@ class Pool:
 
     def __init__(self, config):
         host = socket.gethostname()
-        if config.scheduler == "threads":
+        if config.mode == "threads":
             self.pool, places = None, [(host, os.getpid())]
             dask.config.set(scheduler="threads", num_workers=config.num_workers)
         else:
@@ -177,4 +177,5 @@ def embedded(config):
         for rank in range(1 if config.elastic else config.num_workers)
     }  # fmt: skip
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": None}}
+    # Distributed: starts them all; tasks go to whichever worker has their inputs or is free.
     return SpecCluster(workers, scheduler, worker=workers[0])  # `worker`: what is added when the cluster grows

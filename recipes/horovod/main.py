@@ -36,6 +36,7 @@ def main():
     state = hvd.elastic.TorchState(model, make_optimizer(model, config), epoch=0, step=0, epoch_loss=0.0)
 
     facts = {"device": str(device), "torch": torch.__version__, "horovod": horovod.__version__}
+    # Distributed: each rank keeps a record of its own: who it is, among how many, and which of its host's processes.
     with RunRecord(config.output_dir, hvd.rank(), hvd.size(), hvd.local_rank(), **facts) as run:
         if hvd.rank() == 0:  # Distributed: one rank reads the checkpoint, `sync` brings it to all the others.
             load_checkpoint(state, config, len(train_data))
@@ -169,6 +170,7 @@ def sum_over_ranks(value):
 
 
 def max_over_ranks(value):
+    # Distributed: every rank gets the values of all and takes the largest.
     return max(hvd.allgather(torch.tensor([value], dtype=torch.float64), name="max_over_ranks").tolist())
 
 

@@ -9,7 +9,7 @@ import sys
 from runrecord import load_config
 
 CHOICES = {
-    "framework": ["pytorch", "tensorflow"],
+    "mode": ["pytorch", "tensorflow"],
     "controller": ["gloo", "mpi"],
     "op": ["average", "adasum"],
     "compression": ["none", "fp16"],
@@ -22,9 +22,9 @@ def check_settings(config, framework, world_size=None):
     for key, choices in CHOICES.items():
         if getattr(config, key) not in choices:
             raise SystemExit(f"{key}={getattr(config, key)!r} is unknown; expected one of: {', '.join(choices)}")
-    if config.framework != framework:
-        program = {"pytorch": "main.py", "tensorflow": "main_tensorflow.py"}[config.framework]
-        raise SystemExit(f"framework={config.framework} is another program: start {program}")
+    if config.mode != framework:
+        program = {"pytorch": "main.py", "tensorflow": "main_tensorflow.py"}[config.mode]
+        raise SystemExit(f"mode={config.mode} is another program: start {program}")
     for key in AT_LEAST_ONE:
         if getattr(config, key) < 1:
             raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 1")
@@ -38,9 +38,9 @@ def check_settings(config, framework, world_size=None):
         raise SystemExit(f"width={config.width}: expected a multiple of 8 (the network normalises in 8 groups)")
     if config.op == "adasum" and config.controller != "mpi":
         raise SystemExit("op=adasum needs controller=mpi: Horovod's Gloo has no Adasum")
-    if config.elastic and (config.controller != "gloo" or config.framework != "pytorch"):
+    if config.elastic and (config.controller != "gloo" or config.mode != "pytorch"):
         raise SystemExit(
-            f"elastic=true needs controller=gloo and framework=pytorch, not {config.controller} and {config.framework}"
+            f"elastic=true needs controller=gloo and mode=pytorch, not {config.controller} and {config.mode}"
         )
     if config.elastic and (config.fusion_threshold_mb is not None or config.cycle_time_ms is not None):
         # ParameterManager::SetTensorFusionThresholdBytes writes out of bounds when Horovod 0.28.1 starts a second time
@@ -87,4 +87,4 @@ def learning_rate_at(epoch, config):
 if __name__ == "__main__":
     *config_words, num_workers = sys.argv[1:]
     checked = load_config(config_words)
-    check_settings(checked, checked.framework, int(num_workers))
+    check_settings(checked, checked.mode, int(num_workers))

@@ -57,18 +57,21 @@ def main():
 def meet(config, device):
     """Joins the process group; returns the store that its members share. Raises RuntimeError when not all workers are there within five minutes."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    # After a restart PyTorch 2.13's env:// finds the dead workers' addresses in torchrun's store: a prefix keeps the attempts apart.
+    # Distributed: the store is where the workers find each other's addresses. After a restart PyTorch 2.13's env:// finds the dead
+    # ones' there: a prefix keeps the attempts apart.
     hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun does
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=hosts)
     store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # Distributed: waits until all world_size workers are there, and connects them.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world_size)
     return store
 
 
 def leave(store, rank, world_size):
     """Nobody goes while another still waits for an answer; see recipes/pytorch on why there is a short sleep."""
+    # Distributed: all say in the store that they are done and wait for the others' word, then the group ends in order.
     store.set(f"done{rank}", "")
     store.wait([f"done{other}" for other in range(world_size)])
     time.sleep(0.2)
@@ -76,6 +79,7 @@ def leave(store, rank, world_size):
 
 
 def train_epoch(model, optimizer, epoch, num_steps, data, batches, config, run):
+    # Distributed: who am I, among how many? From these two follows which rows are mine.
     rank, world_size, device = dist.get_rank(), dist.get_world_size(), next(model.parameters()).device
     first_step, started, loss_sum, num_rows = epoch * batches.steps_per_epoch, time.perf_counter(), 0.0, 0
     steps = min(batches.steps_per_epoch, num_steps - first_step)
@@ -118,6 +122,7 @@ def learning_rate_at(epoch, config):
 
 def shared_now(device):
     """Rank 0's clock on all ranks."""
+    # Distributed: clocks differ; what one rank reads is sent to all.
     now = torch.tensor([time.time()], dtype=torch.float64, device=device)
     dist.broadcast(now, src=0)
     return now.item()

@@ -35,10 +35,10 @@ def main():
         set_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     tf.config.experimental.enable_op_determinism()
     tf.keras.utils.set_random_seed(config.seed)
-    # Distributed: starts this worker's server and waits for the others, whose addresses TF_CONFIG holds.
     ring = tf.distribute.experimental.CommunicationOptions(
         implementation=tf.distribute.experimental.CommunicationImplementation.RING
     )
+    # Distributed: starts this worker's server and waits for the others, whose addresses TF_CONFIG holds.
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=ring)
     data = ImageData(config.rows_dir, "train")
     facts = {"attempt": int(os.environ.get("TFRUN_ATTEMPT", "0")), "phase": 0, "tensorflow": tf.__version__}
@@ -80,6 +80,7 @@ def train(strategy, model, optimizer, epoch, manager, exchange, data, config, ru
             optimizer.minimize(scaled, model.trainable_variables, tape=tape)
             return loss
 
+        # Distributed: every worker runs the step at the same time, each on its own share.
         return strategy.run(on_replica, (images, labels))
 
     while (done := int(epoch.numpy()) * batches.steps_per_epoch) < num_steps:
@@ -110,6 +111,7 @@ def sum_of(strategy):
 
     @tf.function
     def total(value):
+        # Distributed: each worker brings its own number; all get the sum.
         return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(tf.identity, [value]), axis=None)
 
     return lambda value: float(total(tf.constant(value, tf.float64)))

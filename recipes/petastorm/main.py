@@ -54,19 +54,21 @@ def main():
             if config.max_steps and step >= config.max_steps:
                 break
         run.digest(parameter.detach().numpy() for parameter in network.state_dict().values())
+    # Distributed: nobody leaves while another may still need an answer.
     dist.barrier()
     dist.destroy_process_group()  # Distributed: leaves the others in order.
 
 
 def shared_clock():
     """A number newer than any before, the same on all ranks."""
+    # Distributed: clocks differ; what rank 0 reads is sent to all.
     moment = torch.tensor(time.time(), dtype=torch.float64)
     dist.broadcast(moment, 0)
     return moment.item()
 
 
 def my_shards(config):
-    """Distributed: a shard belongs to exactly one rank; with one worker, all of them do."""
+    # Distributed: a shard belongs to exactly one rank; with one worker, all of them do.
     return range(dist.get_rank(), config.num_shards, dist.get_world_size())
 
 
@@ -98,7 +100,7 @@ def train_epoch(model, optimizer, store, manifest, config, epoch, step, run):
         (loss * (dist.get_world_size() / total)).backward()
         optimizer.step()
         loss_sum, num_rows, step = loss_sum + loss.item(), num_rows + (len(batch["id"]) if batch else 0), step + 1
-        if dist.get_rank() == 0 and step % 50 == 0:
+        if dist.get_rank() == 0 and step % 50 == 0:  # Distributed: one rank tells for all.
             run.progress(epoch, config.num_epochs, f"epoch {epoch + 1}  step {step}")
     for stream in streams:
         stream.close()  # a reader that was not read to its end has threads that wait
@@ -117,8 +119,8 @@ def evaluate(network, manifest, config, epoch, step, run):
     for shard in my_shards(config):
         for chunk in chunks_of(f"{config.data_dir}/test", config, manifest, shard, config.num_shards, 0):
             found.append(scores_of(network, chunk, manifest))
-    everybody = [None] * dist.get_world_size()
     # Distributed: the area under a curve cannot be averaged over ranks; it needs all scores in one place.
+    everybody = [None] * dist.get_world_size()
     dist.all_gather_object(everybody, [np.concatenate(column) for column in zip(*found, strict=True)])
     scores, truth = (np.concatenate(column) for column in zip(*everybody, strict=True))
     name, value = judge(scores, truth, manifest)

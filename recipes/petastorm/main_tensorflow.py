@@ -98,6 +98,7 @@ def make_steps(strategy, model, optimizer):
 
     signature = [tf.TensorSpec([None, model.input_shape[-1]]), tf.TensorSpec([None]), tf.TensorSpec([])]
     # One program for batches of any size, none included: a new one for each size would be compiled by some workers only.
+    # Distributed: every worker runs the step at the same time, each on its own batch.
     train_step = tf.function(lambda *batch: strategy.run(replica_step, args=batch), input_signature=signature)
     return add_up, train_step
 

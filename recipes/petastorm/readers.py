@@ -118,10 +118,8 @@ def reader_settings(config, names, shard, num_shards, seed, limit=None):
 
 
 def check_row_groups(config, rank=0, world_size=1):
-    """Raises SystemExit when a store does not fit: its files, row groups, columns, rows, or values that no network can take.
-
-    Distributed: each rank looks at the values of its own share of the row groups; together they see all of them before training.
-    """
+    """Raises SystemExit when a store does not fit: its files, row groups, columns, rows, or values that no network can take."""
+    # Distributed: each rank looks at the values of its own share of the row groups; together they see all of them before training.
     manifest = json.loads((Path(config.data_dir) / "manifest.json").read_text())
     for part in ("train", "test"):
         store, number, num_rows = f"{config.data_dir}/{part}", 0, 0

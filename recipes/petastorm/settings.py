@@ -5,7 +5,7 @@ import sys
 from runrecord import load_config
 
 CHOICES = {
-    "task": ["flights", "digits", "tensorflow"], "reader": ["batch", "row", "converter", "arrow"], "pool": ["thread", "process", "dummy"],
+    "mode": ["flights", "digits", "tensorflow"], "reader": ["batch", "row", "converter", "arrow"], "pool": ["thread", "process", "dummy"],
     "cache": ["none", "local-disk"],
 }  # fmt: skip
 
@@ -18,11 +18,11 @@ def check_settings(config, num_workers=None):
     for key in ("num_epochs", "num_shards", "shuffle_rows", "rows_per_chunk", "num_loader_workers", "width"):
         if getattr(config, key) < 1:
             raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 1")
-    if config.task == "digits" and config.reader != "row":
+    if config.mode == "digits" and config.reader != "row":
         raise SystemExit(f"reader={config.reader} cannot decode the tensors of the digits store: use recipe.reader=row")
-    if config.task == "tensorflow" and config.reader != "batch":
+    if config.mode == "tensorflow" and config.reader != "batch":
         raise SystemExit(
-            f"reader={config.reader} with task=tensorflow: only make_batch_reader feeds make_petastorm_dataset here"
+            f"reader={config.reader} with mode=tensorflow: only make_batch_reader feeds make_petastorm_dataset here"
         )
     if config.cache == "local-disk" and config.max_rows:
         raise SystemExit(

@@ -22,6 +22,7 @@ def open_store(config, manifest):
     if dist.get_rank() == 0:  # Distributed: one rank runs Spark, the others only need to know where the result is.
         converter, spark = convert(folder, manifest, config)
         answer = [urlparse(converter.cache_dir_url).path]
+    # Distributed: rank 0's answer, on all ranks; until it is there they wait.
     dist.broadcast_object_list(answer, 0)
     yield answer[0]
     # Distributed: nobody may still be reading.

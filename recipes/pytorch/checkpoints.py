@@ -31,7 +31,7 @@ def save(model, optimizer, step, config, num_rows, rank=0):
     if rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    barrier()
+    barrier()  # Distributed: nobody writes before the folder is there.
     model_state, optimizer_state = get_state_dict(model, optimizer, options=OPTIONS)
     # Distributed: all processes write at the same time, each the shards that it holds.
     dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=partial)
@@ -42,7 +42,7 @@ def save(model, optimizer, step, config, num_rows, rank=0):
         for old in sorted(path.parent.glob("step-*")):
             if old != path:
                 shutil.rmtree(old, ignore_errors=True)
-    barrier()
+    barrier()  # Distributed: nobody goes on before the checkpoint has its name: whoever is lost now is restarted from it.
     return path
 
 
@@ -84,5 +84,6 @@ def load(model, optimizer, config, num_rows, rank=0):
 
 
 def barrier():
+    # Distributed: waits until every process is here; main_single.py has no others.
     if dist.is_initialized():
         dist.barrier()

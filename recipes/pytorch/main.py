@@ -22,7 +22,7 @@ from data import Batches, ImageData, loader_of
 from model import torch_network
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
-from world import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
+from workers import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
 
 
 def main():
@@ -81,8 +81,8 @@ def train_epoch(model, network, optimizer, position, train_data, batches, num_st
     """Takes the position to the epoch's end (or to `num_steps`). Returns seconds and rows of all ranks in them."""
     epoch, first_step = position["epoch"], position["epoch"] * batches.steps_per_epoch
     steps = range(position["step"], min(batches.steps_per_epoch, num_steps - first_step))
-    rank, world_size = dist.get_rank(), dist.get_world_size()
     # Distributed: the sampler: every worker knows the whole order of the epoch and takes its own share of each batch.
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     loader = loader_of(train_data, batches, epoch, steps, rank, world_size, config.num_loader_workers)
     started, num_rows = time.perf_counter(), 0
     shown = started
@@ -162,7 +162,7 @@ def save_checkpoint(network, optimizer, position, config, run, num_rows):
     own = {"random": torch.get_rng_state(), "loss_sum": position["loss_sum"]}
     of_ranks = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(own, of_ranks)
-    if dist.get_rank() > 0:
+    if dist.get_rank() > 0:  # Distributed: the others have handed theirs in.
         return
     path = Path(config.checkpoint_dir) / "last.pt"
     path.parent.mkdir(parents=True, exist_ok=True)

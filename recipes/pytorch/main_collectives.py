@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from runrecord import RunRecord, load_config
 from settings import check_settings
-from world import facts, joined_world, max_over_ranks
+from workers import facts, joined_world, max_over_ranks
 
 
 def ring_all_reduce(tensor):
@@ -24,6 +24,7 @@ def ring_all_reduce(tensor):
 
     Each rank sends 2 (n - 1) / n of the tensor, however many ranks there are: that is why the ring scales.
     """
+    # Distributed: a ring: each rank sends to the next one and receives from the one before.
     rank, world_size = dist.get_rank(), dist.get_world_size()
     chunks = list(tensor.flatten().tensor_split(world_size))
     right, left = (rank + 1) % world_size, (rank - 1) % world_size
@@ -92,7 +93,7 @@ def check_all(rank, world_size, device, num_values=1200):
     if rank == world_size - 1:
         time.sleep(0.2)
     started = time.perf_counter()
-    dist.barrier()
+    dist.barrier()  # Distributed: the others stand here until the last rank is there.
     waited = time.perf_counter() - started
     found["barrier"] = 0.0 if waited > 0.1 or rank == world_size - 1 else 0.2 - waited
     return found
@@ -103,6 +104,7 @@ def exchanges(world_size, num_bytes, device):
     num_values = num_bytes // 4 // world_size * world_size
     tensor, share = torch.ones(num_values, device=device), (world_size - 1) / world_size
     part, gathered = torch.ones(num_values // world_size, device=device), torch.empty(num_values, device=device)
+    # Distributed: every rank runs each of these at the same time; the second is the bytes that each one sends.
     return {
         "all_reduce": (lambda: dist.all_reduce(tensor), 2 * share * num_bytes),
         "ring_all_reduce": (lambda: ring_all_reduce(tensor), 2 * share * num_bytes),

@@ -19,7 +19,7 @@ from data import Batches
 from language import TextData, build_model, loss_of, report_baselines, train_language_model
 from runrecord import RunRecord, load_config
 from settings import check_rows, check_settings, num_steps_of
-from world import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
+from workers import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
 
 
 class FullySharded:
@@ -29,6 +29,7 @@ class FullySharded:
         self.test_data = TextData(config.data_dir, "test")
         self.model = build_model(config)
         self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        # Distributed: the processes as a line: along it the parameters are divided.
         mesh = init_device_mesh(device.type, (world_size,))
         precision = {"float32": None, "bfloat16": torch.bfloat16}[config.precision]
         # Distributed: shards and optimizer state wait in the host's memory, and go to the GPU block by block.

@@ -16,7 +16,7 @@ from data import Batches
 from language import TextData, build_model, loss_of, report_baselines, train_language_model
 from runrecord import RunRecord, load_config
 from settings import check_rows, check_settings, num_steps_of
-from world import facts, joined_world, shared_now
+from workers import facts, joined_world, shared_now
 
 
 def cut(model, rank, world_size):

@@ -23,7 +23,7 @@ from data import Batches
 from language import TextData, build_model, loss_of, report_baselines, train_language_model
 from runrecord import RunRecord, load_config
 from settings import check_rows, check_settings, num_steps_of
-from world import facts, joined_world, shared_now
+from workers import facts, joined_world, shared_now
 
 
 def divide(model, mesh):
@@ -59,6 +59,7 @@ class TensorParallel:
         self.test_data = TextData(config.data_dir, "test")
         model = build_model(config).to(device)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        # Distributed: the processes as a line: along it each layer is divided.
         self.model = divide(model, init_device_mesh(device.type, (world_size,)))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), config.learning_rate)
 

@@ -23,11 +23,11 @@ from ray.tune.registry import register_env
 from ray.tune.trainable import trainable
 
 from algorithms import make_config
-from cluster import connect, require_free
 from environments import any_action, make_environment, returns_of, shortest_job_first
 from pictures import draw_curves, film
 from runrecord import RunRecord, load_config
 from settings import check_environment, check_settings, most_iterations
+from workers import connect, require_free
 
 
 def main():

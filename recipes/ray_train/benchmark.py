@@ -57,7 +57,7 @@ def core(root):
     )
     runs = []
     for _ in range(REPEATS):
-        content = run_recipe("ray_train", 2, "recipe.framework=core", "recipe.num_tasks=3000", root=root)
+        content = run_recipe("ray_train", 2, "recipe.mode=core", "recipe.num_tasks=3000", root=root)
         runs.append([content["metrics"][name] for name in names])
     tasks, calls, put, get, copy = (statistics.median(column) for column in zip(*runs, strict=True))
     table = {row["what"]: row for row in json.loads((Path(content["folder"]) / "tables/tour.json").read_text())["rows"]}

@@ -24,11 +24,11 @@ from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, R
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch.nn import functional as F
 
-from cluster import connect, require_free
 from data import datasets_of, num_rows_of, read_manifest, write_shards
 from model import torch_network
 from runrecord import RunRecord, check_position, load_config, read_records
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
+from workers import connect, require_free
 
 
 def main():
@@ -113,7 +113,7 @@ def agreed_attempt(config, began):
 
 
 def my_shards(config, split):
-    """Distributed: a shard belongs to exactly one worker; with one worker, all of them do."""
+    # Distributed: a shard belongs to exactly one worker; with one worker, all of them do.
     mine = range(dist.get_rank(), config.num_shards, dist.get_world_size())
     return [ray.train.get_dataset_shard(f"{split}-{shard}") for shard in mine]
 
@@ -211,16 +211,15 @@ def max_over_ranks(value):
 def save_checkpoint(network, optimizer, epoch, accuracy, config, run, num_rows):
     """Hands a checkpoint to Ray Train, which copies it to `storage_path` and only then counts it as one."""
     metrics = {"epoch": epoch, "accuracy": accuracy}
+    # Distributed: every rank reports, or all would wait; parameters are equal, so one of them writes.
     if dist.get_rank() > 0:
-        ray.train.report(
-            metrics
-        )  # Distributed: every rank reports, or all would wait; parameters are equal, so one of them writes.
+        ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
         content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
         content["depends_on"] = depends_on(config, num_rows)
         torch.save(content, Path(folder) / "last.pt")
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))  # Distributed: the one that writes.
     run.checkpoint(config.checkpoint_dir, epoch, 0)
 
 

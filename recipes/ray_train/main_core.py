@@ -18,9 +18,9 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster import connect, require_free
 from runrecord import RunRecord, load_config
 from settings import check_settings
+from workers import connect, require_free
 
 
 # Distributed: calls of this function are tasks: each runs in one of Ray's worker processes, on any node with a free CPU.

@@ -21,10 +21,10 @@ import ray.train
 from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.tensorflow import TensorflowTrainer
 
-from cluster import connect, require_free
 from data import datasets_of, num_rows_of, read_manifest, write_shards
 from runrecord import RunRecord, check_position, load_config, read_records
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
+from workers import connect, require_free
 
 NUM_GROUPS = 8
 
@@ -138,6 +138,7 @@ def train(tf, strategy, model, optimizer, epoch, keeper, exchange, config, manif
             optimizer.minimize(scaled, model.trainable_variables, tape=tape)
             return loss
 
+        # Distributed: every worker runs the step at the same time, each on its own share.
         return strategy.run(on_replica, (images, labels))
 
     while (first := int(epoch.numpy()) * steps_per_epoch) < num_steps:
@@ -197,6 +198,7 @@ def sum_of(tf, strategy):
 
     @tf.function
     def total(value):
+        # Distributed: each worker brings its own number; all get the sum.
         return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(tf.identity, [value]), axis=None)
 
     return lambda value: float(total(tf.constant(value, tf.float64)))

@@ -27,7 +27,7 @@ def check_settings(config):
     if config.object_store_mb < 80:
         raise SystemExit(f"object_store_mb={config.object_store_mb}: Ray wants at least 80")
     shards, workers, batch = config.num_shards, config.num_workers, config.global_batch_size
-    if config.framework == "core":
+    if config.mode == "core":
         return config
     if shards % workers:
         raise SystemExit(

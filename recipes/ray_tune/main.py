@@ -15,13 +15,13 @@ from pathlib import Path
 import ray
 from ray import tune
 
-from cluster import connect, require_free
 from pictures import draw_comparison, draw_schedule
 from records import Budget, Reporter, Search
 from runrecord import RunRecord, load_config
 from searches import METRIC, most_epochs, search_of
 from settings import check_settings
 from trainable import Classifier, Meeting, read_rows
+from workers import connect, require_free
 
 
 def main():

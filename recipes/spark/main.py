@@ -18,7 +18,6 @@ from pathlib import Path
 from pyspark.sql import SparkSession
 
 from anomalies import anomalies
-from executors import Executors
 from explore import explore
 from gradient_descent import gradient_descent
 from ingest import facts_of, ingest
@@ -28,6 +27,7 @@ from runrecord import RunRecord, load_config
 from settings import check_settings
 from streaming import stream
 from templates import templates
+from workers import Executors
 
 # Each step reads what the first one wrote, and leaves its results in <output_dir>/results/<step>.json.
 STEPS = {

@@ -132,6 +132,7 @@ def distributed(data, batches, strategy, config, steps, forever=False):
         mine = context.input_pipeline_id
         return with_options(elements(data, batches, num_replicas, steps, mine, forever), config, "off")
 
+    # Distributed: calls the function on every worker, and sends nobody's rows to another.
     return strategy.distribute_datasets_from_function(own_share)
 
 
@@ -204,6 +205,7 @@ def from_tfrecords(data, batches, strategy, config, steps):
 
     if config.auto_shard == "data":
         return with_options(pipeline(1, 0), config, "data")
+    # Distributed: each worker makes the pipeline of its own files, or rows.
     return strategy.distribute_datasets_from_function(
         lambda context: with_options(pipeline(context.num_input_pipelines, context.input_pipeline_id), config, "off")
     )

@@ -2,7 +2,7 @@
 
 Shows:   the few lines that make a single-process Keras program a distributed one (all tagged): a strategy, a scope, a
          dataset that is divided among the workers, callbacks of which one writes and all can go on.
-Choose:  when the model is Keras and fits on one device. `recipe.strategy=mirrored` (several devices of one process) and
+Choose:  when the model is Keras and fits on one device. `recipe.mode=mirrored` (several devices of one process) and
          `tpu` are this program too: only the strategy differs. `parameter_server` and `model_parallel` have their own.
 Run:     python -m tfrun --num-workers 2 main.py config.yaml
 Expect:  test accuracy of at least 0.97 on handwritten digits, within a minute on two CPU cores.
@@ -55,7 +55,7 @@ def train(model, strategy, batches, train_data, test_data, config, run):
     # Distributed: the mean of the workers' clocks is a number that all share and that is larger than any before. From it
     # the reader of the record knows which steps an earlier start took in vain.
     run.restore(first_epoch, 0, generation=mean_over_workers(time.time()))
-    if config.strategy == "tpu":
+    if config.mode == "tpu":
         batches.handed_out = []  # no Python runs in a compiled step: there the pipeline on the host says what it fed
     else:
         model.record_rows = row_recorder(run)

@@ -33,8 +33,8 @@ def claim_checkpoints(config, program):
     note = Path(config.checkpoint_dir) / "program.txt"
     if note.exists() and (theirs := note.read_text()) != program:
         raise SystemExit(
-            f"checkpoint_dir={config.checkpoint_dir} has the checkpoints of {theirs}, this is {program} (strategy={config.strategy}): "
-            "use another checkpoint_dir, or the strategy of that run"
+            f"checkpoint_dir={config.checkpoint_dir} has the checkpoints of {theirs}, this is {program} (mode={config.mode}): "
+            "use another checkpoint_dir, or the mode of that run"
         )
     num_rows = json.loads((Path(config.data_dir) / "manifest.json").read_text())["rows"]["train"]
     mine, batches = depends_on(config, min(num_rows, config.max_rows or num_rows)), note.with_name("depends_on.json")
@@ -64,7 +64,7 @@ def prepare(config):
         tf.config.experimental.set_memory_growth(gpu, True)
     if gpus:
         return f"{len(gpus)} gpu"
-    if config.strategy in ("mirrored", "model_parallel"):
+    if config.mode in ("mirrored", "model_parallel"):
         # Cuts the CPU into devices: the same code as on a machine with several GPUs, without their speed.
         cpu = tf.config.list_physical_devices("CPU")[0]
         part = tf.config.LogicalDeviceConfiguration()

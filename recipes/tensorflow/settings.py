@@ -10,7 +10,7 @@ from pathlib import Path
 from runrecord import load_config
 
 CHOICES = {
-    "strategy": ["multi_worker", "parameter_server", "parameter_server_fit", "mirrored", "tpu", "model_parallel"],
+    "mode": ["multi_worker", "parameter_server", "parameter_server_fit", "mirrored", "tpu", "model_parallel"],
     "communication": ["auto", "ring", "nccl"],
     "auto_shard": ["data", "file", "own"],
     "input": ["memory", "tfrecord"],
@@ -27,9 +27,9 @@ def check_settings(config, num_workers, program=None):
     for key, choices in CHOICES.items():
         if getattr(config, key) not in choices:
             raise SystemExit(f"{key}={getattr(config, key)!r} is unknown; expected one of: {', '.join(choices)}")
-    wanted = PROGRAMS.get(config.strategy, "main.py")
+    wanted = PROGRAMS.get(config.mode, "main.py")
     if program not in (None, wanted):
-        raise SystemExit(f"strategy={config.strategy} is another program: start {wanted}")
+        raise SystemExit(f"mode={config.mode} is another program: start {wanted}")
     for key in AT_LEAST_ONE:
         if getattr(config, key) < 1:
             raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 1")
@@ -40,32 +40,32 @@ def check_settings(config, num_workers, program=None):
     if config.width < 8 or config.width % 8:
         raise SystemExit(f"width={config.width}: expected a multiple of 8 (the network normalises in 8 groups)")
     check_batch(config, num_workers)
-    if config.strategy == "multi_worker" and config.communication == "nccl" and not Path("/dev/nvidia0").exists():
+    if config.mode == "multi_worker" and config.communication == "nccl" and not Path("/dev/nvidia0").exists():
         raise SystemExit(
             "communication=nccl needs NVIDIA GPUs and this machine has none: choose communication=ring or auto"
         )
-    if config.strategy == "tpu":
+    if config.mode == "tpu":
         check_tpu(config)
     elif config.steps_per_execution > 1:
         raise SystemExit(
-            f"steps_per_execution={config.steps_per_execution} is for strategy=tpu; elsewhere every step is reported by itself: say 1"
+            f"steps_per_execution={config.steps_per_execution} is for mode=tpu; elsewhere every step is reported by itself: say 1"
         )
     return config
 
 
 def check_batch(config, num_workers):
     """Equal shares for all replicas, and files for all workers."""
-    if config.strategy in ("mirrored", "model_parallel"):
+    if config.mode in ("mirrored", "model_parallel"):
         what, number = "num_devices", config.num_devices
     else:
         what, number = "the number of workers", num_workers
-    if config.strategy in ("multi_worker", "mirrored") and config.global_batch_size % number:
+    if config.mode in ("multi_worker", "mirrored") and config.global_batch_size % number:
         batch = config.global_batch_size
         raise SystemExit(
             f"global_batch_size={batch} cannot be divided by {what}, {number}: {batch} = {batch // number} x {number} + "
             f"{batch % number}; choose {batch // number * number or number} or {(batch // number + 1) * number}"
         )
-    if config.strategy == "model_parallel" and 16 * config.width % number:
+    if config.mode == "model_parallel" and 16 * config.width % number:
         raise SystemExit(
             f"num_devices={number} does not divide the hidden layer's 16 x width = {16 * config.width} units: choose a divisor, or another width"
         )
@@ -73,8 +73,8 @@ def check_batch(config, num_workers):
         raise SystemExit(
             "auto_shard=file divides files: it needs input=tfrecord; in memory there are rows: say auto_shard=data or own"
         )
-    if config.input == "tfrecord" and config.strategy != "multi_worker":
-        raise SystemExit(f"input=tfrecord is shown by strategy=multi_worker, not {config.strategy}: say input=memory")
+    if config.input == "tfrecord" and config.mode != "multi_worker":
+        raise SystemExit(f"input=tfrecord is shown by mode=multi_worker, not {config.mode}: say input=memory")
     if config.auto_shard == "file" and config.num_files % num_workers:
         raise SystemExit(
             f"num_files={config.num_files} cannot be divided by {num_workers} workers: some would have more rows than others; "
@@ -86,7 +86,7 @@ def check_tpu(config):
     """Raises SystemExit where there is certainly no TPU."""
     if not config.tpu_name:
         raise SystemExit(
-            "strategy=tpu needs a TPU and none is named: set tpu_name=local on a TPU VM, or tpu_name=NAME tpu_zone=ZONE "
+            "mode=tpu needs a TPU and none is named: set tpu_name=local on a TPU VM, or tpu_name=NAME tpu_zone=ZONE "
             "tpu_project=PROJECT for a TPU node. To get one: `gcloud compute tpus tpu-vm create NAME --zone=ZONE "
             "--accelerator-type=v5litepod-1 --version=tpu-vm-tf-<version>`; delete it when you are done, it costs money until then"
         )

@@ -4,13 +4,13 @@ from runtime import tf
 
 
 def make_strategy(config):
-    """The tf.distribute.Strategy of recipe.strategy; raises SystemExit where the machine lacks what it needs."""
-    if config.strategy == "mirrored":
+    """The tf.distribute.Strategy of recipe.mode; raises SystemExit where the machine lacks what it needs."""
+    if config.mode == "mirrored":
         # Distributed: one process, a replica on each of its devices; they exchange gradients within the process.
         kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
         devices = [device.name for device in tf.config.list_logical_devices(kind)][: config.num_devices]
         return tf.distribute.MirroredStrategy([name.removeprefix("/device:") for name in devices])
-    if config.strategy == "tpu":
+    if config.mode == "tpu":
         return tpu_strategy(config)
     if config.communication == "nccl" and not tf.config.list_physical_devices("GPU"):
         raise SystemExit("communication=nccl needs GPUs and this worker has none: choose communication=ring or auto")

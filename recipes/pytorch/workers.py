@@ -26,14 +26,15 @@ def joined_world(config):
     # Distributed: torchrun put rank, world size and the address of the store into the environment. The timeout bounds
     # how long a rank waits in an exchange for one that hangs.
     timeout = datetime.timedelta(seconds=config.exchange_timeout_seconds)
-    # After a restart PyTorch 2.13's env:// finds the dead workers' addresses, still in torchrun's store, and connects to them
-    # (sometimes: it is a race). A prefix for each attempt keeps them apart.
+    # Distributed: in the store the ranks find each other's addresses. After a restart PyTorch 2.13's env:// finds the dead workers',
+    # still in torchrun's store, and connects to them (sometimes: it is a race). A prefix for each attempt keeps them apart.
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
     store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    # Distributed: waits until all world_size processes are there, and connects them.
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
-        yield dist.get_rank(), dist.get_world_size(), device
+        yield dist.get_rank(), dist.get_world_size(), device  # Distributed: who am I, among how many?
         # Distributed: nobody leaves while another still waits for an answer. They meet in the store: that is no exchange.
         store.set(f"done{rank}", "")
         store.wait([f"done{other}" for other in range(world_size)], timeout)
@@ -41,7 +42,7 @@ def joined_world(config):
         # for the lock, the process is aborted ("terminate called without an active exception"): leave it the lock for a while.
         time.sleep(0.2)
     finally:
-        dist.destroy_process_group()
+        dist.destroy_process_group()  # Distributed: leaves the others in order.
 
 
 def facts(device):
@@ -56,6 +57,7 @@ def facts(device):
 
 def shared_now():
     """Rank 0's clock on all ranks: a number that is the same everywhere, and newer than any before."""
+    # Distributed: clocks differ; what rank 0 reads is sent to all.
     now = torch.tensor([time.time()], dtype=torch.float64)
     now = now.cuda() if dist.get_backend() == "nccl" else now
     dist.broadcast(now, src=0)
@@ -70,6 +72,7 @@ def sum_over_ranks(value, device):
 
 
 def max_over_ranks(value, device):
+    # Distributed: every rank brings its value, and all get the largest: the slowest one counts.
     most = torch.tensor(float(value), dtype=torch.float64, device=device)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     return most.item()

@@ -1,4 +1,4 @@
-"""Connecting to Ray, with errors that say what to do."""
+"""The cluster whose workers do the work: connecting to it, and room in it, with errors that say what to do."""
 
 import os
 import socket
