@@ -1,9 +1,12 @@
-"""Handwritten digits as tensors in a Petastorm store, written by Spark: 1,797 grey images of 8 x 8 pixels, in ten classes.
+"""Handwritten digits as tensors in a Petastorm store, written by Spark: 1,797 grey images of
+8 x 8 pixels, in ten classes.
 
-Source: scikit-learn's `load_digits` (UCI, Alpaydin and Kaynak 1998). Licence: CC BY 4.0. Needs Java, and the packages of the petastorm recipe.
+Source: scikit-learn's `load_digits` (UCI, Alpaydin and Kaynak 1998). Licence: CC BY 4.0. Needs Java, and the
+packages of the petastorm recipe.
 
-Two stores, `train` and `test`: `id` int64, `label` int64, `image` float32 (8, 8) by NdarrayCodec, `picture` uint8 (32, 32) by
-CompressedImageCodec (PNG, four times as large): cells that hold encoded bytes, which only Petastorm's row reader decodes.
+Two stores, `train` and `test`: `id` int64, `label` int64, `image` float32 (8, 8) by NdarrayCodec, `picture`
+uint8 (32, 32) by CompressedImageCodec (PNG, four times as large): cells that hold encoded bytes, which only
+Petastorm's row reader decodes.
 """
 
 import numpy as np

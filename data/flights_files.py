@@ -1,7 +1,8 @@
-"""Flights of your own: Parquet or delimited text, plain or packed. Lists the files and how to read each; copies nothing.
+"""Flights of your own: Parquet or delimited text, plain or packed. Lists the files and how to
+read each; copies nothing.
 
-Looks at the beginning of each file before any work: its columns, its separator, its encoding. What is below `path` and not read is
-listed in the manifest's `left_out`, with the reason. Folders named `year=2013` give a column.
+Looks at the beginning of each file before any work: its columns, its separator, its encoding. What is below `path` and
+not read is listed in the manifest's `left_out`, with the reason. Folders named `year=2013` give a column.
 
 Weather, planes and airports are those of the flights dataset; what they do not know is missing in the features.
 Licence: the user's own.
@@ -188,7 +189,8 @@ def check_settings(separator, decimal, encoding, time_format, day_first, missing
         raise DatasetError(f"data.day_first={day_first!r}: expected true (31/12/2013), false (12/31/2013) or null")
     if isinstance(missing, str) and missing.startswith("["):
         raise DatasetError(
-            f"data.missing={missing}: expected a list; words with other characters than letters, digits and -_./ need quotes: data.missing='[\"#N/A\"]'"
+            f"data.missing={missing}: expected a list; words with other characters than letters, digits and -_./ need "
+            "quotes: data.missing='[\"#N/A\"]'"
         )
     if missing is not None:
         words = missing if isinstance(missing, (list, tuple)) else [missing]

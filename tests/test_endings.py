@@ -1,4 +1,5 @@
-"""How runs end: nothing outlives its driver, signals are heeded at safe points, and the reason is the worker's own error."""
+"""How runs end: nothing outlives its driver, signals are heeded at safe points, and the reason
+is the worker's own error."""
 
 import contextlib
 import json

@@ -1,4 +1,5 @@
-"""Other people's tables of flights: what the builder (data/flights_files.py) and the reader (recipes/dask) make of them, by value.
+"""Other people's tables of flights: what the builder (data/flights_files.py) and the reader
+(recipes/dask) make of them, by value.
 
 One process of the recipe's environment answers for all cases (tests/flights_server.py). No recipe is run here.
 """
@@ -170,7 +171,8 @@ def test_day_or_month_first_is_asked_and_never_guessed(server, tmp_path):
     found = server(tmp_path)
     assert found["good"] == 0
     assert "say data.day_first=true or false" in found["too_many"]
-    # Said wrongly: what cannot be is refused, and what can be is not the flight's own date. A day that equals its month is the same.
+    # Said wrongly: what cannot be is refused, and what can be is not the flight's own date. A day that
+    # equals its month is the same.
     found = server(tmp_path, ["time_hour"], day_first=False)
     assert {value[:19] + "Z" for value in found["values"]["time_hour"]} <= {row["time_hour"] for row in flights()}
     assert sum(found["reasons"].values()) > 35

@@ -1,4 +1,5 @@
-"""The page over a made history: a break, a flake, an old lock, a figure that fell out of its history; and how a run is recorded."""
+"""The page over a made history: a break, a flake, an old lock, a figure that fell out of its history;
+and how a run is recorded."""
 
 import dataclasses
 import json

@@ -1,4 +1,5 @@
-"""Several hosts: network namespaces of this machine, each with an address, a name and an sshd of its own; recipes run across them."""
+"""Several hosts: network namespaces of this machine, each with an address, a name and an sshd of its own;
+recipes run across them."""
 
 import importlib.util
 import json

@@ -1,4 +1,5 @@
-"""infra/: hosts of this machine for real, AWS against moto on loopback with an old provider and against today's schema, the guard, a linter."""
+"""infra/: hosts of this machine for real, AWS against moto on loopback with an old provider and against today's
+schema, the guard, a linter."""
 
 import json
 import os
@@ -433,7 +434,8 @@ def test_no_secret_is_printed():
 )  # fmt: skip
 @pytest.mark.full
 def test_what_is_written_exists_in_todays_provider(tools, provider, least):
-    """Every resource, argument and block against the schema of the provider (AWS 6, Google 7, Kubernetes 2.38, Helm 3)."""
+    """Every resource, argument and block against the schema of the provider (AWS 6, Google 7,
+    Kubernetes 2.38, Helm 3)."""
     code = """
 import glob, importlib, inspect, json, keyword, os, re, sys
 import hcl2

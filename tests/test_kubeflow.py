@@ -246,7 +246,8 @@ steps.smoke_test(found["url"], "digits", {str(rows)!r}, {str(tmp_path / "other.n
 
 @pytest.mark.full
 def test_on_a_cluster(recipe_python, whole, tmp_path):
-    """The pipeline is compiled for a cluster and handed over; there its steps make the objects, and the objects do what they say."""
+    """The pipeline is compiled for a cluster and handed over; there its steps make the objects, and the
+    objects do what they say."""
     data_dir = whole[0]["dataset"]["folder"]
     with FakeCluster(recipe_python("kubeflow"), RECIPE, tmp_path / "cluster") as cluster:
         words = [
@@ -360,7 +361,8 @@ def flat_config(**changes):
 
 @pytest.fixture(scope="module")
 def objects(recipe_python, tmp_path_factory):
-    """name -> text of everything that the recipe could make on a cluster, and of the pipeline, at the default settings."""
+    """name -> text of everything that the recipe could make on a cluster, and of the pipeline,
+    at the default settings."""
     folder = tmp_path_factory.mktemp("objects")
     config = flat_config(
         kubeflow_host="http://localhost:8080", namespace="team", image="registry.example/kubeflow-recipe-python:0.1.0"
@@ -379,7 +381,8 @@ compiler.Compiler().compile(pipeline.pipeline_of(config), {str(folder / "made/pi
 
 
 def test_the_objects_are_those_that_were_reviewed(objects):
-    """To take over a change that is meant: UPDATE_GOLDEN=1 make test ARGS="tests/test_kubeflow.py -k reviewed", and read the diff."""
+    """To take over a change that is meant: UPDATE_GOLDEN=1 make test ARGS="tests/test_kubeflow.py -k
+    reviewed", and read the diff."""
     if os.environ.get("UPDATE_GOLDEN"):
         for name, text in objects.items():
             (GOLDEN / f"{name}.yaml").write_text(text)
@@ -390,7 +393,8 @@ def test_the_objects_are_those_that_were_reviewed(objects):
 
 
 def test_the_objects_are_valid(recipe_python, objects):
-    """Kubernetes' own kinds, and the pods inside the others, against the schema of its API; the pipeline by kfp's own loader."""
+    """Kubernetes' own kinds, and the pods inside the others, against the schema of its API;
+    the pipeline by kfp's own loader."""
     pods = {
         "train-job": yaml.safe_load(objects["trainjob"])["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"],
         "master": yaml.safe_load(objects["pytorchjob"])["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"],

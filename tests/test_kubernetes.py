@@ -1,4 +1,5 @@
-"""cluster=kubernetes: the objects against their projects' own schemas, and runs on pods that are namespaces of this machine."""
+"""cluster=kubernetes: the objects against their projects' own schemas, and runs on pods that are
+namespaces of this machine."""
 
 import json
 import os

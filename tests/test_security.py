@@ -186,7 +186,8 @@ def test_no_field_of_a_host_becomes_an_option(tmp_path, field):
 
 def test_a_good_inventory_is_taken(tmp_path):
     (tmp_path / "inventory.yaml").write_text(
-        "hosts: [{name: a, address: 10.0.0.1}]\nssh: {user: ubuntu, port: 22, key: ~/.ssh/id, known_hosts: /my keys/known}\n"
+        "hosts: [{name: a, address: 10.0.0.1}]\nssh: {user: ubuntu, port: 22, key: ~/.ssh/id, known_hosts: /my "
+        "keys/known}\n"
     )
     found = inventory.load(tmp_path)
     cluster = {**found, "connect_timeout_seconds": 1, "inventory": "x"}
@@ -284,7 +285,8 @@ def test_without_namespaces_the_command_runs_and_says_so():
         env={**os.environ, "PYTHONPATH": str(ROOT / "runrecord")},
     )
     assert done.stdout == (
-        "netrun: no network of its own (not allowed): echo listens on all addresses of this machine; is there a firewall?\nran\n"
+        "netrun: no network of its own (not allowed): echo listens on all addresses of this machine; is there a "
+        "firewall?\nran\n"
     )
 
 

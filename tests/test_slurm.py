@@ -1,4 +1,5 @@
-"""cluster=slurm with the real Slurm: a controller on this machine, a slurmd on each of two hosts made of network namespaces."""
+"""cluster=slurm with the real Slurm: a controller on this machine, a slurmd on each of two
+hosts made of network namespaces."""
 
 import os
 import shutil
@@ -44,7 +45,7 @@ class Slurm:
         (self.folder / "slurm.conf").write_text(
             f"ClusterName=test\nSlurmctldHost={socket.gethostname()}(10.77.{subnet}.254)\nSlurmctldPort={ports[0]}\nSlurmdPort={ports[1]}\n"
             f"SlurmUser=root\nSlurmdUser=root\nAuthType=auth/munge\nAuthInfo=socket={sock}\nCredType=cred/munge\nCryptoType=crypto/munge\n"
-            f"ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nMpiDefault=none\nReturnToService=2\nJobRequeue=1\nSchedulerParameters=requeue_delay=1\n"
+            "ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nMpiDefault=none\nReturnToService=2\nJobRequeue=1\nSchedulerParameters=requeue_delay=1\n"
             f"StateSaveLocation={self.folder}/state\nSlurmdSpoolDir={self.folder}/spool/%n\nSlurmctldPidFile={self.folder}/ctld.pid\n"
             f"SlurmdPidFile={self.folder}/%n.pid\nSlurmctldLogFile={self.folder}/ctld.log\nSlurmdLogFile={self.folder}/%n.log\n"
             "SelectType=select/cons_tres\nSelectTypeParameters=CR_Core\nKillWait=5\n"
@@ -203,7 +204,8 @@ def test_no_slurm_is_said(tmp_path):
 
 @pytest.mark.parametrize("recipe", ["pytorch", "horovod"])
 def test_the_script_is_the_one_that_was_reviewed(recipe, monkeypatch):
-    """To take over a change that is meant: UPDATE_GOLDEN=1 make test ARGS="tests/test_slurm.py -k reviewed", and read the diff."""
+    """To take over a change that is meant: UPDATE_GOLDEN=1 make test ARGS="tests/test_slurm.py -k
+    reviewed", and read the diff."""
     words = [
         "cluster=slurm",
         "cluster.num_workers=8",

@@ -1,4 +1,5 @@
-"""Other people's Parquet stores, and caches in odd places: read right, each file once, or refused with the reason before training."""
+"""Other people's Parquet stores, and caches in odd places: read right, each file once, or refused with the
+reason before training."""
 
 import json
 import os
@@ -12,7 +13,8 @@ from cookbook import ROOT, UserError, datasets
 from cookbook.settings import compose_recipe
 from tests.helpers import Silent
 
-# Makes each store in the recipe's own environment, checks it, reads it by both column readers, and prints what came out.
+# Makes each store in the recipe's own environment, checks it, reads it by both column readers,
+# and prints what came out.
 PROGRAM = """
 import json, sys, warnings
 warnings.filterwarnings("ignore")
@@ -88,7 +90,8 @@ leave()
 
 @pytest.fixture(scope="module")
 def answers(recipe_python, tmp_path_factory):
-    """What came out of all stores, in one process; they lie below a folder with a blank, an umlaut and a percent sign."""
+    """What came out of all stores, in one process; they lie below a folder with a blank, an
+    umlaut and a percent sign."""
     root = tmp_path_factory.mktemp("stores") / "my cache ü 100%25"
     paths = os.pathsep.join([str(ROOT / "recipes/petastorm"), str(ROOT / "runrecord")])
     done = subprocess.run(

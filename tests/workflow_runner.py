@@ -1,8 +1,8 @@
 """Runs the steps of a GitHub workflow on this machine, as an unprivileged user `runner` who has sudo and an empty home.
 
-`run:` steps run as they are written, in a mount and a process namespace of their own; the actions that the workflows use are
-replaced. What this runner cannot read (an unknown key, action, function or name) raises Unreadable: it guesses nothing.
-Run by hand: python -m tests.workflow_runner .github/workflows/ci.yml test
+`run:` steps run as they are written, in a mount and a process namespace of their own; the actions that the workflows
+use are replaced. What this runner cannot read (an unknown key, action, function or name) raises Unreadable: it guesses
+nothing. Run by hand: python -m tests.workflow_runner .github/workflows/ci.yml test
 """
 
 import argparse
@@ -58,7 +58,8 @@ TOKEN = re.compile(r"\s*('(?:[^']|'')*'|\d+|&&|\|\||==|!=|[!(),]|[A-Za-z_][\w-]*
 
 
 class Expression:
-    """GitHub's expressions, as far as the workflows use them: names, texts, numbers, comparisons, and, or, not, functions."""
+    """GitHub's expressions, as far as the workflows use them: names, texts, numbers,
+    comparisons, and, or, not, functions."""
 
     def __init__(self, text, names, functions):
         self.text, self.names, self.functions = text, names, functions
@@ -456,7 +457,8 @@ class Run:
         slot.with_suffix(".key").write_text(words["key"])
 
     def _cached(self, patterns):
-        """What the patterns name. As on GitHub, one that is left out must be named by a pattern itself: not something below it."""
+        """What the patterns name. As on GitHub, one that is left out must be named by a pattern itself:
+        not something below it."""
         named = [self._place(pattern) for pattern in patterns if not pattern.startswith("!")]
         found = {path for one in named for path in one.parent.glob(one.name)}
         left_out = {self._place(pattern[1:]) for pattern in patterns if pattern.startswith("!")}

@@ -1,7 +1,8 @@
 """Measures parsing against other engines and other ways in Spark, and memory over input size: make bench RECIPE=spark
 
-Prints the tables of the recipe's README. polars and DuckDB are installed into an environment of the benchmark's own. With
-LOGHUB=FOLDER (the loghub collection's *_2k.log files with their *_structured.csv) it also parses those, and compares templates.
+Prints the tables of the recipe's README. polars and DuckDB are installed into an environment of the benchmark's
+own. With LOGHUB=FOLDER (the loghub collection's *_2k.log files with their *_structured.csv) it also parses
+those, and compares templates.
 """
 
 import json
@@ -111,7 +112,8 @@ def parse_rates(folder, log, tools):
     names = {"split": "Spark, this recipe's `parse`", "ingest": "the same with reasons, counts and quarantine, by day (this recipe's `ingest`)", "regexp": "Spark, one `regexp_extract` a field",
              "polars": "polars, `extract_groups`", "duckdb": "DuckDB, `regexp_extract` with a list of names"}  # fmt: skip
     table = [
-        f"| parse {megabytes:,.0f} MB, {names[name]} | {rate[name]:,.0f} MB/s | recipe / this = {rate['split'] / rate[name]:.2f} |"
+        f"| parse {megabytes:,.0f} MB, {names[name]} | {rate[name]:,.0f} MB/s | recipe / this = "
+        f"{rate['split'] / rate[name]:.2f} |"
         for name in names
     ]
     bounds = {
@@ -151,7 +153,8 @@ def loghub(folder, root):
     text, *_ = watched([PYTHON, "-c", LOGHUB, HERE, folder], {"SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": str(HERE)})
     found = [json.loads(line.partition("RESULT ")[2]) for line in text.splitlines() if "RESULT " in line]
     rows = [
-        f"| {name}, 2,000 lines | {parsed:.4f} of the lines parsed | templates: grouping accuracy {accuracy:.3f} ({ours} found, {theirs} by people) |"
+        f"| {name}, 2,000 lines | {parsed:.4f} of the lines parsed | templates: grouping accuracy {accuracy:.3f} "
+        f"({ours} found, {theirs} by people) |"
         for name, parsed, accuracy, ours, theirs in found
     ]
     content = run_recipe(

@@ -27,8 +27,10 @@ QUERIES = {
 
 
 def explore(spark, config, run):
-    """Leaves the tables in the report, traffic with a plot; those that need a field which the logs lack are left out."""
-    # Distributed: Spark plans each query into stages; between two of them rows with one key meet on one executor (a shuffle).
+    """Leaves the tables in the report, traffic with a plot; those that need a field which the
+    logs lack are left out."""
+    # Distributed: Spark plans each query into stages; between two of them rows with one key
+    # meet on one executor (a shuffle).
     events, there = good_events(spark, config), set(facts_of(spark, config).columns)
     there -= {"status"} if "status" in there and not is_web(events) else set()
     events.createOrReplaceTempView("events")

@@ -1,4 +1,5 @@
-"""Supervised models on the same events: which lines belong to an attack, the load of the next window, pages for a client.
+"""Supervised models on the same events: which lines belong to an attack, the load of the next
+window, pages for a client.
 
 Each model is compared with what needs no model at all, saved, and loaded again before it is judged.
 """
@@ -24,7 +25,8 @@ K = 10  # recommendations that are judged
 
 
 def labelled(events, config):
-    """Events with `label`: 1 for lines of a known attacker (web logs) or with an alert category (BGL); None without a truth."""
+    """Events with `label`: 1 for lines of a known attacker (web logs) or with an alert
+    category (BGL); None without a truth."""
     truth = Path(config.data_dir) / "incidents.json"
     if "label" in events.columns:
         return events.withColumn("label", (F.col("label") != "-").cast("double"))
@@ -54,7 +56,8 @@ def line_features(events):
 
 
 def feature_stages(events):
-    """What turns the columns of `line_features` into a vector `features`, without a look at the data: hashing needs no dictionary."""
+    """What turns the columns of `line_features` into a vector `features`, without a look at the data:
+    hashing needs no dictionary."""
     if "message" in events.columns:
         words = Tokenizer(inputCol="text", outputCol="words")
         return [words, HashingTF(inputCol="words", outputCol="features", numFeatures=4 * NUM_FEATURES)]
@@ -63,13 +66,15 @@ def feature_stages(events):
 
 
 def share_of(events, seed):
-    """A column: a number from 0 to 999 that follows from the line: the same split in every run, on any number of executors."""
+    """A column: a number from 0 to 999 that follows from the line: the same split in every
+    run, on any number of executors."""
     keys = [name for name in ("time", "client", "path", "bytes", "message") if name in events.columns]
     return F.pmod(F.xxhash64(*keys, F.lit(seed)), F.lit(1000))
 
 
 def sample(events, config):
-    """(about `model_rows` labelled lines with their features, {label: about how many lines}); (None, {}) where there are no labels."""
+    """(about `model_rows` labelled lines with their features, {label: about how many lines}); (None, {})
+    where there are no labels."""
     data = labelled(events, config)
     if data is None:
         return None, {}
@@ -158,7 +163,8 @@ def recommend(spark, config, run):
     train, kept_back = seen.where(share > 0).cache(), seen.where(share == 0)
     if train.isEmpty() or kept_back.isEmpty():
         return {"skipped": "needs pages that can be kept back to judge by, and there are too few"}
-    # Distributed: users and items are two sets of blocks on the executors; factors of one travel to where the other needs them.
+    # Distributed: users and items are two sets of blocks on the executors; factors of one travel to
+    # where the other needs them.
     num_blocks = 2 * spark.sparkContext.defaultParallelism
     als = ALS(
         rank=8, maxIter=8, regParam=0.1, implicitPrefs=True, alpha=10.0, seed=config.seed,

@@ -1,4 +1,5 @@
-"""Free-text messages to templates: what varies (numbers, addresses, paths) becomes <*>, and equal templates are one event.
+"""Free-text messages to templates: what varies (numbers, addresses, paths) becomes <*>, and
+equal templates are one event.
 
 Masking works on distinct messages only, and with native expressions. It is the fixed-rule part of what log parsers do
 (Zhu et al. 2019, "Tools and Benchmarks for Automated Log Parsing" compares those that learn more from the data).
