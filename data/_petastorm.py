@@ -22,10 +22,16 @@ def local_spark(folder, name):
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ["PYSPARK_PYTHON"] = sys.executable  # the executors' Python must have the packages
     return (
-        SparkSession.builder.master("local[2]").appName(name).config("spark.ui.enabled", False).config("spark.local.dir", str(folder / "scratch"))
-        .config("spark.sql.session.timeZone", "UTC").config("spark.sql.shuffle.partitions", 4).config("spark.ui.showConsoleProgress", False)
-        .config("spark.sql.execution.arrow.pyspark.enabled", True).getOrCreate()
-    )  # fmt: skip
+        SparkSession.builder.master("local[2]")
+        .appName(name)
+        .config("spark.ui.enabled", False)
+        .config("spark.local.dir", str(folder / "scratch"))
+        .config("spark.sql.session.timeZone", "UTC")
+        .config("spark.sql.shuffle.partitions", 4)
+        .config("spark.ui.showConsoleProgress", False)
+        .config("spark.sql.execution.arrow.pyspark.enabled", True)
+        .getOrCreate()
+    )
 
 
 def address_of(folder):

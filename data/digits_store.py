@@ -17,12 +17,15 @@ from petastorm.unischema import Unischema, UnischemaField, dict_to_spark_row
 from pyspark.sql.types import LongType
 from sklearn.datasets import load_digits
 
-SCHEMA = Unischema("digits", [
-    UnischemaField("id", np.int64, (), ScalarCodec(LongType()), False),
-    UnischemaField("label", np.int64, (), ScalarCodec(LongType()), False),
-    UnischemaField("image", np.float32, (8, 8), NdarrayCodec(), False),
-    UnischemaField("picture", np.uint8, (32, 32), CompressedImageCodec("png"), False),
-])  # fmt: skip
+SCHEMA = Unischema(
+    "digits",
+    [
+        UnischemaField("id", np.int64, (), ScalarCodec(LongType()), False),
+        UnischemaField("label", np.int64, (), ScalarCodec(LongType()), False),
+        UnischemaField("image", np.float32, (8, 8), NdarrayCodec(), False),
+        UnischemaField("picture", np.uint8, (32, 32), CompressedImageCodec("png"), False),
+    ],
+)
 
 
 def build(folder, test_fraction, rows_per_group, seed):

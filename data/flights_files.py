@@ -139,7 +139,7 @@ def build(
     for file in folder.glob("flights-*.parquet"):
         file.unlink()
     own = {"name": "flights_files", "source": f"{len(readings)} files of the user", "licence": "the user's own"}
-    return made | own | {
+    found = {
         "rows": {} if None in rows else {"flights": sum(rows)},
         "malformed": None,
         "schema": {name: "of the user" for name in COLUMNS if name in readings[0]["columns"] | readings[0]["folder"]},
@@ -147,7 +147,8 @@ def build(
         "reading": [{key: value for key, value in reading.items() if key != "names"} for reading in readings],
         "values": settings,
         "left_out": sorted(left_out, key=lambda one: one["file"]),
-    }  # fmt: skip
+    }
+    return made | own | found
 
 
 def wanted_names(columns):
@@ -196,9 +197,13 @@ def check_settings(separator, decimal, encoding, time_format, day_first, missing
         words = missing if isinstance(missing, (list, tuple)) else [missing]
         missing = [word if isinstance(word, str) else json.dumps(word) for word in words]  # null: the word
     return {
-        "separator": separator, "decimal": decimal, "encoding": encoding,
-        "time_format": time_format, "day_first": day_first, "missing": missing,
-    }  # fmt: skip
+        "separator": separator,
+        "decimal": decimal,
+        "encoding": encoding,
+        "time_format": time_format,
+        "day_first": day_first,
+        "missing": missing,
+    }
 
 
 def found_files(path):

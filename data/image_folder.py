@@ -1,7 +1,8 @@
 """The user's own pictures: a folder with a folder of pictures for each class.
 
-    PATH/cat/1.png  PATH/dog/7.jpg ...                 a share of each class becomes the test part, or
-    PATH/train/cat/1.png  PATH/val/cat/9.png ...       the parts are given: train, and test or val (valid, validation, Test, ...)
+    PATH/cat/1.png  PATH/dog/7.jpg ...              a share of each class becomes the test part, or
+    PATH/train/cat/1.png  PATH/val/cat/9.png ...    the parts are given: train, and test or val
+                                                    (valid, validation, Test, ...)
 
 Every file below PATH is read, or it stands in the manifest (`left_out`) with the reason. Pictures are
 turned upright (EXIF), laid on one background where they are transparent, and scaled to 8 bits; of

@@ -24,8 +24,10 @@ MALFORMED = ["cut", "no quotes", "no numbers", "noise"]  # how the malformed lin
 AGENTS = [
     "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36",
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:133.0) Gecko/20100101 Firefox/133.0",
-    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) AppleWebKit/605.1.15 Version/18.1 Mobile/15E148 Safari/604.1",
-    "Mozilla/5.0 (Linux; Android 15; Pixel 9) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Mobile Safari/537.36",
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) AppleWebKit/605.1.15 "
+    "Version/18.1 Mobile/15E148 Safari/604.1",
+    "Mozilla/5.0 (Linux; Android 15; Pixel 9) AppleWebKit/537.36 (KHTML, like Gecko) "
+    "Chrome/131.0.0.0 Mobile Safari/537.36",
 ]
 CRAWLER = "Mozilla/5.0 (compatible; quickcrawl/2.1; +http://crawler.example/about)"
 
@@ -90,11 +92,13 @@ def text_lines(spark, minutes, seed, malformed_every, num_users, num_partitions)
     total = F.col("plain") + F.col("added")
     extra = F.floor((F.col("k") + 1) * F.col("added") / total) > F.floor(F.col("k") * F.col("added") / total)
     u = [chance(seed, number) for number in range(12)]
-    lines = lines.withColumns({
-        "extra": extra,
-        "user": F.floor(u[0] * u[0] * num_users),
-        "second": F.floor(F.col("k") * 60 / total),
-    })  # fmt: skip
+    lines = lines.withColumns(
+        {
+            "extra": extra,
+            "user": F.floor(u[0] * u[0] * num_users),
+            "second": F.floor(F.col("k") * 60 / total),
+        }
+    )
     of_user = [F.xxhash64("user", F.lit(seed), F.lit(n)) for n in range(3)]
     taste = F.pmod(of_user[0], F.lit(NUM_TASTES))
     page = F.floor(u[1] * u[1] * (NUM_PAGES // NUM_TASTES)) * NUM_TASTES + F.when(u[2] < 0.75, taste).otherwise(
@@ -117,10 +121,15 @@ def text_lines(spark, minutes, seed, malformed_every, num_users, num_partitions)
     )
     failing = (F.col("kind") == "error_burst") & (u[6] < F.col("extent"))
     status = (
-        F.when(scan, F.when(u[6] < 0.995, 401).otherwise(200)).when(flood, F.when(u[6] < 0.4, 404).otherwise(200))
-        .when(failing, pick([500, 502, 503], u[7])).when(u[7] < 0.003, 500).when(u[7] < 0.02, 404).when(u[7] < 0.05, 304)
-        .when((u[4] >= 0.06) & (u[4] < 0.09) & (u[7] < 0.2), 401).otherwise(200)
-    )  # fmt: skip
+        F.when(scan, F.when(u[6] < 0.995, 401).otherwise(200))
+        .when(flood, F.when(u[6] < 0.4, 404).otherwise(200))
+        .when(failing, pick([500, 502, 503], u[7]))
+        .when(u[7] < 0.003, 500)
+        .when(u[7] < 0.02, 404)
+        .when(u[7] < 0.05, 304)
+        .when((u[4] >= 0.06) & (u[4] < 0.09) & (u[7] < 0.2), 401)
+        .otherwise(200)
+    )
     # A normal number from two even ones (Box and Muller 1958); request times are log-normal.
     normal = F.sqrt(-2 * F.log(u[8] + 1e-7)) * F.cos(2 * np.pi * u[9])
     creep = F.when(F.col("kind") == "latency_creep", 1 + F.col("extent") * F.col("share")).otherwise(1.0)
@@ -138,15 +147,16 @@ def text_lines(spark, minutes, seed, malformed_every, num_users, num_partitions)
         .otherwise(address)
     )
     method = F.when(path == "/login", "POST").when(path == "/cart", "POST").otherwise("GET")
-    good = F.format_string(
-        '%s - - [%s +0000] "%s %s HTTP/1.1" %d %d "%s" "%s" %.3f',
-        client, when, method, path, status, F.when(status == 304, 0).otherwise(F.floor(200 + 30000 * u[11] * u[11])), referrer, agent, request_time,
-    )  # fmt: skip
+    size = F.when(status == 304, 0).otherwise(F.floor(200 + 30000 * u[11] * u[11]))
+    fields = (client, when, method, path, status, size, referrer, agent, request_time)
+    good = F.format_string('%s - - [%s +0000] "%s %s HTTP/1.1" %d %d "%s" "%s" %.3f', *fields)
     turn = F.floor(F.col("line") / malformed_every) % len(MALFORMED)
     spoilt = (
-        F.when(turn == 0, F.substring(good, 1, 40)).when(turn == 1, F.translate(good, '"', ""))
-        .when(turn == 2, F.regexp_replace(good, r'" \d+ \d+ "', '" - - "')).otherwise(F.hex(F.substring(good, 1, 60)))
-    )  # fmt: skip
+        F.when(turn == 0, F.substring(good, 1, 40))
+        .when(turn == 1, F.translate(good, '"', ""))
+        .when(turn == 2, F.regexp_replace(good, r'" \d+ \d+ "', '" - - "'))
+        .otherwise(F.hex(F.substring(good, 1, 60)))
+    )
     return lines.select(
         F.when(F.col("line") % malformed_every == malformed_every // 2, spoilt).otherwise(good).alias("value")
     )
@@ -169,9 +179,14 @@ def build(folder, num_lines, num_hours, malformed_every, seed):
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ["PYSPARK_PYTHON"] = sys.executable
     spark = (
-        SparkSession.builder.master("local[*]").appName("web_logs").config("spark.ui.enabled", False)
-        .config("spark.sql.session.timeZone", "UTC").config("spark.local.dir", str(folder)).config("spark.log.level", "ERROR").getOrCreate()
-    )  # fmt: skip
+        SparkSession.builder.master("local[*]")
+        .appName("web_logs")
+        .config("spark.ui.enabled", False)
+        .config("spark.sql.session.timeZone", "UTC")
+        .config("spark.local.dir", str(folder))
+        .config("spark.log.level", "ERROR")
+        .getOrCreate()
+    )
     try:
         raw = folder / "raw"
         text_lines(spark, minutes, seed, malformed_every, max(50, num_lines // 60), num_files).write.text(str(raw))

@@ -77,8 +77,9 @@ def main():
             if size >= LARGE:
                 predicted = ring(2, size, alpha, limit * 1e6 / 8)
                 errors.append(predicted / seconds - 1)
-                fuller.append((predicted + times[None][size]) / seconds - 1)
-                both = f"{predicted * 1e3:.1f} ms ({errors[-1]:+.0%}) | {(predicted + times[None][size]) * 1e3:.1f} ms ({fuller[-1]:+.0%})"
+                more = predicted + times[None][size]
+                fuller.append(more / seconds - 1)
+                both = f"{predicted * 1e3:.1f} ms ({errors[-1]:+.0%}) | {more * 1e3:.1f} ms ({fuller[-1]:+.0%})"
                 print(f"| {limit} Mbit/s | {size >> 20} MiB | {seconds * 1e3:.1f} ms | {both} |")
     for name, found in (("model", errors), ("model and processors", fuller)):
         print(

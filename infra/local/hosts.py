@@ -1,11 +1,12 @@
-"""Hosts on this machine, to try a cluster of several without having one: `python3 hosts.py up
-FOLDER [--num-hosts 2] ...`.
+"""Hosts on this machine, to try a cluster of several without having one:
+`python3 hosts.py up FOLDER [--num-hosts 2] ...`.
 
 As root each host is a network namespace with an address of its own on a bridge, a name, an sshd, and on request
 folders that only it sees. Without root they are sshd processes on the loopback addresses 127.0.0.1, 127.0.0.2,
 ..., which share everything else.
 
-    up      makes them, and writes FOLDER/inventory.yaml, which cluster=hosts takes; does nothing where they are up already
+    up      makes them, and writes FOLDER/inventory.yaml, which cluster=hosts takes; does nothing where they
+            are up already
     status  says which of them answer
     down    ends every process on them and removes all of it, also what an interrupted `up` has left
 """
@@ -95,7 +96,8 @@ class Hosts:
             f"  - {{name: host{number}, address: {address}, slots: {self.slots}}}\n"
             for number, address in enumerate(addresses, 1)
         )
-        ssh = f"{{user: {getpass.getuser()}, port: {port}, key: {self.folder}/key, known_hosts: {self.folder}/known_hosts}}"
+        files = f"key: {self.folder}/key, known_hosts: {self.folder}/known_hosts"
+        ssh = f"{{user: {getpass.getuser()}, port: {port}, {files}}}"
         partial = self.folder / "inventory.partial"
         partial.write_text(
             f"hosts:\n{hosts}ssh: {ssh}\nshared: {str(not self.private).lower()}\nservices: {self.folder}/services\n"

@@ -139,8 +139,15 @@ def judge(found, incidents, config, run):
     for incident in incidents:
         inside = (starts < incident["end"]) & (ends > incident["start"])
         right |= inside & found["flagged"]
-        rows.append({"kind": incident["kind"], "minutes": (incident["end"] - incident["start"]) // 60, "windows": int(inside.sum()),
-                     "flagged": int((inside & found["flagged"]).sum()), "highest score": float(found["score"][inside].max())})  # fmt: skip
+        rows.append(
+            {
+                "kind": incident["kind"],
+                "minutes": (incident["end"] - incident["start"]) // 60,
+                "windows": int(inside.sum()),
+                "flagged": int((inside & found["flagged"]).sum()),
+                "highest score": float(found["score"][inside].max()),
+            }
+        )
     run.table("incidents", rows)
     flagged = int(found["flagged"].sum())
     return {

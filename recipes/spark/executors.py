@@ -76,8 +76,14 @@ class Executors:
             rank = free.pop(0) if free else len(self.records)
             host, pid = found[executor]
             record = RunRecord(
-                self.config.output_dir, rank, len(found), host=host, pid=pid, spark=pyspark.__version__, device=f"executor {executor}"
-            )  # fmt: skip
+                self.config.output_dir,
+                rank,
+                len(found),
+                host=host,
+                pid=pid,
+                spark=pyspark.__version__,
+                device=f"executor {executor}",
+            )
             self.records[executor] = rank, record
         return len(found)
 

@@ -83,8 +83,10 @@ def gradient_descent(spark, config, run):
     theirs = time.perf_counter() - started
     expected = np.append(mllib.coefficients.toArray(), mllib.intercept)
     difference = float(np.abs(weights - expected).max() / np.abs(expected).max())
-    run.table("gradient descent", [
-        {"who": "RDD, treeAggregate", "rounds": config.num_rounds, "seconds": ours, "seconds per round": ours / config.num_rounds},
-        {"who": "MLlib, L-BFGS", "rounds": mllib.summary.totalIterations, "seconds": theirs, "seconds per round": theirs / max(1, mllib.summary.totalIterations)},
-    ])  # fmt: skip
+    both = [("RDD, treeAggregate", config.num_rounds, ours), ("MLlib, L-BFGS", mllib.summary.totalIterations, theirs)]
+    rows = [
+        {"who": who, "rounds": rounds, "seconds": seconds, "seconds per round": seconds / max(1, rounds)}
+        for who, rounds, seconds in both
+    ]
+    run.table("gradient descent", rows)
     return {"coefficients_max_difference": difference, "rows": num_rows, "features": width}

@@ -243,9 +243,12 @@ def quarantine(spark, config, run, known):
     malformed = spark.read.parquet(literal(f"{config.output_dir}/events")).where("quality = 'malformed'")
     # Distributed: each file with malformed lines is read again by one task, which finds out where they begin.
     found = (
-        malformed.select("file", "line", "reason").distinct().rdd.map(lambda row: (row["file"], (bytes(row["line"]), row["reason"])))
-        .groupByKey().flatMap(lambda pair: offsets(*pair, known))
-    )  # fmt: skip
+        malformed.select("file", "line", "reason")
+        .distinct()
+        .rdd.map(lambda row: (row["file"], (bytes(row["line"]), row["reason"])))
+        .groupByKey()
+        .flatMap(lambda pair: offsets(*pair, known))
+    )
     columns, folder = "file string, offset long, reason string, line string", f"{config.output_dir}/quarantine"
     spark.createDataFrame(found, columns).write.mode("overwrite").parquet(folder)
     table = spark.read.parquet(literal(folder))

@@ -46,13 +46,15 @@ def line_features(events):
     missing = {name: F.lit("-") for name in ("method", "path", "referrer") if name not in events.columns}
     missing |= {"bytes": F.lit(0)} if "bytes" not in events.columns else {}
     events = events.withColumns(missing) if missing else events
-    return events.withColumns({
-        "section": F.get(F.split("path", "[/?]"), F.lit(1)),
-        "answer": answer,
-        "referred": F.col("referrer") != "-",
-        "size": F.log(F.coalesce(F.col("bytes"), F.lit(0)) + 1.0),
-        "seconds": seconds,
-    })  # fmt: skip
+    return events.withColumns(
+        {
+            "section": F.get(F.split("path", "[/?]"), F.lit(1)),
+            "answer": answer,
+            "referred": F.col("referrer") != "-",
+            "size": F.log(F.coalesce(F.col("bytes"), F.lit(0)) + 1.0),
+            "seconds": seconds,
+        }
+    )
 
 
 def feature_stages(events):
@@ -95,7 +97,8 @@ def classify(spark, config, run):
     sizes = {part: dict(rows.groupBy("label").count().collect()) for part, rows in (("train", train), ("test", test))}
     if few := [part for part, found in sizes.items() if len(found) < 2]:
         return {
-            "skipped": f"the {few[0]} part has lines of one class only: equal lines stay together, and too few are different"
+            "skipped": f"the {few[0]} part has lines of one class only: "
+            "equal lines stay together, and too few are different"
         }
     rare = sizes["test"][1.0] / sum(sizes["test"].values())
     # Saying "attack" of every line is the best that can be done without a look: recall 1, precision `rare`.
@@ -108,8 +111,13 @@ def classify(spark, config, run):
         grid = ParamGridBuilder().addGrid(classifier.getParam(parameter), values).build()
         # Distributed: the folds' models are trained side by side, each of them by all executors.
         search = CrossValidator(
-            estimator=Pipeline(stages=[*feature_stages(data), classifier]), estimatorParamMaps=grid, evaluator=f1, numFolds=config.num_folds, seed=config.seed, parallelism=2
-        )  # fmt: skip
+            estimator=Pipeline(stages=[*feature_stages(data), classifier]),
+            estimatorParamMaps=grid,
+            evaluator=f1,
+            numFolds=config.num_folds,
+            seed=config.seed,
+            parallelism=2,
+        )
         best = search.fit(train).bestModel
         path = f"{config.output_dir}/models/{name}"
         best.write().overwrite().save(path)
@@ -125,11 +133,14 @@ def forecast(spark, config, run):
     windows = spark.read.parquet(literal(f"{config.output_dir}/windows")).select("start", "lines")
     by_time = Window.orderBy("start")
     minute = F.hour("start") * 60 + F.minute("start")
-    data = windows.withColumns({
+    columns = {
         **{f"back{n}": F.lag("lines", n).over(by_time) for n in (1, 2, 3)},
-        "sine": F.sin(minute * 2 * 3.141592653589793 / 1440), "cosine": F.cos(minute * 2 * 3.141592653589793 / 1440),
-        "place": F.percent_rank().over(by_time), "label": F.col("lines").cast("double"),
-    }).dropna().cache()  # fmt: skip
+        "sine": F.sin(minute * 2 * 3.141592653589793 / 1440),
+        "cosine": F.cos(minute * 2 * 3.141592653589793 / 1440),
+        "place": F.percent_rank().over(by_time),
+        "label": F.col("lines").cast("double"),
+    }
+    data = windows.withColumns(columns).dropna().cache()
     train, test = data.where("place < 0.8"), data.where("place >= 0.8")
     assembler = VectorAssembler(inputCols=["back1", "back2", "back3", "sine", "cosine"], outputCol="features")
     path = f"{config.output_dir}/models/forecast"
@@ -166,10 +177,9 @@ def recommend(spark, config, run):
     # Distributed: users and items are two sets of blocks on the executors; factors of one travel to
     # where the other needs them.
     num_blocks = 2 * spark.sparkContext.defaultParallelism
-    als = ALS(
-        rank=8, maxIter=8, regParam=0.1, implicitPrefs=True, alpha=10.0, seed=config.seed,
-        userCol="user", itemCol="item", ratingCol="times", numUserBlocks=num_blocks, numItemBlocks=num_blocks,
-    )  # fmt: skip
+    blocks = {"numUserBlocks": num_blocks, "numItemBlocks": num_blocks}
+    columns = {"userCol": "user", "itemCol": "item", "ratingCol": "times"}
+    als = ALS(rank=8, maxIter=8, regParam=0.1, implicitPrefs=True, alpha=10.0, seed=config.seed, **columns, **blocks)
     path = f"{config.output_dir}/models/pages"
     als.fit(train).write().overwrite().save(path)
     model = ALSModel.load(literal(path))

@@ -41,9 +41,12 @@ def stream(spark, config, run):
     # `availableNow`: all files that are there, in batches, then it ends. A processing time
     # would keep it waiting for more.
     query = (
-        scored.writeStream.format("parquet").option("path", table).option("checkpointLocation", f"{config.output_dir}/stream-checkpoint")
-        .trigger(availableNow=True).start()
-    )  # fmt: skip
+        scored.writeStream.format("parquet")
+        .option("path", table)
+        .option("checkpointLocation", f"{config.output_dir}/stream-checkpoint")
+        .trigger(availableNow=True)
+        .start()
+    )
     while not query.awaitTermination(2):
         progress = query.lastProgress
         if progress:
