@@ -17,7 +17,7 @@ from _common import DatasetError, run_builder
 LEFT_OUT = (
     "test tests idle_test site-packages dist-packages idlelib tkinter turtledemo "
     "ensurepip lib2to3 encodings pydoc_data distutils __pycache__"
-).split()
+)
 
 
 def build(folder, num_train_rows, num_test_rows, context_length, seed):
@@ -25,7 +25,7 @@ def build(folder, num_train_rows, num_test_rows, context_length, seed):
     files = [
         path
         for path in sorted(root.rglob("*.py"))
-        if not set(path.relative_to(root).parts[:-1]) & set(LEFT_OUT)
+        if not set(path.relative_to(root).parts[:-1]) & set(LEFT_OUT.split())
         and not path.name.startswith(("_sysconfigdata", "sitecustomize", "usercustomize"))
     ]
     order = np.random.default_rng(seed).permutation(len(files))

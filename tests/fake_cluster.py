@@ -61,10 +61,13 @@ class FakeCluster:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         kubeconfig = {
-            "apiVersion": "v1", "kind": "Config", "current-context": "fake",
-            "clusters": [{"name": "fake", "cluster": {"server": self.url}}], "users": [{"name": "fake", "user": {}}],
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "fake",
+            "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
+            "users": [{"name": "fake", "user": {}}],
             "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake"}}],
-        }  # fmt: skip
+        }
         (self.folder / "kubeconfig").write_text(json.dumps(kubeconfig))
         self.environment = {"KUBECONFIG": str(self.folder / "kubeconfig"), "POLL_SECONDS": "0.2"}
         return self
@@ -82,7 +85,8 @@ class FakeCluster:
         if path == "/apis/v2beta1/healthz":
             return 200, {"multi_user": True}
         if path.rstrip("/") == "/version":
-            return 200, {"major": "1", "minor": "33", "gitVersion": "v1.33.0", "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": ""}  # fmt: skip
+            unsaid = ("gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform")
+            return 200, {"major": "1", "minor": "33", "gitVersion": "v1.33.0", **dict.fromkeys(unsaid, "")}
         if path == "/apis/v2beta1/experiments":
             return (200, {"experiments": []}) if method == "GET" else (200, {**body, "experiment_id": "experiment-1"})
         if path == "/apis/v2beta1/runs" and method == "POST":
@@ -203,9 +207,11 @@ class FakeCluster:
         return "Succeeded", {
             "currentOptimalTrial": {
                 "parameterAssignments": [{"name": reference["reference"], "value": best[1]}],
-                "observation": {"metrics": [{"name": metric, "max": str(best[0]), "min": str(best[0]), "latest": str(best[0])}]},
+                "observation": {
+                    "metrics": [{"name": metric, "max": str(best[0]), "min": str(best[0]), "latest": str(best[0])}]
+                },
             }
-        }  # fmt: skip
+        }
 
     def operate_inferenceservices(self, spec, log):
         (container,) = spec["predictor"]["containers"]

@@ -32,10 +32,14 @@ mount --make-rprivate /
 mkdir -p "$OWN/etc" && mount -t tmpfs none "$OWN/etc" && cp -a /etc/. "$OWN/etc/" && cp "$HOSTS" "$OWN/etc/hosts"
 echo "nameserver 127.0.0.1" > "$OWN/etc/resolv.conf"  # refuses at once: the machine's own cannot be reached from there
 bind() { mkdir -p "$2"; mount --rbind "$1" "$2"; }
-bind "$REPOSITORY/recipes/$RECIPE" "$OWN/srv/recipe"; bind "$REPOSITORY/data" "$OWN/srv/data"; bind "$PYTHON_HOME" "$OWN/srv/venv"
+bind "$REPOSITORY/recipes/$RECIPE" "$OWN/srv/recipe"
+bind "$REPOSITORY/data" "$OWN/srv/data"
+bind "$PYTHON_HOME" "$OWN/srv/venv"
 VOLUMES
 mkdir -p "$OWN/tmp/$REPOSITORY" && mount --rbind "$REPOSITORY" "$OWN/tmp/$REPOSITORY"
-case "$REPOSITORY" in /tmp/*) mkdir -p "$OWN/tmp/${REPOSITORY#/tmp/}"; mount --rbind "$REPOSITORY" "$OWN/tmp/${REPOSITORY#/tmp/}";; esac
+case "$REPOSITORY" in
+    /tmp/*) mkdir -p "$OWN/tmp/${REPOSITORY#/tmp/}"; mount --rbind "$REPOSITORY" "$OWN/tmp/${REPOSITORY#/tmp/}";;
+esac
 mount --rbind "$OWN/etc" /etc; mount --rbind "$OWN/srv" /srv
 cd /; mount --rbind "$OWN/tmp" /tmp; cd /srv/recipe
 exec "$@"
@@ -103,10 +107,13 @@ class FakeKubernetes:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         kubeconfig = {
-            "apiVersion": "v1", "kind": "Config", "current-context": "fake",
-            "clusters": [{"name": "fake", "cluster": {"server": self.url}}], "users": [{"name": "fake", "user": {}}],
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "fake",
+            "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
+            "users": [{"name": "fake", "user": {}}],
             "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake"}}],
-        }  # fmt: skip
+        }
         (self.folder / "kubeconfig").write_text(json.dumps(kubeconfig))
         self.environment = {"KUBECONFIG": str(self.folder / "kubeconfig")}
         return self
@@ -121,7 +128,8 @@ class FakeKubernetes:
 
     def respond(self, method, path, query, body):
         if path.rstrip("/") == "/version":
-            return 200, {"major": "1", "minor": "33", "gitVersion": "v1.33.0", "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": ""}  # fmt: skip
+            unsaid = ("gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform")
+            return 200, {"major": "1", "minor": "33", "gitVersion": "v1.33.0", **dict.fromkeys(unsaid, "")}
         found = re.fullmatch(r"/(?:api|apis)/((?:[^/]+/)?v\w+)/namespaces/([^/]+)/([^/]+)(?:/([^/]+))?", path)
         if not found:
             return 404, {"message": f"nothing at {path}"}
@@ -306,7 +314,8 @@ class FakeKubernetes:
         runtime = self.objects["trainingruntimes", spec["runtimeRef"]["name"]]["spec"]
         jobs = {job["name"]: job["template"] for job in runtime["template"]["spec"]["replicatedJobs"]}
         policy, count = runtime["mlPolicy"], spec["trainer"]["numNodes"]
-        kinds = ["launcher-0-0", *(f"node-0-{index}" for index in range(count - 1))] if "mpi" in policy else [f"node-0-{index}" for index in range(count)]  # fmt: skip
+        nodes = [f"node-0-{index}" for index in range(count)]
+        kinds = ["launcher-0-0", *nodes[:-1]] if "mpi" in policy else nodes
         pods = [f"{name}-{kind}" for kind in kinds]
         self.name_hosts(*(f"{pod}.{name}" for pod in pods))
         started, mounts = {}, []
@@ -473,9 +482,13 @@ class FakeKubernetes:
             start(place, executor, [*words, "--cores", executor["cores"], "--memory", executor["memory"], master])
             self.wait_for_text(names[place - 1], "Successfully registered with master")
         conf = spec["sparkConf"] | {
-            "spark.authenticate.secret": secret["_SPARK_AUTH_SECRET"], "spark.executor.memory": executor["memory"], "spark.executor.cores": executor["cores"],
-            "spark.executor.instances": executor["instances"], "spark.cores.max": executor["cores"] * executor["instances"], "spark.driver.host": self.addresses[names[0]],
-        }  # fmt: skip
+            "spark.authenticate.secret": secret["_SPARK_AUTH_SECRET"],
+            "spark.executor.memory": executor["memory"],
+            "spark.executor.cores": executor["cores"],
+            "spark.executor.instances": executor["instances"],
+            "spark.cores.max": executor["cores"] * executor["instances"],
+            "spark.driver.host": self.addresses[names[0]],
+        }
         assert spec["mainApplicationFile"].startswith("local://") and spec["type"] == "Python"
         words = [
             "spark-submit",

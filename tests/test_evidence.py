@@ -421,8 +421,9 @@ def test_trials_that_do_not_count(tmp_path, trials, problem):
 def test_each_phase_has_a_world_of_its_own(tmp_path):
     write_search(tmp_path, GOOD_TRIALS, workers=((0, 0), (0, 1), (1, 1), (1, 1)))
     assert judge(tmp_path, proof=("trials_counted_once",)).problems[:2] == [
-        "rank 0 of 2 never started in phase 1", "rank 1 was taken by 2 processes in phase 1",
-    ]  # fmt: skip
+        "rank 0 of 2 never started in phase 1",
+        "rank 1 was taken by 2 processes in phase 1",
+    ]
 
 
 def test_a_run_that_only_had_to_be_summed_up(tmp_path):

@@ -236,13 +236,28 @@ def told(path, **content):
 @pytest.mark.parametrize(
     "text",
     [
-        told("report.html", text="<script>"), told("run.json", text="{}"), told("config.yaml", text="seed: 1"), told("../x.json", text="x"),
-        told("tables/../../x.json", text="x"), told("/etc/x.json", text="x"), told("checkpoints/last.pt", base64="eA=="), told("workers/.x.jsonl", text="{}"),
-        told("pictures/x.html", text="<script>"), told("tables/x.json.sh", text="x"), told("logs/x.log", text="x"), told("workers/a/b.jsonl", text="x"),
-        told("pictures/x.png", base64="!"), told("tables/x.json"), told("tables/x.json", text=3), json.dumps({"path": "tables/x.json", "text": "x"}),
-        json.dumps(["tables/x.json"]), "7", "not json", told(None, text="x"),
+        told("report.html", text="<script>"),
+        told("run.json", text="{}"),
+        told("config.yaml", text="seed: 1"),
+        told("../x.json", text="x"),
+        told("tables/../../x.json", text="x"),
+        told("/etc/x.json", text="x"),
+        told("checkpoints/last.pt", base64="eA=="),
+        told("workers/.x.jsonl", text="{}"),
+        told("pictures/x.html", text="<script>"),
+        told("tables/x.json.sh", text="x"),
+        told("logs/x.log", text="x"),
+        told("workers/a/b.jsonl", text="x"),
+        told("pictures/x.png", base64="!"),
+        told("tables/x.json"),
+        told("tables/x.json", text=3),
+        json.dumps({"path": "tables/x.json", "text": "x"}),
+        json.dumps(["tables/x.json"]),
+        "7",
+        "not json",
+        told(None, text="x"),
     ],
-)  # fmt: skip
+)
 def test_a_pod_s_log_writes_nothing_but_a_record(tmp_path, text):
     (tmp_path / "run").mkdir()
     pod_logs.Logs(None, "run", tmp_path / "run")._record(text)

@@ -28,9 +28,8 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OWN = re.compile(r"(PIP|UV)_\w+|SSL_CERT_FILE|REQUESTS_CA_BUNDLE")
 
 WORKFLOW_KEYS = {"name", "on", "permissions", "concurrency", "jobs", "env"}
-JOB_KEYS = {
-    "runs-on", "timeout-minutes", "env", "steps", "needs", "if", "strategy", "outputs", "permissions", "environment", "concurrency",
-}  # fmt: skip
+JOB_KEYS = {"runs-on", "timeout-minutes", "env", "steps", "needs", "if", "strategy"}
+JOB_KEYS |= {"outputs", "permissions", "environment", "concurrency"}
 STEP_KEYS = {"name", "id", "if", "run", "uses", "with", "env", "shell", "continue-on-error", "timeout-minutes"}
 SHELLS = {None: ["bash", "-e"], "bash": ["bash", "--noprofile", "--norc", "-eo", "pipefail"]}
 # The words of `with:` that each action takes here.
@@ -245,14 +244,21 @@ class Machine:
         """Runs a command as `runner` in the workspace; returns its exit status. Nothing that it starts outlives it."""
         environment = {
             **{name: value for name, value in os.environ.items() if OWN.fullmatch(name)},
-            "PATH": SYSTEM_PATH, "HOME": str(self.home), "USER": "runner", "LANG": "C.UTF-8", "CI": "true", "RUNNER_TEMP": str(self.files),
-            "GITHUB_WORKSPACE": str(self.workspace), **environment,
-        }  # fmt: skip
+            "PATH": SYSTEM_PATH,
+            "HOME": str(self.home),
+            "USER": "runner",
+            "LANG": "C.UTF-8",
+            "CI": "true",
+            "RUNNER_TEMP": str(self.files),
+            "GITHUB_WORKSPACE": str(self.workspace),
+            **environment,
+        }
         script = """
             etc=$1 uid=$2 umask=$3 workspace=$4 home=$5; shift 5
             for name in passwd group shadow sudoers.d; do mount --bind "$etc/$name" "/etc/$name" || exit 125; done
             [ -z "$home" ] || { mount --bind "$home" "$home" && mount -o remount,bind,ro "$home"; } || exit 125
-            cd "$workspace" && umask "$umask" && exec setpriv --pdeathsig KILL --reuid "$uid" --regid "$uid" --clear-groups -- "$@"
+            cd "$workspace" && umask "$umask" || exit
+            exec setpriv --pdeathsig KILL --reuid "$uid" --regid "$uid" --clear-groups -- "$@"
         """
         home = str(self.home) if self.read_only_home else ""
         words = ["sh", "-c", script, "sh", self.etc, str(self.uid), self.umask, self.workspace, home, *argv]
@@ -267,8 +273,13 @@ class Machine:
             "private",
         ]
         return subprocess.run(
-            [*namespaces, *words], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, timeout=timeout
-        ).returncode  # fmt: skip
+            [*namespaces, *words],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+        ).returncode
 
     def checkout(self, depth=1):
         """What is in this working tree, with the history of its last commit, as the user's own files."""
@@ -306,16 +317,23 @@ class Run:
     def __init__(self, path, machine, variables=None, environment=None, log=sys.stdout):
         self.workflow, self.machine, self.log = read(path), machine, log
         self.environment = environment or {}  # what comes besides the workflow's own
-        self.done, self.names = {}, {
+        self.done = {}
+        self.names = {
             "github": {"ref": "refs/heads/main", "run_id": "1", "sha": "0" * 40},
-            "runner": {"os": "Linux"}, "vars": variables or {}, "needs": {}, "steps": {}, "matrix": {}, "env": {},
-        }  # fmt: skip
+            "runner": {"os": "Linux"},
+            "vars": variables or {},
+            **{name: {} for name in ("needs", "steps", "matrix", "env")},
+        }
 
     def functions(self, ok):
         return {
-            "fromJSON": json.loads, "hashFiles": self._hash_files, "always": lambda: True,
-            "success": lambda: ok, "failure": lambda: not ok, "cancelled": lambda: False,
-        }  # fmt: skip
+            "fromJSON": json.loads,
+            "hashFiles": self._hash_files,
+            "always": lambda: True,
+            "success": lambda: ok,
+            "failure": lambda: not ok,
+            "cancelled": lambda: False,
+        }
 
     def matrix(self, name):
         """All values of a job's matrix, as dictionaries."""
