@@ -1,4 +1,5 @@
-"""What the builders of Petastorm stores share: a Spark session on this machine, and Parquet with a Unischema beside it."""
+"""What the builders of Petastorm stores share: a Spark session on this machine, and Parquet
+with a Unischema beside it."""
 
 import os
 import shutil
@@ -21,10 +22,16 @@ def local_spark(folder, name):
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ["PYSPARK_PYTHON"] = sys.executable  # the executors' Python must have the packages
     return (
-        SparkSession.builder.master("local[2]").appName(name).config("spark.ui.enabled", False).config("spark.local.dir", str(folder / "scratch"))
-        .config("spark.sql.session.timeZone", "UTC").config("spark.sql.shuffle.partitions", 4).config("spark.ui.showConsoleProgress", False)
-        .config("spark.sql.execution.arrow.pyspark.enabled", True).getOrCreate()
-    )  # fmt: skip
+        SparkSession.builder.master("local[2]")
+        .appName(name)
+        .config("spark.ui.enabled", False)
+        .config("spark.local.dir", str(folder / "scratch"))
+        .config("spark.sql.session.timeZone", "UTC")
+        .config("spark.sql.shuffle.partitions", 4)
+        .config("spark.ui.showConsoleProgress", False)
+        .config("spark.sql.execution.arrow.pyspark.enabled", True)
+        .getOrCreate()
+    )
 
 
 def address_of(folder):
@@ -48,8 +55,8 @@ def scalar_schema(name, columns):
 def write_store(spark, frame, folder, schema, rows_per_group):
     """Writes a store in the order of `id`; returns its number of rows.
 
-    A row group is what a reader reads, and shuffles, at once: here it is a file. Small stores get seven of them, so that workers have
-    something to share; the last one is smaller: groups seldom divide evenly.
+    A row group is what a reader reads, and shuffles, at once: here it is a file. Small stores get seven of them, so
+    that workers have something to share; the last one is smaller: groups seldom divide evenly.
     """
     url, count = address_of(folder), frame.count()
     rows_per_group = min(rows_per_group, count // 7 + 1)
@@ -57,7 +64,8 @@ def write_store(spark, frame, folder, schema, rows_per_group):
         frame.coalesce(1).sortWithinPartitions("id").write.option("maxRecordsPerFile", rows_per_group).option(
             "compression", "snappy"
         ).parquet(url)
-        # Before Petastorm notes the names of the files: Spark's differ from run to run, and the same data shall be the same bytes.
+        # Before Petastorm notes the names of the files: Spark's differ from run to run, and the same
+        # data shall be the same bytes.
         for number, path in enumerate(sorted(folder.glob("part-*.parquet"))):
             path.rename(folder / f"part-{number:05d}.parquet")
             path.with_name(f".{path.name}.crc").unlink(missing_ok=True)

@@ -18,9 +18,10 @@ BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": 
 class ArraysOnly(pickle.Unpickler):
     """Unpickles NumPy arrays and plain values, and refuses whatever else a pickle could call."""
 
-    ALLOWED = frozenset({("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
-        (module, "_reconstruct") for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-    })  # fmt: skip
+    ALLOWED = frozenset(
+        {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+        | {(module, "_reconstruct") for module in ("numpy.core.multiarray", "numpy._core.multiarray")}
+    )
 
     def find_class(self, module, name):
         if (module, name) not in self.ALLOWED:
@@ -43,9 +44,14 @@ def build(folder, mirrors, md5, download_dir):
             images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
             save_images(folder, split, images.transpose(0, 2, 3, 1), np.concatenate([b["labels"] for b in batches]))
     return image_manifest(
-        folder, classes=classes, max_value=255,
-        name="cifar10", version="python", source="Krizhevsky 2009: CIFAR-10", licence="none stated by the author",
-    )  # fmt: skip
+        folder,
+        classes=classes,
+        max_value=255,
+        name="cifar10",
+        version="python",
+        source="Krizhevsky 2009: CIFAR-10",
+        licence="none stated by the author",
+    )
 
 
 if __name__ == "__main__":

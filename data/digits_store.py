@@ -1,9 +1,12 @@
-"""Handwritten digits as tensors in a Petastorm store, written by Spark: 1,797 grey images of 8 x 8 pixels, in ten classes.
+"""Handwritten digits as tensors in a Petastorm store, written by Spark: 1,797 grey images of
+8 x 8 pixels, in ten classes.
 
-Source: scikit-learn's `load_digits` (UCI, Alpaydin and Kaynak 1998). Licence: CC BY 4.0. Needs Java, and the packages of the petastorm recipe.
+Source: scikit-learn's `load_digits` (UCI, Alpaydin and Kaynak 1998). Licence: CC BY 4.0. Needs Java, and the
+packages of the petastorm recipe.
 
-Two stores, `train` and `test`: `id` int64, `label` int64, `image` float32 (8, 8) by NdarrayCodec, `picture` uint8 (32, 32) by
-CompressedImageCodec (PNG, four times as large): cells that hold encoded bytes, which only Petastorm's row reader decodes.
+Two stores, `train` and `test`: `id` int64, `label` int64, `image` float32 (8, 8) by NdarrayCodec, `picture`
+uint8 (32, 32) by CompressedImageCodec (PNG, four times as large): cells that hold encoded bytes, which only
+Petastorm's row reader decodes.
 """
 
 import numpy as np
@@ -14,12 +17,15 @@ from petastorm.unischema import Unischema, UnischemaField, dict_to_spark_row
 from pyspark.sql.types import LongType
 from sklearn.datasets import load_digits
 
-SCHEMA = Unischema("digits", [
-    UnischemaField("id", np.int64, (), ScalarCodec(LongType()), False),
-    UnischemaField("label", np.int64, (), ScalarCodec(LongType()), False),
-    UnischemaField("image", np.float32, (8, 8), NdarrayCodec(), False),
-    UnischemaField("picture", np.uint8, (32, 32), CompressedImageCodec("png"), False),
-])  # fmt: skip
+SCHEMA = Unischema(
+    "digits",
+    [
+        UnischemaField("id", np.int64, (), ScalarCodec(LongType()), False),
+        UnischemaField("label", np.int64, (), ScalarCodec(LongType()), False),
+        UnischemaField("image", np.float32, (8, 8), NdarrayCodec(), False),
+        UnischemaField("picture", np.uint8, (32, 32), CompressedImageCodec("png"), False),
+    ],
+)
 
 
 def build(folder, test_fraction, rows_per_group, seed):

@@ -11,10 +11,9 @@ CLASSES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 
 
 def build(folder, mirrors, md5, download_dir):
-    return build_idx(
-        folder, mirrors, md5, download_dir, CLASSES,
-        name="fashion_mnist", version="1", source="Xiao, Rasul, Vollgraf 2017: Fashion-MNIST", licence="MIT",
-    )  # fmt: skip
+    source = "Xiao, Rasul, Vollgraf 2017: Fashion-MNIST"
+    facts = {"name": "fashion_mnist", "version": "1", "source": source, "licence": "MIT"}
+    return build_idx(folder, mirrors, md5, download_dir, CLASSES, **facts)
 
 
 if __name__ == "__main__":

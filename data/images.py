@@ -1,7 +1,8 @@
 """Synthetic images whose classes have a known structure; any number of them, for benchmarks.
 
 Class k of n is a sinusoidal grating at the angle pi*k/n, with random phase, frequency, colours and noise: a network
-must look at the direction, no single pixel gives it away. The same seed gives the same bytes, whatever the number of rows.
+must look at the direction, no single pixel gives it away. The same seed gives the same bytes,
+whatever the number of rows.
 """
 
 import numpy as np

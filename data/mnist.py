@@ -35,10 +35,9 @@ def build_idx(folder, mirrors, md5, download_dir, classes, **facts):
 
 
 def build(folder, mirrors, md5, download_dir):
-    return build_idx(
-        folder, mirrors, md5, download_dir, DIGITS,
-        name="mnist", version="1", source="LeCun, Cortes, Burges: The MNIST database", licence="CC BY-SA 3.0",
-    )  # fmt: skip
+    source = "LeCun, Cortes, Burges: The MNIST database"
+    facts = {"name": "mnist", "version": "1", "source": source, "licence": "CC BY-SA 3.0"}
+    return build_idx(folder, mirrors, md5, download_dir, DIGITS, **facts)
 
 
 if __name__ == "__main__":

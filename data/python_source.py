@@ -14,17 +14,20 @@ import numpy as np
 from _common import DatasetError, run_builder
 
 # Optional parts of an installation, machine-dependent files, and generated tables that are not like written code.
-LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "idlelib", "tkinter", "turtledemo",
-            "ensurepip", "lib2to3", "encodings", "pydoc_data", "distutils", "__pycache__")  # fmt: skip
+LEFT_OUT = (
+    "test tests idle_test site-packages dist-packages idlelib tkinter turtledemo "
+    "ensurepip lib2to3 encodings pydoc_data distutils __pycache__"
+)
 
 
 def build(folder, num_train_rows, num_test_rows, context_length, seed):
     root = Path(sysconfig.get_path("stdlib"))
     files = [
-        path for path in sorted(root.rglob("*.py"))
-        if not set(path.relative_to(root).parts[:-1]) & set(LEFT_OUT)
+        path
+        for path in sorted(root.rglob("*.py"))
+        if not set(path.relative_to(root).parts[:-1]) & set(LEFT_OUT.split())
         and not path.name.startswith(("_sysconfigdata", "sitecustomize", "usercustomize"))
-    ]  # fmt: skip
+    ]
     order = np.random.default_rng(seed).permutation(len(files))
     # A file in ten is held out, whatever the number of rows: more rows never turn a test file into a training file.
     parts = {"test": [files[n] for n in order[::10]], "train": [files[n] for k, n in enumerate(order) if k % 10]}
@@ -49,7 +52,8 @@ def build(folder, num_train_rows, num_test_rows, context_length, seed):
 
 
 def cut(paths, wanted, length):
-    """The first `wanted` whole windows, uint8 (rows, length), of these files one after the other; and the files they are from."""
+    """The first `wanted` whole windows, uint8 (rows, length), of these files one after the other; and
+    the files they are from."""
     rows, used = [], []
     for path in paths:
         if sum(map(len, rows)) >= wanted:

@@ -1,8 +1,9 @@
 """A Parquet store of your own, for the petastorm recipe: a label of two values and number columns, by name.
 
-Reads a file or a folder of Parquet files; folders named `month=1` give a column. Rows with values that no network can take (null, not a
-number, infinite) end the build with the column and their number, or are left out and counted (`nulls: drop`). Writes two stores, `train`
-and `test`: `id` int64 (0, 1, ... in the order of the files), the label and the features float32. Licence: the user's own.
+Reads a file or a folder of Parquet files; folders named `month=1` give a column. Rows with values that no network can
+take (null, not a number, infinite) end the build with the column and their number, or are left out and counted
+(`nulls: drop`). Writes two stores, `train` and `test`: `id` int64 (0, 1, ... in the order of the files), the label
+and the features float32. Licence: the user's own.
 """
 
 import keyword
@@ -63,7 +64,8 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
         if nulls == "error" and not good.all():
             name = next(name for name, column in values.items() if not np.isfinite(column).all())
             raise DatasetError(
-                f"{file}: column {name!r} has {np.sum(~np.isfinite(values[name]))} values that are null, not a number or infinite (as float32); "
+                f"{file}: column {name!r} has {np.sum(~np.isfinite(values[name]))} values that are null, not a number "
+                "or infinite (as float32); "
                 "fill them, or say data.nulls=drop to leave such rows out"
             )
         if strange := set(values[label][good].tolist()) - {0.0, 1.0}:
@@ -76,7 +78,8 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
         part.close()
         if part.num_rows and part.num_ones in (0, part.num_rows):
             raise DatasetError(
-                f"label {label!r} is {int(bool(part.num_ones))} in all {part.num_rows} rows of the {name} part: nothing can be learnt"
+                f"label {label!r} is {int(bool(part.num_ones))} in all {part.num_rows} rows of the {name} part: "
+                "nothing can be learnt"
             )
     std = np.sqrt(parts["train"].squares / max(parts["train"].num_rows - 1, 1))
     return {
@@ -98,7 +101,8 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
 
 
 def batches_of(files, names, label):
-    """Yields (file, {column: float32 (n,)}), nan where there is no value. Raises DatasetError for a file that cannot be read, and for other labels."""
+    """Yields (file, {column: float32 (n,)}), nan where there is no value. Raises DatasetError for a file that cannot be
+    read, and for other labels."""
     for file, constants in files:
         try:
             stored = [name for name in names if name not in constants]
@@ -193,7 +197,8 @@ def check_columns(files, label, features):
         features = [name for name in columns if name not in others]
     if label in features or label == "id" or "id" in features or len(set(features)) < len(features):
         raise DatasetError(
-            f"data.label={label} data.features={features}: expected each column once, and not `id`, which numbers the rows here"
+            f"data.label={label} data.features={features}: expected each column once, and not `id`, which numbers the "
+            "rows here"
         )
     if not features:
         listed = "".join(f"\n  {name}: {why}" for name, why in others.items())
@@ -207,7 +212,8 @@ def check_columns(files, label, features):
                 )
             if not is_number(there[name]):
                 raise DatasetError(
-                    f"{file}: column {name!r} is {there[name]}, expected a number; there are: {listed}. data.features=[...] chooses"
+                    f"{file}: column {name!r} is {there[name]}, expected a number; there are: {listed}. "
+                    "data.features=[...] chooses"
                 )
     if odd := [
         name
@@ -215,7 +221,8 @@ def check_columns(files, label, features):
         if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_")
     ]:
         raise DatasetError(
-            f"column {odd[0]!r}: Petastorm takes only names of letters, digits and _ that begin with a letter; rename it, or choose others: data.features=[...]"
+            f"column {odd[0]!r}: Petastorm takes only names of letters, digits and _ that begin with a letter; rename "
+            "it, or choose others: data.features=[...]"
         )
     return features, others
 
@@ -248,12 +255,14 @@ def number_in(text):
 
 
 def numbers_of(batch, name, constants, file, label):
-    """A column as float32 (n,); nan where it is null. Raises DatasetError for whole numbers that it cannot hold, and for labels but 0 and 1."""
+    """A column as float32 (n,); nan where it is null. Raises DatasetError for whole numbers that it cannot hold, and
+    for labels but 0 and 1."""
     if name in constants:
         text = constants[name]
         if re.fullmatch(r"[+-]?\d+", text) and int(np.float32(text)) != int(text):
             raise DatasetError(
-                f"{file}: the folder {name}={text} says a whole number that float32 cannot hold; leave it out: data.features=[...] chooses"
+                f"{file}: the folder {name}={text} says a whole number that float32 cannot hold; leave it out: "
+                "data.features=[...] chooses"
             )
         return np.full(batch.num_rows, number_in(text), np.float32)
     column = batch.column(batch.schema.get_field_index(name))
@@ -269,7 +278,8 @@ def numbers_of(batch, name, constants, file, label):
         raise DatasetError(f"{file}: label {label!r} has the value {min(strange)!r}; expected 0 or 1 in each row")
     if (changed := changed_by_float32(column, numbers[finite], short[finite])) is not None:
         raise DatasetError(
-            f"{file}: column {name!r} has whole numbers that float32 cannot hold ({changed}); leave it out: data.features=[...] chooses"
+            f"{file}: column {name!r} has whole numbers that float32 cannot hold ({changed}); leave it out: "
+            "data.features=[...] chooses"
         )
     finite &= np.isfinite(short)
     if len(np.unique(numbers[finite])) > 2 * len(np.unique(short[finite])):
@@ -281,7 +291,8 @@ def numbers_of(batch, name, constants, file, label):
 
 
 def changed_by_float32(column, numbers, short):
-    """One of the whole numbers of a column that become another one as float32, or None. `numbers`, `short`: as float64 and float32, without nulls."""
+    """One of the whole numbers of a column that become another one as float32, or None. `numbers`, `short`: as float64
+    and float32, without nulls."""
     if types.is_integer(column.type):
         exact = column.drop_null().to_numpy(zero_copy_only=False)
         limit = 2.0 ** (64 if exact.dtype == np.uint64 else 63)
@@ -298,7 +309,8 @@ def changed_by_float32(column, numbers, short):
 
 
 class Part:
-    """One of the two stores, written group by group; knows the mean and the squared distances of its features as well."""
+    """One of the two stores, written group by group; knows the mean and the squared distances
+    of its features as well."""
 
     def __init__(self, folder, label, features, rows_per_group):
         folder.mkdir()

@@ -1,8 +1,10 @@
-"""A cluster's two APIs (Kubernetes, Kubeflow Pipelines) on loopback, for the calls that the kubeflow recipe makes, and its operators.
+"""A cluster's two APIs (Kubernetes, Kubeflow Pipelines) on loopback, for the calls that the kubeflow recipe
+makes, and its operators.
 
-It answers as the real ones do, writes down every request, and *does* what the objects say: a TrainJob's command is started once per
-node with the variables that Kubeflow Trainer sets, a trial's for each point of the grid, a service's server; a submitted pipeline's
-steps run by kfp's local runner, with these APIs around them. What `/recipe` is in the image, is the recipe's folder here.
+It answers as the real ones do, writes down every request, and *does* what the objects say: a TrainJob's command is
+started once per node with the variables that Kubeflow Trainer sets, a trial's for each point of the grid, a service's
+server; a submitted pipeline's steps run by kfp's local runner, with these APIs around them. What `/recipe` is in the
+image, is the recipe's folder here.
 """
 
 import json
@@ -26,7 +28,8 @@ components.load_component_from_file(package)(**json.loads(arguments))
 
 
 class FakeCluster:
-    """Use as a context manager; `url`: of both APIs; `requests`: [(method, path, body), ...]; `objects`: {(plural, name): object}."""
+    """Use as a context manager; `url`: of both APIs; `requests`: [(method, path, body), ...]; `objects`:
+    {(plural, name): object}."""
 
     def __init__(self, python, recipe, folder):
         self.python, self.recipe, self.folder = Path(python), Path(recipe), Path(folder)
@@ -58,10 +61,13 @@ class FakeCluster:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         kubeconfig = {
-            "apiVersion": "v1", "kind": "Config", "current-context": "fake",
-            "clusters": [{"name": "fake", "cluster": {"server": self.url}}], "users": [{"name": "fake", "user": {}}],
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "fake",
+            "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
+            "users": [{"name": "fake", "user": {}}],
             "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake"}}],
-        }  # fmt: skip
+        }
         (self.folder / "kubeconfig").write_text(json.dumps(kubeconfig))
         self.environment = {"KUBECONFIG": str(self.folder / "kubeconfig"), "POLL_SECONDS": "0.2"}
         return self
@@ -79,7 +85,8 @@ class FakeCluster:
         if path == "/apis/v2beta1/healthz":
             return 200, {"multi_user": True}
         if path.rstrip("/") == "/version":
-            return 200, {"major": "1", "minor": "33", "gitVersion": "v1.33.0", "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": ""}  # fmt: skip
+            unsaid = ("gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform")
+            return 200, {"major": "1", "minor": "33", "gitVersion": "v1.33.0", **dict.fromkeys(unsaid, "")}
         if path == "/apis/v2beta1/experiments":
             return (200, {"experiments": []}) if method == "GET" else (200, {**body, "experiment_id": "experiment-1"})
         if path == "/apis/v2beta1/runs" and method == "POST":
@@ -200,9 +207,11 @@ class FakeCluster:
         return "Succeeded", {
             "currentOptimalTrial": {
                 "parameterAssignments": [{"name": reference["reference"], "value": best[1]}],
-                "observation": {"metrics": [{"name": metric, "max": str(best[0]), "min": str(best[0]), "latest": str(best[0])}]},
+                "observation": {
+                    "metrics": [{"name": metric, "max": str(best[0]), "min": str(best[0]), "latest": str(best[0])}]
+                },
             }
-        }  # fmt: skip
+        }
 
     def operate_inferenceservices(self, spec, log):
         (container,) = spec["predictor"]["containers"]

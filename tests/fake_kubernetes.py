@@ -1,7 +1,9 @@
-"""A Kubernetes cluster of this machine: its API on loopback, and the systems' operators, which *do* what a run's objects say.
+"""A Kubernetes cluster of this machine: its API on loopback, and the systems' operators, which
+*do* what a run's objects say.
 
-A pod is a process in namespaces of its own (network, mounts, host name, processes): its command runs as it is written, with the image's folders
-and the pod's volumes where they belong. The operators set what the real ones set; how each does it is said at its method.
+A pod is a process in namespaces of its own (network, mounts, host name, processes): its command runs as it is written,
+with the image's folders and the pod's volumes where they belong. The operators set what the real ones set; how each
+does it is said at its method.
 """
 
 import base64
@@ -30,10 +32,14 @@ mount --make-rprivate /
 mkdir -p "$OWN/etc" && mount -t tmpfs none "$OWN/etc" && cp -a /etc/. "$OWN/etc/" && cp "$HOSTS" "$OWN/etc/hosts"
 echo "nameserver 127.0.0.1" > "$OWN/etc/resolv.conf"  # refuses at once: the machine's own cannot be reached from there
 bind() { mkdir -p "$2"; mount --rbind "$1" "$2"; }
-bind "$REPOSITORY/recipes/$RECIPE" "$OWN/srv/recipe"; bind "$REPOSITORY/data" "$OWN/srv/data"; bind "$PYTHON_HOME" "$OWN/srv/venv"
+bind "$REPOSITORY/recipes/$RECIPE" "$OWN/srv/recipe"
+bind "$REPOSITORY/data" "$OWN/srv/data"
+bind "$PYTHON_HOME" "$OWN/srv/venv"
 VOLUMES
 mkdir -p "$OWN/tmp/$REPOSITORY" && mount --rbind "$REPOSITORY" "$OWN/tmp/$REPOSITORY"
-case "$REPOSITORY" in /tmp/*) mkdir -p "$OWN/tmp/${REPOSITORY#/tmp/}"; mount --rbind "$REPOSITORY" "$OWN/tmp/${REPOSITORY#/tmp/}";; esac
+case "$REPOSITORY" in
+    /tmp/*) mkdir -p "$OWN/tmp/${REPOSITORY#/tmp/}"; mount --rbind "$REPOSITORY" "$OWN/tmp/${REPOSITORY#/tmp/}";;
+esac
 mount --rbind "$OWN/etc" /etc; mount --rbind "$OWN/srv" /srv
 cd /; mount --rbind "$OWN/tmp" /tmp; cd /srv/recipe
 exec "$@"
@@ -41,7 +47,8 @@ exec "$@"
 
 
 class FakeKubernetes:
-    """Use as a context manager. `hosts`: what infra/local has brought up, one for each pod of a run; `python`: of the recipe.
+    """Use as a context manager. `hosts`: what infra/local has brought up, one for each pod of
+    a run; `python`: of the recipe.
 
     `objects`: {(plural, name): object}; `made`: all that were ever made; `refuse`: {(method, path): (status, answer)}.
     """
@@ -100,10 +107,13 @@ class FakeKubernetes:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         kubeconfig = {
-            "apiVersion": "v1", "kind": "Config", "current-context": "fake",
-            "clusters": [{"name": "fake", "cluster": {"server": self.url}}], "users": [{"name": "fake", "user": {}}],
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "fake",
+            "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
+            "users": [{"name": "fake", "user": {}}],
             "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake"}}],
-        }  # fmt: skip
+        }
         (self.folder / "kubeconfig").write_text(json.dumps(kubeconfig))
         self.environment = {"KUBECONFIG": str(self.folder / "kubeconfig")}
         return self
@@ -118,7 +128,8 @@ class FakeKubernetes:
 
     def respond(self, method, path, query, body):
         if path.rstrip("/") == "/version":
-            return 200, {"major": "1", "minor": "33", "gitVersion": "v1.33.0", "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": ""}  # fmt: skip
+            unsaid = ("gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform")
+            return 200, {"major": "1", "minor": "33", "gitVersion": "v1.33.0", **dict.fromkeys(unsaid, "")}
         found = re.fullmatch(r"/(?:api|apis)/((?:[^/]+/)?v\w+)/namespaces/([^/]+)/([^/]+)(?:/([^/]+))?", path)
         if not found:
             return 404, {"message": f"nothing at {path}"}
@@ -298,11 +309,13 @@ class FakeKubernetes:
         }
 
     def operate_trainjobs(self, name, spec):
-        """Kubeflow Trainer: torch gets PET_*; MPI a key, a host file with the launcher as its first node; others only their index."""
+        """Kubeflow Trainer: torch gets PET_*; MPI a key, a host file with the launcher as its first node;
+        others only their index."""
         runtime = self.objects["trainingruntimes", spec["runtimeRef"]["name"]]["spec"]
         jobs = {job["name"]: job["template"] for job in runtime["template"]["spec"]["replicatedJobs"]}
         policy, count = runtime["mlPolicy"], spec["trainer"]["numNodes"]
-        kinds = ["launcher-0-0", *(f"node-0-{index}" for index in range(count - 1))] if "mpi" in policy else [f"node-0-{index}" for index in range(count)]  # fmt: skip
+        nodes = [f"node-0-{index}" for index in range(count)]
+        kinds = ["launcher-0-0", *nodes[:-1]] if "mpi" in policy else nodes
         pods = [f"{name}-{kind}" for kind in kinds]
         self.name_hosts(*(f"{pod}.{name}" for pod in pods))
         started, mounts = {}, []
@@ -354,7 +367,8 @@ class FakeKubernetes:
         return [(policy["sshAuthMountPath"], folder / "ssh"), ("/etc/mpi", folder / "etc")]
 
     def operate_rayjobs(self, name, spec):
-        """KubeRay: a token, `ray start` with the groups' parameters on head and workers, the entry point by a shell on the head."""
+        """KubeRay: a token, `ray start` with the groups' parameters on head and workers, the entry point
+        by a shell on the head."""
         cluster = spec["rayClusterSpec"]
         assert cluster["authOptions"] == {"mode": "token"}
         head, (workers,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
@@ -398,7 +412,8 @@ class FakeKubernetes:
         }
 
     def operate_daskjobs(self, name, spec):
-        """Dask's operator: a scheduler with a service, a pod for each worker, and the runner, which is told the scheduler's address."""
+        """Dask's operator: a scheduler with a service, a pod for each worker, and the runner, which is
+        told the scheduler's address."""
         cluster = spec["cluster"]["spec"]
         labelled = {"metadata": self.objects["daskjobs", name]["metadata"]}
         count = cluster["worker"]["replicas"]
@@ -413,8 +428,9 @@ class FakeKubernetes:
         return {"jobStatus": "Failed" if status else "Successful"}
 
     def operate_sparkapplications(self, name, spec):
-        """Spark's operator calls spark-submit, whose driver asks the API for executors. Here that part is a standalone cluster's: a
-        worker on each executor's pod; the driver's pod runs spark-submit's PythonRunner with the application's file and arguments."""
+        """Spark's operator calls spark-submit, whose driver asks the API for executors. Here that part is a standalone
+        cluster's: a worker on each executor's pod; the driver's pod runs spark-submit's PythonRunner with the
+        application's file and arguments."""
         executor, driver = spec["executor"], spec["driver"]
         names = [f"{name}-driver", *(f"{name}-exec-{index}" for index in range(1, executor["instances"] + 1))]
         self.name_hosts(*names)
@@ -466,9 +482,13 @@ class FakeKubernetes:
             start(place, executor, [*words, "--cores", executor["cores"], "--memory", executor["memory"], master])
             self.wait_for_text(names[place - 1], "Successfully registered with master")
         conf = spec["sparkConf"] | {
-            "spark.authenticate.secret": secret["_SPARK_AUTH_SECRET"], "spark.executor.memory": executor["memory"], "spark.executor.cores": executor["cores"],
-            "spark.executor.instances": executor["instances"], "spark.cores.max": executor["cores"] * executor["instances"], "spark.driver.host": self.addresses[names[0]],
-        }  # fmt: skip
+            "spark.authenticate.secret": secret["_SPARK_AUTH_SECRET"],
+            "spark.executor.memory": executor["memory"],
+            "spark.executor.cores": executor["cores"],
+            "spark.executor.instances": executor["instances"],
+            "spark.cores.max": executor["cores"] * executor["instances"],
+            "spark.driver.host": self.addresses[names[0]],
+        }
         assert spec["mainApplicationFile"].startswith("local://") and spec["type"] == "Python"
         words = [
             "spark-submit",

@@ -1,8 +1,8 @@
 """Runs in the Dask recipe's environment: answers what builder and reader make of datasets of flights.
 
-Asked, a JSON line each: {"path", "settings": of the builder, "wanted": columns whose values are told}; or with "program": [a CSV file,
-lines of pandas that make files of it in the folder "path"]. Answered: {"read", "good", "reasons", "left_out", "values"}, or
-{"refused": the error that a user would see}, or {"crash": a traceback}.
+Asked, a JSON line each: {"path", "settings": of the builder, "wanted": columns whose values are told}; or with
+"program": [a CSV file, lines of pandas that make files of it in the folder "path"]. Answered: {"read", "good",
+"reasons", "left_out", "values"}, or {"refused": the error that a user would see}, or {"crash": a traceback}.
 """
 
 import json

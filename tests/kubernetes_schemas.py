@@ -1,8 +1,9 @@
-"""Objects against the schemas of their projects: python kubernetes_schemas.py OBJECTS.yaml ... prints each kind, or what is wrong.
+"""Objects against the schemas of their projects: python kubernetes_schemas.py OBJECTS.yaml ... prints
+each kind, or what is wrong.
 
-Run in the environment of tests/infra/requirements.txt. Trainer's and Spark's objects go through their own models and must come back
-the same; Dask's operator builds the pods, deployments and services that it would make; of KubeRay the fields are those of its API
-reference; and every pod goes against Kubernetes' own schema.
+Run in the environment of tests/infra/requirements.txt. Trainer's and Spark's objects go through their own models and
+must come back the same; Dask's operator builds the pods, deployments and services that it would make; of KubeRay the
+fields are those of its API reference; and every pod goes against Kubernetes' own schema.
 """
 
 import sys
@@ -16,22 +17,36 @@ from dask_kubernetes.operator.controller import controller as dask
 
 VERSION = "1.33"
 # KubeRay 1.6, ray.io/v1: field -> its fields, a type, or "pod" for a PodTemplateSpec (its API reference).
+WORKER_GROUP = {
+    "groupName": str,
+    **dict.fromkeys(("replicas", "minReplicas", "maxReplicas"), int),
+    "rayStartParams": "texts",
+    "template": "pod",
+}
+RAY_CLUSTER = {
+    "rayVersion": str,
+    "authOptions": {"mode": str},
+    "enableInTreeAutoscaling": bool,
+    "headGroupSpec": {"rayStartParams": "texts", "template": "pod", "serviceType": str},
+    "workerGroupSpecs": [WORKER_GROUP],
+}
 RAY_JOB = {
-    "entrypoint": str, "submissionMode": str, "backoffLimit": int, "shutdownAfterJobFinishes": bool, "submitterPodTemplate": "pod",
-    "submitterConfig": {"backoffLimit": int}, "ttlSecondsAfterFinished": int, "activeDeadlineSeconds": int, "runtimeEnvYAML": str,
-    "rayClusterSpec": {
-        "rayVersion": str, "authOptions": {"mode": str}, "enableInTreeAutoscaling": bool,
-        "headGroupSpec": {"rayStartParams": "texts", "template": "pod", "serviceType": str},
-        "workerGroupSpecs": [{"groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int, "rayStartParams": "texts", "template": "pod"}],
-    },
-}  # fmt: skip
+    **dict.fromkeys(("entrypoint", "submissionMode", "runtimeEnvYAML"), str),
+    **dict.fromkeys(("backoffLimit", "ttlSecondsAfterFinished", "activeDeadlineSeconds"), int),
+    "shutdownAfterJobFinishes": bool,
+    "submitterPodTemplate": "pod",
+    "submitterConfig": {"backoffLimit": int},
+    "rayClusterSpec": RAY_CLUSTER,
+}
+DASK_CLUSTER = {"worker": {"replicas": int, "spec": dict}, "scheduler": {"spec": dict, "service": dict}}
+DASK_JOB = {"job": {"spec": dict, "metadata": dict}, "cluster": {"spec": DASK_CLUSTER}}
 
 
 def pod(template, name):
     """Raises ValidationError unless this is a PodTemplateSpec."""
-    kubernetes_validate.validate(
-        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, **template.get("metadata", {})}, "spec": template["spec"]}, VERSION, strict=True
-    )  # fmt: skip
+    metadata = {"name": name, **template.get("metadata", {})}
+    whole = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+    kubernetes_validate.validate(whole, VERSION, strict=True)
 
 
 def fields(value, wanted, where):
@@ -87,7 +102,7 @@ def check(made):
     elif kind == "RayJob":
         fields(made["spec"], RAY_JOB, "RayJob")
     elif kind == "DaskJob":
-        fields(made["spec"], {"job": {"spec": dict, "metadata": dict}, "cluster": {"spec": {"worker": {"replicas": int, "spec": dict}, "scheduler": {"spec": dict, "service": dict}}}}, kind)  # fmt: skip
+        fields(made["spec"], DASK_JOB, kind)
         cluster, labels, namespace = (
             made["spec"]["cluster"]["spec"],
             made["metadata"]["labels"],

@@ -1,4 +1,5 @@
-"""What a canary asks of a requirements.in, and how it finds the upgrade that breaks a recipe; packages come from a folder on this machine."""
+"""What a canary asks of a requirements.in, and how it finds the upgrade that breaks a recipe; packages come from a
+folder on this machine."""
 
 import dataclasses
 import json
@@ -95,7 +96,8 @@ def wheel(folder, name, version, *requires):
 
 @pytest.fixture
 def question(tmp_path):
-    """Makes a question over `apple` (free), `berry` (held below 2), `cherry` and `date` (pinned; both go only together)."""
+    """Makes a question over `apple` (free), `berry` (held below 2), `cherry` and `date`
+    (pinned; both go only together)."""
     wheels, source = tmp_path / "wheels", tmp_path / "requirements.in"
     wheels.mkdir()
     for version in ("1.0", "1.1", "3.0"):

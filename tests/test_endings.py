@@ -1,4 +1,5 @@
-"""How runs end: nothing outlives its driver, signals are heeded at safe points, and the reason is the worker's own error."""
+"""How runs end: nothing outlives its driver, signals are heeded at safe points, and the reason
+is the worker's own error."""
 
 import contextlib
 import json
@@ -36,7 +37,8 @@ import sys, time
 from cookbook import processes
 with processes.Watchdog(sys.argv[1], 1):
     # A launcher whose worker leaves its group and session, and heeds no SIGTERM, as mpirun's may.
-    processes.start(["sh", "-c", "touch $TMPDIR/left; setsid sh -c 'trap : TERM; while :; do sleep 0.2; done' & sleep 60"], sys.argv[1])
+    worker = "trap : TERM; while :; do sleep 0.2; done"
+    processes.start(["sh", "-c", f"touch $TMPDIR/left; setsid sh -c '{worker}' & sleep 60"], sys.argv[1])
     print("started", flush=True)
     time.sleep(60)
 """

@@ -1,4 +1,5 @@
-"""Environments: made once per content, never taken for finished when they are not, and safe when two runs start at once."""
+"""Environments: made once per content, never taken for finished when they are not, and safe
+when two runs start at once."""
 
 import contextlib
 import os

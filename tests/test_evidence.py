@@ -14,7 +14,8 @@ STEPS = -(-NUM_ROWS // BATCH)
 
 
 def write_run(folder, monkeypatch, num_workers=2, spoil=None):
-    """Writes the record of a run as it should be; `spoil(event, fields)` may change or drop (None) what a worker writes."""
+    """Writes the record of a run as it should be; `spoil(event, fields)` may change or drop
+    (None) what a worker writes."""
     spoil = spoil or (lambda event, fields: fields)
     plain_write = RunRecord._write
     pids = itertools.count(1000)
@@ -246,7 +247,8 @@ def test_an_elastic_run_that_was_never_distributed(tmp_path, monkeypatch):
 
 
 def test_a_search_that_one_process_did_on_a_slow_machine(tmp_path, monkeypatch):
-    """Whether the second process is ready before the first has done all trials is a question of speed: no verdict hangs on it."""
+    """Whether the second process is ready before the first has done all trials is a question of speed:
+    no verdict hangs on it."""
     write_run(tmp_path, monkeypatch, num_workers=1)
     verdict = judge(tmp_path, elastic=True, on_demand=True)
     assert verdict.problems == []
@@ -269,7 +271,8 @@ def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path, monkeypatch):
 
 
 def write_model_parallel(folder, monkeypatch, held=(30, 40), left_out=None):
-    """Two ranks that each take every row and hold a part of 60 parameters; `left_out`: (rank, epoch, step) not taken."""
+    """Two ranks that each take every row and hold a part of 60 parameters; `left_out`: (rank,
+    epoch, step) not taken."""
     for rank in range(2):
         monkeypatch.setattr("os.getpid", lambda rank=rank: 2000 + rank)
         with RunRecord(folder, rank, 2) as run:
@@ -418,8 +421,9 @@ def test_trials_that_do_not_count(tmp_path, trials, problem):
 def test_each_phase_has_a_world_of_its_own(tmp_path):
     write_search(tmp_path, GOOD_TRIALS, workers=((0, 0), (0, 1), (1, 1), (1, 1)))
     assert judge(tmp_path, proof=("trials_counted_once",)).problems[:2] == [
-        "rank 0 of 2 never started in phase 1", "rank 1 was taken by 2 processes in phase 1",
-    ]  # fmt: skip
+        "rank 0 of 2 never started in phase 1",
+        "rank 1 was taken by 2 processes in phase 1",
+    ]
 
 
 def test_a_run_that_only_had_to_be_summed_up(tmp_path):

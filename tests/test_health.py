@@ -1,4 +1,5 @@
-"""The page over a made history: a break, a flake, an old lock, a figure that fell out of its history; and how a run is recorded."""
+"""The page over a made history: a break, a flake, an old lock, a figure that fell out of its history;
+and how a run is recorded."""
 
 import dataclasses
 import json
@@ -109,11 +110,10 @@ def test_a_break_that_a_commit_mended_is_no_flake():
 
 
 def test_the_page_shows_it_and_needs_nothing_from_outside(history, tmp_path):
-    health.append(history, "canary", {
-        "recipe": "slow", "time": NOW, "machine": CLASS, "commit": "aa",
-        "proposals": [{"target": "one step beyond torch", "status": "breaks", "culprits": ["torch"], "reason": "<it> fails",
-                       "upgrades": {"torch": ["2.13.0", "2.14.0"]}}],
-    })  # fmt: skip
+    proposal = {"target": "one step beyond torch", "status": "breaks", "culprits": ["torch"], "reason": "<it> fails"}
+    proposal["upgrades"] = {"torch": ["2.13.0", "2.14.0"]}
+    answer = {"recipe": "slow", "time": NOW, "machine": CLASS, "commit": "aa", "proposals": [proposal]}
+    health.append(history, "canary", answer)
     path, _, problems = health.write_page(history, tmp_path / "site", RECIPES, NOW)
     text = path.read_text()
     assert problems == [] and (tmp_path / "site/history.jsonl").read_text() == history.read_text()
@@ -174,11 +174,17 @@ def test_a_recipe_that_stopped_running_is_seen(history):
 
 
 CONTENT = {
-    "recipe": "pytorch", "started": NOW - 60.0, "status": "ok", "reason": "", "seconds": {"run": 9.5, "total": 15.0},
-    "machine": "Intel(R) Xeon(R), at 2 GHz, 2 cores, 24 GiB, Linux 6.18.44, Python 3.11.7", "versions": {"torch": "2.13.0+cpu"},
-    "objective": {"name": "eval/accuracy", "direction": "maximize", "value": 0.97}, "overrides": ["recipe=pytorch", "seed=1", "resume=never"],
+    "recipe": "pytorch",
+    "started": NOW - 60.0,
+    "status": "ok",
+    "reason": "",
+    "seconds": {"run": 9.5, "total": 15.0},
+    "machine": "Intel(R) Xeon(R), at 2 GHz, 2 cores, 24 GiB, Linux 6.18.44, Python 3.11.7",
+    "versions": {"torch": "2.13.0+cpu"},
+    "objective": {"name": "eval/accuracy", "direction": "maximize", "value": 0.97},
+    "overrides": ["recipe=pytorch", "seed=1", "resume=never"],
     "metrics": {"samples_per_second": 123.0, "memory/peak_mb": 456.0},
-}  # fmt: skip
+}
 
 
 def test_a_run_record_becomes_a_line(monkeypatch):
@@ -205,7 +211,13 @@ def test_a_locks_age_is_its_last_commits_and_a_shallow_clone_does_not_know(tmp_p
             "GIT_COMMITTER_DATE": f"{NOW - 9 * DAY} +0000",
             "PATH": "/usr/bin:/bin",
         }
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path / "full", env=env, check=True, capture_output=True)  # fmt: skip
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
+            cwd=tmp_path / "full",
+            env=env,
+            check=True,
+            capture_output=True,
+        )
 
     (tmp_path / "full").mkdir()
     git("init", "-q")

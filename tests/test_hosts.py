@@ -1,4 +1,5 @@
-"""Several hosts: network namespaces of this machine, each with an address, a name and an sshd of its own; recipes run across them."""
+"""Several hosts: network namespaces of this machine, each with an address, a name and an sshd of its own;
+recipes run across them."""
 
 import importlib.util
 import json
@@ -232,7 +233,9 @@ def test_services_that_make_no_sense(two, recipe, words, message):
 
 def test_clusters_that_a_run_cannot_use():
     host = {"name": "one", "address": "10.0.0.1", "slots": 2, "interface": "eth0"}
-    config, _ = compose_recipe("spark", ["cluster=hosts", "cluster.inventory=x", "cluster.num_workers=2", "recipe.memory_mb=900"])  # fmt: skip
+    config, _ = compose_recipe(
+        "spark", ["cluster=hosts", "cluster.inventory=x", "cluster.num_workers=2", "recipe.memory_mb=900"]
+    )
     config["cluster"] |= {"hosts": [host], "ssh": {}, "shared": False}
     place = ROOT / "recipes/spark", Path("/HERE/bin/python"), Path("/run/spark/x")
     service = {"address": "spark://10.0.0.1:1", "secret": "0", "environment": "/HERE", "workers": 2, "memory_mb": 900}

@@ -1,4 +1,5 @@
-"""infra/: hosts of this machine for real, AWS against moto on loopback with an old provider and against today's schema, the guard, a linter."""
+"""infra/: hosts of this machine for real, AWS against moto on loopback with an old provider and against today's
+schema, the guard, a linter."""
 
 import json
 import os
@@ -258,9 +259,12 @@ def test_aws_apply_an_empty_second_plan_and_destroy(moto, tmp_path, monkeypatch,
     (bucket,) = (found["Name"] for found in s3.list_buckets()["Buckets"])
     assert set(s3.get_public_access_block(Bucket=bucket)["PublicAccessBlockConfiguration"].values()) == {True}
     inbound = [
-        spread for group in ec2.describe_security_groups()["SecurityGroups"] if group["GroupName"].startswith("distributed-ml")
-        for rule in group["IpPermissions"] for spread in rule["IpRanges"]
-    ]  # fmt: skip
+        spread
+        for group in ec2.describe_security_groups()["SecurityGroups"]
+        if group["GroupName"].startswith("distributed-ml")
+        for rule in group["IpPermissions"]
+        for spread in rule["IpRanges"]
+    ]
     assert [spread["CidrIp"] for spread in inbound] == ["10.20.0.0/16"], "nobody comes in from outside"
     inventory = yaml.safe_load((tmp_path / "state/inventory.yaml").read_text())
     assert [(host["name"], host["slots"], host["gpus"]) for host in inventory["hosts"]] == [
@@ -276,7 +280,11 @@ def test_aws_apply_an_empty_second_plan_and_destroy(moto, tmp_path, monkeypatch,
     assert s3.list_buckets()["Buckets"] == []
     assert [vpc for vpc in ec2.describe_vpcs()["Vpcs"] if not vpc["IsDefault"]] == []
     # What the state does not know, the scan finds by its tag.
-    stray = ec2.create_volume(AvailabilityZone="us-east-1a", Size=1, TagSpecifications=[{"ResourceType": "volume", "Tags": [{"Key": "distributed-ml", "Value": "distributed-ml"}]}])  # fmt: skip
+    stray = ec2.create_volume(
+        AvailabilityZone="us-east-1a",
+        Size=1,
+        TagSpecifications=[{"ResourceType": "volume", "Tags": [{"Key": "distributed-ml", "Value": "distributed-ml"}]}],
+    )
     with pytest.raises(
         UserError, match=f"still there, with the tag distributed-ml=distributed-ml: .*{stray['VolumeId']}"
     ):
@@ -335,11 +343,15 @@ def test_where_a_state_may_be(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["infra.max_cost_usd=5"], r"9\.40 USD until everything expires \(4 h, prices of 2025-07-01\) is more than infra.max_cost_usd=5: nothing was made"),
+        (
+            ["infra.max_cost_usd=5"],
+            r"9\.40 USD until everything expires \(4 h, prices of 2025-07-01\) is more than "
+            "infra.max_cost_usd=5: nothing was made",
+        ),
         (["infra.variables.worker_type=x9.huge"], "the price of x9.huge is unknown"),
         (["infra.variables.region=mars-east-1"], "no prices for region mars-east-1"),
     ],
-)  # fmt: skip
+)
 def test_the_guard(moto, tmp_path, monkeypatch, words, message):
     url, environment = moto
     for name, value in environment.items():
@@ -429,11 +441,18 @@ def test_no_secret_is_printed():
 
 
 @pytest.mark.parametrize(
-    ("provider", "least"), [("aws", {"aws": 150, "eks": 110}), ("google", {"gcp": 80, "gke": 70}), ("kubernetes", {"kubernetes": 25}), ("helm", {"kubernetes": 15})]
-)  # fmt: skip
+    ("provider", "least"),
+    [
+        ("aws", {"aws": 150, "eks": 110}),
+        ("google", {"gcp": 80, "gke": 70}),
+        ("kubernetes", {"kubernetes": 25}),
+        ("helm", {"kubernetes": 15}),
+    ],
+)
 @pytest.mark.full
 def test_what_is_written_exists_in_todays_provider(tools, provider, least):
-    """Every resource, argument and block against the schema of the provider (AWS 6, Google 7, Kubernetes 2.38, Helm 3)."""
+    """Every resource, argument and block against the schema of the provider (AWS 6, Google 7,
+    Kubernetes 2.38, Helm 3)."""
     code = """
 import glob, importlib, inspect, json, keyword, os, re, sys
 import hcl2
@@ -451,7 +470,9 @@ def check(module, prefix, cls, body, where):
         if key == "dynamic":
             for block in value:
                 for name, content in block.items():
-                    check_block(module, prefix, known, clean(name), [content["content"][0] if isinstance(content["content"], list) else content["content"]], where)
+                    inner = content["content"]
+                    inner = inner[0] if isinstance(inner, list) else inner
+                    check_block(module, prefix, known, clean(name), [inner], where)
             continue
         blocks = value if isinstance(value, list) and value and isinstance(value[0], dict) else None
         if blocks: check_block(module, prefix, known, key, blocks, where)
@@ -473,14 +494,16 @@ for path in sorted(path for folder in sys.argv[2:] for path in glob.glob(folder 
             for resource, named in entry.items():
                 resource = clean(resource)
                 if not resource.startswith(provider + "_"): continue
-                if any("google-beta" in str(body.get("provider")) for body in named.values()): continue  # another provider's
+                # another provider's
+                if any("google-beta" in str(body.get("provider")) for body in named.values()): continue
                 name = resource.removeprefix(provider + "_")
                 module_name = (f"data_{provider}_" if kind == "data" else "") + name
                 try: module = importlib.import_module(f"cdktf_cdktf_provider_{provider}.{module_name}")
                 except ModuleNotFoundError: problems.append(f"{kind} {resource} does not exist"); continue
                 wanted = camel(module_name).lower()
                 prefix = next(n for n in dir(module) if n.lower() in (wanted, wanted + "a"))
-                for label, body in named.items(): check(module, prefix, getattr(module, prefix), body, f"{resource}.{clean(label)}")
+                for label, body in named.items():
+                    check(module, prefix, getattr(module, prefix), body, f"{resource}.{clean(label)}")
 print(json.dumps(seen)); print(problems)
 """
     environment = {
@@ -605,8 +628,13 @@ def test_variables_of_clusters(tmp_path, target, values, message):
     (tmp_path / "values.tfvars.json").write_text(json.dumps(GOOD[target] | values))
     for words in (["init", "-input=false"], ["plan", "-input=false", "-no-color", "-var-file=values.tfvars.json"]):
         done = subprocess.run(
-            ["terraform", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60, env={**CLEAN, "TF_DATA_DIR": f"{tmp_path}/.terraform"}
-        )  # fmt: skip
+            ["terraform", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**CLEAN, "TF_DATA_DIR": f"{tmp_path}/.terraform"},
+        )
     text = " ".join(re.sub(r"[╷│╵]", " ", done.stderr).split())
     assert (done.returncode == 0) if message is None else message in text, text
 

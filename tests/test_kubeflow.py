@@ -22,7 +22,13 @@ from tests.helpers import CLEAN, ROOT, Driver, run_cookbook
 
 RECIPE = ROOT / "recipes/kubeflow"
 GOLDEN = ROOT / "tests/golden/kubeflow"
-SHORT = ["recipe=kubeflow", "recipe.num_epochs=4", "recipe.learning_rates=[0.03, 0.1]", "recipe.trial_epochs=1", "recipe.min_accuracy=0.8"]  # fmt: skip
+SHORT = [
+    "recipe=kubeflow",
+    "recipe.num_epochs=4",
+    "recipe.learning_rates=[0.03, 0.1]",
+    "recipe.trial_epochs=1",
+    "recipe.min_accuracy=0.8",
+]
 
 
 def steps_of(folder):
@@ -45,10 +51,8 @@ def test_the_whole_workflow(whole):
     assert [worker["samples"] for worker in content["workers"]] == [12 * 719, 12 * 719]
     assert metrics["search/best_score"] >= 0.75
     names = [record["step"] for record in steps_of(folder)]
-    assert names == [
-        "ingest", "validate", "validate", "validate", "trial", "trial", "trial", "trial", "choose", "train", "evaluate", "gate",
-        "register", "deploy", "smoke_test", "stop_server",
-    ]  # fmt: skip
+    steps = "ingest validate validate validate trial trial trial trial choose train evaluate gate register deploy"
+    assert names == [*steps.split(), "smoke_test", "stop_server"]
 
 
 def test_steps_are_processes_and_trials_run_side_by_side(whole):
@@ -180,12 +184,16 @@ def rows(whole):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("train_labels", lambda labels: np.where(labels == 3, 12, labels), "train: labels [12] are not among the 10 classes; train: no row of class [3]"),
+        (
+            "train_labels",
+            lambda labels: np.where(labels == 3, 12, labels),
+            "train: labels [12] are not among the 10 classes; train: no row of class [3]",
+        ),
         ("test_images", lambda images: images + 100, "test: pixels up to 116, but the manifest says at most 16"),
         ("train_images", lambda images: images[:-1], "do not belong together"),
         ("test_images", lambda images: np.zeros_like(images), "test: 359 images of one colour"),
     ],
-)  # fmt: skip
+)
 def test_rows_that_are_not_as_they_should_be(recipe_python, rows, tmp_path, name, change, message):
     broken = shutil.copytree(rows, tmp_path / "rows")
     np.save(broken / f"{name}.npy", change(np.load(broken / f"{name}.npy")))
@@ -246,13 +254,18 @@ steps.smoke_test(found["url"], "digits", {str(rows)!r}, {str(tmp_path / "other.n
 
 @pytest.mark.full
 def test_on_a_cluster(recipe_python, whole, tmp_path):
-    """The pipeline is compiled for a cluster and handed over; there its steps make the objects, and the objects do what they say."""
+    """The pipeline is compiled for a cluster and handed over; there its steps make the objects, and the
+    objects do what they say."""
     data_dir = whole[0]["dataset"]["folder"]
     with FakeCluster(recipe_python("kubeflow"), RECIPE, tmp_path / "cluster") as cluster:
         words = [
-            "cluster=kubernetes", f"cluster.kubeflow_host={cluster.url}", "recipe.image=me/kubeflow-python:1",
-            f"recipe.mount_path={tmp_path}/claim", f"recipe.cluster_data_dir={data_dir}", "recipe.poll_seconds=0.5",
-        ]  # fmt: skip
+            "cluster=kubernetes",
+            f"cluster.kubeflow_host={cluster.url}",
+            "recipe.image=me/kubeflow-python:1",
+            f"recipe.mount_path={tmp_path}/claim",
+            f"recipe.cluster_data_dir={data_dir}",
+            "recipe.poll_seconds=0.5",
+        ]
         content, folder, output = run_cookbook(
             *SHORT, *words, output_root=tmp_path / "out", environment=cluster.environment
         )
@@ -269,7 +282,9 @@ def test_on_a_cluster(recipe_python, whole, tmp_path):
     assert submitted["service_account"] == "digits-pipeline"
     assert submitted["runtime_config"]["parameters"]["min_accuracy"] == 0.8
     assert "deploy-on-cluster" in (folder / "pictures/pipeline.svg").read_text()
-    assert sorted(path.stem for path in folder.glob("manifests/*.yaml")) == sorted(path.stem for path in GOLDEN.glob("*.yaml") if path.stem != "pipeline")  # fmt: skip
+    assert sorted(path.stem for path in folder.glob("manifests/*.yaml")) == sorted(
+        path.stem for path in GOLDEN.glob("*.yaml") if path.stem != "pipeline"
+    )
 
 
 @pytest.mark.parametrize("trainer", ["pytorchjob", "tfjob"])
@@ -296,12 +311,8 @@ on_cluster.train({str(rows)!r}, 0.1, 2, pipeline.settings_of_training(config, Tr
 
 @pytest.mark.full
 def test_what_the_cluster_refuses_is_passed_on(recipe_python, rows, tmp_path):
-    refused = (
-        403,
-        {
-            "message": 'trainjobs.trainer.kubeflow.org is forbidden: User "system:serviceaccount:team:other" cannot create'
-        },
-    )
+    message = 'trainjobs.trainer.kubeflow.org is forbidden: User "system:serviceaccount:team:other" cannot create'
+    refused = 403, {"message": message}
     config = flat_config(mount_path=str(tmp_path), kubeflow_host="http://localhost:1", image="me/python:1")
     with FakeCluster(recipe_python("kubeflow"), RECIPE, tmp_path / "cluster") as cluster:
         cluster.refuse["POST", "/apis/trainer.kubeflow.org/v1alpha1/namespaces/default/trainjobs"] = refused
@@ -360,7 +371,8 @@ def flat_config(**changes):
 
 @pytest.fixture(scope="module")
 def objects(recipe_python, tmp_path_factory):
-    """name -> text of everything that the recipe could make on a cluster, and of the pipeline, at the default settings."""
+    """name -> text of everything that the recipe could make on a cluster, and of the pipeline,
+    at the default settings."""
     folder = tmp_path_factory.mktemp("objects")
     config = flat_config(
         kubeflow_host="http://localhost:8080", namespace="team", image="registry.example/kubeflow-recipe-python:0.1.0"
@@ -379,7 +391,8 @@ compiler.Compiler().compile(pipeline.pipeline_of(config), {str(folder / "made/pi
 
 
 def test_the_objects_are_those_that_were_reviewed(objects):
-    """To take over a change that is meant: UPDATE_GOLDEN=1 make test ARGS="tests/test_kubeflow.py -k reviewed", and read the diff."""
+    """To take over a change that is meant: UPDATE_GOLDEN=1 make test ARGS="tests/test_kubeflow.py -k
+    reviewed", and read the diff."""
     if os.environ.get("UPDATE_GOLDEN"):
         for name, text in objects.items():
             (GOLDEN / f"{name}.yaml").write_text(text)
@@ -390,14 +403,19 @@ def test_the_objects_are_those_that_were_reviewed(objects):
 
 
 def test_the_objects_are_valid(recipe_python, objects):
-    """Kubernetes' own kinds, and the pods inside the others, against the schema of its API; the pipeline by kfp's own loader."""
+    """Kubernetes' own kinds, and the pods inside the others, against the schema of its API;
+    the pipeline by kfp's own loader."""
+    kinds = ("trainjob", "pytorchjob", "tfjob", "inference-service")
+    train, pytorch, tensorflow, service = (yaml.safe_load(objects[kind])["spec"] for kind in kinds)
+    jobs = train["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    scale = ("minReplicas", "maxReplicas")
     pods = {
-        "train-job": yaml.safe_load(objects["trainjob"])["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"],
-        "master": yaml.safe_load(objects["pytorchjob"])["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"],
-        "worker": yaml.safe_load(objects["pytorchjob"])["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"],
-        "tf-worker": yaml.safe_load(objects["tfjob"])["spec"]["tfReplicaSpecs"]["Worker"]["template"]["spec"],
-        "predictor": {key: value for key, value in yaml.safe_load(objects["inference-service"])["spec"]["predictor"].items() if key not in ("minReplicas", "maxReplicas")},
-    }  # fmt: skip
+        "train-job": jobs[0]["template"]["spec"]["template"]["spec"],
+        "master": pytorch["pytorchReplicaSpecs"]["Master"]["template"]["spec"],
+        "worker": pytorch["pytorchReplicaSpecs"]["Worker"]["template"]["spec"],
+        "tf-worker": tensorflow["tfReplicaSpecs"]["Worker"]["template"]["spec"],
+        "predictor": {key: value for key, value in service["predictor"].items() if key not in scale},
+    }
     pods["train-job"]["containers"][0]["image"] = "the runtime's"
     trial = yaml.safe_load(objects["experiment"])["spec"]["trialTemplate"]["trialSpec"]
     core = [
@@ -423,7 +441,8 @@ print(sorted(loaded.component_spec.inputs))
     done = call(recipe_python("kubeflow"), code)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.split("\n")
-    assert lines[:12] == ["PersistentVolumeClaim", "ServiceAccount", "Role", "RoleBinding", "NetworkPolicy", *["Pod"] * 5, "Job", "broken: refused"]  # fmt: skip
+    kinds = ["PersistentVolumeClaim", "ServiceAccount", "Role", "RoleBinding", "NetworkPolicy"]
+    assert lines[:12] == [*kinds, *["Pod"] * 5, "Job", "broken: refused"]
     assert lines[12] == str(["data_dir", "learning_rates", "max_rows", "min_accuracy", "num_epochs", "trial_epochs"])
     for pod in pods.values():
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -450,7 +469,8 @@ def test_the_notebook_runs_and_holds_no_output(recipe_python, tmp_path):
     code = f"""
 import nbformat, nbclient
 book = nbformat.read({str(path)!r}, 4)
-nbclient.NotebookClient(book, timeout=200, kernel_name="python3", resources={{"metadata": {{"path": {str(path.parent)!r}}}}}).execute()
+resources = {{"metadata": {{"path": {str(path.parent)!r}}}}}
+nbclient.NotebookClient(book, timeout=200, kernel_name="python3", resources=resources).execute()
 nbformat.write(book, {str(tmp_path / "done.ipynb")!r})
 """
     python = recipe_python("kubeflow")
@@ -459,8 +479,10 @@ nbformat.write(book, {str(tmp_path / "done.ipynb")!r})
     )
     assert done.returncode == 0, done.stderr[-3000:]
     text = "\n".join(
-        "".join(output.get("text", "")) for cell in json.loads((tmp_path / "done.ipynb").read_text())["cells"] for output in cell.get("outputs", [])
-    )  # fmt: skip
+        "".join(output.get("text", ""))
+        for cell in json.loads((tmp_path / "done.ipynb").read_text())["cells"]
+        for output in cell.get("outputs", [])
+    )
     assert "the gate is closed" in text
     assert "steps that ran again: ['gate', 'register', 'deploy', 'smoke_test', 'stop_server']" in text
 

@@ -1,4 +1,5 @@
-"""cluster=kubernetes: the objects against their projects' own schemas, and runs on pods that are namespaces of this machine."""
+"""cluster=kubernetes: the objects against their projects' own schemas, and runs on pods that are
+namespaces of this machine."""
 
 import json
 import os
@@ -78,10 +79,16 @@ def objects_of(recipe, *overrides):
 
 GOLDEN = ROOT / "tests/golden/kubernetes"
 VARIANTS = {
-    "torchrun": ("pytorch",), "tf_config": ("tensorflow",), "horovodrun": ("horovod", "recipe.fusion_threshold_mb=32"), "rayrun": ("ray_train",),
-    "dask_client": ("dask",), "spark_submit": ("spark",), "gpus": ("pytorch", "cluster.gpus_per_worker=1", "cluster.num_workers=4"),
-    "no_data": ("ray_rllib", "cluster.service_account=trainer"), "own_data": ("petastorm", "cluster.data_dir=/srv/shared/mine"),
-}  # fmt: skip
+    "torchrun": ("pytorch",),
+    "tf_config": ("tensorflow",),
+    "horovodrun": ("horovod", "recipe.fusion_threshold_mb=32"),
+    "rayrun": ("ray_train",),
+    "dask_client": ("dask",),
+    "spark_submit": ("spark",),
+    "gpus": ("pytorch", "cluster.gpus_per_worker=1", "cluster.num_workers=4"),
+    "no_data": ("ray_rllib", "cluster.service_account=trainer"),
+    "own_data": ("petastorm", "cluster.data_dir=/srv/shared/mine"),
+}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -262,7 +269,13 @@ def test_a_cluster_that_does_not_answer(tmp_path):
         "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
     }
     (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig))
-    _, _, output = run_cookbook("recipe=pytorch", *ON_PODS, output_root=tmp_path / "out", status=1, environment={"KUBECONFIG": str(tmp_path / "kubeconfig")})  # fmt: skip
+    _, _, output = run_cookbook(
+        "recipe=pytorch",
+        *ON_PODS,
+        output_root=tmp_path / "out",
+        status=1,
+        environment={"KUBECONFIG": str(tmp_path / "kubeconfig")},
+    )
     assert "http://127.0.0.1:9 does not answer" in output and "kubectl get nodes" in output
 
 

@@ -1,4 +1,5 @@
-"""Other people's pictures: the layouts and the files that they really have, each with the right outcome, or a refusal by name."""
+"""Other people's pictures: the layouts and the files that they really have, each with the
+right outcome, or a refusal by name."""
 
 import json
 import os
@@ -524,7 +525,8 @@ def pictures_of_all_kinds(folder):
 
 @pytest.mark.filterwarnings("ignore")
 def test_whatever_the_files_hold_read_is_good_and_left_out(tmp_path, capsys):
-    """5,000 files made by a seeded generator: pictures whole, cut, spoilt, misnamed, hidden, linked, nested. All are told of."""
+    """5,000 files made by a seeded generator: pictures whole, cut, spoilt, misnamed, hidden, linked,
+    nested. All are told of."""
     rng = random.Random(0)
     kinds = pictures_of_all_kinds(tmp_path)
     endings = ["png", "jpg", "webp", "gif", "bmp", "tif", "ppm", "PNG", "txt", ""]

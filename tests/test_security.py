@@ -186,7 +186,8 @@ def test_no_field_of_a_host_becomes_an_option(tmp_path, field):
 
 def test_a_good_inventory_is_taken(tmp_path):
     (tmp_path / "inventory.yaml").write_text(
-        "hosts: [{name: a, address: 10.0.0.1}]\nssh: {user: ubuntu, port: 22, key: ~/.ssh/id, known_hosts: /my keys/known}\n"
+        "hosts: [{name: a, address: 10.0.0.1}]\nssh: {user: ubuntu, port: 22, key: ~/.ssh/id, known_hosts: /my "
+        "keys/known}\n"
     )
     found = inventory.load(tmp_path)
     cluster = {**found, "connect_timeout_seconds": 1, "inventory": "x"}
@@ -235,13 +236,28 @@ def told(path, **content):
 @pytest.mark.parametrize(
     "text",
     [
-        told("report.html", text="<script>"), told("run.json", text="{}"), told("config.yaml", text="seed: 1"), told("../x.json", text="x"),
-        told("tables/../../x.json", text="x"), told("/etc/x.json", text="x"), told("checkpoints/last.pt", base64="eA=="), told("workers/.x.jsonl", text="{}"),
-        told("pictures/x.html", text="<script>"), told("tables/x.json.sh", text="x"), told("logs/x.log", text="x"), told("workers/a/b.jsonl", text="x"),
-        told("pictures/x.png", base64="!"), told("tables/x.json"), told("tables/x.json", text=3), json.dumps({"path": "tables/x.json", "text": "x"}),
-        json.dumps(["tables/x.json"]), "7", "not json", told(None, text="x"),
+        told("report.html", text="<script>"),
+        told("run.json", text="{}"),
+        told("config.yaml", text="seed: 1"),
+        told("../x.json", text="x"),
+        told("tables/../../x.json", text="x"),
+        told("/etc/x.json", text="x"),
+        told("checkpoints/last.pt", base64="eA=="),
+        told("workers/.x.jsonl", text="{}"),
+        told("pictures/x.html", text="<script>"),
+        told("tables/x.json.sh", text="x"),
+        told("logs/x.log", text="x"),
+        told("workers/a/b.jsonl", text="x"),
+        told("pictures/x.png", base64="!"),
+        told("tables/x.json"),
+        told("tables/x.json", text=3),
+        json.dumps({"path": "tables/x.json", "text": "x"}),
+        json.dumps(["tables/x.json"]),
+        "7",
+        "not json",
+        told(None, text="x"),
     ],
-)  # fmt: skip
+)
 def test_a_pod_s_log_writes_nothing_but_a_record(tmp_path, text):
     (tmp_path / "run").mkdir()
     pod_logs.Logs(None, "run", tmp_path / "run")._record(text)
@@ -284,7 +300,8 @@ def test_without_namespaces_the_command_runs_and_says_so():
         env={**os.environ, "PYTHONPATH": str(ROOT / "runrecord")},
     )
     assert done.stdout == (
-        "netrun: no network of its own (not allowed): echo listens on all addresses of this machine; is there a firewall?\nran\n"
+        "netrun: no network of its own (not allowed): echo listens on all addresses of this machine; is there a "
+        "firewall?\nran\n"
     )
 
 

@@ -1,5 +1,7 @@
-"""cluster=slurm with the real Slurm: a controller on this machine, a slurmd on each of two hosts made of network namespaces."""
+"""cluster=slurm with the real Slurm: a controller on this machine, a slurmd on each of two
+hosts made of network namespaces."""
 
+import inspect
 import os
 import shutil
 import socket
@@ -37,22 +39,45 @@ class Slurm:
         (self.folder / "munge.key").chmod(0o600)
         sock = self.folder / "munge.sock"
         self.start(
-            ["munged", "--foreground", "--force", f"--socket={sock}", f"--key-file={self.folder}/munge.key", f"--pid-file={self.folder}/munge.pid",
-             f"--log-file={self.folder}/munge.log", f"--seed-file={self.folder}/munge.seed"],
-        )  # fmt: skip
-        ports = [free_port() for _ in range(2)]
-        (self.folder / "slurm.conf").write_text(
-            f"ClusterName=test\nSlurmctldHost={socket.gethostname()}(10.77.{subnet}.254)\nSlurmctldPort={ports[0]}\nSlurmdPort={ports[1]}\n"
-            f"SlurmUser=root\nSlurmdUser=root\nAuthType=auth/munge\nAuthInfo=socket={sock}\nCredType=cred/munge\nCryptoType=crypto/munge\n"
-            f"ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nMpiDefault=none\nReturnToService=2\nJobRequeue=1\nSchedulerParameters=requeue_delay=1\n"
-            f"StateSaveLocation={self.folder}/state\nSlurmdSpoolDir={self.folder}/spool/%n\nSlurmctldPidFile={self.folder}/ctld.pid\n"
-            f"SlurmdPidFile={self.folder}/%n.pid\nSlurmctldLogFile={self.folder}/ctld.log\nSlurmdLogFile={self.folder}/%n.log\n"
-            "SelectType=select/cons_tres\nSelectTypeParameters=CR_Core\nKillWait=5\n"
-            f"NodeName=host1 NodeAddr=10.77.{subnet}.1 CPUs=2\nNodeName=host2 NodeAddr=10.77.{subnet}.2 CPUs=2\n"
-            "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n".replace(
-                "CryptoType=crypto/munge\n", ""
-            )
+            [
+                "munged",
+                "--foreground",
+                "--force",
+                f"--socket={sock}",
+                *(f"--{what}-file={self.folder}/munge.{what}" for what in ("key", "pid", "log", "seed")),
+            ],
         )
+        ports = [free_port() for _ in range(2)]
+        settings = f"""\
+            ClusterName=test
+            SlurmctldHost={socket.gethostname()}(10.77.{subnet}.254)
+            SlurmctldPort={ports[0]}
+            SlurmdPort={ports[1]}
+            SlurmUser=root
+            SlurmdUser=root
+            AuthType=auth/munge
+            AuthInfo=socket={sock}
+            CredType=cred/munge
+            ProctrackType=proctrack/linuxproc
+            TaskPlugin=task/none
+            MpiDefault=none
+            ReturnToService=2
+            JobRequeue=1
+            SchedulerParameters=requeue_delay=1
+            StateSaveLocation={self.folder}/state
+            SlurmdSpoolDir={self.folder}/spool/%n
+            SlurmctldPidFile={self.folder}/ctld.pid
+            SlurmdPidFile={self.folder}/%n.pid
+            SlurmctldLogFile={self.folder}/ctld.log
+            SlurmdLogFile={self.folder}/%n.log
+            SelectType=select/cons_tres
+            SelectTypeParameters=CR_Core
+            KillWait=5
+            NodeName=host1 NodeAddr=10.77.{subnet}.1 CPUs=2
+            NodeName=host2 NodeAddr=10.77.{subnet}.2 CPUs=2
+            PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+        """
+        (self.folder / "slurm.conf").write_text(inspect.cleandoc(settings) + "\n")
         self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf")}
         wait_for(sock.exists)
         self.start(["slurmctld", "-D"])
@@ -61,7 +86,10 @@ class Slurm:
             network = f"--net=/run/netns/{self.place.hosts.namespace(number)}"
             enter = ["nsenter", network, "unshare", "--uts", "--mount", "sh", "-ec"]
             (self.folder / f"spool/host{number}").mkdir()
-            own = f"hostname host{number}; mount --bind {self.place.folder}/hosts /etc/hosts; mount --bind {self.place.folder}/resolv.conf /etc/resolv.conf; exec slurmd -D -N host{number}"
+            own = (
+                f"hostname host{number}; mount --bind {self.place.folder}/hosts /etc/hosts; "
+                f"mount --bind {self.place.folder}/resolv.conf /etc/resolv.conf; exec slurmd -D -N host{number}"
+            )
             self.start([*enter, own])
         wait_for(lambda: self.ask("sinfo", "-h", "-o", "%D %t").split() == ["2", "idle"])
 
@@ -190,7 +218,9 @@ def test_the_processes_are_gone_after_a_job(slurm):
 
 def test_no_slurm_is_said(tmp_path):
     folders = [folder for folder in os.environ["PATH"].split(":") if not (Path(folder) / "sbatch").exists()]
-    shutil.copytree("/usr/bin", tmp_path / "bin", symlinks=True, ignore=lambda _, names: [name for name in names if name in ("sbatch", "squeue", "scancel", "scontrol")]) if "/usr/bin" not in folders else None  # fmt: skip
+    if "/usr/bin" not in folders:
+        ignore = shutil.ignore_patterns("sbatch", "squeue", "scancel", "scontrol")
+        shutil.copytree("/usr/bin", tmp_path / "bin", symlinks=True, ignore=ignore)
     environment = {"PATH": ":".join([*folders, str(tmp_path / "bin")])}
     content, _, _ = run_cookbook(
         "recipe=pytorch", "cluster=slurm", output_root=tmp_path / "out", status=1, environment=environment
@@ -203,7 +233,8 @@ def test_no_slurm_is_said(tmp_path):
 
 @pytest.mark.parametrize("recipe", ["pytorch", "horovod"])
 def test_the_script_is_the_one_that_was_reviewed(recipe, monkeypatch):
-    """To take over a change that is meant: UPDATE_GOLDEN=1 make test ARGS="tests/test_slurm.py -k reviewed", and read the diff."""
+    """To take over a change that is meant: UPDATE_GOLDEN=1 make test ARGS="tests/test_slurm.py -k
+    reviewed", and read the diff."""
     words = [
         "cluster=slurm",
         "cluster.num_workers=8",

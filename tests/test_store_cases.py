@@ -1,4 +1,5 @@
-"""Other people's Parquet stores, and caches in odd places: read right, each file once, or refused with the reason before training."""
+"""Other people's Parquet stores, and caches in odd places: read right, each file once, or refused with the
+reason before training."""
 
 import json
 import os
@@ -12,7 +13,8 @@ from cookbook import ROOT, UserError, datasets
 from cookbook.settings import compose_recipe
 from tests.helpers import Silent
 
-# Makes each store in the recipe's own environment, checks it, reads it by both column readers, and prints what came out.
+# Makes each store in the recipe's own environment, checks it, reads it by both column readers,
+# and prints what came out.
 PROGRAM = """
 import json, sys, warnings
 warnings.filterwarnings("ignore")
@@ -25,7 +27,8 @@ from readers import check_row_groups, chunks_of, leave
 def frame(n=70, seed=0):
     random = np.random.default_rng(seed)
     a, b = random.normal(size=n), random.normal(size=n)
-    return pd.DataFrame({"id": np.arange(n), "late": (a + b > 0).astype("f4"), "a": a.astype("f4"), "b": b.astype("f4")})
+    late = (a + b > 0).astype("f4")
+    return pd.DataFrame({"id": np.arange(n), "late": late, "a": a.astype("f4"), "b": b.astype("f4")})
 
 def column(values, type=None):
     table = pa.Table.from_pandas(frame(), preserve_index=False)
@@ -39,9 +42,11 @@ def save(table, folder, name="part-0.parquet", groups=7):
 root = Path(sys.argv[1])
 floats = frame()["a"].to_numpy()
 cases = {
-    "plain": frame(), "one_group": frame(), "ints": column((np.arange(70) % 5).astype("i2")), "bools": column(np.arange(70) % 2 == 0),
+    "plain": frame(), "one_group": frame(),
+    "ints": column((np.arange(70) % 5).astype("i2")), "bools": column(np.arange(70) % 2 == 0),
     "hidden": frame(), "nulls": column([None if k % 10 == 0 else 1.0 for k in range(70)]),
-    "nan": column(np.where(np.arange(70) == 5, np.nan, floats)), "infinite": column(np.where(np.arange(70) == 5, np.inf, floats)),
+    "nan": column(np.where(np.arange(70) == 5, np.nan, floats)),
+    "infinite": column(np.where(np.arange(70) == 5, np.inf, floats)),
     "decimals": column([Decimal("1.50")] * 70), "lists": column([[1.0]] * 70), "texts": column(["1.5"] * 70),
     "times": column(pd.date_range("2025-01-01", periods=70)), "lacking": frame().drop(columns="a"), "stray": frame(),
     "fewer": frame().iloc[:60], "partitioned": frame(),
@@ -63,12 +68,13 @@ for name, table in cases.items():
         (folder / "train/.part-0.parquet.crc").write_bytes(b"crc")
         (folder / "train/_temporary").mkdir()
         (folder / "train/notes.txt").write_text("x")
-    manifest = {"task": "flights", "features": ["a", "b"], "mean": [0, 0], "std": [1, 1], "rows": {"train": 70, "test": 70}, "files": files}
+    numbers = {"mean": [0, 0], "std": [1, 1], "rows": {"train": 70, "test": 70}}
+    manifest = {"task": "flights", "features": ["a", "b"], **numbers, "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     for reader in ("batch", "arrow", "row"):
         config = SimpleNamespace(
-            data_dir=str(folder), seed=0, reader=reader, pool="thread", num_loader_workers=1, prefetch_chunks=4, cache="none", output_dir="",
-            num_shards=2, rows_per_chunk=100,
+            data_dir=str(folder), seed=0, reader=reader, pool="thread", num_loader_workers=1, prefetch_chunks=4,
+            cache="none", output_dir="", num_shards=2, rows_per_chunk=100,
         )
         try:
             check_row_groups(config)
@@ -88,7 +94,8 @@ leave()
 
 @pytest.fixture(scope="module")
 def answers(recipe_python, tmp_path_factory):
-    """What came out of all stores, in one process; they lie below a folder with a blank, an umlaut and a percent sign."""
+    """What came out of all stores, in one process; they lie below a folder with a blank, an
+    umlaut and a percent sign."""
     root = tmp_path_factory.mktemp("stores") / "my cache ü 100%25"
     paths = os.pathsep.join([str(ROOT / "recipes/petastorm"), str(ROOT / "runrecord")])
     done = subprocess.run(
@@ -252,6 +259,7 @@ def test_a_dataset_without_rows_is_refused(tmp_path, rows):
 
 MINE = """
 import json, sys
+from decimal import Decimal
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
@@ -261,16 +269,20 @@ from _common import DatasetError
 root = Path(sys.argv[2])
 random = np.random.default_rng(0)
 x = random.normal(size=700)
-rows = pd.DataFrame({"clicked": x + 0.1 * random.normal(size=700) > 0, "x": x, "visits": np.arange(700) % 7, "name": "n", "id": 7})
+clicked = x + 0.1 * random.normal(size=700) > 0
+rows = pd.DataFrame({"clicked": clicked, "x": x, "visits": np.arange(700) % 7, "name": "n", "id": 7})
 stores = {
-    "plain": rows, "nulls": rows.assign(x=[None if k % 10 == 0 else 1.0 for k in range(700)]), "three": rows.assign(clicked=np.arange(700) % 3),
-    "large": rows.assign(visits=(1 << 24) + 1), "infinite": rows.assign(x=1e39), "blank": rows.rename(columns={"x": "my x"}),
+    "plain": rows, "nulls": rows.assign(x=[None if k % 10 == 0 else 1.0 for k in range(700)]),
+    "three": rows.assign(clicked=np.arange(700) % 3), "large": rows.assign(visits=(1 << 24) + 1),
+    "infinite": rows.assign(x=1e39), "blank": rows.rename(columns={"x": "my x"}),
     "words": rows.assign(visits=pd.Categorical(np.arange(700) % 7)), "constant": rows.assign(visits=3),
-    "one": rows.assign(clicked=1), "texts": rows.assign(visits="7"), "decimals": rows.assign(x=[__import__("decimal").Decimal("1.50")] * 700),
+    "one": rows.assign(clicked=1), "texts": rows.assign(visits="7"),
+    "decimals": rows.assign(x=[Decimal("1.50")] * 700),
 }
 more = {
     "keys": rows.assign(x=np.arange(700) + 2**53 + 1), "huge": rows.assign(x=np.full(700, 2**64 - 1, np.uint64)),
-    "with_null": rows.assign(x=[None, *[16777217.0] * 699]), "decimal_keys": rows.assign(x=[__import__("decimal").Decimal(16777217)] * 700),
+    "with_null": rows.assign(x=[None, *[16777217.0] * 699]),
+    "decimal_keys": rows.assign(x=[Decimal(16777217)] * 700),
     "moments": rows.assign(x=1743285660.123 + np.arange(700) / 7), "almost": rows.assign(clicked=0.9999999999),
 }
 for name, table in (stores | more).items():
@@ -281,11 +293,13 @@ for name, table in (stores | more).items():
     (root / name / "_SUCCESS").touch()
     (root / name / "notes.txt").touch()
 asked = [
-    ("plain", {}), ("plain", {"features": ["x"]}), ("nulls", {}), ("nulls", {"nulls": "drop"}), ("three", {}), ("one", {}), ("texts", {"features": ["visits"]}),
-    ("plain", {"label": "click"}), ("plain", {"features": ["x", "y"]}), ("decimals", {}), ("plain", {"label": None}), ("nothing", {}),
-    ("large", {}), ("infinite", {"features": ["x"]}), ("blank", {}), ("words", {}), ("constant", {}), ("plain", {"label": "id"}), ("dated", {}), ("dated", {"features": ["day"]}),
-    ("plain", {"rows_per_group": 0}), ("cut", {}),
-    *((name, {"features": ["x"]}) for name in more), ("days", {}), ("linked", {"features": ["x"]}), ("mixed", {}), ("hive", {}), ("letters", {}),
+    ("plain", {}), ("plain", {"features": ["x"]}), ("nulls", {}), ("nulls", {"nulls": "drop"}),
+    ("three", {}), ("one", {}), ("texts", {"features": ["visits"]}), ("plain", {"label": "click"}),
+    ("plain", {"features": ["x", "y"]}), ("decimals", {}), ("plain", {"label": None}), ("nothing", {}),
+    ("large", {}), ("infinite", {"features": ["x"]}), ("blank", {}), ("words", {}), ("constant", {}),
+    ("plain", {"label": "id"}), ("dated", {}), ("dated", {"features": ["day"]}),
+    ("plain", {"rows_per_group": 0}), ("cut", {}), *((name, {"features": ["x"]}) for name in more),
+    ("days", {}), ("linked", {"features": ["x"]}), ("mixed", {}), ("hive", {}), ("letters", {}),
 ]
 (root / "mixed").mkdir()
 mixed = rows.assign(tags=[["a"]] * 700, when=pd.Timestamp("2025-01-01"), visits=[str(k) for k in rows["visits"]])
@@ -320,7 +334,8 @@ for number, (name, settings) in enumerate(asked):
         table = pa.concat_tables([pq.read_table(path) for path in sorted(out.glob("*/*.parquet"))]).to_pandas()
         made["visits"] = float(table["visits"].sum()) if "visits" in table else None
         made["sum"], made["groups"] = float(table["x"].sum()), len(list(out.glob("train/*.parquet")))
-        made["ids"] = sorted(pq.read_table(out / "train").column("id").to_pylist()) == list(range(made["rows"]["train"]))
+        ids = pq.read_table(out / "train").column("id").to_pylist()
+        made["ids"] = sorted(ids) == list(range(made["rows"]["train"]))
         answers.append(made)
     except DatasetError as error:
         answers.append(str(error))
@@ -362,17 +377,29 @@ def test_values_that_no_network_can_take_end_the_build_or_are_counted(mine):
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (4, "label 'clicked' has the value 2.0; expected 0 or 1"), (5, "label 'clicked' is 1 in all"), (6, "column 'visits' is string, expected a number"),
-        (7, "has no column 'click'; there are: clicked (bool), x (double)"), (8, "has no column 'y'"), (10, "which column is learnt?"),
-        (11, "there is no such file or folder"), (12, "column 'visits' has whole numbers that float32 cannot hold (16777217)"),
-        (13, "column 'x' has 350 values that are null, not a number or infinite (as float32)"), (14, "column 'my x': Petastorm takes only names"),
-        (17, "and not `id`, which numbers the rows here"), (19, "column 'day' is string, expected a number"), (20, "rows_per_group=0: expected"),
+        (4, "label 'clicked' has the value 2.0; expected 0 or 1"),
+        (5, "label 'clicked' is 1 in all"),
+        (6, "column 'visits' is string, expected a number"),
+        (7, "has no column 'click'; there are: clicked (bool), x (double)"),
+        (8, "has no column 'y'"),
+        (10, "which column is learnt?"),
+        (11, "there is no such file or folder"),
+        (12, "column 'visits' has whole numbers that float32 cannot hold (16777217)"),
+        (13, "column 'x' has 350 values that are null, not a number or infinite (as float32)"),
+        (14, "column 'my x': Petastorm takes only names"),
+        (17, "and not `id`, which numbers the rows here"),
+        (19, "column 'day' is string, expected a number"),
+        (20, "rows_per_group=0: expected"),
         (21, "cut/a.parquet cannot be read"),
-        (22, "column 'x' has whole numbers that float32 cannot hold (9007199254740993)"), (23, "cannot hold (18446744073709551615)"),
-        (24, "cannot hold (16777217)"), (25, "cannot hold (16777217)"), (26, "column 'x' has numbers that float32 does not tell apart"),
-        (27, "label 'clicked' has the value 0.9999999999; expected 0 or 1"), (28, "the folder dt=20250329 says a whole number that float32 cannot hold"),
+        (22, "column 'x' has whole numbers that float32 cannot hold (9007199254740993)"),
+        (23, "cannot hold (18446744073709551615)"),
+        (24, "cannot hold (16777217)"),
+        (25, "cannot hold (16777217)"),
+        (26, "column 'x' has numbers that float32 does not tell apart"),
+        (27, "label 'clicked' has the value 0.9999999999; expected 0 or 1"),
+        (28, "the folder dt=20250329 says a whole number that float32 cannot hold"),
     ],
-)  # fmt: skip
+)
 def test_stores_of_ones_own_that_are_refused(mine, number, said):
     assert said in mine["answers"][number]
 

@@ -17,16 +17,19 @@ from tests.requirements import needs
 LOCAL = {"kind": "local"}
 
 # A shell in a Slurm allocation of another cluster, with a proxy, another Python and other systems set up.
-OTHERS = {
-    "PYTHONPATH": "/opt/other/lib", "PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "error", "PYTHONOPTIMIZE": "2",
-    "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9", "grpc_proxy": "http://127.0.0.1:9",
-    "GLOO_SOCKET_IFNAME": "eth7", "NCCL_SOCKET_IFNAME": "eth7", "TP_SOCKET_IFNAME": "eth7",
-    "PMI_RANK": "0", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_NODELIST": "n1", "OMPI_MCA_btl": "nonsense",
-    "MASTER_ADDR": "10.255.255.1", "MASTER_PORT": "1", "TORCH_DISTRIBUTED_DEBUG": "DETAIL", "TORCHELASTIC_RUN_ID": "x",
-    "TF_CONFIG": '{"cluster": {}}', "OMP_PROC_BIND": "true", "MKL_NUM_THREADS": "64",
-    "RAY_ADDRESS": "10.255.255.1:6379", "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0", "SPARK_HOME": "/nowhere", "SPARK_MASTER": "spark://nowhere:7077", "PYSPARK_PYTHON": "/nowhere/python",
-    "HADOOP_CONF_DIR": "/nowhere", "HOROVOD_CONTROLLER": "mpi", "MLFLOW_RUN_ID": "gone",
-}  # fmt: skip
+OTHERS = """
+    PYTHONPATH=/opt/other/lib PYTHONSAFEPATH=1 PYTHONWARNINGS=error PYTHONOPTIMIZE=2
+    http_proxy=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9 HTTP_PROXY=http://127.0.0.1:9
+    ALL_PROXY=http://127.0.0.1:9 grpc_proxy=http://127.0.0.1:9
+    GLOO_SOCKET_IFNAME=eth7 NCCL_SOCKET_IFNAME=eth7 TP_SOCKET_IFNAME=eth7
+    PMI_RANK=0 SLURM_JOB_ID=7 SLURM_NTASKS=1 SLURM_NODELIST=n1 OMPI_MCA_btl=nonsense
+    MASTER_ADDR=10.255.255.1 MASTER_PORT=1 TORCH_DISTRIBUTED_DEBUG=DETAIL TORCHELASTIC_RUN_ID=x
+    OMP_PROC_BIND=true MKL_NUM_THREADS=64
+    RAY_ADDRESS=10.255.255.1:6379 DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=0
+    SPARK_HOME=/nowhere SPARK_MASTER=spark://nowhere:7077 PYSPARK_PYTHON=/nowhere/python
+    HADOOP_CONF_DIR=/nowhere HOROVOD_CONTROLLER=mpi MLFLOW_RUN_ID=gone
+"""
+OTHERS = dict(word.split("=") for word in OTHERS.split()) | {"TF_CONFIG": '{"cluster": {}}'}
 
 
 @pytest.mark.parametrize("name", sorted(set(OTHERS) - {name for name in OTHERS if name.lower().endswith("_proxy")}))
@@ -39,8 +42,11 @@ def test_what_belongs_to_something_else_is_not_inherited(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "JAVA_HOME", "HOROVOD_WITHOUT_MPI", "NCCL_DEBUG", "SSL_CERT_FILE", "TORCH_DISTRIBUTED_DEBUG", "SLURM_CONF", "MLFLOW_TRACKING_TOKEN"],
-)  # fmt: skip
+    [
+        *("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "JAVA_HOME", "HOROVOD_WITHOUT_MPI", "NCCL_DEBUG"),
+        *("SSL_CERT_FILE", "TORCH_DISTRIBUTED_DEBUG", "SLURM_CONF", "MLFLOW_TRACKING_TOKEN"),
+    ],
+)
 def test_what_is_meant_for_the_run_is_inherited(name):
     kept, dropped = surroundings.choose({name: "INFO"}, LOCAL)
     assert kept == {name: "INFO"} and dropped == {}
@@ -60,10 +66,13 @@ def test_who_names_a_running_system_keeps_what_reaches_it():
     ("given", "listed"),
     [
         ({"http_proxy": "http://p:3128"}, "localhost,127.0.0.1,::1,127.0.0.0/8"),
-        ({"HTTPS_PROXY": "http://p:3128", "NO_PROXY": "corp.example"}, "corp.example,localhost,127.0.0.1,::1,127.0.0.0/8"),
+        (
+            {"HTTPS_PROXY": "http://p:3128", "NO_PROXY": "corp.example"},
+            "corp.example,localhost,127.0.0.1,::1,127.0.0.0/8",
+        ),
         ({"no_proxy": "localhost, corp.example"}, "localhost,corp.example,127.0.0.1,::1,127.0.0.0/8"),
     ],
-)  # fmt: skip
+)
 def test_loopback_is_never_asked_for_through_a_proxy(given, listed):
     made = surroundings.choose(given, LOCAL)[0]
     assert made["no_proxy"] == made["NO_PROXY"] == listed

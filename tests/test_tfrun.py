@@ -45,8 +45,12 @@ def words_of(folder, program, *options):
 def tfrun(folder, program, *options, environment=None):
     """Runs to the end; returns (exit status, output)."""
     done = subprocess.run(
-        words_of(folder, program, *options), capture_output=True, text=True, timeout=60, env={**os.environ, **(environment or {})}
-    )  # fmt: skip
+        words_of(folder, program, *options),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **(environment or {})},
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -115,7 +119,8 @@ if kind == "chief":
 
 def test_a_ps_that_dies_and_a_chief_that_fails_end_the_run(tmp_path):
     options = ["--num-workers", "1", "--chief", "--num-ps", "2", "--max-restarts", "5"]
-    dies = 'os.kill(os.getpid(), signal.SIGSEGV) if (kind, index) == ("ps", 1) else None\ntime.sleep(60 * (kind == "chief"))'
+    dies = 'os.kill(os.getpid(), signal.SIGSEGV) if (kind, index) == ("ps", 1) else None\n'
+    dies += 'time.sleep(60 * (kind == "chief"))'
     status, output = tfrun(tmp_path, dies + SERVE, *options)
     assert status == 1
     assert re.search(r"ps:1 \(pid \d+\) died of SIGSEGV, and the variables that it held are lost", output)

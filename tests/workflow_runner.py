@@ -1,8 +1,8 @@
 """Runs the steps of a GitHub workflow on this machine, as an unprivileged user `runner` who has sudo and an empty home.
 
-`run:` steps run as they are written, in a mount and a process namespace of their own; the actions that the workflows use are
-replaced. What this runner cannot read (an unknown key, action, function or name) raises Unreadable: it guesses nothing.
-Run by hand: python -m tests.workflow_runner .github/workflows/ci.yml test
+`run:` steps run as they are written, in a mount and a process namespace of their own; the actions that the workflows
+use are replaced. What this runner cannot read (an unknown key, action, function or name) raises Unreadable: it guesses
+nothing. Run by hand: python -m tests.workflow_runner .github/workflows/ci.yml test
 """
 
 import argparse
@@ -28,9 +28,8 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OWN = re.compile(r"(PIP|UV)_\w+|SSL_CERT_FILE|REQUESTS_CA_BUNDLE")
 
 WORKFLOW_KEYS = {"name", "on", "permissions", "concurrency", "jobs", "env"}
-JOB_KEYS = {
-    "runs-on", "timeout-minutes", "env", "steps", "needs", "if", "strategy", "outputs", "permissions", "environment", "concurrency",
-}  # fmt: skip
+JOB_KEYS = {"runs-on", "timeout-minutes", "env", "steps", "needs", "if", "strategy"}
+JOB_KEYS |= {"outputs", "permissions", "environment", "concurrency"}
 STEP_KEYS = {"name", "id", "if", "run", "uses", "with", "env", "shell", "continue-on-error", "timeout-minutes"}
 SHELLS = {None: ["bash", "-e"], "bash": ["bash", "--noprofile", "--norc", "-eo", "pipefail"]}
 # The words of `with:` that each action takes here.
@@ -58,7 +57,8 @@ TOKEN = re.compile(r"\s*('(?:[^']|'')*'|\d+|&&|\|\||==|!=|[!(),]|[A-Za-z_][\w-]*
 
 
 class Expression:
-    """GitHub's expressions, as far as the workflows use them: names, texts, numbers, comparisons, and, or, not, functions."""
+    """GitHub's expressions, as far as the workflows use them: names, texts, numbers,
+    comparisons, and, or, not, functions."""
 
     def __init__(self, text, names, functions):
         self.text, self.names, self.functions = text, names, functions
@@ -244,14 +244,21 @@ class Machine:
         """Runs a command as `runner` in the workspace; returns its exit status. Nothing that it starts outlives it."""
         environment = {
             **{name: value for name, value in os.environ.items() if OWN.fullmatch(name)},
-            "PATH": SYSTEM_PATH, "HOME": str(self.home), "USER": "runner", "LANG": "C.UTF-8", "CI": "true", "RUNNER_TEMP": str(self.files),
-            "GITHUB_WORKSPACE": str(self.workspace), **environment,
-        }  # fmt: skip
+            "PATH": SYSTEM_PATH,
+            "HOME": str(self.home),
+            "USER": "runner",
+            "LANG": "C.UTF-8",
+            "CI": "true",
+            "RUNNER_TEMP": str(self.files),
+            "GITHUB_WORKSPACE": str(self.workspace),
+            **environment,
+        }
         script = """
             etc=$1 uid=$2 umask=$3 workspace=$4 home=$5; shift 5
             for name in passwd group shadow sudoers.d; do mount --bind "$etc/$name" "/etc/$name" || exit 125; done
             [ -z "$home" ] || { mount --bind "$home" "$home" && mount -o remount,bind,ro "$home"; } || exit 125
-            cd "$workspace" && umask "$umask" && exec setpriv --pdeathsig KILL --reuid "$uid" --regid "$uid" --clear-groups -- "$@"
+            cd "$workspace" && umask "$umask" || exit
+            exec setpriv --pdeathsig KILL --reuid "$uid" --regid "$uid" --clear-groups -- "$@"
         """
         home = str(self.home) if self.read_only_home else ""
         words = ["sh", "-c", script, "sh", self.etc, str(self.uid), self.umask, self.workspace, home, *argv]
@@ -266,8 +273,13 @@ class Machine:
             "private",
         ]
         return subprocess.run(
-            [*namespaces, *words], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, timeout=timeout
-        ).returncode  # fmt: skip
+            [*namespaces, *words],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+        ).returncode
 
     def checkout(self, depth=1):
         """What is in this working tree, with the history of its last commit, as the user's own files."""
@@ -305,16 +317,23 @@ class Run:
     def __init__(self, path, machine, variables=None, environment=None, log=sys.stdout):
         self.workflow, self.machine, self.log = read(path), machine, log
         self.environment = environment or {}  # what comes besides the workflow's own
-        self.done, self.names = {}, {
+        self.done = {}
+        self.names = {
             "github": {"ref": "refs/heads/main", "run_id": "1", "sha": "0" * 40},
-            "runner": {"os": "Linux"}, "vars": variables or {}, "needs": {}, "steps": {}, "matrix": {}, "env": {},
-        }  # fmt: skip
+            "runner": {"os": "Linux"},
+            "vars": variables or {},
+            **{name: {} for name in ("needs", "steps", "matrix", "env")},
+        }
 
     def functions(self, ok):
         return {
-            "fromJSON": json.loads, "hashFiles": self._hash_files, "always": lambda: True,
-            "success": lambda: ok, "failure": lambda: not ok, "cancelled": lambda: False,
-        }  # fmt: skip
+            "fromJSON": json.loads,
+            "hashFiles": self._hash_files,
+            "always": lambda: True,
+            "success": lambda: ok,
+            "failure": lambda: not ok,
+            "cancelled": lambda: False,
+        }
 
     def matrix(self, name):
         """All values of a job's matrix, as dictionaries."""
@@ -456,7 +475,8 @@ class Run:
         slot.with_suffix(".key").write_text(words["key"])
 
     def _cached(self, patterns):
-        """What the patterns name. As on GitHub, one that is left out must be named by a pattern itself: not something below it."""
+        """What the patterns name. As on GitHub, one that is left out must be named by a pattern itself:
+        not something below it."""
         named = [self._place(pattern) for pattern in patterns if not pattern.startswith("!")]
         found = {path for one in named for path in one.parent.glob(one.name)}
         left_out = {self._place(pattern[1:]) for pattern in patterns if pattern.startswith("!")}

@@ -1,9 +1,10 @@
 """Ring all-reduce over limited links, measured and predicted. Run as root: make bench-hosts
 
-Two hosts of network namespaces; `tc` limits what each may send. Measured: the pytorch recipe's collectives, between the two hosts. The model is the
-alpha-beta model of ring all-reduce, n bytes over p workers: T = 2 (p-1) alpha + 2 (p-1)/p n / beta (Patarasuk and Yuan 2009, "Bandwidth optimal
-all-reduce algorithms"). beta is the limit itself; alpha, one step's start-up, comes from the smallest messages over the unlimited link. The third
-column adds what the same message takes without a limit: the processors' share, copying and adding, which the model leaves out.
+Two hosts of network namespaces; `tc` limits what each may send. Measured: the pytorch recipe's collectives, between the
+two hosts. The model is the alpha-beta model of ring all-reduce, n bytes over p workers: T = 2 (p-1) alpha + 2 (p-1)/p n
+/ beta (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms"). beta is the limit itself; alpha, one step's
+start-up, comes from the smallest messages over the unlimited link. The third column adds what the same message takes
+without a limit: the processors' share, copying and adding, which the model leaves out.
 """
 
 import json
@@ -24,7 +25,8 @@ LIMITS = (None, 2000, 1000, 400, 100)  # Mbit/s
 LARGE = (
     1 << 20
 )  # messages from here on are compared with the model: below it the buckets of tc's limit are not yet empty
-# Sergeev and Del Balso 2018, "Horovod: fast and easy distributed deep learning in TensorFlow", figure 6 and text: 512 GPUs, 25 Gbit/s.
+# Sergeev and Del Balso 2018, "Horovod: fast and easy distributed deep learning in TensorFlow", figure 6 and
+# text: 512 GPUs, 25 Gbit/s.
 PUBLISHED = {"Inception V3": 0.90, "ResNet-101": 0.90, "VGG-16": 0.68}
 
 
@@ -75,12 +77,14 @@ def main():
             if size >= LARGE:
                 predicted = ring(2, size, alpha, limit * 1e6 / 8)
                 errors.append(predicted / seconds - 1)
-                fuller.append((predicted + times[None][size]) / seconds - 1)
-                both = f"{predicted * 1e3:.1f} ms ({errors[-1]:+.0%}) | {(predicted + times[None][size]) * 1e3:.1f} ms ({fuller[-1]:+.0%})"
+                more = predicted + times[None][size]
+                fuller.append(more / seconds - 1)
+                both = f"{predicted * 1e3:.1f} ms ({errors[-1]:+.0%}) | {more * 1e3:.1f} ms ({fuller[-1]:+.0%})"
                 print(f"| {limit} Mbit/s | {size >> 20} MiB | {seconds * 1e3:.1f} ms | {both} |")
     for name, found in (("model", errors), ("model and processors", fuller)):
         print(
-            f"\n{name}: median of the absolute errors {statistics.median(map(abs, found)):.0%}, largest {max(map(abs, found)):.0%}"
+            f"\n{name}: median of the absolute errors {statistics.median(map(abs, found)):.0%}, largest "
+            f"{max(map(abs, found)):.0%}"
         )
     print()
     predict(alpha)

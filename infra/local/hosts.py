@@ -1,9 +1,12 @@
-"""Hosts on this machine, to try a cluster of several without having one: `python3 hosts.py up FOLDER [--num-hosts 2] ...`.
+"""Hosts on this machine, to try a cluster of several without having one:
+`python3 hosts.py up FOLDER [--num-hosts 2] ...`.
 
-As root each host is a network namespace with an address of its own on a bridge, a name, an sshd, and on request folders that only it
-sees. Without root they are sshd processes on the loopback addresses 127.0.0.1, 127.0.0.2, ..., which share everything else.
+As root each host is a network namespace with an address of its own on a bridge, a name, an sshd, and on request
+folders that only it sees. Without root they are sshd processes on the loopback addresses 127.0.0.1, 127.0.0.2,
+..., which share everything else.
 
-    up      makes them, and writes FOLDER/inventory.yaml, which cluster=hosts takes; does nothing where they are up already
+    up      makes them, and writes FOLDER/inventory.yaml, which cluster=hosts takes; does nothing where they
+            are up already
     status  says which of them answer
     down    ends every process on them and removes all of it, also what an interrupted `up` has left
 """
@@ -36,7 +39,8 @@ def sh(*words, check=True):
 
 
 class Hosts:
-    """The hosts whose files are in `folder`; their namespaces and bridge bear a name that belongs to that folder alone."""
+    """The hosts whose files are in `folder`; their namespaces and bridge bear a name that
+    belongs to that folder alone."""
 
     def __init__(self, folder, num_hosts=2, slots=1, private=(), as_root=None):
         self.folder, self.num_hosts, self.slots, self.private = Path(folder).absolute(), num_hosts, slots, list(private)
@@ -92,7 +96,8 @@ class Hosts:
             f"  - {{name: host{number}, address: {address}, slots: {self.slots}}}\n"
             for number, address in enumerate(addresses, 1)
         )
-        ssh = f"{{user: {getpass.getuser()}, port: {port}, key: {self.folder}/key, known_hosts: {self.folder}/known_hosts}}"
+        files = f"key: {self.folder}/key, known_hosts: {self.folder}/known_hosts"
+        ssh = f"{{user: {getpass.getuser()}, port: {port}, {files}}}"
         partial = self.folder / "inventory.partial"
         partial.write_text(
             f"hosts:\n{hosts}ssh: {ssh}\nshared: {str(not self.private).lower()}\nservices: {self.folder}/services\n"
@@ -130,15 +135,18 @@ class Hosts:
     def start_sshd(self, number, address, port):
         config = self.folder / f"sshd{number}.conf"
         config.write_text(
-            f"Port {port}\nListenAddress {address}\nHostKey {self.folder}/host_key\nAuthorizedKeysFile {self.folder}/key.pub\n"
-            f"PidFile {self.folder}/sshd{number}.pid\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nStrictModes no\n"
+            f"Port {port}\nListenAddress {address}\nHostKey {self.folder}/host_key\nAuthorizedKeysFile "
+            f"{self.folder}/key.pub\n"
+            f"PidFile {self.folder}/sshd{number}.pid\nPasswordAuthentication no\nKbdInteractiveAuthentication "
+            "no\nUsePAM no\nStrictModes no\n"
             "PermitRootLogin prohibit-password\nMaxStartups 100\nMaxSessions 100\nUseDNS no\n"
         )
         start = [SSHD, "-D", "-f", config, "-E", self.folder / f"sshd{number}.log"]
         if self.namespaces:
             Path("/run/sshd").mkdir(exist_ok=True)
             script = [f"hostname host{number}", f"mount --bind {self.folder}/hosts /etc/hosts"]
-            # No name server is reachable from there; with this address each question is refused at once, instead of after seconds.
+            # No name server is reachable from there; with this address each question is refused at once,
+            # instead of after seconds.
             script.append(f"mount --bind {self.folder}/resolv.conf /etc/resolv.conf")
             for word in self.private:
                 path, _, size = word.partition("=")
@@ -179,7 +187,8 @@ class Hosts:
         return all(answers(address, port) for address in found)
 
     def down(self):
-        """Leaves no process, namespace, bridge or file, however much of them there was. Touches no folder of anybody else's."""
+        """Leaves no process, namespace, bridge or file, however much of them there was. Touches no
+        folder of anybody else's."""
         state = self.folder / "state.json"
         if self.folder.exists() and any(self.folder.iterdir()) and not state.exists():
             raise SystemExit(f"error: {self.folder} has other files, and no state.json of ours: choose an empty folder")

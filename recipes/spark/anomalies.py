@@ -1,7 +1,7 @@
 """Windows of time that are unlike the others: features of each window, KMeans, and the distance to what is common.
 
-A window is judged by its distance to the nearest *large* cluster: incidents are many enough to form small clusters of their
-own, and a window in the middle of one of those is not normal for it.
+A window is judged by its distance to the nearest *large* cluster: incidents are many enough to form small clusters of
+their own, and a window in the middle of one of those is not normal for it.
 """
 
 import json
@@ -45,8 +45,8 @@ def windows_of(events, config, there):
     counted = events.groupBy(window).agg(lines.alias("lines"), *kept)
     if "client" not in there:
         return counted
-    # Distributed: two steps of counting: lines of a client in a window first, then the clients of a window. Most is added up where
-    # it is read, before anything travels.
+    # Distributed: two steps of counting: lines of a client in a window first, then the clients of a window. Most is
+    # added up where it is read, before anything travels.
     clients = events.groupBy(window, "client").agg(F.count("*").alias("n"))
     busiest = clients.groupBy("start").agg(F.max("n").alias("most"))
     return counted.join(busiest, "start").withColumn("busiest_client", F.col("most") / F.col("lines")).drop("most")
@@ -74,7 +74,8 @@ def telling(windows, there):
 
 
 def anomalies(spark, config, run):
-    """Writes <output_dir>/windows with a score and a flag; returns precision and recall where the incidents are known."""
+    """Writes <output_dir>/windows with a score and a flag; returns precision and recall where
+    the incidents are known."""
     events = good_events(spark, config)
     there = set(facts_of(spark, config).columns)
     windows = windows_of(events, config, there).cache()
@@ -100,7 +101,8 @@ def anomalies(spark, config, run):
 
 
 def distances(windows, features, config):
-    """The windows in pandas with `score`, the distance to the nearest common cluster; the model is saved, and read back before it is used."""
+    """The windows in pandas with `score`, the distance to the nearest common cluster; the model is saved, and
+    read back before it is used."""
     stages = [
         VectorAssembler(inputCols=features, outputCol="raw"),
         StandardScaler(inputCol="raw", outputCol="scaled", withMean=True),
@@ -110,7 +112,8 @@ def distances(windows, features, config):
     kmeans = KMeans(
         k=config.num_clusters, seed=config.seed, featuresCol=stages[-1].getOutputCol(), predictionCol="cluster"
     )
-    # Distributed: KMeans sends the centres to all executors, and each adds up its points around them (Lloyd's algorithm).
+    # Distributed: KMeans sends the centres to all executors, and each adds up its points
+    # around them (Lloyd's algorithm).
     model = Pipeline(stages=[*stages, kmeans]).fit(windows)
     path = f"{config.output_dir}/models/anomalies"
     model.write().overwrite().save(path)
@@ -136,8 +139,15 @@ def judge(found, incidents, config, run):
     for incident in incidents:
         inside = (starts < incident["end"]) & (ends > incident["start"])
         right |= inside & found["flagged"]
-        rows.append({"kind": incident["kind"], "minutes": (incident["end"] - incident["start"]) // 60, "windows": int(inside.sum()),
-                     "flagged": int((inside & found["flagged"]).sum()), "highest score": float(found["score"][inside].max())})  # fmt: skip
+        rows.append(
+            {
+                "kind": incident["kind"],
+                "minutes": (incident["end"] - incident["start"]) // 60,
+                "windows": int(inside.sum()),
+                "flagged": int((inside & found["flagged"]).sum()),
+                "highest score": float(found["score"][inside].max()),
+            }
+        )
     run.table("incidents", rows)
     flagged = int(found["flagged"].sum())
     return {

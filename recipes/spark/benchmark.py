@@ -1,7 +1,8 @@
 """Measures parsing against other engines and other ways in Spark, and memory over input size: make bench RECIPE=spark
 
-Prints the tables of the recipe's README. polars and DuckDB are installed into an environment of the benchmark's own. With
-LOGHUB=FOLDER (the loghub collection's *_2k.log files with their *_structured.csv) it also parses those, and compares templates.
+Prints the tables of the recipe's README. polars and DuckDB are installed into an environment of the benchmark's
+own. With LOGHUB=FOLDER (the loghub collection's *_2k.log files with their *_structured.csv) it also parses
+those, and compares templates.
 """
 
 import json
@@ -25,15 +26,18 @@ from pyspark.sql import SparkSession, functions as F
 from formats import parse
 from ingest import PARQUET, write_events
 kind, source, target, repeats = sys.argv[2:5] + [int(sys.argv[5])]
-spark = (SparkSession.builder.master("local[2]").config("spark.driver.memory", "2g").config("spark.ui.enabled", False).config("spark.log.level", "ERROR")
-         .config("spark.sql.session.timeZone", "UTC").config("spark.driver.bindAddress", "127.0.0.1").config("spark.driver.host", "127.0.0.1")
-         .config("spark.sql.files.maxPartitionBytes", "64m").config("spark.driver.extraJavaOptions", "-XX:+UseParallelGC")
+spark = (SparkSession.builder.master("local[2]").config("spark.driver.memory", "2g")
+         .config("spark.ui.enabled", False).config("spark.log.level", "ERROR")
+         .config("spark.driver.bindAddress", "127.0.0.1").config("spark.driver.host", "127.0.0.1")
+         .config("spark.sql.session.timeZone", "UTC").config("spark.sql.files.maxPartitionBytes", "64m")
+         .config("spark.driver.extraJavaOptions", "-XX:+UseParallelGC")
          .config("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS").getOrCreate())
 PATTERN = r'^(\\S+) \\S+ \\S+ \\[([^\\]]+)\\] "(\\S+) (\\S+) [^"]*" (\\d+) (\\d+|-) "([^"]*)" "([^"]*)" ?(\\S*)$'
 NAMES = ["client", "time", "method", "path", "status", "bytes", "referrer", "agent", "request_time"]
 def work():
     if kind == "ingest":
-        return write_events(spark.read.text(source).select("value", F.col("_metadata.file_path").alias("file")), "combined", target)
+        lines = spark.read.text(source).select("value", F.col("_metadata.file_path").alias("file"))
+        return write_events(lines, "combined", target)
     lines = spark.read.text(source)
     if kind == "regexp":
         fields = {name: F.regexp_extract("value", PATTERN, n + 1) for n, name in enumerate(NAMES)}
@@ -48,21 +52,27 @@ work()
 times = []
 for _ in range(repeats):
     started = time.perf_counter(); work(); times.append(time.perf_counter() - started)
-print("RESULT", json.dumps({"seconds": times, "rows": spark.read.parquet(target).where("status is not null and agent is not null" + (" and quality = 'good'" if kind == "ingest" else "")).count()}), flush=True)
+good = "status is not null and agent is not null" + (" and quality = 'good'" if kind == "ingest" else "")
+rows = spark.read.parquet(target).where(good).count()
+print("RESULT", json.dumps({"seconds": times, "rows": rows}), flush=True)
 """
 
 OTHERS = """
 import json, os, sys, time
 os.environ["POLARS_MAX_THREADS"] = "2"
 kind, source, target, repeats = sys.argv[1:4] + [int(sys.argv[4])]
-PATTERN = r'^(?P<client>\\S+) \\S+ \\S+ \\[(?P<time>[^\\]]+)\\] "(?P<method>\\S+) (?P<path>\\S+) [^"]*" (?P<status>\\d+) (?P<bytes>\\d+|-) "(?P<referrer>[^"]*)" "(?P<agent>[^"]*)" ?(?P<request_time>\\S*)$'
+PATTERN = (
+    r'^(?P<client>\\S+) \\S+ \\S+ \\[(?P<time>[^\\]]+)\\] "(?P<method>\\S+) (?P<path>\\S+) [^"]*" (?P<status>\\d+) '
+    r'(?P<bytes>\\d+|-) "(?P<referrer>[^"]*)" "(?P<agent>[^"]*)" ?(?P<request_time>\\S*)$'
+)
 def polars_work():
     import polars as pl
     # In pieces: a whole gigabyte of lines as one column would want several times its size in memory.
     lines = pl.scan_csv(source, has_header=False, separator="\\x01", quote_char=None, new_columns=["value"])
     fields = lines.select(pl.col("value").str.extract_groups(PATTERN)).unnest("value").with_columns(
-        pl.col("time").str.to_datetime("%d/%b/%Y:%H:%M:%S %z", strict=False), pl.col("status").cast(pl.Int32, strict=False),
-        pl.col("bytes").cast(pl.Int64, strict=False), pl.col("request_time").cast(pl.Float64, strict=False))
+        pl.col("time").str.to_datetime("%d/%b/%Y:%H:%M:%S %z", strict=False),
+        pl.col("status").cast(pl.Int32, strict=False), pl.col("bytes").cast(pl.Int64, strict=False),
+        pl.col("request_time").cast(pl.Float64, strict=False))
     fields.sink_parquet(target, compression="zstd")
 def duckdb_work():
     import duckdb
@@ -71,7 +81,14 @@ def duckdb_work():
     plain = PATTERN
     import re
     plain = re.sub(r"\\?P<\\w+>", "", PATTERN).replace("'", "''")
-    base.execute(f"COPY (SELECT f.client, try_strptime(f.time, '%d/%b/%Y:%H:%M:%S %z') AS time, f.method, f.path, try_cast(f.status AS INT) AS status, try_cast(f.bytes AS BIGINT) AS bytes, f.referrer, f.agent, try_cast(f.request_time AS DOUBLE) AS request_time FROM (SELECT regexp_extract(value, '{plain}', {names}) AS f FROM read_csv('{source}', header=false, sep='\\x01', quote='', escape='', columns={{'value': 'VARCHAR'}}))) TO '{target}' (FORMAT parquet, COMPRESSION zstd)")
+    lines = f"read_csv('{source}', header=false, sep='\\x01', quote='', escape='', columns={{'value': 'VARCHAR'}})"
+    columns = (
+        "f.client, try_strptime(f.time, '%d/%b/%Y:%H:%M:%S %z') AS time, f.method, f.path, "
+        "try_cast(f.status AS INT) AS status, try_cast(f.bytes AS BIGINT) AS bytes, f.referrer, f.agent, "
+        "try_cast(f.request_time AS DOUBLE) AS request_time"
+    )
+    query = f"SELECT {columns} FROM (SELECT regexp_extract(value, '{plain}', {names}) AS f FROM {lines})"
+    base.execute(f"COPY ({query}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)")
 work = {"polars": polars_work, "duckdb": duckdb_work}[kind]
 work()
 times = []
@@ -108,10 +125,16 @@ def parse_rates(folder, log, tools):
     if len(set(rows.values())) > 1:
         raise SystemExit(f"the engines do not agree on the number of good lines: {rows}")
     rate = {name: megabytes / statistics.median(values) for name, values in seconds.items()}
-    names = {"split": "Spark, this recipe's `parse`", "ingest": "the same with reasons, counts and quarantine, by day (this recipe's `ingest`)", "regexp": "Spark, one `regexp_extract` a field",
-             "polars": "polars, `extract_groups`", "duckdb": "DuckDB, `regexp_extract` with a list of names"}  # fmt: skip
+    names = {
+        "split": "Spark, this recipe's `parse`",
+        "ingest": "the same with reasons, counts and quarantine, by day (this recipe's `ingest`)",
+        "regexp": "Spark, one `regexp_extract` a field",
+        "polars": "polars, `extract_groups`",
+        "duckdb": "DuckDB, `regexp_extract` with a list of names",
+    }
     table = [
-        f"| parse {megabytes:,.0f} MB, {names[name]} | {rate[name]:,.0f} MB/s | recipe / this = {rate['split'] / rate[name]:.2f} |"
+        f"| parse {megabytes:,.0f} MB, {names[name]} "
+        f"| {rate[name]:,.0f} MB/s | recipe / this = {rate['split'] / rate[name]:.2f} |"
         for name in names
     ]
     bounds = {
@@ -129,7 +152,8 @@ sys.path.insert(0, sys.argv[1])
 from pyspark.sql import SparkSession, functions as F
 from formats import parse
 from templates import template_of
-spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", False).config("spark.driver.host", "127.0.0.1").getOrCreate()
+spark = (SparkSession.builder.master("local[2]").config("spark.ui.enabled", False)
+         .config("spark.driver.host", "127.0.0.1").getOrCreate())
 for name in ("Apache", "BGL", "HDFS", "Linux", "OpenSSH"):
     path = Path(sys.argv[2]) / f"{name}_2k.log"
     truth = pd.read_csv(f"{path}_structured.csv")
@@ -138,11 +162,13 @@ for name in ("Apache", "BGL", "HDFS", "Linux", "OpenSSH"):
     rows = parse(lines, log_format).select("line", "reason", template_of(F.col("message")).alias("template")).toPandas()
     both = truth.merge(rows, left_on="LineId", right_on="line")
     assert len(both) == len(truth) == len(rows), (len(both), len(truth), len(rows))
-    # Grouping accuracy (Zhu et al. 2019): a line counts when all lines of its template, and only those, have one EventId.
+    # Grouping accuracy (Zhu et al. 2019): a line counts when all lines of its template, and only those,
+    # have one EventId.
     found = both.groupby("template")["line"].apply(frozenset)
     wanted = set(both.groupby("EventId")["line"].apply(frozenset))
     right = sum(len(group) for group in found if group in wanted)
-    print("RESULT", json.dumps([name, float(rows["reason"].isna().mean()), right / len(both), len(found), both["EventId"].nunique()]), flush=True)
+    parsed = float(rows["reason"].isna().mean())
+    print("RESULT", json.dumps([name, parsed, right / len(both), len(found), both["EventId"].nunique()]), flush=True)
 """
 
 
@@ -151,12 +177,19 @@ def loghub(folder, root):
     text, *_ = watched([PYTHON, "-c", LOGHUB, HERE, folder], {"SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": str(HERE)})
     found = [json.loads(line.partition("RESULT ")[2]) for line in text.splitlines() if "RESULT " in line]
     rows = [
-        f"| {name}, 2,000 lines | {parsed:.4f} of the lines parsed | templates: grouping accuracy {accuracy:.3f} ({ours} found, {theirs} by people) |"
+        f"| {name}, 2,000 lines | {parsed:.4f} of the lines parsed | templates: grouping accuracy {accuracy:.3f} "
+        f"({ours} found, {theirs} by people) |"
         for name, parsed, accuracy, ours, theirs in found
     ]
     content = run_recipe(
-        "spark", 2, "data=log_files", f"data.path={folder}/BGL_2k.log", "data.format=bgl", "recipe.steps=[ingest,classify]", root=root
-    )  # fmt: skip
+        "spark",
+        2,
+        "data=log_files",
+        f"data.path={folder}/BGL_2k.log",
+        "data.format=bgl",
+        "recipe.steps=[ingest,classify]",
+        root=root,
+    )
     scores = {name: value for name, value in content["metrics"].items() if name.endswith("_f1")}
     said = ", ".join(
         f"{name.removeprefix('classify/').removesuffix('_f1').replace('_', ' ')} {value:.3f}"
@@ -183,7 +216,10 @@ def memory(root):
         )
     small, large = peaks.values()
     say(f"peak memory in MB: {peaks}")
-    row = f"| peak memory of the two executors, 1 GB of logs against 100 MB | {large:,.0f} MB against {small:,.0f} MB | {large / small:.2f} |"
+    row = (
+        "| peak memory of the two executors, 1 GB of logs against 100 MB "
+        f"| {large:,.0f} MB against {small:,.0f} MB | {large / small:.2f} |"
+    )
     return [row], {"memory, 1 GB / 100 MB <= 1.3": large <= 1.3 * small}
 
 

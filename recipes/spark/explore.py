@@ -10,25 +10,46 @@ TRAFFIC = {
 }
 # Name of the table -> the fields that it needs, and the query; %s stands for what else the logs have.
 QUERIES = {
-    "status": (["status"], "SELECT status, count(*) AS lines, round(100 * count(*) / sum(count(*)) OVER (), 2) AS percent FROM events GROUP BY status ORDER BY lines DESC"),
-    "busiest paths": (["status", "path"], """
+    "status": (
+        ["status"],
+        "SELECT status, count(*) AS lines, round(100 * count(*) / sum(count(*)) OVER (), 2) AS percent "
+        "FROM events GROUP BY status ORDER BY lines DESC",
+    ),
+    "busiest paths": (
+        ["status", "path"],
+        """
         SELECT concat('/', split(path, '[/?]')[1]) AS section, count(*) AS lines, count_if(status >= 400) AS errors %s
-        FROM events GROUP BY ALL ORDER BY lines DESC LIMIT 10"""),
-    "busiest clients": (["status", "client", "path"], """
+        FROM events GROUP BY ALL ORDER BY lines DESC LIMIT 10""",
+    ),
+    "busiest clients": (
+        ["status", "client", "path"],
+        """
         SELECT client, count(*) AS lines, count_if(status >= 400) AS errors, count(DISTINCT path) AS paths
-        FROM events GROUP BY client ORDER BY lines DESC LIMIT 10"""),
-    "request time": (["request_time"], """
+        FROM events GROUP BY client ORDER BY lines DESC LIMIT 10""",
+    ),
+    "request time": (
+        ["request_time"],
+        """
         SELECT array(50, 90, 95, 99)[place] AS percentile, round(value, 3) AS seconds
-        FROM (SELECT posexplode(percentile_approx(request_time, array(0.5, 0.9, 0.95, 0.99))) AS (place, value) FROM events)"""),
+        FROM (
+            SELECT posexplode(percentile_approx(request_time, array(0.5, 0.9, 0.95, 0.99))) AS (place, value)
+            FROM events
+        )""",
+    ),
     "level": (["level"], "SELECT level, count(*) AS lines FROM events GROUP BY level ORDER BY lines DESC LIMIT 10"),
-    "component": (["component"], "SELECT component, count(*) AS lines FROM events GROUP BY component ORDER BY lines DESC LIMIT 10"),
+    "component": (
+        ["component"],
+        "SELECT component, count(*) AS lines FROM events GROUP BY component ORDER BY lines DESC LIMIT 10",
+    ),
     "host": (["host"], "SELECT host, count(*) AS lines FROM events GROUP BY host ORDER BY lines DESC LIMIT 10"),
-}  # fmt: skip
+}
 
 
 def explore(spark, config, run):
-    """Leaves the tables in the report, traffic with a plot; those that need a field which the logs lack are left out."""
-    # Distributed: Spark plans each query into stages; between two of them rows with one key meet on one executor (a shuffle).
+    """Leaves the tables in the report, traffic with a plot; those that need a field which the
+    logs lack are left out."""
+    # Distributed: Spark plans each query into stages; between two of them rows with one key
+    # meet on one executor (a shuffle).
     events, there = good_events(spark, config), set(facts_of(spark, config).columns)
     there -= {"status"} if "status" in there and not is_web(events) else set()
     events.createOrReplaceTempView("events")
@@ -36,8 +57,9 @@ def explore(spark, config, run):
     result, left_out = {}, {}
     if "time" in there:
         kept = {name: query for name, query in TRAFFIC.items() if needs.get(name, "time") in there}
+        columns = ", ".join(f"{query} AS {name}" for name, query in kept.items())
         query = f"""
-            SELECT date_format(date_trunc('hour', time), 'yyyy-MM-dd HH') AS hour, {", ".join(f"{query} AS {name}" for name, query in kept.items())}
+            SELECT date_format(date_trunc('hour', time), 'yyyy-MM-dd HH') AS hour, {columns}
             FROM events WHERE time IS NOT NULL GROUP BY ALL ORDER BY hour"""
         rows = [{"hours": number, **row.asDict()} for number, row in enumerate(spark.sql(query).collect())]
         run.table(

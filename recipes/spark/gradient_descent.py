@@ -1,8 +1,8 @@
 """Distributed gradient descent, spelled out on an RDD, beside MLlib's logistic regression on the same data.
 
-Minimises mean log-loss + l2/2 |w|^2 with Nesterov's acceleration (Nesterov 1983), begun anew whenever it leads uphill (O'Donoghue
-and Candes 2015): the same function as MLlib's, so the same coefficients. MLlib needs fewer rounds (L-BFGS), and its tasks stay in
-the Java machine.
+Minimises mean log-loss + l2/2 |w|^2 with Nesterov's acceleration (Nesterov 1983), begun anew whenever it leads uphill
+(O'Donoghue and Candes 2015): the same function as MLlib's, so the same coefficients. MLlib needs fewer rounds (L-BFGS),
+and its tasks stay in the Java machine.
 """
 
 import time
@@ -20,7 +20,8 @@ from needs import lacking_classes
 
 
 def descend(blocks, num_features, num_rows, l2, num_rounds, curvature):
-    """Weights float64 (num_features + 1,), the intercept last; `blocks`: an RDD of (features (n, d + 1), labels (n,)) arrays.
+    """Weights float64 (num_features + 1,), the intercept last; `blocks`: an RDD of (features
+    (n, d + 1), labels (n,)) arrays.
 
     `curvature`: the largest of the function, in any direction; a step against the gradient is one over it.
     """
@@ -36,7 +37,8 @@ def descend(blocks, num_features, num_rows, l2, num_rounds, curvature):
             chances = 1 / (1 + np.exp(-features @ shared.value))
             return total + features.T @ (chances - labels)
 
-        # Distributed: every task sums over its rows; the sums are added up in a tree on the executors, and one comes back here.
+        # Distributed: every task sums over its rows; the sums are added up in a tree on the executors,
+        # and one comes back here.
         total = blocks.treeAggregate(np.zeros(num_features + 1), gradient, np.add, depth=2)
         shared.unpersist()
         slope = total / num_rows + penalty * ahead
@@ -47,7 +49,8 @@ def descend(blocks, num_features, num_rows, l2, num_rounds, curvature):
 
 
 def to_block(rows):
-    """The rows of a partition as one pair of arrays, with a column of ones behind the features: NumPy adds them up at once."""
+    """The rows of a partition as one pair of arrays, with a column of ones behind the
+    features: NumPy adds them up at once."""
     pairs = list(rows)
     if pairs:
         features = np.array([values for values, _ in pairs])
@@ -80,8 +83,10 @@ def gradient_descent(spark, config, run):
     theirs = time.perf_counter() - started
     expected = np.append(mllib.coefficients.toArray(), mllib.intercept)
     difference = float(np.abs(weights - expected).max() / np.abs(expected).max())
-    run.table("gradient descent", [
-        {"who": "RDD, treeAggregate", "rounds": config.num_rounds, "seconds": ours, "seconds per round": ours / config.num_rounds},
-        {"who": "MLlib, L-BFGS", "rounds": mllib.summary.totalIterations, "seconds": theirs, "seconds per round": theirs / max(1, mllib.summary.totalIterations)},
-    ])  # fmt: skip
+    both = [("RDD, treeAggregate", config.num_rounds, ours), ("MLlib, L-BFGS", mllib.summary.totalIterations, theirs)]
+    rows = [
+        {"who": who, "rounds": rounds, "seconds": seconds, "seconds per round": seconds / max(1, rounds)}
+        for who, rounds, seconds in both
+    ]
+    run.table("gradient descent", rows)
     return {"coefficients_max_difference": difference, "rows": num_rows, "features": width}

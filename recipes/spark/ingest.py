@@ -1,4 +1,5 @@
-"""Reads log files, and writes them as one Parquet table: good lines by day, and malformed ones beside them with the reason.
+"""Reads log files, and writes them as one Parquet table: good lines by day, and malformed ones
+beside them with the reason.
 
 One pass over the lines and one commit: either the whole table is there, or none of it.
 """
@@ -25,7 +26,8 @@ from needs import Facts
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".zst": zstandard.open}
 LONGEST_KEPT = 10_000  # bytes of a malformed line that the quarantine keeps
-# A dictionary for free text costs about a quarter of the time; without one, with zstd, the files are half as large again.
+# A dictionary for free text costs about a quarter of the time; without one, with zstd, the
+# files are half as large again.
 PARQUET = {"parquet.enable.dictionary": "false", "parquet.enable.dictionary#method": "true", "compression": "zstd"}
 
 
@@ -45,7 +47,8 @@ def input_files(config):
 
 
 def links(paths, config, all_of_them=False):
-    """{path as Spark may have it: path}: links with plain names in <output_dir>/input stand for names that Spark would take for patterns."""
+    """{path as Spark may have it: path}: links with plain names in <output_dir>/input stand for names that
+    Spark would take for patterns."""
     folder, found = Path(config.output_dir) / "input", {}
     for number, path in enumerate(paths):
         if "://" in path:
@@ -64,7 +67,8 @@ def links(paths, config, all_of_them=False):
                 link.symlink_to(path)
         except OSError as error:
             raise SystemExit(
-                f"{path}: Spark takes such a name for a pattern, and {folder} cannot hold a link to it ({error.strerror}): rename the file"
+                f"{path}: Spark takes such a name for a pattern, and {folder} cannot hold a link to it "
+                f"({error.strerror}): rename the file"
             ) from None
         found[str(link)] = path
     return found
@@ -99,8 +103,10 @@ def ingest(spark, config, run):
 
 
 def read_lines(spark, known, fmt):
-    """(lines with their file, {columns: files} of W3C files). Raises SystemExit when Spark would read other files than the manifest's."""
-    # Distributed: files are cut into splits (spark.sql.files.maxPartitionBytes), and each split is one task on some executor.
+    """(lines with their file, {columns: files} of W3C files). Raises SystemExit when Spark would read other
+    files than the manifest's."""
+    # Distributed: files are cut into splits (spark.sql.files.maxPartitionBytes), and each
+    # split is one task on some executor.
     # Compressed files cannot be cut: one task each.
     lines = spark.read.text([literal(path) for path in known]).select(
         "value", F.col("_metadata.file_path").alias("file"), *extra_columns(fmt)
@@ -109,7 +115,8 @@ def read_lines(spark, known, fmt):
     if not any("://" in path for path in known) and set(addresses) != set(known):
         missing, more = sorted(set(known) - set(addresses)), sorted(set(addresses) - set(known))
         raise SystemExit(
-            f"Spark would not read the files that were asked for: {missing[:3]} left out, {more[:3]} besides. Rename them"
+            f"Spark would not read the files that were asked for: {missing[:3]} left out, {more[:3]} besides. Rename "
+            "them"
         )
     if fmt.may_lack_year():
         lines = lines.withColumn(
@@ -128,7 +135,8 @@ def read_lines(spark, known, fmt):
         ]
         if several:
             raise SystemExit(
-                f"{known.get(plain_path(several[0]), several[0])} changes its columns ('#Fields:') in the middle: cut it there into two files"
+                f"{known.get(plain_path(several[0]), several[0])} changes its columns ('#Fields:') in the middle: cut "
+                "it there into two files"
             )
         lines = lines.where(~F.col("value").startswith("#"))  # directives are no events
     return lines.drop("block", "modified"), columns
@@ -148,7 +156,8 @@ def plain_path(address):
 
 
 def dated(fmt, addresses):
-    """A column: year * 10,000 + month * 100 + day up to which a line without a year is of that year; later ones are of the year before."""
+    """A column: year * 10,000 + month * 100 + day up to which a line without a year is of that year; later ones
+    are of the year before."""
     last = F.col("modified") + F.expr("INTERVAL 1 DAY")
     column = F.year(last) * 10_000 + F.month(last) * 100 + F.dayofmonth(last)
     column = F.lit(fmt.year * 10_000 + 1231) if fmt.year else column
@@ -171,11 +180,13 @@ def write_events(lines, fmt, folder, columns=None):
         # Distributed: counted by the tasks while they write; only those that succeed count.
         .observe(seen, F.count(F.lit(1)).alias("read"), F.count("reason").alias("quarantined"))
         .withColumns({"quality": F.when(good, "good").otherwise("malformed"), "date": F.when(good, F.to_date("time"))})
-        # A good line needs no copy of itself, nor of the name of its file; of a malformed one the bytes are kept as they are.
+        # A good line needs no copy of itself, nor of the name of its file; of a malformed one
+        # the bytes are kept as they are.
         .withColumns({"line": F.when(~good, F.col("value").cast("binary")), "file": F.when(~good, F.col("file"))})
         .drop("value")
     )
-    # Distributed: each task writes files of its own; the driver lets all of them appear when the last task has succeeded.
+    # Distributed: each task writes files of its own; the driver lets all of them appear when
+    # the last task has succeeded.
     events.write.mode("overwrite").options(**PARQUET).partitionBy("quality", "date").parquet(folder)
     counts = seen.get
     return counts | {"good": counts["read"] - counts["quarantined"]}
@@ -189,9 +200,12 @@ def too_many_malformed(spark, counts, folder, fmt, config, known):
     shutil.rmtree(folder, ignore_errors=True)
     file = known.get(plain_path(worst["file"]), worst["file"])
     return (
-        f"{counts['quarantined']:,} of {counts['read']:,} lines are malformed, more than max_malformed_share={config.max_malformed_share:g} allows. "
-        f"One of them ({first['reason']}): {bytes(first['line'][:120]).decode(errors='replace')!r}. {worst['count']:,} of them are in {file}. "
-        f"Is data.format={fmt.pattern if fmt.name == 'regex' else fmt.name} the right format? data.format=auto looks which one is"
+        f"{counts['quarantined']:,} of {counts['read']:,} lines are malformed, more than "
+        f"max_malformed_share={config.max_malformed_share:g} allows. "
+        f"One of them ({first['reason']}): {bytes(first['line'][:120]).decode(errors='replace')!r}. {worst['count']:,} "
+        f"of them are in {file}. "
+        f"Is data.format={fmt.pattern if fmt.name == 'regex' else fmt.name} the right format? data.format=auto looks "
+        "which one is"
     )
 
 
@@ -221,16 +235,20 @@ def good_events(spark, config):
 
 
 def quarantine(spark, config, run, known):
-    """Writes <output_dir>/quarantine: file, offset in bytes (of the unpacked file), reason, line; returns the number of its lines.
+    """Writes <output_dir>/quarantine: file, offset in bytes (of the unpacked file), reason, line;
+    returns the number of its lines.
 
     A table of the reasons goes into the report.
     """
     malformed = spark.read.parquet(literal(f"{config.output_dir}/events")).where("quality = 'malformed'")
     # Distributed: each file with malformed lines is read again by one task, which finds out where they begin.
     found = (
-        malformed.select("file", "line", "reason").distinct().rdd.map(lambda row: (row["file"], (bytes(row["line"]), row["reason"])))
-        .groupByKey().flatMap(lambda pair: offsets(*pair, known))
-    )  # fmt: skip
+        malformed.select("file", "line", "reason")
+        .distinct()
+        .rdd.map(lambda row: (row["file"], (bytes(row["line"]), row["reason"])))
+        .groupByKey()
+        .flatMap(lambda pair: offsets(*pair, known))
+    )
     columns, folder = "file string, offset long, reason string, line string", f"{config.output_dir}/quarantine"
     spark.createDataFrame(found, columns).write.mode("overwrite").parquet(folder)
     table = spark.read.parquet(literal(folder))
@@ -243,7 +261,8 @@ def quarantine(spark, config, run, known):
 
 
 def offsets(file, malformed, known):
-    """(file, offset or None, reason, line) of each malformed line [(bytes, reason), ...]; None where the file is not local.
+    """(file, offset or None, reason, line) of each malformed line [(bytes, reason), ...]; None
+    where the file is not local.
 
     `known`: {path as Spark has it: path}. Of an event of several lines the first one is looked for.
     """
@@ -274,6 +293,7 @@ def unreadable(error, known):
         raise error
     damaged = re.search("EOFException|incorrect|invalid|corrupt|ZipException|Truncated", text, re.I)
     return (
-        f"{max(named, key=len) if named else file[0]} {'is cut off or damaged' if damaged else 'cannot be read'}: nothing was written. "
+        f"{max(named, key=len) if named else file[0]} {'is cut off or damaged' if damaged else 'cannot be read'}: "
+        "nothing was written. "
         "Mend or remove it, or leave it out of data.path"
     )

@@ -1,7 +1,8 @@
 """Log mining with Spark: from raw lines to anomalies, models and a stream that is scored as it comes.
 
-Shows:   parsing with native expressions, one write with a quarantine, Spark SQL, message templates, KMeans on windows of time,
-         cross-validated classifiers, a forecast, recommendations, Structured Streaming, and gradient descent on an RDD.
+Shows:   parsing with native expressions, one write with a quarantine, Spark SQL, message templates, KMeans on windows
+         of time, cross-validated classifiers, a forecast, recommendations, Structured Streaming, and gradient descent
+         on an RDD.
 Choose:  when the data does not fit one machine, or is on a cluster already. Up to some hundred GB a single-node engine
          (polars, DuckDB) is simpler and faster per core.
 Run:     spark-submit --master local-cluster[2,1,1024] main.py config.yaml

@@ -1,4 +1,5 @@
-"""Supervised models on the same events: which lines belong to an attack, the load of the next window, pages for a client.
+"""Supervised models on the same events: which lines belong to an attack, the load of the next
+window, pages for a client.
 
 Each model is compared with what needs no model at all, saved, and loaded again before it is judged.
 """
@@ -24,7 +25,8 @@ K = 10  # recommendations that are judged
 
 
 def labelled(events, config):
-    """Events with `label`: 1 for lines of a known attacker (web logs) or with an alert category (BGL); None without a truth."""
+    """Events with `label`: 1 for lines of a known attacker (web logs) or with an alert
+    category (BGL); None without a truth."""
     truth = Path(config.data_dir) / "incidents.json"
     if "label" in events.columns:
         return events.withColumn("label", (F.col("label") != "-").cast("double"))
@@ -44,17 +46,20 @@ def line_features(events):
     missing = {name: F.lit("-") for name in ("method", "path", "referrer") if name not in events.columns}
     missing |= {"bytes": F.lit(0)} if "bytes" not in events.columns else {}
     events = events.withColumns(missing) if missing else events
-    return events.withColumns({
-        "section": F.get(F.split("path", "[/?]"), F.lit(1)),
-        "answer": answer,
-        "referred": F.col("referrer") != "-",
-        "size": F.log(F.coalesce(F.col("bytes"), F.lit(0)) + 1.0),
-        "seconds": seconds,
-    })  # fmt: skip
+    return events.withColumns(
+        {
+            "section": F.get(F.split("path", "[/?]"), F.lit(1)),
+            "answer": answer,
+            "referred": F.col("referrer") != "-",
+            "size": F.log(F.coalesce(F.col("bytes"), F.lit(0)) + 1.0),
+            "seconds": seconds,
+        }
+    )
 
 
 def feature_stages(events):
-    """What turns the columns of `line_features` into a vector `features`, without a look at the data: hashing needs no dictionary."""
+    """What turns the columns of `line_features` into a vector `features`, without a look at the data:
+    hashing needs no dictionary."""
     if "message" in events.columns:
         words = Tokenizer(inputCol="text", outputCol="words")
         return [words, HashingTF(inputCol="words", outputCol="features", numFeatures=4 * NUM_FEATURES)]
@@ -63,13 +68,15 @@ def feature_stages(events):
 
 
 def share_of(events, seed):
-    """A column: a number from 0 to 999 that follows from the line: the same split in every run, on any number of executors."""
+    """A column: a number from 0 to 999 that follows from the line: the same split in every
+    run, on any number of executors."""
     keys = [name for name in ("time", "client", "path", "bytes", "message") if name in events.columns]
     return F.pmod(F.xxhash64(*keys, F.lit(seed)), F.lit(1000))
 
 
 def sample(events, config):
-    """(about `model_rows` labelled lines with their features, {label: about how many lines}); (None, {}) where there are no labels."""
+    """(about `model_rows` labelled lines with their features, {label: about how many lines}); (None, {})
+    where there are no labels."""
     data = labelled(events, config)
     if data is None:
         return None, {}
@@ -90,7 +97,8 @@ def classify(spark, config, run):
     sizes = {part: dict(rows.groupBy("label").count().collect()) for part, rows in (("train", train), ("test", test))}
     if few := [part for part, found in sizes.items() if len(found) < 2]:
         return {
-            "skipped": f"the {few[0]} part has lines of one class only: equal lines stay together, and too few are different"
+            "skipped": f"the {few[0]} part has lines of one class only: "
+            "equal lines stay together, and too few are different"
         }
     rare = sizes["test"][1.0] / sum(sizes["test"].values())
     # Saying "attack" of every line is the best that can be done without a look: recall 1, precision `rare`.
@@ -103,8 +111,13 @@ def classify(spark, config, run):
         grid = ParamGridBuilder().addGrid(classifier.getParam(parameter), values).build()
         # Distributed: the folds' models are trained side by side, each of them by all executors.
         search = CrossValidator(
-            estimator=Pipeline(stages=[*feature_stages(data), classifier]), estimatorParamMaps=grid, evaluator=f1, numFolds=config.num_folds, seed=config.seed, parallelism=2
-        )  # fmt: skip
+            estimator=Pipeline(stages=[*feature_stages(data), classifier]),
+            estimatorParamMaps=grid,
+            evaluator=f1,
+            numFolds=config.num_folds,
+            seed=config.seed,
+            parallelism=2,
+        )
         best = search.fit(train).bestModel
         path = f"{config.output_dir}/models/{name}"
         best.write().overwrite().save(path)
@@ -120,11 +133,14 @@ def forecast(spark, config, run):
     windows = spark.read.parquet(literal(f"{config.output_dir}/windows")).select("start", "lines")
     by_time = Window.orderBy("start")
     minute = F.hour("start") * 60 + F.minute("start")
-    data = windows.withColumns({
+    columns = {
         **{f"back{n}": F.lag("lines", n).over(by_time) for n in (1, 2, 3)},
-        "sine": F.sin(minute * 2 * 3.141592653589793 / 1440), "cosine": F.cos(minute * 2 * 3.141592653589793 / 1440),
-        "place": F.percent_rank().over(by_time), "label": F.col("lines").cast("double"),
-    }).dropna().cache()  # fmt: skip
+        "sine": F.sin(minute * 2 * 3.141592653589793 / 1440),
+        "cosine": F.cos(minute * 2 * 3.141592653589793 / 1440),
+        "place": F.percent_rank().over(by_time),
+        "label": F.col("lines").cast("double"),
+    }
+    data = windows.withColumns(columns).dropna().cache()
     train, test = data.where("place < 0.8"), data.where("place >= 0.8")
     assembler = VectorAssembler(inputCols=["back1", "back2", "back3", "sine", "cosine"], outputCol="features")
     path = f"{config.output_dir}/models/forecast"
@@ -158,12 +174,12 @@ def recommend(spark, config, run):
     train, kept_back = seen.where(share > 0).cache(), seen.where(share == 0)
     if train.isEmpty() or kept_back.isEmpty():
         return {"skipped": "needs pages that can be kept back to judge by, and there are too few"}
-    # Distributed: users and items are two sets of blocks on the executors; factors of one travel to where the other needs them.
+    # Distributed: users and items are two sets of blocks on the executors; factors of one travel to
+    # where the other needs them.
     num_blocks = 2 * spark.sparkContext.defaultParallelism
-    als = ALS(
-        rank=8, maxIter=8, regParam=0.1, implicitPrefs=True, alpha=10.0, seed=config.seed,
-        userCol="user", itemCol="item", ratingCol="times", numUserBlocks=num_blocks, numItemBlocks=num_blocks,
-    )  # fmt: skip
+    blocks = {"numUserBlocks": num_blocks, "numItemBlocks": num_blocks}
+    columns = {"userCol": "user", "itemCol": "item", "ratingCol": "times"}
+    als = ALS(rank=8, maxIter=8, regParam=0.1, implicitPrefs=True, alpha=10.0, seed=config.seed, **columns, **blocks)
     path = f"{config.output_dir}/models/pages"
     als.fit(train).write().overwrite().save(path)
     model = ALSModel.load(literal(path))

@@ -10,7 +10,8 @@ MIN_WINDOWS, MIN_LABELLED = (
 
 @dataclass(frozen=True)
 class Needs:
-    """`columns`: all of these fields; `one_of`: one of these; `windows`: of time; `classes`: of labels, each with `labelled` lines."""
+    """`columns`: all of these fields; `one_of`: one of these; `windows`: of time; `classes`: of labels, each
+    with `labelled` lines."""
 
     columns: tuple = ()
     one_of: tuple = ()
@@ -63,7 +64,8 @@ def lacking(step, facts):
 
 
 def lacking_classes(step, counts):
-    """Why the labels are not enough for the step, or None. `counts`: {label: lines among those that are learnt from}, or None without labels."""
+    """Why the labels are not enough for the step, or None. `counts`: {label: lines among those that are learnt from},
+    or None without labels."""
     needs = NEEDS[step]
     if not counts:
         return "needs labels: a field `label` (- for an ordinary line), or the incidents of generated logs"

@@ -1,4 +1,5 @@
-"""Which settings make no sense. As a program it checks a config without loading Spark: python settings.py CONFIG.yaml NUM_WORKERS"""
+"""Which settings make no sense. As a program it checks a config without loading Spark: python settings.py
+CONFIG.yaml NUM_WORKERS"""
 
 import sys
 

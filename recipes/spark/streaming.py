@@ -1,7 +1,8 @@
-"""The saved model scores lines as their files arrive: Structured Streaming, each line exactly once, whoever is killed when.
+"""The saved model scores lines as their files arrive: Structured Streaming, each line exactly
+once, whoever is killed when.
 
-The checkpoint knows which files belong to which batch before the batch begins, and the table knows which batches are whole.
-A batch that was cut off is done again, and what it had written does not count.
+The checkpoint knows which files belong to which batch before the batch begins, and the table knows which batches are
+whole. A batch that was cut off is done again, and what it had written does not count.
 """
 
 from pathlib import Path
@@ -37,11 +38,15 @@ def stream(spark, config, run):
     scored = model.transform(line_features(good)).select(
         "time", F.xxhash64("value").alias("line"), F.element_at(vector_to_array("probability"), 2).alias("score")
     )
-    # `availableNow`: all files that are there, in batches, then it ends. A processing time would keep it waiting for more.
+    # `availableNow`: all files that are there, in batches, then it ends. A processing time
+    # would keep it waiting for more.
     query = (
-        scored.writeStream.format("parquet").option("path", table).option("checkpointLocation", f"{config.output_dir}/stream-checkpoint")
-        .trigger(availableNow=True).start()
-    )  # fmt: skip
+        scored.writeStream.format("parquet")
+        .option("path", table)
+        .option("checkpointLocation", f"{config.output_dir}/stream-checkpoint")
+        .trigger(availableNow=True)
+        .start()
+    )
     while not query.awaitTermination(2):
         progress = query.lastProgress
         if progress:

@@ -1,4 +1,5 @@
-"""Free-text messages to templates: what varies (numbers, addresses, paths) becomes <*>, and equal templates are one event.
+"""Free-text messages to templates: what varies (numbers, addresses, paths) becomes <*>, and
+equal templates are one event.
 
 Masking works on distinct messages only, and with native expressions. It is the fixed-rule part of what log parsers do
 (Zhu et al. 2019, "Tools and Benchmarks for Automated Log Parsing" compares those that learn more from the data).
@@ -20,7 +21,8 @@ MASKS = [
     (r"\b(?=[0-9a-fA-F]*\d)[0-9a-fA-F]{6,}\b", "<*>"),  # hexadecimal numbers
     (r"(?<=[=:\[( ,])[-+]?\d+(?:\.\d+)?(?=[\])\s,;:.]|$)", "<*>"),  # numbers that stand alone
     (
-        r"(?<=\b(?:user|for|rhost|user=|rhost=)[ =]?)(?!invalid\b|user\b|illegal\b)[\w.@-]+(?= from|\s*$| \[| by| user)",
+        r"(?<=\b(?:user|for|rhost|user=|rhost=)[ =]?)(?!invalid\b|user\b|illegal\b)"
+        r"[\w.@-]+(?= from|\s*$| \[| by| user)",
         "<*>",
     ),  # names of users and hosts
     (r"\b(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\b", "<*>"),  # dates
@@ -47,9 +49,11 @@ def templates(spark, config, run):
         F.sum("count").alias("lines"), F.min("message").alias("example")
     )
     per_window.write.mode("overwrite").parquet(f"{config.output_dir}/templates")
-    found = spark.read.parquet(literal(f"{config.output_dir}/templates")).groupBy("template").agg(
-        F.sum("lines").alias("lines"), F.count("window").alias("windows"), F.min("example").alias("example")
-    )  # fmt: skip
+    found = (
+        spark.read.parquet(literal(f"{config.output_dir}/templates"))
+        .groupBy("template")
+        .agg(F.sum("lines").alias("lines"), F.count("window").alias("windows"), F.min("example").alias("example"))
+    )
     rows = [row.asDict() for row in found.orderBy(F.desc("lines"), "template").limit(25).collect()]
     run.table("templates", rows)
     return {"templates": found.count()}

@@ -1,4 +1,5 @@
-"""Who works: asks the tasks themselves in which process and on which host they run, and Spark what each executor has done."""
+"""Who works: asks the tasks themselves in which process and on which host they run, and Spark
+what each executor has done."""
 
 import os
 import socket
@@ -52,7 +53,8 @@ class Executors:
             there = context._jsc.sc().getExecutorMemoryStatus().size() - 1
             if time.monotonic() > deadline:
                 raise SystemExit(
-                    f"{there} of {num_executors} executors are there after {seconds} s: has the cluster room for {num_executors} x {cores} cores "
+                    f"{there} of {num_executors} executors are there after {seconds} s: has the cluster room for "
+                    f"{num_executors} x {cores} cores "
                     "and recipe.memory_mb each? Fewer: cluster.num_workers"
                 )
             if there < num_executors:
@@ -74,8 +76,14 @@ class Executors:
             rank = free.pop(0) if free else len(self.records)
             host, pid = found[executor]
             record = RunRecord(
-                self.config.output_dir, rank, len(found), host=host, pid=pid, spark=pyspark.__version__, device=f"executor {executor}"
-            )  # fmt: skip
+                self.config.output_dir,
+                rank,
+                len(found),
+                host=host,
+                pid=pid,
+                spark=pyspark.__version__,
+                device=f"executor {executor}",
+            )
             self.records[executor] = rank, record
         return len(found)
 
