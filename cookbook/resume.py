@@ -1,52 +1,53 @@
-"""Whether a run may go on with what an earlier one has left: its position says which rows were taken only together with some settings.
+"""Whether a run may go on with what an earlier one has left.
 
-The number of workers is not among them (a batch is divided anew), nor is the learning rate or the number of epochs.
+A position (epoch, step) says which rows were taken only together with some settings: these must be the same. The number
+of workers is not among them (a batch is divided anew), nor is the learning rate or the number of epochs.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from cookbook import UserError, redact, run_folder
+from cookbook.job import Settings
 
 # Settings of recipes that decide which rows a step takes.
 BATCHES = ("global_batch_size", "batch_size", "train_batch_size", "shuffle_rows")
 
 
-def position(recipe, config):
+def position(recipe: str, config: Settings) -> dict[str, Any]:
     """{setting: value} of all that a run's position depends on; stands in its run.json."""
     found = {"recipe": recipe, "seed": config["seed"], "scale.max_rows": config["scale"]["max_rows"]}
     found |= {f"recipe.{key}": config["recipe"][key] for key in BATCHES if key in config["recipe"]}
     found |= {"recipe.mode": config["recipe"]["mode"]} if "mode" in config["recipe"] else {}
-    return redact.redacted(found | {"data": config["data"]})
+    hidden: dict[str, Any] = redact.redacted(found | {"data": config["data"]})
+    return hidden
 
 
-def check(folder, recipe, config):
-    """Raises UserError, naming each setting with both values, when the run in `folder` cannot be gone on with under these settings."""
+def check(folder: Path, recipe: str, config: Settings) -> None:
+    """Raises UserError, with both values of each setting, when these settings cannot go on with the run in `folder`."""
     mine = position(recipe, config)
     renamed = {f"recipe.{old}": f"recipe.{new}" for old, new in config["recipe"]["driver"].get("renamed", {}).items()}
     noted = run_folder.load(folder).get("position") or {}
     theirs = _of_an_older_run(Path(folder), renamed) | {renamed.get(key, key): value for key, value in noted.items()}
-    other = [
-        f"{key} is {theirs[key]!r} there and {mine[key]!r} here"
-        for key in mine if key in theirs and key != "data" and mine[key] != theirs[key]
-    ]  # fmt: skip
+    changed = [(key, theirs[key], mine[key]) for key in mine if key in theirs and key != "data"]
     data, before = mine["data"], theirs.get("data") or {}
     if before and before != data:
         names = [key for key in ("builder", "path") if before.get(key) != data.get(key)]
         parts = before.get("parameters") or {}, data.get("parameters") or {}
-        pairs = [(f"data.{key}", before.get(key), data.get(key)) for key in names]
-        keys = sorted(parts[0].keys() | parts[1].keys())
-        pairs += [(f"data.parameters.{key}", parts[0].get(key), parts[1].get(key)) for key in keys if parts[0].get(key) != parts[1].get(key)]  # fmt: skip
-        other += [f"{key} is {old!r} there and {new!r} here" for key, old, new in pairs]
-    if other:
+        changed += [(f"data.{key}", before.get(key), data.get(key)) for key in names]
+        for key in sorted(parts[0].keys() | parts[1].keys()):
+            changed.append((f"data.parameters.{key}", parts[0].get(key), parts[1].get(key)))
+    if other := [f"{key} is {old!r} there and {new!r} here" for key, old, new in changed if old != new]:
         raise UserError(
-            f"resume={folder}: the rows that this run has taken depend on settings that are others now: {'; '.join(other)}. Give the "
-            "values from there, or start afresh with resume=never"
+            f"resume={folder}: the rows that this run has taken depend on settings that are others now: "
+            f"{'; '.join(other)}. Give the values from there, or start afresh with resume=never"
         )
 
 
-def _of_an_older_run(folder, renamed):
+def _of_an_older_run(folder: Path, renamed: Mapping[str, str]) -> dict[str, Any]:
     """What the settings of a run's workers tell, where its run.json has no position, or one without a name of today."""
     path = folder / "config.yaml"
     flat = yaml.safe_load(path.read_text()) if path.exists() else {}
@@ -55,7 +56,7 @@ def _of_an_older_run(folder, renamed):
     return {name: flat[key] for key, name in names.items() if key in flat}
 
 
-def check_dataset(before, data_dir, manifest, folder):
+def check_dataset(before: Mapping[str, Any] | None, data_dir: Path, manifest: Mapping[str, Any], folder: Path) -> None:
     """Raises UserError when the dataset is not the one that the earlier try (its `dataset` in run.json) has read."""
     if not before:
         return
@@ -63,10 +64,12 @@ def check_dataset(before, data_dir, manifest, folder):
     if before["rows"] != manifest["rows"]:
         there = ", ".join(f"{count:,} {part}" for part, count in before["rows"].items())
         raise UserError(
-            f"{folder} cannot be gone on with: the dataset has {rows} rows now and had {there} rows there. Start afresh with resume=never"
+            f"{folder} cannot be gone on with: the dataset has {rows} rows now and had {there} rows there. Start "
+            "afresh with resume=never"
         )
     if Path(before["folder"]).name != Path(data_dir).name:
         raise UserError(
-            f"{folder} cannot be gone on with: the dataset is {Path(data_dir).name} now and was {Path(before['folder']).name} there "
+            f"{folder} cannot be gone on with: the dataset is {Path(data_dir).name} now and was "
+            f"{Path(before['folder']).name} there "
             f"({rows} rows each): its files, its settings or its builder have changed. Start afresh with resume=never"
         )

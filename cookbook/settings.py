@@ -1,11 +1,14 @@
-"""Settings: composed by Hydra, and checked for what Hydra does not check. Nothing else imports Hydra but the command line."""
+"""Settings: Hydra composes them, and this module checks what Hydra does not check.
+
+Nothing else imports Hydra but the command line.
+"""
 
 import difflib
 import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +41,27 @@ LAUNCHED = (
 ALONE_IS_NONE = ("PMI_RANK", "SLURM_PROCID")  # every shell of an interactive srun has these
 
 
-def refuse_to_be_a_worker(environment=os.environ):
-    """Raises UserError when the driver itself was started once per rank. One process of one is none: what a launch has left behind."""
+def refuse_to_be_a_worker(environment: Mapping[str, str] = os.environ) -> None:
+    """Raises UserError when the driver itself was started once per rank.
+
+    A world of one process is no launch: these variables were left behind by one.
+    """
     for name, size, launcher in LAUNCHED:
         number = environment.get(size, "" if name not in ALONE_IS_NONE else "1")
         if name in environment and number != "1":
             raise UserError(
-                f"{name}={environment[name]}: the driver was started by {launcher}, once per rank. It starts the workers itself: "
-                "run `python -m cookbook recipe=...` alone. (Workers by hand: the command that each run prints, with main.py.) "
+                f"{name}={environment[name]}: the driver was started by {launcher}, once per rank. It starts the "
+                "workers itself: "
+                "run `python -m cookbook recipe=...` alone. (Workers by hand: the command that each run prints, with "
+                "main.py.) "
                 f"If {name} is left over from something else: unset {name} {size}"
             )
 
 
-def check_choices(arguments):
-    """Raises UserError, with the nearest name, when a group=choice names a file that is not there, or no recipe is named."""
-    chosen = dict(re.match(r"(\w+)=(.*)", word).groups() for word in arguments if re.match(r"(\w+)=", word))
+def check_choices(arguments: Sequence[str]) -> None:
+    """Raises UserError, with the nearest name, when a group=choice names no file, or when no recipe is named."""
+    matches = (re.match(r"(\w+)=(.*)", word) for word in arguments)
+    chosen = {match[1]: match[2] for match in matches if match}
     groups = {
         folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()
     }
@@ -66,7 +75,7 @@ def check_choices(arguments):
                 raise UserError(f"{group}={name} does not exist{hint} There are: {', '.join(names)}")
 
 
-def check_kinds(config, choices):
+def check_kinds(config: Settings, choices: Mapping[str, str]) -> None:
     """Raises UserError when an override is of another kind than the value in the file that defines the setting."""
     if config["resume"] not in ("auto", "never") and not (Path(config["resume"]) / "run.json").exists():
         raise UserError(f"resume={config['resume']!r}: expected auto or never, or the folder of a run to go on with")
@@ -81,7 +90,7 @@ def check_kinds(config, choices):
         check_ranges(config[group] if group else {"seed": config["seed"]}, group)
 
 
-def _compare(defaults, values, prefix, path):
+def _compare(defaults: Settings, values: Settings, prefix: str, path: Path) -> None:
     for key, default in defaults.items():
         name = f"{prefix}.{key}" if prefix else key
         if key in ("defaults", "hydra") or key not in values or (isinstance(default, str) and "${" in default):
@@ -97,25 +106,38 @@ def _compare(defaults, values, prefix, path):
             )
 
 
-# (lowest, highest) that a setting of this name may have, in whatever group it stands; None: no bound. What only one recipe
-# has, its own settings.py bounds.
-RANGES = {
-    "seed": (0, 2**32 - 1), "split_seed": (0, 2**32 - 1),
+# (lowest, highest) that a setting of this name may have, in whatever group it stands; None: no bound. Settings that only
+# one recipe has are bounded by its own settings.py.
+AT_LEAST_0 = (
+    "max_restarts num_retries num_failures checkpoint_every_steps image_timeout_seconds warmup_epochs max_shift "
+    "gpus_per_worker"
+)
+AT_LEAST_1 = (
+    "num_hosts num_copies num_lines num_hours num_train_rows num_test_rows rows_per_group context_length keep_every "
+    "object_mb "
+    "time_minutes commit_every_steps start_timeout_seconds stall_timeout_seconds connect_timeout_seconds "
+    "silence_seconds "
+    "exchange_timeout_seconds"
+)
+PARTS_OF_A_SECOND = "pull_seconds poll_seconds snapshot_seconds"
+SHARES = "warmup_share momentum test_fraction"
+RANGES: dict[str, tuple[float, float | None]] = {
+    **dict.fromkeys(AT_LEAST_0.split(), (0, None)),
+    **dict.fromkeys(AT_LEAST_1.split(), (1, None)),
+    **dict.fromkeys(PARTS_OF_A_SECOND.split(), (0.01, None)),
+    **dict.fromkeys(SHARES.split(), (0, 1)),
+    **dict.fromkeys(("seed", "split_seed"), (0, 2**32 - 1)),
     "port": (1, 65535),
-    "num_threads_per_worker": (1, 4096), "num_hosts": (1, None),
-    "gpus_per_worker": (0, None), "cpus_per_worker": (0.01, None), "memory_mb_per_worker": (64, None),
-    "start_timeout_seconds": (1, None), "stall_timeout_seconds": (1, None), "stop_grace_seconds": (0, 3600),
-    "connect_timeout_seconds": (1, None), "silence_seconds": (1, None), "pull_seconds": (0.01, None), "image_timeout_seconds": (0, None),
-    "poll_seconds": (0.01, None), "snapshot_seconds": (0.01, None), "exchange_timeout_seconds": (1, None),
-    "time_minutes": (1, None), "num_copies": (1, None), "keep_every": (1, None), "num_lines": (1, None), "num_hours": (1, None),
-    "num_train_rows": (1, None), "num_test_rows": (1, None), "rows_per_group": (1, None), "size": (1, 16384), "context_length": (1, None),
-    "warmup_epochs": (0, None), "warmup_share": (0, 1), "momentum": (0, 1), "test_fraction": (0, 1), "max_shift": (0, None),
-    "num_loader_workers": (0, 1024), "max_restarts": (0, None), "num_retries": (0, None), "num_failures": (0, None),
-    "commit_every_steps": (1, None), "checkpoint_every_steps": (0, None), "object_mb": (1, None),
-}  # fmt: skip
+    "num_threads_per_worker": (1, 4096),
+    "num_loader_workers": (0, 1024),
+    "cpus_per_worker": (0.01, None),
+    "memory_mb_per_worker": (64, None),
+    "stop_grace_seconds": (0, 3600),
+    "size": (1, 16384),
+}
 
 
-def check_ranges(values, prefix):
+def check_ranges(values: Settings, prefix: str) -> None:
     """Raises UserError for a number that no such setting can have: out of RANGES, infinite, or none at all."""
     for key, value in values.items():
         name = f"{prefix}.{key}" if prefix else key
@@ -128,28 +150,25 @@ def check_ranges(values, prefix):
         if not math.isfinite(value):
             raise UserError(f"{name}={value}: expected a finite number")
         low, high = RANGES.get(key, (None, None))
-        if (low, high) == (0, 1) and not low <= value <= high and key.endswith(("_share", "_fraction")):
+        if (low, high) == (0, 1) and not 0 <= value <= 1 and key.endswith(("_share", "_fraction")):
             example = f"{value / 100:g} for {value:g} %" if 1 < value <= 100 else "0.2 for 20 %"
             raise UserError(f"{name}={value}: expected a share between 0 and 1 ({example})")
         if (low is not None and value < low) or (high is not None and value > high):
             bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-            raise UserError(
-                f"{name}={value}: expected {'a whole number' if type(low) is int and type(value) is int else 'a number'} {bounds}".replace(
-                    "number at", "number of at"
-                )
-            )
+            kind = "a whole number" if type(low) is int and type(value) is int else "a number"
+            raise UserError(f"{name}={value}: expected {kind} {'of ' if high is None else ''}{bounds}")
 
 
-def _kind(value):
+def _kind(value: object) -> str:
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}.get(
         type(value), type(value).__name__
     )
 
 
-def plain(config):
-    """The composed settings as plain, resolved dictionaries; what the driver needs to know of the chosen mode is filled in."""
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The composed settings as plain, resolved dictionaries, with what the chosen mode brings for the driver."""
     try:
-        made = OmegaConf.to_container(config, resolve=True)
+        made = _as_dict(config)
     except OmegaConfBaseException as error:
         raise UserError(f"the settings cannot be resolved: {error}") from None
     driver = made["recipe"]["driver"]
@@ -183,12 +202,12 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[dict[str
 
 
 def compose_infra(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The settings of conf/infra/<name>.yaml with overrides. Raises UserError for a name or a kind that does not fit."""
+    """The settings of conf/infra/<name>.yaml with overrides. Raises UserError for a wrong name or kind."""
     names = sorted(path.stem for path in (CONF / "infra").glob("*.yaml"))
     if name not in names:
         raise UserError(f"TARGET={name} does not exist. There are: {', '.join(names)}")
     try:
-        return OmegaConf.to_container(composed("infra", [f"infra={name}", *overrides])["infra"], resolve=True)
+        return _as_dict(composed("infra", [f"infra={name}", *overrides])["infra"])
     except (UserError, OmegaConfBaseException) as error:
         known = yaml.safe_load((CONF / f"infra/{name}.yaml").read_text())
         raise UserError(f"{str(error).splitlines()[0]} There are: {', '.join(known['variables'])}") from None
@@ -198,7 +217,13 @@ def compose_tracking(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The settings of the tracker, as a run of this recipe with these overrides would have them."""
     found = composed("config", prepared([f"recipe={recipe}", *overrides]))
     HydraConfig.instance().set_config(found)
-    return OmegaConf.to_container(found["tracking"], resolve=True)
+    return _as_dict(found["tracking"])
+
+
+def _as_dict(config: DictConfig) -> dict[str, Any]:
+    made = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(made, dict)
+    return {str(key): value for key, value in made.items()}
 
 
 # Values of these are texts whatever they look like, although the default is null.
@@ -212,15 +237,18 @@ LISTS = re.compile(r"^data\.(parameters\.)?(features|missing)$")
 FOLDERS = re.compile(r"(^|\.)\w+_(dir|root)$")
 # Mappings that take keys of the user's own: recipe.spark_conf.spark.ui.port=4050
 OPEN = ("recipe.spark_conf", "data.columns")
-HYDRA_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun")  # fmt: skip
+HYDRA_WITH_VALUE = (
+    "--cfg -c --package -p --info -i --config-path -cp --config-name -cn --config-dir -cd --experimental-rerun".split()
+)
 
 
-def defaults_of(words):
-    """{name: default} of all settings that exist under these choices of groups, and the names of the mappings among them."""
+def defaults_of(words: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
+    """{name: default} of all settings that these choices of groups have, and the names of the mappings among them."""
     chosen = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
-    found, mappings = {}, set()
+    found: dict[str, Any] = {}
+    mappings: set[str] = set()
 
-    def take(content, prefix):
+    def take(content: Settings, prefix: str) -> None:
         for key, value in content.items():
             name = f"{prefix}.{key}" if prefix else str(key)
             if key in ("defaults", "hydra"):
@@ -233,7 +261,7 @@ def defaults_of(words):
             else:
                 found[name] = value
 
-    def take_file(group, name, seen=()):
+    def take_file(group: str, name: str, seen: tuple[str, ...] = ()) -> None:
         path = CONF / group / f"{name}.yaml"
         if not path.exists() or name in seen:
             return
@@ -264,25 +292,29 @@ def defaults_of(words):
     return found, mappings
 
 
-def prepared(words):
+def prepared(words: Sequence[str]) -> list[str]:
     """Overrides as Hydra can take them: every name exists, and a text is a text whatever characters are in it.
 
-    A value of a setting whose default is a text, a path or an address is taken as it is; so is a value that Hydra's grammar does not
-    allow. Who quotes it for Hydra (key='...') may go on doing so. Raises UserError for a name that does not exist, for `~name`, and for
-    a word that is no setting.
+    A value of a setting whose default is a text, a path or an address is taken as it is; so is a value that Hydra's
+    grammar does not allow. Quotes for Hydra (key='...') are understood, too. Raises UserError for a name that does not
+    exist, for `~name`, and for a word that is no setting.
     """
     several = any(word in ("-m", "--multirun") for word in words)
     defaults, mappings = defaults_of(words)
-    made, given, value_follows = [], {}, False
+    made: list[str] = []
+    given: dict[str, str] = {}
+    value_follows = False
     for word in words:
         if word.startswith("-") or value_follows:
             value_follows = word in HYDRA_WITH_VALUE
             made.append(word)
             continue
-        sign, key, equals, value = re.fullmatch(r"([+~]*)([^=]*)(=?)(.*)", word, re.DOTALL).groups()
+        rest = word.lstrip("+~")
+        sign, (key, equals, value) = word[: len(word) - len(rest)], rest.partition("=")
         if "~" in sign:
             raise UserError(
-                f"{word}: no setting can be taken away, as the workers read all of them; give it another value: {key}=..."
+                f"{word}: no setting can be taken away, as the workers read all of them; give it another value: "
+                f"{key}=..."
             )
         if not equals:
             raise UserError(
@@ -314,7 +346,8 @@ def prepared(words):
         text = (isinstance(default, str) or default is None) and (isinstance(default, str) or TEXTS.search(key))
         if text and given.setdefault(key, value) != value:
             raise UserError(
-                f"{key} is given twice, as {given[key]} and as {value}: say one. If a shell has made two of one value with {{a,b}}, "
+                f"{key} is given twice, as {given[key]} and as {value}: say one. If a shell has made two of one "
+                f"value with {{a,b}}, "
                 f"put quotes around it: '{key}=...{{a,b}}...'"
             )
         texts = LISTS.search(key) and not several
@@ -324,20 +357,20 @@ def prepared(words):
                 "or have the shell fill it in"
             )
         plus = "++" if key in OPEN else ""
-        shown = _texts_for_hydra(key, value) if texts else _for_hydra(key, value, text, several, default)
+        shown = _texts_for_hydra(key, value) if texts else _for_hydra(key, value, bool(text), several, default)
         made.append(f"{plus}{key}={shown}")
     return made
 
 
 def renamed_of(words: Sequence[str]) -> dict[str, str]:
-    """{a setting's name of before: its name now}, of the recipes that overrides choose (`driver.renamed` of their files)."""
+    """{old name of a setting: its name now}, of the recipes that overrides choose (`driver.renamed` in their files)."""
     chosen = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
     paths = [CONF / f"recipe/{recipe}.yaml" for recipe in chosen.get("recipe", "").split(",")]
     drivers = [yaml.safe_load(path.read_text())["driver"] for path in paths if path.exists()]
     return {f"recipe.{old}": f"recipe.{new}" for driver in drivers for old, new in driver.get("renamed", {}).items()}
 
 
-def _for_hydra(key, value, text, several, default):
+def _for_hydra(key: str, value: str, text: bool, several: bool, default: object) -> str:
     try:
         override = OverridesParser.create().parse_override(f"{key}={value}")
         parsed = override.value() if not override.is_sweep_override() else None
@@ -345,7 +378,8 @@ def _for_hydra(key, value, text, several, default):
     except HydraException:
         if isinstance(default, list):
             raise UserError(
-                f"{key}={value} is not a list: expected something like {json.dumps(default)}; texts in it with other characters than "
+                f"{key}={value} is not a list: expected something like {json.dumps(default)}; texts in it with other "
+                "characters than "
                 "letters, digits and -_./ need quotes"
             ) from None
         return _quoted(value)
@@ -356,7 +390,7 @@ def _for_hydra(key, value, text, several, default):
         plain = not sweep and isinstance(parsed, str) and (parsed == value or own_quotes)
         null = not sweep and parsed is None
         if "${" in value:
-            return _quoted(parsed if own_quotes else value)
+            return _quoted(str(parsed) if own_quotes else value)
         if plain or null or (not text and not sweep):
             return value
         return _quoted(value)
@@ -366,7 +400,7 @@ def _for_hydra(key, value, text, several, default):
     return value
 
 
-def _texts_for_hydra(key, value):
+def _texts_for_hydra(key: str, value: str) -> str:
     """A list of texts, or one text, each as it is typed: NaN and 007 are no numbers, and NULL in a list is a word."""
     if value in ("null", ""):
         return value
@@ -380,13 +414,13 @@ def _texts_for_hydra(key, value):
     return f"[{','.join(_quoted(_unquoted(found.strip())) for found in re.findall(word, value[1:-1]))}]"
 
 
-def _unquoted(word):
+def _unquoted(word: str) -> str:
     """A word without the quotes around it."""
     quote = word[0]
     return word[1:-1].replace(f"\\{quote}", quote) if quote in "'\"" and word[1:] and word[-1] == quote else word
 
 
-def _quoted(value):
+def _quoted(value: str) -> str:
     """A text in Hydra's quotes: a backslash counts only before a quote, and before `${`, which then is text."""
     value = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
     inner = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", value)
@@ -394,12 +428,12 @@ def _quoted(value):
     return f"'{inner}{inner[len(inner) - trailing :] if trailing else ''}'"
 
 
-def _scalar(value):
+def _scalar(value: str) -> str:
     kind = yaml.safe_load(value) if value else ""
     return value if value.lower() == "null" or isinstance(kind, (bool, int, float)) else _quoted(value)
 
 
-def _no_such_setting(word, key, names):
+def _no_such_setting(word: str, key: str, names: Sequence[str]) -> str:
     """What to say of a name that does not exist: the nearest one, or where one of that name stands."""
     last = key.rpartition(".")[2]
     same = [name for name in names if name.rpartition(".")[2] == last]
@@ -421,11 +455,11 @@ def _no_such_setting(word, key, names):
     return f"{word.lstrip('+')}: there is no setting {key}{hint} There are: {', '.join(there)}"
 
 
-def with_defaults_of_mode(words):
-    """Overrides, preceded by those that belong to the recipe's chosen mode and scale; what the words themselves set, wins.
+def with_defaults_of_mode(words: Sequence[str]) -> list[str]:
+    """Overrides, preceded by those of the recipe's chosen mode and scale; what the command line sets, wins.
 
-    A mode (`recipe.mode` chooses it, `driver.modes` has what it brings) may work on other data than its recipe's default, and
-    a scale (`driver.scales`) may shorten what only this recipe does; Hydra must know that before it composes.
+    A mode (`recipe.mode` chooses it, `driver.modes` has what it brings) may work on other data than its recipe's default.
+    A scale (`driver.scales`) may shorten what only this recipe does. Hydra must know that before it composes.
     """
     chosen = {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
     path = CONF / f"recipe/{chosen.get('recipe')}.yaml"
@@ -436,29 +470,31 @@ def with_defaults_of_mode(words):
     return [f"{key}={_as_word(value)}" for key, value in found.items()] + list(words)
 
 
-def _overrides_of(key, choices, chosen):
+def _overrides_of(key: str, choices: Settings, chosen: Mapping[str, str]) -> dict[str, Any]:
     """{setting: value} that a choice brings and the command line does not set."""
     names = chosen.get(key, "").split(",")
     wanted = [choices.get(name, {}).get("overrides", {}) for name in names]
     wanted = [{key: value for key, value in overrides.items() if key not in chosen} for overrides in wanted]
     if any(overrides != wanted[0] for overrides in wanted):
         raise UserError(
-            f"{key}={','.join(names)} needs different settings ({wanted}): sweep over choices that share theirs, or say "
+            f"{key}={','.join(names)} needs different settings ({wanted}): sweep over choices that share theirs, or "
+            "say "
             "them all on the command line"
         )
-    return wanted[0]
+    first: dict[str, Any] = wanted[0]
+    return first
 
 
-def _as_word(value):
+def _as_word(value: object) -> str:
     """A value of a settings file as Hydra reads it on the command line."""
     if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value):
         return value
     return json.dumps(value)
 
 
-def comments_of(*files):
+def comments_of(*files: Path) -> dict[str, str]:
     """{key: comment} of the one-line comments in settings files; the first file that explains a key wins."""
-    found = {}
+    found: dict[str, str] = {}
     for file in files:
         for key, comment in re.findall(r"^\s*(\w+):[^#\n]*#\s*(.+)$", file.read_text(), re.MULTILINE):
             found.setdefault(key, comment)
@@ -466,7 +502,7 @@ def comments_of(*files):
 
 
 def worker_settings(config: Settings, data_dir: str | Path, run_dir: str | Path) -> dict[str, Any]:
-    """The flat settings that the workers read: the recipe's own (without its `driver` part), the caps and the folders."""
+    """The flat settings that the workers read: the recipe's own (but its `driver` part), the caps and the folders."""
     recipe = {key: value for key, value in config["recipe"].items() if key != "driver"}
     return {
         "seed": config["seed"],
@@ -480,13 +516,14 @@ def worker_settings(config: Settings, data_dir: str | Path, run_dir: str | Path)
 
 
 def check_workers(config: Settings, num_cores: int) -> str | None:
-    """Raises UserError for numbers of workers that cannot be started; returns a warning for those that will be slow, or None."""
+    """Raises UserError for a number of workers that cannot be started; returns a warning for one that will be slow."""
     num_workers, most = config["cluster"]["num_workers"], config["scale"]["max_workers"]
     if num_workers < 1:
         raise UserError(f"cluster.num_workers={num_workers}: expected at least 1")
     if most is not None and num_workers > most:
         raise UserError(
-            f"cluster.num_workers={num_workers} is more than this scale allows ({most}); choose scale=default, or fewer workers"
+            f"cluster.num_workers={num_workers} is more than this scale allows ({most}); choose scale=default, or "
+            "fewer workers"
         )
     threads = num_workers * config["cluster"]["num_threads_per_worker"]
     if threads > num_cores:
@@ -501,7 +538,7 @@ FOLDER_COMMENTS = {
 }
 
 
-def commented_yaml(settings, choices):
+def commented_yaml(settings: Settings, choices: Mapping[str, str]) -> str:
     """Flat settings as YAML, each with the comment that explains it where it is defined."""
     files = [CONF / group / f"{choices[group]}.yaml" for group in ("recipe", "scale")] + [CONF / "config.yaml"]
     comments = FOLDER_COMMENTS | comments_of(*files)
