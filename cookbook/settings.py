@@ -238,7 +238,7 @@ FOLDERS = re.compile(r"(^|\.)\w+_(dir|root)$")
 # Mappings that take keys of the user's own: recipe.spark_conf.spark.ui.port=4050
 OPEN = ("recipe.spark_conf", "data.columns")
 HYDRA_WITH_VALUE = (
-    "--cfg -c --package -p --info -i --config-path -cp --config-name -cn --config-dir -cd --experimental-rerun".split()
+    ["--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"]
 )
 
 
