@@ -106,8 +106,8 @@ def _compare(defaults: Settings, values: Settings, prefix: str, path: Path) -> N
             )
 
 
-# (lowest, highest) that a setting of this name may have, in whatever group it stands; None: no bound. Settings that only
-# one recipe has are bounded by its own settings.py.
+# (lowest, highest) that a setting of this name may have, in whatever group it stands; None: no bound. Settings that
+# only one recipe has are bounded by its own settings.py.
 AT_LEAST_0 = (
     "max_restarts num_retries num_failures checkpoint_every_steps image_timeout_seconds warmup_epochs max_shift "
     "gpus_per_worker"
@@ -237,9 +237,10 @@ LISTS = re.compile(r"^data\.(parameters\.)?(features|missing)$")
 FOLDERS = re.compile(r"(^|\.)\w+_(dir|root)$")
 # Mappings that take keys of the user's own: recipe.spark_conf.spark.ui.port=4050
 OPEN = ("recipe.spark_conf", "data.columns")
-HYDRA_WITH_VALUE = (
-    ["--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"]
+HYDRA_OPTIONS = (
+    "--cfg -c --package -p --info -i --config-path -cp --config-name -cn --config-dir -cd --experimental-rerun"
 )
+HYDRA_WITH_VALUE = HYDRA_OPTIONS.split()  # a value follows them, as a word of its own
 
 
 def defaults_of(words: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
@@ -458,8 +459,8 @@ def _no_such_setting(word: str, key: str, names: Sequence[str]) -> str:
 def with_defaults_of_mode(words: Sequence[str]) -> list[str]:
     """Overrides, preceded by those of the recipe's chosen mode and scale; what the command line sets, wins.
 
-    A mode (`recipe.mode` chooses it, `driver.modes` has what it brings) may work on other data than its recipe's default.
-    A scale (`driver.scales`) may shorten what only this recipe does. Hydra must know that before it composes.
+    A mode (`recipe.mode` chooses it, `driver.modes` has what it brings) may work on other data than its recipe's
+    default. A scale (`driver.scales`) may shorten what only this recipe does. Hydra must know that before it composes.
     """
     chosen = {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
     path = CONF / f"recipe/{chosen.get('recipe')}.yaml"
