@@ -152,7 +152,7 @@ class Result:
     """How a run went: the content of its run.json."""
 
     recipe: str
-    machine: Settings  # cores, memory, system
+    machine: str  # processor, cores, memory, system
     identity: str  # equal for two starts of the same command
     started: float  # seconds since 1970
     each_row_once: bool  # whether the evidence was to show that each row was taken once an epoch
