@@ -1,4 +1,7 @@
-"""The command line of a run: Hydra composes the settings once, they are checked, and `run.py` does the rest."""
+"""The command line of a run.
+
+Hydra composes the settings once, they are checked, and `run.py` does the rest.
+"""
 
 import json
 import math
@@ -7,9 +10,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
 
 from cookbook import (
     ROOT,
@@ -27,26 +33,28 @@ from cookbook import (
     systems,
 )
 from cookbook.console import console
+from cookbook.job import Settings
 from cookbook.run import Run
 from cookbook.signals import Interrupted
 from cookbook.words import words_of_make
 
-FINISHED = []  # (overrides, content of run.json) of the runs of this process: more than one in a sweep
+# (overrides, content of run.json) of the runs of this process: more than one in a sweep.
+FINISHED: list[tuple[list[str], dict[str, Any]]] = []
 
 
-def main():
+def main() -> None:
     signals.listen()
     try:
         settings.refuse_to_be_a_worker()
-        words = sys.argv[1:] = words_of_make(sys.argv[1:])
-        if not any(word in ("--help", "-h", "--hydra-help", "--version", "--info", "-i") for word in words):
-            settings.check_choices(words)
-            sys.argv[1:] = settings.with_defaults_of_mode(settings.prepared(words))
-        elif not any(word.startswith("recipe=") for word in words):
+        argv = sys.argv[1:] = words_of_make(sys.argv[1:])
+        if not any(word in ("--help", "-h", "--hydra-help", "--version", "--info", "-i") for word in argv):
+            settings.check_choices(argv)
+            sys.argv[1:] = settings.with_defaults_of_mode(settings.prepared(argv))
+        elif not any(word.startswith("recipe=") for word in argv):
             sys.argv.append(f"recipe={min(path.stem for path in (settings.CONF / 'recipe').glob('*.yaml'))}")
         hydra.main(config_path=str(settings.CONF), config_name="config", version_base="1.3")(run)()
     except UserError as error:
-        raise SystemExit(_said(error)) from None
+        raise SystemExit(_message(error)) from None
     except Interrupted:
         sys.exit(130)
     if len(FINISHED) > 1:
@@ -55,8 +63,8 @@ def main():
         sys.exit(1)
 
 
-def run(composed):
-    """Runs the composed settings; returns the run's objective, for Hydra's sweepers (nan when the run does not count)."""
+def run(composed: DictConfig) -> float:
+    """Runs the composed settings. Returns the run's objective for Hydra's sweepers; nan when the run failed."""
     hydra_config = HydraConfig.get()
     choices = {group: name for group, name in hydra_config.runtime.choices.items() if "/" not in group}
     overrides = [redact.redacted_text(word) for word in hydra_config.overrides.task]
@@ -87,9 +95,9 @@ def run(composed):
                 f"output_root={config['output_root']} cannot be used: {error.strerror}; choose another"
             ) from None
     except UserError as error:
-        if hydra_config.mode.name != "MULTIRUN":
-            raise SystemExit(_said(error)) from None  # Hydra would add a traceback to any other exception
-        console.print(_said(error), markup=False)
+        if hydra_config.mode != RunMode.MULTIRUN:
+            raise SystemExit(_message(error)) from None  # Hydra would add a traceback to any other exception
+        console.print(_message(error), markup=False)
         FINISHED.append((overrides, {"status": "failed", "reason": redact.redacted_text(str(error))}))
         return math.nan
     for note in notes:
@@ -100,25 +108,25 @@ def run(composed):
     FINISHED.append((overrides, content))
     if content["reason"].startswith("interrupted"):
         raise Interrupted(content["reason"])
-    value = content["objective"]["value"]
+    value: float | None = content["objective"]["value"]
     return value if content["status"] == "ok" and value is not None else math.nan
 
 
-def _said(error):
+def _message(error: UserError) -> str:
     return f"error: {redact.redacted_text(str(error))}"
 
 
-def _check_recipe_settings(recipe, config):
-    """Lets the recipe's settings.py, where there is one, refuse settings that make no sense before any work begins."""
+def _check_recipe_settings(recipe: str, config: Settings) -> None:
+    """Runs the recipe's settings.py, where there is one. It refuses settings that make no sense before work begins."""
     program = ROOT / "recipes" / recipe / "settings.py"
     if not program.exists():
         return
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         json.dump(settings.worker_settings(config, "", ""), file)  # JSON is YAML
         file.flush()
-        words = [sys.executable, program, file.name, str(config["cluster"]["num_workers"])]
+        argv = [sys.executable, str(program), file.name, str(config["cluster"]["num_workers"])]
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "runrecord")}
-        done = subprocess.run(words, capture_output=True, text=True, env=environment)
+        done = subprocess.run(argv, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise UserError(done.stderr.strip())
 

@@ -20,9 +20,13 @@ def print_table(table: Table, width: int) -> None:
 
 
 class Progress(Protocol):
-    """Whatever shows how far some work is: a Stage, or something that prints lines."""
+    """What shows how far some work is: a Stage, or something that prints lines."""
 
-    def update(self, text: str, /) -> None: ...
+    def update(self, text: str, done: int | None = None, total: int | None = None) -> None: ...
+
+    def line(self, text: str) -> None: ...
+
+    def done(self, text: str) -> None: ...
 
 
 class Stage:

@@ -1,9 +1,13 @@
-"""Copies a recipe out of the cookbook so that it runs by itself. Run: make eject RECIPE=horovod TO=../mine [ARGS="key=value"]"""
+"""Copies a recipe out of the cookbook so that it runs by itself.
+
+Run: make eject RECIPE=horovod TO=../mine [ARGS="key=value"]
+"""
 
 import difflib
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -13,38 +17,39 @@ from cookbook.environments import PYTHON, lock_of
 from cookbook.job import Job
 from cookbook.words import words_of_make
 
-COUNT = 104_729  # stands for the number of workers until the command is a template
+HERE = "/HERE"  # stands for the copy's folder until the command is a template
+COUNT = 104_729  # stands for the number of workers until then
 
 
-def eject(recipe, target, overrides=()):
+def eject(recipe: str, to: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Writes the recipe's program, composed settings, data builder, lock, test and a Makefile into an empty folder."""
-    source, target = ROOT / "recipes" / recipe, Path(target).expanduser().absolute()
+    source, target = ROOT / "recipes" / recipe, Path(to).expanduser().absolute()
     names = sorted(path.parent.name for path in ROOT.glob("recipes/*/main.py"))
     if recipe not in names:
         near = difflib.get_close_matches(recipe, names, 1, 0.5)
-        raise UserError(
-            f"RECIPE={recipe} does not exist{f'; did you mean {near[0]}?' if near else '.'} There are: {', '.join(names)}"
-        )
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise UserError(f"RECIPE={recipe} does not exist{hint} There are: {', '.join(names)}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"TO={target} is not an empty folder; choose another one: nothing is ever overwritten")
     config, choices = settings.compose_recipe(recipe, overrides)
     if secrets := redact.secrets_of(config):
         raise UserError(
-            f"{', '.join(secrets)}: a copy keeps no secrets; leave it out, and give it to the copy's program when it runs"
+            f"{', '.join(secrets)}: a copy keeps no secrets; leave it out, and give it to the copy's program when it "
+            "runs"
         )
     variant = config["recipe"]["driver"].get("variant")
     flat = settings.worker_settings(config, f"dataset/{config['data']['builder']}", "outputs/run")
     num_workers = config["cluster"]["num_workers"]
     config["cluster"]["num_workers"] = COUNT
-    job = Job(config, source, Path("/HERE/.venv/bin/python"), Path("/HERE"))
+    job = Job(config, source, Path(HERE, ".venv/bin/python"), Path(HERE))
     (process,) = systems.load(job.system).on_local(job)
 
-    def as_template(text):
-        """The text for a Makefile: a dollar sign is doubled, or make would take it for a variable of its own."""
-        folders = {str(source): "$(CURDIR)", "/HERE": "$(CURDIR)", str(COUNT): "$(NUM_WORKERS)"}
+    def as_template(text: str) -> str:
+        """The text for a Makefile. A dollar sign is doubled, or make would take it for a variable."""
+        variables = {str(source): "$(CURDIR)", HERE: "$(CURDIR)", str(COUNT): "$(NUM_WORKERS)"}
         text = text.replace("$", "$$")
-        for place, variable in folders.items():
-            text = text.replace(place, variable)
+        for value, variable in variables.items():
+            text = text.replace(value, variable)
         return text
 
     partial = target.with_name(f".{target.name}.partial")
@@ -52,11 +57,9 @@ def eject(recipe, target, overrides=()):
     ignored = shutil.ignore_patterns("README.md", "benchmark*", "__pycache__")
     shutil.copytree(source, partial, ignore=ignored)
     sources = "".join(path.read_text() for path in source.glob("*.py") if not path.name.startswith("benchmark"))
-    # Started by the command, or by one of the recipe's programs.
-    own_launcher = {
-        name for name in ("tfrun", "rayrun", "netrun") if name in process.argv or f'"-m", "{name}"' in sources
-    }
-    for name in ["runrecord", *own_launcher, *(["loopback"] if own_launcher else [])]:
+    # The cookbook's own launchers, which the command or one of the recipe's programs starts.
+    launchers = {name for name in ("tfrun", "rayrun", "netrun") if name in process.argv or f'"-m", "{name}"' in sources}
+    for name in ["runrecord", *launchers, *(["loopback"] if launchers else [])]:
         shutil.copy(ROOT / f"runrecord/{name}.py", partial)
     (partial / "dataset").mkdir()
     for file in datasets.builder_files(config["data"]["builder"]) if config["data"]["builder"] else []:
@@ -73,19 +76,23 @@ def eject(recipe, target, overrides=()):
     )
     for template in templates.list_templates():
         text = templates.get_template(template).render(
-            recipe=recipe, num_workers=num_workers, python=PYTHON, lock=lock_of(recipe, variant).name,
-            command=as_template(process.shell_command), builder=config["data"]["builder"],
+            recipe=recipe,
+            num_workers=num_workers,
+            python=PYTHON,
+            lock=lock_of(recipe, variant).name,
+            command=as_template(process.shell_command),
+            builder=config["data"]["builder"],
             parameters=" ".join(shlex.quote(word).replace("$", "$$") for word in datasets.as_arguments(parameters)),
-            builds=(source / "build_wheels.py").exists(), overrides=(source / "overrides.txt").exists(), scripts=[Path(path).name for path in scripts],
-        )  # fmt: skip
+            builds=(source / "build_wheels.py").exists(),
+            overrides=(source / "overrides.txt").exists(),
+            scripts=[Path(path).name for path in scripts],
+        )
         (partial / template.removesuffix(".j2")).write_text(text)
     for path, content in scripts.items():
         file = partial / Path(path).name
-        file.write_text(
-            content.replace(str(-(-COUNT // 2)), str(-(-num_workers // 2))).replace(
-                str(COUNT // 2), str(num_workers // 2)
-            )
-        )
+        # Horovod's script lists two hosts with half of the workers each, the first half rounded up.
+        larger, smaller = str(-(-num_workers // 2)), str(num_workers // 2)
+        file.write_text(content.replace(str(-(-COUNT // 2)), larger).replace(str(COUNT // 2), smaller))
         file.chmod(0o755)
     if target.exists():
         target.rmdir()
@@ -93,7 +100,7 @@ def eject(recipe, target, overrides=()):
     return target
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     try:
         argv = words_of_make(argv)
     except UserError as error:

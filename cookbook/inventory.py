@@ -1,11 +1,13 @@
-"""The list of hosts that a run may use, from a YAML file: what `infra/` writes after an apply, or what a person writes.
+"""The list of hosts that a run may use, from a YAML file. `infra/` writes one after an apply, or a person does.
 
 hosts:
   - {name: head, address: 10.0.0.4, slots: 2}          # the first one is the head: launchers and services run there
   - {name: worker1, address: 10.0.0.5, slots: 2, gpus: 2}
 ssh: {user: ubuntu, port: 22, key: ~/.ssh/id_ed25519, known_hosts: ~/.ssh/known_hosts}
 shared: false                                          # true: all hosts see this machine's files under the same paths
-services: services                                     # Spark, Dask and Ray clusters that stay up there (services.py); default: a folder beside this file
+services: services                                     # default: the folder `services` beside this file
+
+`services` is the folder with the files of the Spark, Dask and Ray clusters that stay up on the hosts (services.py).
 """
 
 import contextlib
@@ -13,19 +15,40 @@ import ipaddress
 import json
 import re
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypedDict
 
 import psutil
 import yaml
 
 from cookbook import UserError
+from cookbook.job import Settings
 
 HOST_KEYS = {"name": str, "address": str, "slots": int, "gpus": int}
 SSH_KEYS = {"user": str, "port": int, "key": str, "known_hosts": str}
 
 
-def load(path):
-    """Returns {hosts: [{name, address, slots, gpus}, ...], ssh: {...}, shared, services} of an inventory file, or of the folder that has one.
+class Host(TypedDict):
+    """A host that a run may use."""
+
+    slots: int  # how many workers may run there
+    gpus: int
+    name: str
+    address: str
+
+
+class Inventory(TypedDict):
+    """The content of an inventory file. Paths are absolute, and nothing is left out."""
+
+    hosts: list[Host]
+    ssh: dict[str, Any]  # some of SSH_KEYS
+    shared: bool  # whether all hosts see this machine's files under the same paths
+    services: str
+
+
+def load(path: str | Path) -> Inventory:
+    """Reads an inventory file, or the one in a folder.
 
     Raises UserError, with what was found and what was expected, for a file that does not say which hosts there are.
     """
@@ -35,8 +58,8 @@ def load(path):
         content = yaml.safe_load(file.read_text())
     except OSError as error:
         raise UserError(
-            f"cluster.inventory={path}: {error.strerror}: {file}; expected a list of hosts, as conf/cluster/hosts.yaml describes it, or a "
-            "folder of infra/ after `make infra-up`"
+            f"cluster.inventory={path}: {error.strerror}: {file}; expected a list of hosts, as conf/cluster/hosts.yaml "
+            "describes it, or a folder of infra/ after `make infra-up`"
         ) from None
     except yaml.YAMLError as error:
         raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
@@ -44,8 +67,8 @@ def load(path):
         raise UserError(f"{file}: expected `hosts:`, a list of at least one host with name, address and slots")
     _check(content, {"hosts": list, "ssh": dict, "shared": bool, "services": str}, str(file))
     hosts = [_host(entry, file) for entry in content["hosts"]]
-    for key in ("name", "address"):
-        values = [host[key] for host in hosts]
+    named = {"name": [host["name"] for host in hosts], "address": [host["address"] for host in hosts]}
+    for key, values in named.items():
         if twice := sorted({value for value in values if values.count(value) > 1}):
             raise UserError(
                 f"{file}: the {key} {twice[0]} stands there twice; each host once, with as many slots as it has"
@@ -63,14 +86,14 @@ def load(path):
     }
 
 
-def _host(entry, file):
+def _host(entry: object, file: Path) -> Host:
     if not isinstance(entry, dict):
         raise UserError(f"{file}: {entry!r} is no host; expected name, address and slots")
     _check(entry, HOST_KEYS, f"{file}, host {entry.get('name', '?')}")
     for key in ("name", "address"):
         if not entry.get(key):
             raise UserError(f"{file}: a host without {key}: {entry}")
-        # Both become words of commands: nothing that ssh would take for an option, or a shell for more.
+        # Both become words of commands. ssh must not take them for an option, nor a shell for another command.
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]*", entry[key]):
             raise UserError(f"{file}: {key}={entry[key]!r}: expected letters, digits, dots and dashes")
     if re.fullmatch(r"[0-9.]+", entry["address"]):
@@ -78,7 +101,7 @@ def _host(entry, file):
             ipaddress.ip_address(entry["address"])
         except ValueError:
             raise UserError(f"{file}: address {entry['address']} of {entry['name']} is no IP address") from None
-    host = {"slots": 1, "gpus": 0, **entry}
+    host = Host(slots=entry.get("slots", 1), gpus=entry.get("gpus", 0), name=entry["name"], address=entry["address"])
     if host["gpus"] < 0:
         raise UserError(f"{file}: {host['name']} has gpus={host['gpus']}: expected 0 or more")
     if host["slots"] < 1:
@@ -86,8 +109,8 @@ def _host(entry, file):
     return host
 
 
-def _check_ssh(ssh, file):
-    """These become words of ssh and rsync: nothing that they would take for an option, a command or a second word."""
+def _check_ssh(ssh: Settings, file: Path) -> None:
+    """Raises UserError for a value that ssh or rsync would take for an option, a command, or more than one word."""
     user, port = ssh.get("user"), ssh.get("port")
     if user is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*\$?", user):
         raise UserError(
@@ -102,7 +125,8 @@ def _check_ssh(ssh, file):
             )
 
 
-def _check(content, kinds, where):
+def _check(content: Settings, kinds: Mapping[str, type], where: str) -> None:
+    """Raises UserError for an unknown key, or a value of the wrong kind."""
     for key, value in content.items():
         if key not in kinds:
             raise UserError(f"{where}: {key!r} is unknown; there are: {', '.join(kinds)}")
@@ -110,7 +134,7 @@ def _check(content, kinds, where):
             raise UserError(f"{where}: {key}={value!r}: expected {kinds[key].__name__}")
 
 
-def with_hosts(cluster):
+def with_hosts(cluster: Settings) -> Settings:
     """A cluster's settings with the hosts of its inventory; `num_workers: null` becomes the number of all slots."""
     if cluster["kind"] != "hosts":
         return cluster
@@ -119,21 +143,24 @@ def with_hosts(cluster):
     num_workers = cluster["num_workers"] or slots
     if num_workers > slots:
         raise UserError(
-            f"cluster.num_workers={num_workers} is more than the {slots} slots of {cluster['inventory']}; fewer, or more slots there"
+            f"cluster.num_workers={num_workers} is more than the {slots} slots of {cluster['inventory']}; "
+            "fewer, or more slots there"
         )
     # The first slots are taken, host by host; a host that gets no worker is left alone.
-    left, hosts = num_workers, []
+    left: int = num_workers
+    hosts: list[Host] = []
     for host in found["hosts"]:
         taken = min(host["slots"], left)
         left -= taken
-        hosts += [{**host, "slots": taken}] if taken else []
+        if taken:
+            hosts.append({**host, "slots": taken})
     return {**cluster, **found, "hosts": hosts, "num_workers": num_workers}
 
 
-def access_to(services, recipe):
-    """{address, secrets, ...} of a recipe's running cluster (services.py) below the folder `services`; None where there is none.
+def access_to(services: str, recipe: str) -> Settings | None:
+    """How to reach a recipe's running cluster (services.py): {address, secrets, ...}. None: there is none.
 
-    Raises UserError for one that was left behind by a process that is gone.
+    `services`: the inventory's folder of that name. Raises UserError when the process is gone that kept the cluster up.
     """
     path = Path(services) / recipe / "access.json"
     if not path.exists():
@@ -141,14 +168,15 @@ def access_to(services, recipe):
     state = json.loads(path.with_name("supervisor.json").read_text())
     if state["host"] == socket.gethostname() and not supervisor(state):
         raise UserError(
-            f"{path}: the cluster that it describes is gone. `python -m cookbook.services up` with this inventory starts it again; "
-            "cluster.use_services=false: the run starts its own"
+            f"{path}: the cluster that it describes is gone. `python -m cookbook.services up` with this inventory "
+            "starts it again; cluster.use_services=false: the run starts its own"
         )
-    return json.loads(path.read_text())
+    access: Settings = json.loads(path.read_text())
+    return access
 
 
-def supervisor(state):
-    """The process that keeps a service up, as its supervisor.json has it; None when it is gone."""
+def supervisor(state: Settings) -> psutil.Process | None:
+    """The process that keeps a service up; None when it is gone. `state`: the service's supervisor.json."""
     with contextlib.suppress(KeyError, psutil.Error):
         process = psutil.Process(state["pid"])
         if process.status() != psutil.STATUS_ZOMBIE and "cookbook.services" in process.cmdline():

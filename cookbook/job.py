@@ -14,8 +14,9 @@ from typing import Any
 
 Settings = Mapping[str, Any]  # a group of composed settings, as the files in conf/ have them
 
-# glibc gives large freed blocks back to the system and asks for them again in the next step. On a CPU a training step then spends
-# an eighth to a fifth of its time on page faults. These two keep the blocks (mallopt(3); PyTorch's performance tuning guide).
+# glibc gives large freed blocks back to the system and asks for them again in the next step. On a CPU a training step
+# then spends an eighth to a fifth of its time on page faults. With these two settings glibc keeps the blocks
+# (mallopt(3); PyTorch's performance tuning guide).
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 
@@ -79,25 +80,30 @@ class Job:
 
     @property
     def recipe(self) -> Settings:
-        return self.config["recipe"]
+        recipe: Settings = self.config["recipe"]
+        return recipe
 
     @property
     def cluster(self) -> Settings:
-        return self.config["cluster"]
+        cluster: Settings = self.config["cluster"]
+        return cluster
 
     @property
     def system(self) -> str:
         """The name of the module in `cookbook.systems` that starts this job."""
-        return self.recipe["driver"]["system"]
+        system: str = self.recipe["driver"]["system"]
+        return system
 
     @property
     def num_workers(self) -> int:
-        return self.cluster["num_workers"]
+        num_workers: int = self.cluster["num_workers"]
+        return num_workers
 
     @property
     def num_threads(self) -> int:
         """Compute threads of each worker."""
-        return self.cluster["num_threads_per_worker"]
+        num_threads: int = self.cluster["num_threads_per_worker"]
+        return num_threads
 
     @property
     def num_processes(self) -> int:
@@ -131,8 +137,9 @@ class Job:
 
 
 def num_processes(config: Settings) -> int:
-    """How many processes are to prove themselves as workers."""
-    return config["recipe"]["driver"].get("num_processes") or config["cluster"]["num_workers"]
+    """How many processes must show in their records that they worked."""
+    count: int = config["recipe"]["driver"].get("num_processes") or config["cluster"]["num_workers"]
+    return count
 
 
 def flags(**options: object) -> list[str]:
@@ -145,7 +152,7 @@ class Result:
     """How a run went: the content of its run.json."""
 
     recipe: str
-    machine: Settings  # cores, memory, system
+    machine: str  # processor, cores, memory, system
     identity: str  # equal for two starts of the same command
     started: float  # seconds since 1970
     each_row_once: bool  # whether the evidence was to show that each row was taken once an epoch

@@ -1,6 +1,7 @@
-"""What the pods of a run have in common on Kubernetes: folders, user, rights, volumes, and the objects that every run makes.
+"""What the pods of a run on Kubernetes have in common: folders, user, rights, volumes; objects that every run makes.
 
-A system's own objects are templates beside the system (`systems/*.yaml.j2`): they are laid out as in the operator's documentation.
+A system's own objects are templates beside the system (`systems/*.yaml.j2`). Each is laid out as in the documentation
+of the system's operator.
 """
 
 from __future__ import annotations
@@ -68,7 +69,11 @@ class Pods:
     locked_down, security = LOCKED_DOWN, POD_SECURITY
 
     def __init__(self, job: Job, settings_text: str, dataset: str, versions: Mapping[str, str]) -> None:
-        """`settings_text`: the workers' settings (YAML). `dataset`: its folder's name. `versions`: package -> version in the lock."""
+        """Notes what the pods need.
+
+        `settings_text`: the workers' settings (YAML). `dataset`: the name of its folder. `versions`: package -> its
+        version in the recipe's lock.
+        """
         self.job, self.cluster, self.versions = job, job.cluster, versions
         self.settings_text, self.dataset = settings_text, dataset
         self.name, self.namespace, self.image = run_name(job.run_dir), job.cluster["namespace"], job.cluster["image"]
@@ -135,7 +140,7 @@ class Pods:
     def pod(
         self,
         container: str,
-        words: Sequence[str],
+        argv: Sequence[str],
         *,
         environment: Mapping[str, str] | None = None,
         with_tls: bool = False,
@@ -152,8 +157,8 @@ class Pods:
             "securityContext": LOCKED_DOWN,
             "volumeMounts": self.mounts(with_tls),
         }
-        if words:
-            made |= {"command": list(words[:1]), "args": list(words[1:])}
+        if argv:
+            made |= {"command": list(argv[:1]), "args": list(argv[1:])}
         account = self.cluster["service_account"]
         return {
             **({"serviceAccountName": account} if account else {}),
@@ -164,8 +169,9 @@ class Pods:
             **({"restartPolicy": restart} if restart else {}),
         }
 
-    def template(self, container: str, words: Sequence[str], **options: Any) -> Object:
-        return {"metadata": {"labels": self.labels}, "spec": self.pod(container, words, **options)}
+    def template(self, container: str, argv: Sequence[str], **options: Any) -> Object:
+        """A pod with the run's labels; `options`: see `pod`."""
+        return {"metadata": {"labels": self.labels}, "spec": self.pod(container, argv, **options)}
 
     def from_template(self, name: str, **values: object) -> list[Object]:
         """The objects of systems/<name>.yaml.j2, filled in."""
@@ -197,20 +203,22 @@ class Pods:
         return [Process("kubernetes", argv, files={path: text}, secrets=secrets or {}, takes_settings=False)]
 
     def data_job(self) -> list[Object]:
-        """A Job that builds the dataset on the claim, unless it is there; nothing when the settings say where one is."""
+        """A Job that builds the dataset on the claim unless it is there; nothing where the settings name a folder."""
         data = self.job.config["data"]
         if data["builder"] is None or self.cluster["data_dir"]:
             return []
         parameters = dict(data["parameters"])
         if parameters.get("path"):
             raise UserError(
-                f"data.path={parameters['path']} is on this machine: copy the dataset to the claim {self.cluster['claim']!r}, and say "
-                f"cluster.data_dir={SHARED}/... (it is the folder that the data stage names)"
+                f"data.path={parameters['path']} is on this machine: copy the dataset to the claim "
+                f"{self.cluster['claim']!r}, and say cluster.data_dir={SHARED}/... "
+                "(it is the folder that the data stage names)"
             )
         if "download_dir" in parameters:
             parameters["download_dir"] = "/tmp/downloads"
-        words = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in parameters.items()]
-        build = shlex.join(["python", f"{DATA}/{data['builder']}.py", self.data_dir(), *words])
+        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in parameters.items()}
+        overrides = [f"{key}={text}" for key, text in texts.items()]
+        build = shlex.join(["python", f"{DATA}/{data['builder']}.py", self.data_dir(), *overrides])
         script = f"test -e {self.data_dir()}/manifest.json || {build}"
         return [
             {

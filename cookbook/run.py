@@ -9,6 +9,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,19 +30,17 @@ from cookbook import (
     signals,
     systems,
 )
-from cookbook.console import console, timed_stage
+from cookbook.console import Stage, console, timed_stage
 from cookbook.job import Job, Result, Settings, num_processes
-from cookbook.places import Place
+from cookbook.places import Place, Status
 from cookbook.run_folder import RunFolder
 from cookbook.signals import Interrupted
 from cookbook.summary import print_summary, shown_path
 from cookbook.watch import Watcher
 
-# What a worker's record says of the worker itself; all else in its last event is a version of something.
-ABOUT_WORKERS = (
-    "rank", "local_rank", "world_size", "host", "pid", "samples", "digest", "device", "role", "attempt", "phase", "earlier",
-)  # fmt: skip
-PLACE_OF_WORKER = ABOUT_WORKERS[:5]
+# What a worker's record says of the worker itself. Everything else in its last event is the version of a library.
+PLACE_OF_WORKER = ("rank", "local_rank", "world_size", "host", "pid")
+ABOUT_WORKERS = (*PLACE_OF_WORKER, "samples", "digest", "device", "role", "attempt", "phase", "earlier")
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Outcome:
     """What is known when the workers have ended."""
 
     place: Place
-    statuses: Mapping[str, int]  # process -> exit status
+    statuses: Mapping[str, Status]  # process -> how it ended
     watcher: Watcher
     launched: float  # seconds since 1970
 
@@ -71,7 +70,7 @@ class Run:
         self.grace_seconds: float = config["cluster"]["stop_grace_seconds"]
         self.before = run_folder.load(self.folder) if folder.resumed_from else {}  # what an earlier try has left
         self.stage = "start"  # the one that is under way
-        driver, words = config["recipe"]["driver"], [redact.redacted_text(word) for word in overrides]
+        driver, shown = config["recipe"]["driver"], [redact.redacted_text(word) for word in overrides]
         self.result = Result(
             recipe=recipe,
             machine=report.machine(),
@@ -79,8 +78,8 @@ class Run:
             started=time.time(),
             each_row_once=any(rule.startswith("rows_once") for rule in driver["proof"]),
             objective={**driver["objective"], "value": None},
-            overrides=words,
-            command=shlex.join(["python", "-m", "cookbook", *words]),
+            overrides=shown,
+            command=shlex.join(["python", "-m", "cookbook", *shown]),
             choices=dict(choices),
             dataset=self.before.get("dataset"),
             folder=str(self.folder),
@@ -103,9 +102,7 @@ class Run:
                     self._fail(f"{self.stage}: {what}", resumable=True)
             except Interrupted as error:
                 self._fail(f"interrupted by {error} during stage {self.stage!r}", resumable=True)
-            except (
-                Exception
-            ) as error:  # a mistake of the driver's own: the run must not look as if it were still going on
+            except Exception as error:  # a bug of the driver: the run must not look as if it were still going on
                 traceback.print_exc()
                 self._fail(f"the driver failed during stage {self.stage!r}: {type(error).__name__}: {error}")
             finally:
@@ -124,18 +121,18 @@ class Run:
         with self._timed("data") as stage:
             dataset = self._data(python, stage)
         with self._timed("run") as stage:
-            outcome = self._workers(
-                Job(self.config, ROOT / "recipes" / self.recipe, python, self.folder), dataset, stage
-            )
+            job = Job(self.config, ROOT / "recipes" / self.recipe, python, self.folder)
+            outcome = self._workers(job, dataset, stage)
         self._judge(dataset, outcome)
 
-    def _timed(self, name):
+    def _timed(self, name: str) -> AbstractContextManager[Stage]:
+        """The next stage. Its duration goes into the result."""
         self.stage = name
         signals.check()
         return timed_stage(name, self.result.seconds)
 
     def _end_earlier_try(self, reason: str) -> None:
-        """What still runs of a try whose driver is gone would write into the same folder."""
+        """Ends what still runs of an earlier try whose driver is gone: it would write into the same folder."""
         console.print(f"{'':<12} going on with this run, which stopped: {reason.splitlines()[0]}", markup=False)
         console.print(f"{'':<12} (resume=never starts afresh)", markup=False)
         run_id = self.before.get("mark")
@@ -143,13 +140,13 @@ class Run:
             console.print(f"{'':<12} ended what was left of it: {', '.join(left)}", markup=False)
         shutil.rmtree(self.folder / "scratch", ignore_errors=True)  # a driver that was killed has not removed it
 
-    def _environment(self, stage) -> Path:
+    def _environment(self, stage: Stage) -> Path:
         variant = self.config["recipe"]["driver"].get("variant")
         python, made = environments.ensure(self.recipe, self.config["cache_dir"], stage, self.run_id, variant)
         stage.done(f"{shown_path(python.parent.parent)} {'made' if made else 'is up to date'}")
         return python
 
-    def _data(self, python: Path, stage) -> Dataset:
+    def _data(self, python: Path, stage: Stage) -> Dataset:
         if self.config["data"]["builder"] is None:
             stage.done("none: this recipe's work begins without a dataset")
             return Dataset(None, {"rows": {"train": 0}})
@@ -176,13 +173,14 @@ class Run:
             stage.line(f"note: {note}")
         return Dataset(folder, manifest)
 
-    def _workers(self, job: Job, dataset: Dataset, stage) -> Outcome:
+    def _workers(self, job: Job, dataset: Dataset, stage: Stage) -> Outcome:
         flat = settings.worker_settings(self.config, dataset.folder or "", self.folder)
         (self.folder / "config.yaml").write_text(settings.commented_yaml(redact.redacted(flat), self.choices))
         system, place = plan_for(job, self.run_id)
         place.prepare(system, dataset.folder, stage)
         planned = place.plan(system)
-        # By hand they get folders of their own: the run folder is this run's evidence, and its checkpoint is used up.
+        # Workers that are started by hand get folders of their own: the run folder is this run's evidence, and its
+        # checkpoint has no steps left to go on with.
         own = f" output_dir={self.folder}/by-hand checkpoint_dir={self.folder}/by-hand/checkpoints"
         commands = (process.shell_command + (own if process.takes_settings else "") for process in planned)
         self.result.workers_command = redact.redacted_text("\n".join(commands))
@@ -217,9 +215,9 @@ class Run:
             if failed and not verdict.errors:
                 said = causes.cause_of(self.folder / "logs", outcome.watcher.log_sizes)
                 problems = [said, *problems] if said else problems
-            # What was judged and found wrong would be found wrong again; a lost worker, chief or ps is worth another try.
-            lost = verdict.lost or [problem for problem in problems if "did not finish" in problem]
-            self._fail("; ".join(problems), resumable=bool(lost))
+            # Another try may help where a worker, chief or ps was lost. Other problems would only come again.
+            lost = bool(verdict.lost) or any("did not finish" in problem for problem in problems)
+            self._fail("; ".join(problems), resumable=lost)
             for name in failed:
                 self._print_end_of_log(name)
         else:
@@ -248,7 +246,7 @@ class Run:
         )
 
     def _take_over(self, verdict: evidence.Verdict, dataset: Dataset) -> None:
-        """What the evidence says, into the result."""
+        """Writes what the evidence says into the result."""
         result, first = self.result, verdict.workers[0] if verdict.workers else {}
         result.world_size, result.worlds = first.get("world_size", 0), verdict.worlds
         result.workers = [{key: worker.get(key) for key in ABOUT_WORKERS} for worker in verdict.workers]
@@ -263,7 +261,7 @@ class Run:
 
     def _print_end_of_log(self, name: str) -> None:
         lines = (self.folder / f"logs/{name}.log").read_text(errors="replace").splitlines()
-        # Launchers tag what a worker said; that says more than their own traceback behind it.
+        # Launchers tag a worker's lines. These say more than the launcher's own traceback, which follows them.
         tagged = [line for line in lines if re.search(r"<stderr>|^\[(default\d+|\w+:\d+)\]|^tfrun: ", line)]
         title = f"--- from {shown_path(self.folder)}/logs/{name}.log"
         console.print(title, *(tagged or lines)[-20:], "---", sep="\n", markup=False)
@@ -277,18 +275,18 @@ class Run:
 
         try:
             tracking.send(self.config["tracking"], self.folder, self.result.as_dict())
-        except Exception as error:  # trackers raise what they like; the run itself is done and counts
+        except Exception as error:  # trackers raise errors of all kinds; the run itself is done and counts
             kind = self.config["tracking"]["kind"]
             console.print(
-                f"warning: the metrics could not be sent to {kind}: {redact.redacted_text(str(error))}; they are in the run folder: "
-                f"`make send RUN={shown_path(self.folder)}` sends them later",
+                f"warning: the metrics could not be sent to {kind}: {redact.redacted_text(str(error))}; they are in "
+                f"the run folder: `make send RUN={shown_path(self.folder)}` sends them later",
                 markup=False,
             )
 
     def _close(self) -> None:
         seconds = self.result.seconds
         spent = {stage: seconds.get(stage, 0.0) for stage in ("environment", "data", "launch", "run")}
-        spent["run"] = round(spent["run"] - spent["launch"], 3)  # one stage was measured, and is told as two
+        spent["run"] = round(spent["run"] - spent["launch"], 3)  # this stage began with the launch
         self.result.seconds = spent | {"total": round(time.time() - self.result.started, 3)}
         try:
             self.run_folder.write(self.result.as_dict())
@@ -326,6 +324,6 @@ def check_enough_rows(config: Settings, manifest: Mapping[str, Any]) -> None:
     if (count := capped_rows(config, manifest["rows"])) < num_workers:
         capped = f" (scale.max_rows={most} of {rows:,})" if most and most < rows else ""
         raise UserError(
-            f"{count:,} training row{'s' if count != 1 else ''}{capped} for {num_workers} workers: each needs one at least. "
-            f"Set cluster.num_workers={max(count, 1)}, or give it more rows"
+            f"{count:,} training row{'s' if count != 1 else ''}{capped} for {num_workers} workers: "
+            f"each needs one at least. Set cluster.num_workers={max(count, 1)}, or give it more rows"
         )

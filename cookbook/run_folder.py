@@ -1,4 +1,7 @@
-"""Run folders: outputs/<recipe>/<time>/ with run.json, and which of them a new start of the same command goes on with."""
+"""Run folders: outputs/<recipe>/<time>/ with run.json.
+
+A run that was cut off after a checkpoint is taken up in its folder when the same command is started again.
+"""
 
 import contextlib
 import datetime
@@ -17,7 +20,7 @@ from cookbook.job import Settings
 
 
 class RunFolder:
-    """A run folder that this driver has to itself: the lock in it is held until the driver ends, however it ends."""
+    """A run folder that no other driver may use: this one holds the lock in it until it ends, however it ends."""
 
     def __init__(self, path: Path, lock: FileLock, resumed_from: str | None = None) -> None:
         """`resumed_from`: why an earlier try of this run stopped."""
@@ -25,7 +28,7 @@ class RunFolder:
         (path / "logs").mkdir(exist_ok=True)
 
     def write(self, content: Mapping[str, Any]) -> None:
-        """Writes run.json (a Result's content) beside and renames it."""
+        """Writes run.json, a Result's content. It is never half written: it is renamed when it is whole."""
         partial = self.path / ".run.json.partial"
         partial.write_text(json.dumps(content, indent=2) + "\n")
         partial.replace(self.path / "run.json")
@@ -104,7 +107,10 @@ def _interrupted(parent: Path, run_identity: str) -> RunFolder | None:
 
 
 def _point_latest(parent: Path, folder: Path) -> None:
-    """Makes `latest` a link to the newest run; without one on a disk that has no links (a Windows share, some mounts of containers)."""
+    """Makes `latest` a link to the newest run.
+
+    There is no such link on a disk that has none (a Windows share, some mounts of containers).
+    """
     link = parent / f".latest.{os.getpid()}"
     with contextlib.suppress(OSError):
         link.unlink(missing_ok=True)
@@ -121,9 +127,10 @@ def newest(root: str | Path, recipe: str) -> Path | None:
 def load(folder: str | Path) -> dict[str, Any]:
     """The content of a run.json; {} if there is none that can be read."""
     try:
-        return json.loads((Path(folder) / "run.json").read_text())
+        content: dict[str, Any] = json.loads((Path(folder) / "run.json").read_text())
     except (OSError, ValueError):
         return {}
+    return content
 
 
 def load_all(root: str | Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -1,33 +1,32 @@
 """Where a run's processes run: one module a place, with one class in it. `cluster.kind` names the place.
 
-A place looks at its machines, asks the system for a plan, starts what the plan says, follows it, and leaves nothing behind.
+A place looks at its machines, asks the system for a plan, starts what the plan says, follows it, and leaves nothing
+behind.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from cookbook import UserError
+from cookbook.console import Progress
 from cookbook.job import Job, Process
 from cookbook.systems import System
 
-
-class Stage(Protocol):
-    """What shows the progress of a part of the run."""
-
-    def update(self, text: str, done: float | None = None, total: float | None = None) -> None: ...
-
-    def line(self, text: str) -> None: ...
+Status = int | str  # a process's exit status, or why its host could not be cleaned up
 
 
 class Watch(Protocol):
     """Called again and again while processes run. It raises what ends the run."""
 
     def __call__(self, waiting: bool = False) -> None:
-        """`waiting`: for a machine, or for a service that comes first; the clock of the workers' start stands still."""
+        """`waiting`: the run waits for a machine, or for a service that comes first.
+
+        Such time does not count as time in which the workers should have started.
+        """
 
 
 class Place:
@@ -38,7 +37,7 @@ class Place:
 
     @property
     def num_hosts(self) -> int:
-        """On how many hosts the workers are to prove themselves."""
+        """On how many hosts there must be workers, as their records say."""
         return 1
 
     @property
@@ -46,17 +45,18 @@ class Place:
         """Whether this machine's operating system can confirm a worker's process id."""
         return False
 
-    def prepare(self, system: System, data_dir: Path | None, stage: Stage) -> None:
-        """Looks at the place, and brings it what the run needs. Raises UserError where the run cannot take place."""
+    def prepare(self, system: System, data_dir: Path | None, stage: Progress) -> None:
+        """Looks at the place, and brings it what the run needs. Raises UserError when the run is not possible there."""
 
     def plan(self, system: System) -> list[Process]:
         """What to start. Raises UserError for a system that does not work here."""
         raise NotImplementedError
 
-    def run(self, processes: Sequence[Process], watch: Watch) -> dict[str, int]:
-        """Starts all, calls `watch` until they have ended, ends the others when one fails; returns {name: exit status}.
+    def run(self, processes: Sequence[Process], watch: Watch) -> Mapping[str, Status]:
+        """Starts all, and calls `watch` until they have ended. When one fails, the others are ended.
 
-        Each one's output goes to <run_dir>/logs/<name>.log. Nothing is left behind, however this ends.
+        Returns the processes' states at the end by their names. The output of each goes to <run_dir>/logs/<name>.log.
+        Nothing is left behind, however this ends.
         """
         raise NotImplementedError
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from cookbook import UserError, processes
 from cookbook.job import Process
@@ -17,7 +19,7 @@ POLL_SECONDS = 0.1
 class Local(Place):
     @property
     def sees_processes(self) -> bool:
-        """Not those of a running cluster that the settings give the address of."""
+        """False where the settings name a running cluster: its processes were not started by this run."""
         return self.cluster.get(self.job.recipe["driver"].get("address", "")) is None
 
     def plan(self, system: System) -> list[Process]:
@@ -28,10 +30,14 @@ class Local(Place):
         return run_here(planned, self.job.run_dir / "logs", self.run_id, self.cluster["stop_grace_seconds"], watch)
 
 
-def run_here(planned, logs, run_id, grace_seconds, watch):
-    """See `Place.run`. A launcher that ends well but leaves workers behind is waited for no longer than the grace period."""
+def run_here(planned: Sequence[Process], logs: Path, run_id: str, grace_seconds: float, watch: Watch) -> dict[str, int]:
+    """See `Place.run`.
+
+    When a launcher ends well but leaves workers behind, they are waited for no longer than the grace period.
+    """
     logs.mkdir(exist_ok=True)
-    started, statuses = {}, {}
+    started: dict[str, subprocess.Popen[str]] = {}
+    statuses: dict[str, int] = {}
     try:
         for process in planned:
             processes.write_files(process.files)

@@ -1,7 +1,8 @@
 """A job of Slurm's: written, submitted, waited for, and cancelled when the run is given up.
 
-submitit and torchx were looked at. submitit runs pickled functions, torchx applications of its own description; here the systems'
-own launchers run inside an allocation, as their documentation has it, and that is a script of a few lines.
+Neither submitit nor torchx is used. submitit runs pickled functions, and torchx runs applications that are described in
+its own way. Here the systems' own launchers run inside an allocation, as their documentation shows it. That takes a
+script of a few lines.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cookbook import UserError, processes
+from cookbook.console import Progress
 from cookbook.job import Job, Process
-from cookbook.places import Place, Stage, Watch
+from cookbook.places import Place, Watch
 from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
 from cookbook.systems import System
 
@@ -40,13 +42,15 @@ POLL_SECONDS = 1.0
 class Slurm(Place):
     @property
     def num_hosts(self) -> int:
-        return self.cluster["num_nodes"]
+        num_nodes: int = self.cluster["num_nodes"]
+        return num_nodes
 
-    def prepare(self, system: System, data_dir: Path | None, stage: Stage) -> None:
+    def prepare(self, system: System, data_dir: Path | None, stage: Progress) -> None:
         """Raises UserError when Slurm is not here, does not answer, or still has a job of this run."""
         if missing := [name for name in TOOLS if not shutil.which(name)]:
             raise UserError(
-                f"cluster=slurm: {', '.join(missing)} is missing: run the driver on a node from which jobs are submitted (a login node)"
+                f"cluster=slurm: {', '.join(missing)} is missing: run the driver on a node from which jobs are "
+                "submitted (a login node)"
             )
         argv = ["squeue", "--noheader", "--format=%i %T", f"--name={job_name(self.job)}"]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
@@ -55,7 +59,8 @@ class Slurm(Place):
         if done.stdout.strip():
             number, state = done.stdout.split()[:2]
             raise UserError(
-                f"an earlier try of this run is still there, as job {number} ({state}): wait for it, or `scancel {number}`"
+                f"an earlier try of this run is still there, as job {number} ({state}): "
+                f"wait for it, or `scancel {number}`"
             )
 
     def plan(self, system: System) -> list[Process]:
@@ -92,16 +97,18 @@ def job_name(job: Job) -> str:
 def submission(job: Job, system: System) -> Process:
     """sbatch, and the script that it submits: the allocation, the environment, and what the system does in it."""
     cluster, run_dir = job.cluster, job.run_dir
-    extra = [str(word) for word in cluster["sbatch_options"]]
-    if any(ord(sign) < 32 for word in [str(run_dir), *extra] for sign in word):
+    extra = [str(option) for option in cluster["sbatch_options"]]
+    if any(ord(character) < 32 for text in [str(run_dir), *extra] for character in text):
         raise UserError(
-            f"{run_dir} or cluster.sbatch_options={cluster['sbatch_options']} has control characters: a job script cannot hold them"
+            f"{run_dir} or cluster.sbatch_options={cluster['sbatch_options']} has control characters: "
+            "a job script cannot hold them"
         )
     body = system.on_slurm(job)
     per_node, left = divmod(job.num_workers, cluster["num_nodes"])
     if left or not per_node:
         raise UserError(
-            f"cluster.num_workers={job.num_workers} cannot be divided among cluster.num_nodes={cluster['num_nodes']} nodes: expected a multiple"
+            f"cluster.num_workers={job.num_workers} cannot be divided among "
+            f"cluster.num_nodes={cluster['num_nodes']} nodes: expected a multiple"
         )
     options = [
         f"--job-name={job_name(job)}",
@@ -111,12 +118,14 @@ def submission(job: Job, system: System) -> Process:
         f"--time={cluster['time_minutes']}",
         f"--output={str(run_dir).replace('%', '%%')}/logs/job.log",  # to Slurm a % begins a pattern
         "--open-mode=append",
-        "--requeue",  # Slurm may take the job back for a more important one, or when a node fails: it goes on from the last checkpoint
+        # Slurm may stop the job for a more important one, or when a node fails. Started again, it goes on from its last
+        # checkpoint.
+        "--requeue",
     ]
     options += [f"--{key}={cluster[key]}" for key in ("partition", "account") if cluster[key]]
     options += [f"--gpus-per-node={per_node * cluster['gpus_per_worker']}"] if cluster["gpus_per_worker"] else []
     environment = job.environment()
-    lines = ["#!/bin/bash", *(f"#SBATCH {quoted(word)}" for word in [*options, *extra]), "set -euo pipefail"]
+    lines = ["#!/bin/bash", *(f"#SBATCH {quoted(option)}" for option in [*options, *extra]), "set -euo pipefail"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items() if name != "PATH"]
     lines += [f"export PATH={shlex.quote(str(job.bin))}:$PATH"]
     lines += ['head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', body]
@@ -125,10 +134,10 @@ def submission(job: Job, system: System) -> Process:
     return Process("sbatch", argv, path, files={script: "\n".join(lines) + "\n"}, takes_settings=False)
 
 
-def quoted(word: str) -> str:
-    """--name=value as sbatch reads it in a script: it knows quotes, and a blank outside of them ends the word."""
-    name, equals, value = word.partition("=")
-    return f"{name}={shlex.quote(value)}" if equals and name.startswith("--") else shlex.quote(word)
+def quoted(option: str) -> str:
+    """An option of sbatch as it has to stand in a script: a blank outside of quotes would end it there."""
+    name, equals, value = option.partition("=")
+    return f"{name}={shlex.quote(value)}" if equals and name.startswith("--") else shlex.quote(option)
 
 
 def follow(number: str, watch: Watch) -> str:

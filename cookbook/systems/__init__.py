@@ -1,7 +1,7 @@
 """How each system starts its workers: one module a system, with one class in it.
 
-A recipe names its system in `driver.system`. The class's method `on_<place>` says how the system is started in a place; a place for
-which it has none is refused. Nothing is started here: the methods return data.
+A recipe names its system in `driver.system`. The class's method `on_<place>` says how the system is started in a place.
+A place for which the class has no method is refused. Nothing is started here: the methods return data.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ export GLOO_SOCKET_IFNAME=$interface NCCL_SOCKET_IFNAME=$interface"""
 
 
 class System:
-    """How one system is started. A method that is not overridden refuses, and names the places where the system works."""
+    """How one system is started.
+
+    A method that is not overridden raises UserError, which names the places where the system works.
+    """
 
     # Kinds of Kubernetes objects that the system makes: kind -> API version.
     kubernetes_kinds: ClassVar[Mapping[str, str]] = {}
     # Those of them that end by themselves: kind -> {state in its status: whether all went well}.
     kubernetes_ends: ClassVar[Mapping[str, Mapping[str, bool]]] = {}
-    # True: the recipe's own program talks to the Kubernetes cluster; the driver only starts that program, on this machine.
+    # True: the recipe's own program talks to the Kubernetes cluster. The driver only starts it, on this machine.
     is_kubernetes_client: ClassVar[bool] = False
 
     @property
@@ -64,7 +67,7 @@ class System:
 
     def method_for(self, place: str) -> Callable[..., Any]:
         """`on_<place>` of a place that this class does not know. Raises UserError where the system has none."""
-        method = getattr(self, f"on_{place}", None)
+        method: Callable[..., Any] | None = getattr(self, f"on_{place}", None)
         if method is None:
             raise self.refusal(place)
         return method
@@ -115,8 +118,9 @@ def require_shared_files(config: Settings) -> None:
     cluster, system = config["cluster"], config["recipe"]["driver"]["system"]
     if len(cluster["hosts"]) > 1 and not cluster["shared"]:
         raise UserError(
-            f"the workers of {system} read files that other workers wrote: the hosts of {cluster['inventory']} must see this "
-            "checkout, its cache and output_root under the same paths (a network's disk), and the inventory say `shared: true`"
+            f"the workers of {system} read files that other workers wrote: the hosts of {cluster['inventory']} must "
+            "see this checkout, its cache and output_root under the same paths (a network's disk), and the inventory "
+            "say `shared: true`"
         )
 
 
@@ -125,12 +129,16 @@ def refuse_address(job: Job) -> None:
     setting = job.recipe["driver"].get("address")
     if address := job.cluster.get(setting):
         raise UserError(
-            f"cluster.{setting}={address} is for cluster=local: with cluster=hosts a run starts its cluster, or uses one of cookbook/services.py"
+            f"cluster.{setting}={address} is for cluster=local: with cluster=hosts a run starts its cluster, or uses "
+            "one of cookbook/services.py"
         )
 
 
 def offer(job: Job) -> dict[str, str | int]:
-    """What a cluster has that a run may ask of it; `environment`: the folder of its Python."""
+    """What a cluster of this job has. A run may use the cluster if it needs no more; `environment` must be equal.
+
+    `environment`: the folder of the cluster's Python.
+    """
     return {
         "environment": str(job.python.parent.parent),
         "workers": job.num_workers,
@@ -151,7 +159,7 @@ def running_or_own_cluster(system: System, job: Job, hosts: Hosts) -> Cluster:
         theirs = ", ".join(f"{key} {service[key]}" for key in mine)
         needed = ", ".join(f"{key} {value}" for key, value in mine.items())
         raise UserError(
-            f"the running cluster {service['address']} has {theirs}; this run needs {needed}: start it anew with these settings "
-            "(python -m cookbook.services), or cluster.use_services=false"
+            f"the running cluster {service['address']} has {theirs}; this run needs {needed}: start it anew with these "
+            "settings (python -m cookbook.services), or cluster.use_services=false"
         )
     return [], service

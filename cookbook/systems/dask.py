@@ -1,4 +1,7 @@
-"""Dask ("Deploy Dask Clusters" in Dask's documentation): the program is a client, and starts a cluster or uses a running one."""
+"""Dask ("Deploy Dask Clusters" in Dask's documentation): the program is a client of a Dask cluster.
+
+It starts a cluster, or uses a running one.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class Dask(System):
     kubernetes_ends: ClassVar = {"DaskJob": {"Successful": True, "Failed": False}}
 
     def on_local(self, job: Job) -> list[Process]:
-        """The client. It starts an embedded cluster, or uses the one whose scheduler's address Dask finds in its environment."""
+        """The client. It starts an embedded cluster unless Dask finds a scheduler's address in the environment."""
         # Left alone, workers put their temporary files into /tmp/dask-scratch-space, which all runs share.
         environment = job.environment(
             DASK_TEMPORARY_DIRECTORY=str(job.run_dir / "scratch"), DASK_LOGGING__DISTRIBUTED="warning"
@@ -70,7 +73,10 @@ class Dask(System):
         return started, {"address": address, "key": key, "cert": cert}
 
     def on_kubernetes(self, job: Job, pods: Pods) -> list[Process]:
-        """The operator's DaskJob: a cluster of its own over TLS, and the program as its runner ("Operator" in Dask Kubernetes)."""
+        """The operator's DaskJob: a cluster of its own over TLS, and the program as its runner.
+
+        Source: "Operator" in Dask Kubernetes' documentation.
+        """
         name = f"{pods.name}-scheduler"
         host = f"{name}.{pods.namespace}.svc.cluster.local"
         key, cert = certificate(job.run_dir.name, [host, name])
@@ -107,7 +113,10 @@ class Dask(System):
 
 
 def tls_settings(key: PurePath, cert: PurePath) -> dict[str, str]:
-    """Dask's settings by environment: scheduler, workers and client show one certificate, and refuse whoever shows none."""
+    """Dask's settings as environment variables.
+
+    Scheduler, workers and client all show the same certificate, and refuse a connection that does not show it.
+    """
     prefix = "DASK_DISTRIBUTED__COMM"
     settings = {f"{prefix}__REQUIRE_ENCRYPTION": "true", f"{prefix}__TLS__CA_FILE": str(cert)}
     for part in ("SCHEDULER", "WORKER", "CLIENT"):

@@ -10,15 +10,17 @@ from cookbook.job import Hosts, Job, Process, Settings, flags
 from cookbook.pods import TRAIN_JOB_ENDS, TRAIN_JOB_KINDS, PodGroup, Pods
 from cookbook.systems import WHO_AM_I, System
 
-# Horovod's own default, -bind-to with one dash, is no option of Open MPI 5: that would take "none" for the program.
+# Open MPI 5 has no option -bind-to with one dash, Horovod's own default: it would take "none" for the program.
 BINDING = "--binding-args=--bind-to none --map-by slot"
 SHUNNED = [*flags(blacklist_cooldown_range=2), "10"]  # seconds after which a shunned host may come back: 2 to 10
 POD_SSH_PORT = 2222
 POD_KEYS = "/srv/ssh"
+# This sshd does not run as root, so only its own user can log in.
 SSHD = (
-    "ssh-keygen -q -t ed25519 -N '' -f /tmp/host_key && exec /usr/sbin/sshd -D -e -p {port} -h /tmp/host_key -o PidFile=none "
+    "ssh-keygen -q -t ed25519 -N '' -f /tmp/host_key && "
+    "exec /usr/sbin/sshd -D -e -p {port} -h /tmp/host_key -o PidFile=none "
     "-o UsePAM=no -o StrictModes=no -o AuthorizedKeysFile={keys}/authorized_keys"
-)  # it is not root's: it lets in its own user only
+)
 
 
 class Horovod(System):
@@ -35,10 +37,11 @@ class Horovod(System):
         argv = [str(job.python), "-m", "netrun", *self._horovodrun(job), *self._knobs(job)]
         if recipe["timeline"]:
             argv += flags(timeline_filename=job.run_dir / "timeline.json")
-        environment, files = job.environment(), {}
+        environment = job.environment()
+        files: dict[str, str] = {}
         if recipe["elastic"]:
-            # Horovod shuns a whole host when a worker on it fails. So one machine looks like two hosts here, by the two names
-            # that horovodrun takes for this machine: then the workers of one survive.
+            # Horovod shuns a whole host when a worker on it fails. So this machine is listed as two hosts, by the two
+            # names that horovodrun takes for it: when a worker of one fails, the workers of the other go on.
             slots = {"localhost": -(-num_workers // 2), "127.0.0.1": num_workers // 2}
             argv += self._elastic(job, [f"{host}:{count}" for host, count in slots.items() if count], files)
             argv += flags(network_interfaces=loopback)
@@ -61,9 +64,10 @@ class Horovod(System):
         if recipe["elastic"]:
             if not recipe["allow_unsafe_elastic"] and len(hosts.nodes) > 1:
                 raise UserError(
-                    "recipe.elastic=true on several hosts: the servers of Horovod 0.28.1's elastic driver listen on all addresses "
-                    "and unpickle what they are sent (CVE-2024-10190): who reaches a port of the head can run programs there. Use "
-                    "recipe.elastic=false, or, in a network that nobody else can reach, recipe.allow_unsafe_elastic=true"
+                    "recipe.elastic=true on several hosts: the servers of Horovod 0.28.1's elastic driver listen on "
+                    "all addresses and unpickle what they are sent (CVE-2024-10190): who reaches a port of the head "
+                    "can run programs there. Use recipe.elastic=false, or, in a network that nobody else can reach, "
+                    "recipe.allow_unsafe_elastic=true"
                 )
             argv += self._elastic(job, slots, files)
         else:
@@ -98,37 +102,40 @@ class Horovod(System):
         lines = [f"slots=$({hostnames} | sed 's/$/:{per_node}/' | paste -sd, -)", WHO_AM_I]
         if num_nodes == 1:
             lines += [f"slots=localhost:{per_node}", "export GLOO_SOCKET_IFNAME=lo"]
-        # Slurm promised one task on each node, with room for all workers there: mpirun counts the tasks.
+        # Slurm was asked for one task on each node, with CPUs for all workers there. mpirun counts tasks as slots, so
+        # it has to be allowed to oversubscribe them.
         mapping = f"--bind-to none --map-by ppr:{per_node}:node:OVERSUBSCRIBE"
         controller = ["--gloo"] if job.recipe["controller"] == "gloo" else ["--mpi", f"'--binding-args={mapping}'"]
-        words = [*self._horovodrun(job), "-H", '"$slots"', *controller]
-        words += flags(network_interfaces='"$interface"' if num_nodes > 1 else "lo")
-        words += [shlex.quote(word) for word in (str(job.python), *job.program_and_settings)]
-        return "\n".join([*lines, "exec " + " ".join(words)])
+        argv = [*self._horovodrun(job), "-H", '"$slots"', *controller]
+        argv += flags(network_interfaces='"$interface"' if num_nodes > 1 else "lo")
+        argv += [shlex.quote(word) for word in (str(job.python), *job.program_and_settings)]
+        return "\n".join([*lines, "exec " + " ".join(argv)])
 
     def on_kubernetes(self, job: Job, pods: Pods) -> list[Process]:
-        """A TrainJob with Trainer's MPI policy ("MPI" in its user guide): mpirun on the launcher, sshd on the other pods."""
+        """A TrainJob with Trainer's MPI policy: mpirun on the launcher, sshd on the other pods.
+
+        Source: "MPI" in Trainer's user guide.
+        """
         recipe = job.recipe
         if recipe["elastic"]:
             raise UserError(
-                "recipe.elastic=true needs horovodrun; cluster=kubernetes starts the workers by mpirun: choose cluster=hosts, or false"
+                "recipe.elastic=true needs horovodrun; cluster=kubernetes starts the workers by mpirun: "
+                "choose cluster=hosts, or false"
             )
         knobs = {"HOROVOD_CONTROLLER": "mpi", "HOROVOD_CPU_OPERATIONS": "mpi"}
         if recipe["fusion_threshold_mb"] is not None:
             knobs["HOROVOD_FUSION_THRESHOLD"] = str(recipe["fusion_threshold_mb"] << 20)
         if recipe["cycle_time_ms"] is not None:
             knobs["HOROVOD_CYCLE_TIME"] = str(recipe["cycle_time_ms"])
-        words = [
-            "mpirun",
-            *flags(np=pods.num_workers, hostfile="/etc/mpi/hostfile", bind_to="none", map_by="ppr:1:node"),
-        ]
-        # Where mpirun's other half is on the other pods, and how it gets there (in Open MPI 5 both belong to PRRTE).
+        mpirun = ["mpirun", *flags(np=pods.num_workers, hostfile="/etc/mpi/hostfile")]
+        mpirun += flags(bind_to="none", map_by="ppr:1:node")
+        # Where mpirun's daemon is on the other pods, and how it is started there (in Open MPI 5 both belong to PRRTE).
         ssh_options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
         ssh = f"-p {POD_SSH_PORT} -i {POD_KEYS}/id_rsa " + " ".join(f"-o {option}" for option in ssh_options)
-        words += ["--prefix", "/srv/venv", "--prtemca", "plm_ssh_args", ssh]
+        mpirun += ["--prefix", "/srv/venv", "--prtemca", "plm_ssh_args", ssh]
         for name in ["PATH", *(entry["name"] for entry in pods.environment(**knobs))]:
-            words += ["-x", name]
-        words = ["env", *(f"{name}={value}" for name, value in knobs.items()), *words, *pods.program]
+            mpirun += ["-x", name]
+        argv = ["env", *(f"{name}={value}" for name, value in knobs.items()), *mpirun, *pods.program]
         sshd = ["sh", "-c", SSHD.format(port=POD_SSH_PORT, keys=POD_KEYS)]
         probe = {"tcpSocket": {"port": POD_SSH_PORT}, "periodSeconds": 2}
         groups = [
@@ -142,10 +149,10 @@ class Horovod(System):
             "runLauncherAsNode": True,
         }
         success = {"operator": "All", "targetReplicatedJobs": ["launcher"]}
-        return pods.objects(*pods.train_job({"mpi": policy}, pods.recorded(words, "--all"), groups, success))
+        return pods.objects(*pods.train_job({"mpi": policy}, pods.recorded(argv, "--all"), groups, success))
 
     def _horovodrun(self, job: Job) -> list[str]:
-        # Its cache would lie in the home, which may be read-only, and only spares checks of other hosts.
+        # Its cache would lie in the home, which may be read-only. It would only save checks of other hosts.
         argv = [str(job.bin / "horovodrun"), "--disable-cache", "-np", str(job.num_workers)]
         return argv + flags(start_timeout=job.cluster["start_timeout_seconds"])
 

@@ -1,6 +1,7 @@
-"""Kubeflow Pipelines ("Run a Pipeline" and "Execute KFP pipelines locally" in its documentation): the program is a client.
+"""Kubeflow Pipelines ("Run a Pipeline" and "Execute KFP pipelines locally" in its documentation).
 
-The pipeline's steps are processes of this machine, or pods of the cluster to which the program itself talks.
+The program is a client. The pipeline's steps are processes of this machine, or pods of the cluster to which the program
+itself talks.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from cookbook.job import Hosts, Job, Process, Settings, flags
 from cookbook.pods import Pods
 from cookbook.systems import Cluster, System, is_here, refuse_address, running_or_own_cluster
 
-# Ray Train calls the training in a thread, and glibc gives threads arenas of their own, which job.ALLOCATOR does not reach.
+# Ray Train calls the training in a thread. glibc gives threads memory arenas of their own, where job.ALLOCATOR has no
+# effect.
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
@@ -24,22 +25,17 @@ class Ray(System):
             surroundings.check_object_store(config["recipe"]["object_store_mb"], surroundings.memory_bytes())
 
     def on_local(self, job: Job) -> list[Process]:
-        """The program, on an instance that runrecord/rayrun.py starts for it, or on the running cluster of cluster.ray_address."""
+        """The program, on a cluster that runrecord/rayrun.py starts for it, or on that of cluster.ray_address."""
         environment, client = job.environment(**ONE_ARENA), self._client(job)
         if address := job.cluster["ray_address"]:
             environment["RAY_ADDRESS"] = address
             if not is_here(f"//{address}"):
-                # Who asks a cluster for anything shows its token: RAY_AUTH_TOKEN, or the file that `ray get-auth-token` writes.
+                # A client shows the cluster's token: RAY_AUTH_TOKEN, or the file that `ray get-auth-token` writes.
                 environment["RAY_AUTH_MODE"] = "token"
             return [Process("ray", [str(job.python), *client], environment)]
         num_cpus = job.num_workers * self._cpus_per_worker(job) + self._other_cpus(job)
-        argv = [
-            str(job.python),
-            "-m",
-            "rayrun",
-            *flags(num_cpus=num_cpus, object_store_mb=job.recipe["object_store_mb"]),
-        ]
-        argv += flags(temp_dir=job.run_dir / "scratch/ray")
+        options = flags(num_cpus=num_cpus, object_store_mb=job.recipe["object_store_mb"])
+        argv = [str(job.python), "-m", "rayrun", *options, *flags(temp_dir=job.run_dir / "scratch/ray")]
         return [Process("rayrun", [*argv, *client], environment)]
 
     def on_hosts(self, job: Job, hosts: Hosts) -> list[Process]:
@@ -55,8 +51,8 @@ class Ray(System):
         refuse_address(job)
         port, token = job.cluster["port"], secrets.token_hex(32)
         access = {"address": f"{hosts.head.address}:{port}", "token": token}
-        # Ray's sockets want a short path, 107 bytes at most: the run folder's is too long. All users of a host can write to /tmp:
-        # somebody else could make a folder there beforehand if its name could be guessed.
+        # A socket's path has 107 bytes at most, and the run folder's path is too long for Ray's sockets. All users of
+        # a host can write to /tmp. So the folder's name is random: nobody can guess it and make the folder first.
         temp = f"/tmp/ray-{secrets.token_hex(8)}"
         started = []
         for node in hosts.nodes:
@@ -84,7 +80,10 @@ class Ray(System):
         return started, access
 
     def on_kubernetes(self, job: Job, pods: Pods) -> list[Process]:
-        """KubeRay's RayJob: a cluster of its own (a head without workers, a pod for each worker), and the program as its job."""
+        """KubeRay's RayJob: a cluster of its own, and the program as its job.
+
+        The cluster is a head without workers, and a pod for each worker.
+        """
         program = [*pods.program, f"num_workers={pods.num_workers}"]
         return pods.objects(
             *pods.from_template(
@@ -102,11 +101,13 @@ class Ray(System):
         return [*job.program_and_settings, f"num_workers={job.num_workers}"]
 
     def _cpus_per_worker(self, job: Job) -> int:
-        return max(job.num_threads, job.recipe.get("cpus_per_trial", 1))
+        cpus_per_trial: int = job.recipe.get("cpus_per_trial", 1)
+        return max(job.num_threads, cpus_per_trial)
 
     def _other_cpus(self, job: Job) -> int:
         """Logical CPUs beside those of the workers: for Ray Data's tasks, and for RLlib's learners."""
-        return job.recipe["num_data_cpus"] + job.recipe.get("num_learners", 0)
+        num_cpus: int = job.recipe["num_data_cpus"] + job.recipe.get("num_learners", 0)
+        return num_cpus
 
     def _environment(self, job: Job) -> dict[str, str]:
         return job.environment(**ONE_ARENA, RAY_AUTH_MODE="token", RAY_USAGE_STATS_ENABLED="0")

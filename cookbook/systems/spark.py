@@ -23,7 +23,7 @@ class Spark(System):
     def on_local(self, job: Job) -> list[Process]:
         """spark-submit, with a cluster elsewhere or an embedded one.
 
-        Without a master's address the cluster is embedded: a master, and workers with an executor each, as processes of their own.
+        Without a master's address the cluster is embedded: a master, and workers with an executor each, each a process.
         """
         memory_mb, master = job.recipe["memory_mb"], job.cluster["spark_master"]
         environment = job.environment(PYSPARK_PYTHON=str(job.python))
@@ -31,7 +31,7 @@ class Spark(System):
         conf = self._resources(job)
         if master:
             if not is_here(master):
-                # A standalone cluster's secret is Spark's to find, in spark-defaults.conf; Kubernetes and YARN make their own.
+                # Spark finds a standalone cluster's secret in spark-defaults.conf. Kubernetes and YARN make their own.
                 conf |= ENCRYPTED
         else:
             master = f"local-cluster[{job.num_workers},{job.num_threads},{memory_mb}]"
@@ -90,7 +90,10 @@ class Spark(System):
         return started, access
 
     def on_kubernetes(self, job: Job, pods: Pods) -> list[Process]:
-        """The Spark operator's SparkApplication: a driver, and an executor for each worker. The operator calls spark-submit."""
+        """The Spark operator's SparkApplication: a driver, and an executor for each worker.
+
+        The operator calls spark-submit.
+        """
         cluster, command = job.cluster, pods.recorded(pods.program, "--all")
         conf = job.recipe["spark_conf"] | ENCRYPTED
         # The executors' account is not the driver's, which may make pods.
@@ -131,9 +134,10 @@ def as_text(value: object) -> str:
 
 
 def split_secrets(conf: Settings) -> tuple[list[str], str]:
-    """(["--conf", "KEY=VALUE", ...] for the command line, the lines of a properties file with the values that are secrets)."""
-    words = {key: as_text(value) for key, value in conf.items()}
-    secret = {key for key, value in words.items() if redact.redacted(value, key) != value}
-    escaped = {key: words[key].replace("\\", "\\\\").replace("\n", "\\n") for key in secret}
+    """Spark's settings as options for the command line, and those with secret values as lines of a properties file."""
+    texts = {key: as_text(value) for key, value in conf.items()}
+    secret = {key for key, value in texts.items() if redact.redacted(value, key) != value}
+    escaped = {key: texts[key].replace("\\", "\\\\").replace("\n", "\\n") for key in secret}
     lines = "".join(f"{key} {value}\n" for key, value in sorted(escaped.items()))
-    return [word for key, value in words.items() if key not in secret for word in ("--conf", f"{key}={value}")], lines
+    options = [word for key, value in texts.items() if key not in secret for word in ("--conf", f"{key}={value}")]
+    return options, lines

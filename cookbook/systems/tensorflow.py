@@ -19,7 +19,7 @@ class TensorFlow(System):
     kubernetes_kinds, kubernetes_ends = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS
 
     def on_local(self, job: Job) -> list[Process]:
-        """runrecord/tfrun.py gives each process its TF_CONFIG, and ends ps and workers when the chief's work is done."""
+        """runrecord/tfrun.py gives each process its TF_CONFIG. When the chief has ended, it ends ps and workers."""
         argv = [str(job.python), "-m", "tfrun", *flags(num_workers=job.num_processes)]
         if job.recipe["driver"].get("chief"):
             argv += ["--chief", *flags(num_ps=job.recipe["num_ps"])]
@@ -31,8 +31,8 @@ class TensorFlow(System):
     def on_hosts(self, job: Job, hosts: Hosts) -> list[Process]:
         """Each process with its TF_CONFIG, by ssh.
 
-        A chief works on the head; workers and ps serve it then. A lost one ends the run, and the same command goes on from the
-        checkpoint.
+        A chief works on the head; workers and ps serve it then. A lost process ends the run, and the same command goes
+        on from the checkpoint.
         """
         has_chief, first_port = job.recipe["driver"].get("chief"), job.cluster["port"]
         placed: list[tuple[str, Node]] = [("worker", node) for node in hosts.nodes for _ in range(node.slots)]
@@ -54,10 +54,14 @@ class TensorFlow(System):
         return started
 
     def on_kubernetes(self, job: Job, pods: Pods) -> list[Process]:
-        """A TrainJob with a runtime of its own. Trainer sets no TF_CONFIG, but each pod has an index and a name in the DNS."""
+        """A TrainJob with a runtime of its own.
+
+        Trainer sets no TF_CONFIG, but each pod has an index and a name in the DNS.
+        """
         if job.recipe["driver"].get("chief"):
             raise UserError(
-                f"recipe.mode={job.recipe['mode']} runs on one machine here; cluster=kubernetes: recipe.mode=multi_worker"
+                f"recipe.mode={job.recipe['mode']} runs on one machine here; "
+                "cluster=kubernetes: recipe.mode=multi_worker"
             )
         names = (f"{pods.name}-node-0-{index}.{pods.name}:{POD_PORT}" for index in range(pods.num_workers))
         words = pods.recorded(pods.program, "--tf-workers", ",".join(names))

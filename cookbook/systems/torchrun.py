@@ -48,20 +48,23 @@ class Torchrun(System):
     def on_slurm(self, job: Job) -> str:
         """srun starts one torchrun on each node, as PyTorch's tutorials do."""
         per_node = job.num_workers // job.cluster["num_nodes"]
-        words = [str(job.bin / "torchrun"), *flags(nnodes='"$SLURM_NNODES"', nproc_per_node=per_node)]
-        words += flags(rdzv_backend="c10d", rdzv_endpoint=f'"$head:{job.cluster["port"]}"')
-        words += flags(rdzv_id='"$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"')
-        words += flags(rdzv_conf='"is_host=$((SLURM_NODEID == 0))"', local_addr='"$address"')
-        words += flags(max_restarts=job.recipe["max_restarts"]) + [shlex.quote(w) for w in job.program_and_settings]
-        on_node = shlex.quote(f"{WHO_AM_I}\nexec {' '.join(words)}")
+        argv = [str(job.bin / "torchrun"), *flags(nnodes='"$SLURM_NNODES"', nproc_per_node=per_node)]
+        argv += flags(rdzv_backend="c10d", rdzv_endpoint=f'"$head:{job.cluster["port"]}"')
+        argv += flags(rdzv_id='"$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"')
+        argv += flags(rdzv_conf='"is_host=$((SLURM_NODEID == 0))"', local_addr='"$address"')
+        argv += flags(max_restarts=job.recipe["max_restarts"]) + [shlex.quote(w) for w in job.program_and_settings]
+        on_node = shlex.quote(f"{WHO_AM_I}\nexec {' '.join(argv)}")
         options = "--cpus-per-task=$SLURM_CPUS_PER_TASK --kill-on-bad-exit=1"
         return f"export head\nsrun {options} bash -c {on_node}"
 
     def on_kubernetes(self, job: Job, pods: Pods) -> list[Process]:
-        """Kubeflow Trainer's TrainJob. Each pod runs torchrun with one worker; Trainer's variables tell it of the others."""
-        words = ["torchrun", *flags(nproc_per_node=1, max_restarts=job.recipe["max_restarts"]), *pods.program[1:]]
+        """Kubeflow Trainer's TrainJob. Each pod runs torchrun with one worker.
+
+        Trainer sets environment variables by which the pods find each other.
+        """
+        argv = ["torchrun", *flags(nproc_per_node=1, max_restarts=job.recipe["max_restarts"]), *pods.program[1:]]
         nodes = PodGroup("node", pods.template("node", [], restart="Never"), is_trainer=True)
-        return pods.objects(*pods.train_job({"torch": {}}, pods.recorded(words), [nodes]))
+        return pods.objects(*pods.train_job({"torch": {}}, pods.recorded(argv), [nodes]))
 
     def _logs(self, job: Job) -> list[str]:
         """Each line with its rank, and a file for each rank."""

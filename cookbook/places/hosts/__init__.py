@@ -1,4 +1,9 @@
-"""Processes on several hosts by ssh: looked at before, brought the files, followed, and left as they were."""
+"""Processes on several hosts by ssh.
+
+The hosts are looked at, they get the run's files, the processes are started and followed, and nothing stays there.
+"""
+
+from __future__ import annotations
 
 import concurrent.futures
 import contextlib
@@ -8,17 +13,34 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TypeVar
 
 from cookbook import ROOT, UserError, inventory, processes
-from cookbook.job import Hosts, Job, Node, Process
-from cookbook.places import Place, Stage, Watch
+from cookbook.console import Progress
+from cookbook.inventory import Host
+from cookbook.job import Hosts, Job, Node, Process, Settings
+from cookbook.places import Place, Status, Watch
 from cookbook.places.hosts.ssh import Ssh, pull, push
 from cookbook.places.local import POLL_SECONDS
 from cookbook.systems import System
 
 NEEDED_BYTES = 500 << 20  # free on a host, beyond what is copied there
+Children = Mapping[str, subprocess.Popen[str]]  # name of a process -> ssh, which runs it on its host
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What remote.py has found out about a host."""
+
+    interface: str  # the network interface that has the host's address; empty: none has it
+    files: str  # the hash of the sources as they are there
+    free: Mapping[str, int]  # folder -> free bytes
+    host: str  # the name that it gives itself
+    interpreter: bool  # whether it has the Python that the environment needs
 
 
 class SshHosts(Place):
@@ -31,12 +53,15 @@ class SshHosts(Place):
 
     @property
     def num_hosts(self) -> int:
-        """Loopback addresses are one machine, whatever they are called."""
+        """All loopback addresses count as one host: they are this machine."""
         addresses = [host["address"] for host in self.cluster["hosts"]]
         return len({"127" if address.startswith("127.") else address for address in addresses})
 
-    def prepare(self, system: System, data_dir: Path | None, stage: Stage) -> None:
-        """Looks at every host, and brings it what the run needs. Raises UserError naming the host that cannot take part."""
+    def prepare(self, system: System, data_dir: Path | None, stage: Progress) -> None:
+        """Looks at every host, and brings it what the run needs.
+
+        Raises UserError, which names the host, when one cannot take part.
+        """
         job, cluster = self.job, self.cluster
         service = inventory.access_to(cluster["services"], job.recipe_dir.name) if self.use_services else None
         if service:
@@ -45,19 +70,19 @@ class SshHosts(Place):
         here = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
         with Ssh(cluster) as ssh:
 
-            def look(host):
+            def look(host: Host) -> Findings:
                 spec = {
                     "address": host["address"],
                     "paths": [str(job.run_dir)],
                     "files": [str(path) for path in sources],
+                    "interpreter": str(job.python.resolve()),
                 }
-                spec["interpreter"] = str(job.python.resolve())
-                return ssh.ask(host, spec, "look")
+                return Findings(**ssh.ask(host, spec, "look"))
 
             stage.update(f"looking at {len(cluster['hosts'])} hosts")
             found = on_each(cluster["hosts"], look)
-            for host, about in zip(cluster["hosts"], found, strict=True):
-                self._check(host, about, here)
+            for host, findings in zip(cluster["hosts"], found, strict=True):
+                self._check(host, findings, here)
             if not cluster["shared"]:
                 wanted = [job.python.parent.parent, ROOT / "recipes", ROOT / "runrecord", job.run_dir]
                 wanted += [data_dir] if data_dir else []
@@ -66,73 +91,82 @@ class SshHosts(Place):
         known = cluster["ssh"].get("known_hosts")
         self.hosts = Hosts(
             nodes=tuple(
-                Node(host["name"], host["address"], host["slots"], about["interface"])
-                for host, about in zip(cluster["hosts"], found, strict=True)
+                Node(host["name"], host["address"], host["slots"], findings.interface)
+                for host, findings in zip(cluster["hosts"], found, strict=True)
             ),
             ssh_port=cluster["ssh"].get("port"),
             known_hosts=Path(known).read_text() if known else None,
             service=service,
         )
 
-    def _check(self, host, about, here):
-        who, folder = f"host {host['name']} ({host['address']})", str(self.job.run_dir)
-        if not about["interpreter"]:
+    def _check(self, host: Host, findings: Findings, here: str) -> None:
+        """Raises UserError for a host that cannot take part. `here`: the hash of the sources on this machine."""
+        who, free = f"host {host['name']} ({host['address']})", findings.free[str(self.job.run_dir)]
+        if not findings.interpreter:
             raise UserError(
-                f"{who} has no {self.job.python.resolve()}: the environment that is brought there needs the same Python at the same "
-                "path as here"
+                f"{who} has no {self.job.python.resolve()}: the environment that is brought there needs the same "
+                "Python at the same path as here"
             )
-        if not about["interface"]:
+        if not findings.interface:
             raise UserError(
-                f"{who}: no network interface of it has that address; expected the one that the hosts reach each other by"
+                f"{who}: no network interface of it has that address; expected the one that the hosts reach each "
+                "other by"
             )
-        if about["free"][folder] < NEEDED_BYTES:
+        if free < NEEDED_BYTES:
             raise UserError(
-                f"{who} has {about['free'][folder] >> 20} MiB free where the run writes, expected at least {NEEDED_BYTES >> 20}: "
+                f"{who} has {free >> 20} MiB free where the run writes, expected at least {NEEDED_BYTES >> 20}: "
                 "make room there, or set output_root to another disk"
             )
-        if self.cluster["shared"] and about["files"] != here:
+        if self.cluster["shared"] and findings.files != here:
             raise UserError(
-                f"{who} has another version of recipes/{self.job.recipe_dir.name} or runrecord than this machine: bring its checkout to "
-                "the same commit, or leave `shared` out of the inventory, and the files are brought there"
+                f"{who} has another version of recipes/{self.job.recipe_dir.name} or runrecord than this machine: "
+                "bring its checkout to the same commit, or leave `shared` out of the inventory, and the files are "
+                "brought there"
             )
 
     def plan(self, system: System) -> list[Process]:
         return system.on_hosts(self.job, self.hosts)
 
-    def run(self, planned: Sequence[Process], watch: Watch) -> dict[str, int]:
-        """See `Place.run`. Services (a scheduler, a worker of a cluster made for this run) end when all others have; one that
-        ends before fails the run."""
+    def run(self, planned: Sequence[Process], watch: Watch) -> dict[str, Status]:
+        """See `Place.run`.
+
+        Services are a scheduler, or a worker of a cluster that was made for this run. They are ended when all other
+        processes have ended. A service that ends earlier fails the run.
+        """
         return run_on_hosts(planned, self.cluster, self.job.run_dir, self.run_id, watch)
 
 
-def on_each(hosts, work):
+def on_each(hosts: Sequence[Host], work: Callable[[Host], T]) -> list[T]:
     """[work(host), ...], all hosts at the same time."""
     with concurrent.futures.ThreadPoolExecutor(len(hosts)) as pool:
         return list(pool.map(work, hosts))
 
 
-def run_on_hosts(planned, cluster, run_dir, run_id, watch):
+def run_on_hosts(
+    planned: Sequence[Process], cluster: Settings, run_dir: Path, run_id: str, watch: Watch
+) -> dict[str, Status]:
     """See `SshHosts.run`. Nothing of the run is left on any host that can be reached."""
-    logs, started, statuses = Path(run_dir) / "logs", {}, {}
+    logs = run_dir / "logs"
     logs.mkdir(exist_ok=True)
-    hosts, services = (
-        {host["address"]: host for host in cluster["hosts"]},
-        {process.name for process in planned if process.service},
-    )
-    # Records are brought back beside the loop: it must not fall silent towards the hosts.
+    hosts: dict[str, Host] = {host["address"]: host for host in cluster["hosts"]}
+    services = {process.name for process in planned if process.service}
+    started: dict[str, subprocess.Popen[str]] = {}
+    statuses: dict[str, Status] = {}
+    # A thread brings the records back. The loop goes on meanwhile: a host that hears nothing ends its processes.
     with Ssh(cluster) as ssh, concurrent.futures.ThreadPoolExecutor(1) as puller:
-        pulled, pulling = time.monotonic(), None
+        pulled = time.monotonic()
+        pulling: concurrent.futures.Future[list[None]] | None = None
         try:
             for process in planned:
                 processes.write_files(process.files)
             if not cluster["shared"] and any(process.files for process in planned):
                 on_each(cluster["hosts"], lambda host: push(ssh, host, [run_dir]))
             for process in planned:
-                with open(logs / f"{process.name}.log", "a") as log:
+                path = logs / f"{process.name}.log"
+                with open(path, "a") as log:
                     started[process.name] = begin(ssh, hosts[process.host], process, cluster, run_id, log)
                 if process.ready:
-                    log = logs / f"{process.name}.log"
-                    wait_until_ready(process, started, log, cluster["start_timeout_seconds"], watch)
+                    wait_until_ready(process, started, path, cluster["start_timeout_seconds"], watch)
             while True:
                 statuses = {name: child.returncode for name, child in started.items() if child.poll() is not None}
                 if any(statuses.values()) or statuses.keys() & services or statuses.keys() >= started.keys() - services:
@@ -140,7 +174,7 @@ def run_on_hosts(planned, cluster, run_dir, run_id, watch):
                 watch()
                 _say_hello(started)
                 if pulling and pulling.done():
-                    # What it raised is left alone: a host that is gone for good ends the run in another way.
+                    # Its error is ignored: when a host is gone for good, its processes end, and that fails the run.
                     pulling, pulled = None, time.monotonic()
                 if not cluster["shared"] and not pulling and time.monotonic() - pulled > cluster["pull_seconds"]:
                     pulling = puller.submit(on_each, cluster["hosts"], lambda host: pull(ssh, host, run_dir))
@@ -161,30 +195,45 @@ def run_on_hosts(planned, cluster, run_dir, run_id, watch):
     return {name: status for name, status in statuses.items() if name not in services} | ended_early
 
 
-def begin(ssh, host, process, cluster, run_id, log):
-    """Starts one process by ssh; its settings, secrets among them, go through the connection and stand in no command line."""
+def begin(
+    ssh: Ssh, host: Host, process: Process, cluster: Settings, run_id: str, log: IO[str]
+) -> subprocess.Popen[str]:
+    """Starts one process by ssh.
+
+    Its environment, with its secrets, goes through the connection: so it is in no command line.
+    """
     spec = {
-        "argv": [str(word) for word in process.argv], "environment": {**process.environment, **process.secrets}, "mark": run_id,
-        "grace": cluster["stop_grace_seconds"], "silence": cluster["silence_seconds"],
-    }  # fmt: skip
+        "argv": [str(word) for word in process.argv],
+        "environment": {**process.environment, **process.secrets},
+        "mark": run_id,
+        "grace": cluster["stop_grace_seconds"],
+        "silence": cluster["silence_seconds"],
+    }
     child = subprocess.Popen(
-        ssh.program(host, "start"), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env={**os.environ, **ssh.environment, processes.MARK: run_id},
-    )  # fmt: skip
+        ssh.program(host, "start"),
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **ssh.environment, processes.RUN_VARIABLE: run_id},
+    )
+    assert child.stdin  # a pipe
     child.stdin.write(json.dumps(spec) + "\n")
     child.stdin.flush()
     return child
 
 
-def _say_hello(started):
-    """A host that hears nothing any more ends what it runs."""
+def _say_hello(started: Children) -> None:
+    """Tells all hosts that this machine is still there. A host that hears nothing for a while ends its processes."""
     for child in started.values():
+        assert child.stdin  # a pipe
         with contextlib.suppress(OSError, ValueError):
             child.stdin.write("\n")
             child.stdin.flush()
 
 
-def wait_until_ready(process, started, log, seconds, watch):
+def wait_until_ready(process: Process, started: Children, log: Path, seconds: float, watch: Watch) -> None:
     """Waits until a service has written the words that `process.ready` looks for."""
     deadline, child = time.monotonic() + seconds, started[process.name]
     while not re.search(process.ready, log.read_text(errors="replace")):
@@ -196,11 +245,21 @@ def wait_until_ready(process, started, log, seconds, watch):
         time.sleep(POLL_SECONDS)
 
 
-def stop(ssh, cluster, run_dir, run_id, started, cleanup_paths):
-    """Ends all on all hosts, and brings the last records home. Returns {host: why} of those that could not be reached."""
-    lost = {}
+def stop(
+    ssh: Ssh,
+    cluster: Settings,
+    run_dir: Path,
+    run_id: str,
+    started: Children,
+    cleanup_paths: Iterable[str | Path],
+) -> dict[str, str]:
+    """Ends the run's processes on all hosts, and brings the last records home.
 
-    def end(host):
+    Returns {host: why} of the hosts that could not be reached.
+    """
+    lost: dict[str, str] = {}
+
+    def end(host: Host) -> None:
         try:
             ssh.ask(host, None, "sweep", run_id, cluster["stop_grace_seconds"], *cleanup_paths)
             if not cluster["shared"]:
@@ -210,11 +269,12 @@ def stop(ssh, cluster, run_dir, run_id, started, cleanup_paths):
 
     on_each(cluster["hosts"], end)
     for child in started.values():
+        assert child.stdin  # a pipe
         with contextlib.suppress(OSError, ValueError):
             child.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(timeout=5)
-    # What still runs here is ssh itself, to a host that does not answer.
+    # What still runs on this machine is ssh itself, connected to a host that does not answer.
     processes.stop(run_id, cluster["stop_grace_seconds"])
     for child in started.values():
         child.wait()

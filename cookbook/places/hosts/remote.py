@@ -1,7 +1,7 @@
-"""What runs on the other side of an ssh connection: sent there as a program, for any Python from 3.6 on, standard library only.
+"""What runs on the other side of an ssh connection: a program for any Python from 3.6 on, standard library only.
 
-start   reads one line of JSON {argv, environment, mark, grace, silence}, runs it, hands on its output and exit status; ends
-        it, and everything that it has started, when the connection is gone or silent for so long
+start   reads one line of JSON {argv, environment, mark, grace, silence}, runs it, hands on its output and exit status;
+        ends it, and everything that it has started, when the connection is gone or silent for so long
 sweep   MARK GRACE [FOLDER ...]: ends every process of a run on this host, and removes its folders
 look    reads {address, paths, files} and says what this host is like
 """
@@ -17,9 +17,10 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Callable, List
 
 
-def family(mark):
+def family(mark: str) -> List[int]:
     """Ids of the living processes whose environment has this mark."""
     found = []
     for name in os.listdir("/proc"):
@@ -36,22 +37,22 @@ def family(mark):
     return found
 
 
-def same_network(name):
-    """Whether a process is in this host's network: hosts that are namespaces of one machine see each other's processes."""
+def same_network(name: str) -> bool:
+    """Whether a process is in this host's network: hosts that are namespaces of one machine see all its processes."""
     try:
         return os.readlink(f"/proc/{name}/ns/net") == os.readlink("/proc/self/ns/net")
     except OSError:
         return False
 
 
-def sweep(mark, grace, *folders):
+def sweep(mark: str, grace: float, *folders: str) -> None:
     """Ends every process of a run on this host, and removes its folders."""
     end(lambda: family(mark), grace)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def end(alive, grace):
+def end(alive: Callable[[], List[int]], grace: float) -> None:
     """SIGTERM for all that `alive()` names, and SIGKILL for those that are still there after `grace` seconds."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.time() + grace
@@ -65,8 +66,8 @@ def end(alive, grace):
             time.sleep(0.1)
 
 
-def descendants():
-    """Ids of the living processes that this one has started, or that those have; orphans among them, too: see `start`."""
+def descendants() -> List[int]:
+    """Ids of the living processes that descend from this one, orphans among them: see `start`."""
     parents = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -81,8 +82,9 @@ def descendants():
     return found
 
 
-def start():
-    # Processes that lose their parent become this one's children. Some (Ray's) wipe their environment, and with it the run's mark.
+def start() -> None:
+    # Processes that lose their parent become this one's children. Some (Ray's) wipe their environment, and with it the
+    # run's mark.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
     spec = json.loads(sys.stdin.readline())
@@ -98,7 +100,7 @@ def start():
         os._exit(127)
     heard = [time.time()]
 
-    def listen():
+    def listen() -> None:
         while os.read(0, 4096):
             heard[0] = time.time()
         heard[0] = 0
@@ -114,7 +116,7 @@ def start():
     os._exit(status if status >= 0 else 128 - status)
 
 
-def look():
+def look() -> None:
     spec = json.loads(sys.stdin.readline())
     interface = ""
     try:

@@ -9,21 +9,41 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 from cookbook import UserError
+from cookbook.inventory import Host
+from cookbook.job import Settings
 
 REMOTE = Path(__file__).with_name("remote.py")
+# What ssh says -> what that means to the user.
+ADVICE = {
+    "Permission denied": "the key is not one that it takes: is ssh.key the right one, and ssh.user?",
+    "Host key verification failed": (
+        "it shows another host key than known_hosts has: was it made anew? Then renew the inventory"
+    ),
+    "python3: ": "there is no python3 on it: every host needs Python 3.11",
+    "timed out": "nothing answers there: is it up, and does its firewall let this machine in?",
+    "No route to host": "there is no way there: is it up?",
+    "Connection refused": "no ssh server listens there",
+}
+WRITTEN_HERE = ("/logs", "/scratch", "/run.json", "/report.html", "/config.yaml", "/.driver.lock")  # in a run folder
 
 
 class Ssh:
-    """Connections to the hosts of a cluster, with its key in an agent of its own: launchers on the head can then reach the others."""
+    """Connections to the hosts of a cluster.
 
-    def __init__(self, cluster):
-        self.cluster, self.agent = cluster, None
+    The cluster's key is in an agent of its own, which hosts may use: so launchers on the head can reach the others.
+    """
+
+    def __init__(self, cluster: Settings) -> None:
+        self.cluster = cluster
+        self.agent: subprocess.Popen[bytes] | None = None
         self.folder = Path(tempfile.mkdtemp(prefix="cookbook-ssh-"))
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         try:
             self._start_agent()
         except BaseException:
@@ -31,50 +51,52 @@ class Ssh:
             raise
         return self
 
-    def _start_agent(self):
+    def _start_agent(self) -> None:
         if key := self.cluster["ssh"].get("key"):
             if not Path(key).is_file():
                 raise UserError(f"{self.cluster['inventory']}: ssh.key={key} is not there")
             socket = self.folder / "agent"
-            # It ends when this process does, however that comes: its input is closed then. Not with the run's mark: a host that is
-            # this very machine ends all that has it, before the others are done.
-            # Its first line says that the agent listens.
-            words = ["ssh-agent", "-a", socket, "sh", "-c", "echo; cat; kill $SSH_AGENT_PID"]
-            self.agent = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-            with self.agent.stdout as said:
-                said.readline()
-            added = subprocess.run(["ssh-add", "-q", key], env={**os.environ, "SSH_AUTH_SOCK": str(socket)}, capture_output=True, text=True, stdin=subprocess.DEVNULL)  # fmt: skip
+            # The agent ends when this process does, however that ends: then its input is closed. Its environment does
+            # not have the run's id: a host that is this very machine ends all that have it, before the others are done.
+            argv = ["ssh-agent", "-a", str(socket), "sh", "-c", "echo; cat; kill $SSH_AGENT_PID"]
+            self.agent = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+            assert self.agent.stdout  # a pipe
+            with self.agent.stdout as output:
+                output.readline()  # it comes when the agent listens
+            added = subprocess.run(
+                ["ssh-add", "-q", key],
+                env={**os.environ, "SSH_AUTH_SOCK": str(socket)},
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
+            )
             if added.returncode:
                 why = added.stderr.strip() or "ssh-add said nothing; does it have a passphrase?"
                 raise UserError(f"ssh.key={key} cannot be used: {why.splitlines()[0]}")
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         if self.agent:
+            assert self.agent.stdin  # a pipe
             self.agent.stdin.close()
             self.agent.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
-    def environment(self):
+    def environment(self) -> dict[str, str]:
+        """By this ssh finds the agent."""
         return {"SSH_AUTH_SOCK": str(self.folder / "agent")} if self.agent else {}
 
-    def words(self, host, *command):
+    def argv(self, host: Host, *command: object) -> list[str]:
         """The ssh command that runs `command` on a host."""
-        # Only an agent of this run's own is shown to hosts, never the user's with all of his keys.
-        return [
-            "ssh",
-            *self.options(),
-            "-A" if self.agent else "-a",
-            "--",
-            self.target(host),
-            shlex.join(map(str, command)),
-        ]
+        # Hosts may use the run's own agent, never the user's with all of his keys.
+        forwarding = "-A" if self.agent else "-a"
+        return ["ssh", *self.options(), forwarding, "--", self.target(host), shlex.join(map(str, command))]
 
-    def target(self, host):
+    def target(self, host: Host) -> str:
         user = self.cluster["ssh"].get("user")
         return f"{user}@{host['address']}" if user else host["address"]
 
-    def options(self):
+    def options(self) -> list[str]:
         ssh, timeout = self.cluster["ssh"], self.cluster["connect_timeout_seconds"]
         options = [
             "BatchMode=yes",
@@ -91,70 +113,57 @@ class Ssh:
             options += ["IdentitiesOnly=no", "IdentityFile=none"]
         return [word for option in options for word in ("-o", option)] + ["-p", str(ssh.get("port", 22))]
 
-    def program(self, host, *words):
+    def program(self, host: Host, *arguments: object) -> list[str]:
         """The command that runs remote.py on a host."""
-        return self.words(host, "python3", "-u", "-c", REMOTE.read_text(), *words)
+        return self.argv(host, "python3", "-u", "-c", REMOTE.read_text(), *arguments)
 
-    def ask(self, host, spec, *words):
-        """What remote.py answers; raises UserError with what ssh or the host said when it does not answer."""
+    def ask(self, host: Host, spec: Settings | None, *arguments: object) -> dict[str, Any]:
+        """What remote.py answers. Raises UserError, with what ssh or the host said, when it does not answer."""
         done = subprocess.run(
-            self.program(host, *words), input=json.dumps(spec) + "\n", capture_output=True, text=True,
-            env={**os.environ, **self.environment}, timeout=60 + self.cluster["connect_timeout_seconds"],
-        )  # fmt: skip
+            self.program(host, *arguments),
+            input=json.dumps(spec) + "\n",
+            capture_output=True,
+            text=True,
+            env={**os.environ, **self.environment},
+            timeout=60 + self.cluster["connect_timeout_seconds"],
+        )
         if done.returncode:
             raise UserError(f"host {host['name']} ({host['address']}): {self._why(done.stderr, host)}")
-        return json.loads(done.stdout) if done.stdout.strip() else None
+        answer: dict[str, Any] = json.loads(done.stdout) if done.stdout.strip() else {}
+        return answer
 
-    def _why(self, stderr, host):
+    def _why(self, stderr: str, host: Host) -> str:
         text = " ".join(stderr.split()) or "the connection was closed"
-        for sign, advice in (
-            ("Permission denied", "the key is not one that it takes: is ssh.key the right one, and ssh.user?"),
-            ("Host key verification failed", "it shows another host key than known_hosts has: was it made anew? Then renew the inventory"),
-            ("python3: ", "there is no python3 on it: every host needs Python 3.11"),
-            ("timed out", "nothing answers there: is it up, and does its firewall let this machine in?"),
-            ("No route to host", "there is no way there: is it up?"),
-            ("Connection refused", "no ssh server listens there"),
-        ):  # fmt: skip
+        for sign, advice in ADVICE.items():
             if sign in text:
                 return f"{advice} ({text[-200:]})"
         return text[-400:]
 
 
-def _option_value(path):
-    """A path as ssh's options take it: a blank would end it, and a % begins one of their own words."""
+def _option_value(path: str) -> str:
+    """A path as it has to stand in an option of ssh: a blank would end it there, and a % begins a variable of ssh's."""
     return '"' + path.replace("%", "%%") + '"' if re.search(r"\s", path) else path.replace("%", "%%")
 
 
-def push(ssh, host, folders):
+def push(ssh: Ssh, host: Host, folders: Sequence[str | Path]) -> None:
     """Copies folders to the same paths on a host, without what the run itself writes there."""
-    rsync(
-        ssh, host, f"host {host['name']} ({host['address']}): its files could not be brought up to date",
-        "--relative", "--no-implied-dirs", "--delete", "--exclude=/**/.driver.lock", "--exclude=__pycache__", *folders, f"{ssh.target(host)}:/",
-    )  # fmt: skip
+    failure = f"host {host['name']} ({host['address']}): its files could not be brought up to date"
+    options = ["--relative", "--no-implied-dirs", "--delete", "--exclude=/**/.driver.lock", "--exclude=__pycache__"]
+    rsync(ssh, host, failure, *options, *folders, f"{ssh.target(host)}:/")
 
 
-def pull(ssh, host, folder):
-    """Copies a run folder back. A file that is longer or newer here (another host's, or this one's from a moment ago) stays."""
-    source = f"{ssh.target(host)}:{folder}/"
-    excluded = [
-        f"--exclude={name}"
-        for name in ("/logs", "/scratch", "/run.json", "/report.html", "/config.yaml", "/.driver.lock")
-    ]
-    rsync(
-        ssh,
-        host,
-        f"host {host['name']}: its records could not be brought back",
-        "--update",
-        *excluded,
-        source,
-        f"{folder}/",
-    )
+def pull(ssh: Ssh, host: Host, folder: str | Path) -> None:
+    """Copies a run folder back. A file that is newer here stays: another host's, or this one's from a moment ago."""
+    failure = f"host {host['name']}: its records could not be brought back"
+    options = ["--update", *(f"--exclude={name}" for name in WRITTEN_HERE)]
+    rsync(ssh, host, failure, *options, f"{ssh.target(host)}:{folder}/", f"{folder}/")
 
 
-def rsync(ssh, host, failure, *words):
+def rsync(ssh: Ssh, host: Host, failure: str, *arguments: str | Path) -> None:
+    """Runs rsync. Raises UserError, with `failure` and rsync's reason, when it fails."""
     command = shlex.join(["ssh", *ssh.options()])
     done = subprocess.run(
-        ["rsync", "-a", "--timeout=60", "-e", command, *map(str, words)],
+        ["rsync", "-a", "--timeout=60", "-e", command, *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, **ssh.environment},

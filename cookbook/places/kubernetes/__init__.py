@@ -1,4 +1,7 @@
-"""Pods of a Kubernetes cluster: the run's objects are made there, its pods' logs followed, and all of it removed at the end."""
+"""Pods of a Kubernetes cluster.
+
+The run's objects are made there, the logs of its pods are followed, and everything is deleted at the end.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import base64
 import contextlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -14,15 +17,15 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from cookbook import UserError, systems
-from cookbook.console import console
+from cookbook.console import Progress, console
 from cookbook.environments import lock_of
 from cookbook.job import Job, Process
-from cookbook.places import Place, Stage, Watch
+from cookbook.places import Place, Watch
 from cookbook.places.kubernetes.api import COMMON_KINDS, JOB_ENDS, Api, reason_of
 from cookbook.places.kubernetes.logs import Logs
 from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
 from cookbook.places.local import run_here
-from cookbook.pods import RUN_LABEL, Pods
+from cookbook.pods import RUN_LABEL, Object, Pods
 from cookbook.systems import System
 
 POLL_SECONDS = 2.0
@@ -31,17 +34,22 @@ POLL_SECONDS = 2.0
 class Kubernetes(Place):
     """A namespace of a cluster."""
 
+    pods: Pods  # what all pods of the run have in common; `prepare` sets it
+
     def __init__(self, job: Job, run_id: str) -> None:
         super().__init__(job, run_id)
-        self.pods = self.system = None
+        self.system = systems.load(job.system)
 
     @property
     def num_hosts(self) -> int:
-        """Each worker is a pod; where the program talks to the cluster itself, the steps say where they ran."""
-        return 1 if systems.load(self.job.system).is_kubernetes_client else self.job.num_workers
+        """Each worker is a pod. A program that talks to the cluster itself says where its steps ran."""
+        return 1 if self.system.is_kubernetes_client else self.job.num_workers
 
-    def prepare(self, system: System, data_dir: Path | None, stage: Stage) -> None:
-        """Raises UserError when the cluster, or what the run needs there, is missing; removes what an earlier try has left."""
+    def prepare(self, system: System, data_dir: Path | None, stage: Progress) -> None:
+        """Looks at the cluster, and deletes what an earlier try of this run has left there.
+
+        Raises UserError when the cluster does not answer, or lacks what the run needs.
+        """
         recipe, cluster = self.job.recipe_dir.name, self.cluster
         settings, lock = (self.job.run_dir / "config.yaml").read_text(), lock_of(recipe).read_text()
         versions = dict(re.findall(r"^(\S+)==(\S+)$", lock, re.MULTILINE))
@@ -50,8 +58,8 @@ class Kubernetes(Place):
             return
         if not cluster["image"]:
             raise UserError(
-                "cluster.image is not set: build the recipe's image and push it where the cluster finds it (images/README.md has the "
-                "commands), then say cluster.image=REGISTRY/NAME:TAG"
+                "cluster.image is not set: build the recipe's image and push it where the cluster finds it "
+                "(images/README.md has the commands), then say cluster.image=REGISTRY/NAME:TAG"
             )
         stage.update("looking at the cluster")
         api = Api(cluster)
@@ -59,10 +67,11 @@ class Kubernetes(Place):
             api.ask("GET", f"/api/v1/namespaces/{cluster['namespace']}/persistentvolumeclaims/{cluster['claim']}")
         except ApiException as error:
             raise UserError(
-                f"claim {cluster['claim']!r} in namespace {cluster['namespace']!r} cannot be used: {reason_of(error)}. It is made by "
-                "infra/kubernetes (`make infra-up`), or by hand: a PersistentVolumeClaim with ReadWriteMany"
+                f"claim {cluster['claim']!r} in namespace {cluster['namespace']!r} cannot be used: {reason_of(error)}. "
+                "It is made by infra/kubernetes (`make infra-up`), or by hand: a PersistentVolumeClaim with "
+                "ReadWriteMany"
             ) from None
-        kinds = COMMON_KINDS | system.kubernetes_kinds
+        kinds = {**COMMON_KINDS, **system.kubernetes_kinds}
         for plural_path in (api.path(version, kind) for kind, version in kinds.items()):
             with contextlib.suppress(ApiException):  # an operator that is not installed has left nothing
                 for item in api.ask("GET", plural_path, label=f"{RUN_LABEL}={self.pods.name}").get("items", []):
@@ -71,7 +80,6 @@ class Kubernetes(Place):
                         raise UserError(f"what an earlier try of this run has left cannot be deleted: {path}")
 
     def plan(self, system: System) -> list[Process]:
-        self.system = system
         return system.on_kubernetes(self.job, self.pods)
 
     def run(self, planned: Sequence[Process], watch: Watch) -> dict[str, int]:
@@ -90,7 +98,8 @@ class Kubernetes(Place):
                 0, {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata, "data": data}
             )
         ends = {"Job": JOB_ENDS, **self.system.kubernetes_ends}
-        api, made = Api(self.cluster), []
+        api = Api(self.cluster)
+        made: list[Object] = []
         logs = Logs(api, metadata["name"], self.job.run_dir, self.cluster["image_timeout_seconds"])
         try:
             for wanted in objects:
@@ -99,7 +108,7 @@ class Kubernetes(Place):
                 if wanted["kind"] in ends:
                     first = wanted is not objects[-1]  # the dataset is built before the workers start
 
-                    def watch_it(waiting=first):
+                    def watch_it(waiting: bool = first) -> None:
                         watch(waiting)
 
                     said, good = follow(api, wanted, ends[wanted["kind"]], logs, watch_it)
@@ -119,11 +128,15 @@ class Kubernetes(Place):
         return {"kubernetes": 0 if good else 1}
 
 
-def follow(api, wanted, ends, logs, watch):
-    """(what its status says, whether all went well) of an object, once it has ended. `ends`: state -> whether all went well."""
+def follow(api: Api, wanted: Object, ends: Mapping[str, bool], logs: Logs, watch: Watch) -> tuple[str, bool]:
+    """Waits for an object's end; returns (what its status says, whether all went well).
+
+    `ends`: state -> whether all went well.
+    """
     kind, path = wanted["kind"], api.path_of(wanted)
-    looked, state = 0.0, None
-    while state not in ends:
+    looked = 0.0
+    state: str | None = None
+    while state is None:
         watch()
         time.sleep(WATCH_SECONDS)
         if time.monotonic() - looked < POLL_SECONDS:
@@ -148,7 +161,7 @@ def follow(api, wanted, ends, logs, watch):
     return message_of(found, state), ends[state]
 
 
-def states_of(found):
+def states_of(found: Object) -> Iterator[str | None]:
     """Everything that an object's status calls its state, whichever operator wrote it."""
     status = found.get("status") or {}
     yield from (entry["type"] for entry in status.get("conditions") or [] if entry.get("status") == "True")
@@ -156,8 +169,9 @@ def states_of(found):
     yield (status.get("applicationState") or {}).get("state")
 
 
-def message_of(found, state):
+def message_of(found: Object, state: str) -> str:
+    """The state, and the first message about it in the object's status."""
     status = found.get("status") or {}
-    told = [entry.get("message") for entry in status.get("conditions") or [] if entry["type"] == state]
-    told += [status.get("message"), (status.get("applicationState") or {}).get("errorMessage")]
-    return ": ".join([state, *[text for text in told if text]][:2])
+    messages = [entry.get("message") for entry in status.get("conditions") or [] if entry["type"] == state]
+    messages += [status.get("message"), (status.get("applicationState") or {}).get("errorMessage")]
+    return ": ".join([state, *filter(None, messages)][:2])

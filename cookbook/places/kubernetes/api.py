@@ -2,13 +2,17 @@
 
 import json
 import time
+from collections.abc import Iterator
+from typing import NoReturn, cast
 
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 
 from cookbook import UserError
-from cookbook.pods import RUN_LABEL
+from cookbook.job import Settings
+from cookbook.pods import RUN_LABEL, Object
 
 GONE_SECONDS = 120  # for what was deleted to be gone
 RETRY_SECONDS = 20  # for an operator's cache to know what was made a moment ago
@@ -19,50 +23,57 @@ JOB_ENDS = {"Complete": True, "Failed": False}  # state in a Job's status -> whe
 
 
 class Api:
-    """Asks by path, so that each kind is asked for alike."""
+    """The API of one cluster. Objects are asked for by their paths, so one method serves all kinds."""
 
-    def __init__(self, cluster):
+    def __init__(self, cluster: Settings) -> None:
         """Raises UserError when the kubeconfig has no such cluster, or it does not answer."""
         try:
-            self.client = config.new_client_from_config(context=cluster["context"])
-            self.namespace = cluster["namespace"]
+            self.client: client.ApiClient = config.new_client_from_config(context=cluster["context"])
+            self.namespace: str = cluster["namespace"]
             client.VersionApi(self.client).get_code(_request_timeout=10)
         except config.ConfigException as error:
             raise UserError(f"cluster=kubernetes: no usable kubeconfig: {error}") from None
         except (HTTPError, ApiException) as error:
             why = reason_of(error) if isinstance(error, ApiException) else type(error).__name__
             raise UserError(
-                f"cluster=kubernetes: {self.client.configuration.host} does not answer: {why}. Does `kubectl get nodes` work?"
+                f"cluster=kubernetes: {self.client.configuration.host} does not answer: {why}. "
+                "Does `kubectl get nodes` work?"
             ) from None
 
-    def ask(self, method, path, body=None, label=None):
+    def ask(self, method: str, path: str, body: Object | None = None, label: str | None = None) -> Object:
         """The answer as plain data. Raises ApiException for a refusal, HTTPError where there is no answer."""
         request = self.client.param_serialize(
-            method, path, query_params=[("labelSelector", label)] if label else [], body=body, auth_settings=["BearerToken"],
+            method,
+            path,
+            query_params=[("labelSelector", label)] if label else [],
+            body=body,
+            auth_settings=["BearerToken"],
             header_params={"Accept": "application/json", "Content-Type": "application/json"},
-        )  # fmt: skip
+        )
         answer = self.client.call_api(*request, _request_timeout=60)
         text = answer.read().decode()
         if answer.status >= 400:
             raise ApiException(status=answer.status, reason=answer.reason, body=text)
-        return json.loads(text)
+        content: Object = json.loads(text)
+        return content
 
-    def path(self, api_version, kind):
+    def path(self, api_version: str, kind: str) -> str:
         """Where the objects of a kind are asked for. The plural of every kind that is used here is regular."""
         root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
         return f"{root}/namespaces/{self.namespace}/{kind.lower()}s"
 
-    def path_of(self, made):
+    def path_of(self, made: Object) -> str:
         return f"{self.path(made['apiVersion'], made['kind'])}/{made['metadata']['name']}"
 
-    def create(self, made):
+    def create(self, made: Object) -> Object:
+        """Makes an object. Raises UserError when the API refuses it, or does not answer."""
         kind, name = made["kind"], made["metadata"]["name"]
         deadline = time.monotonic() + RETRY_SECONDS
         while True:
             try:
                 return self.ask("POST", self.path(made["apiVersion"], kind), made)
             except ApiException as error:
-                # Trainer looks a job's runtime up among what it has heard of.
+                # Trainer has a cache of the runtimes, and does not know at once one that was made a moment ago.
                 if "must be created before" in reason_of(error) and time.monotonic() < deadline:
                     time.sleep(1)
                     continue
@@ -70,21 +81,24 @@ class Api:
             except HTTPError as error:
                 raise UserError(f"{kind} {name} could not be made: {type(error).__name__}") from None
 
-    def refuse(self, kind, name, error):
+    def refuse(self, kind: str, name: str, error: ApiException) -> NoReturn:
+        """Raises UserError with what the API said."""
         hint = (
             f"; is {kind}'s operator installed? (infra/kubernetes installs all of them)" if error.status == 404 else ""
         )
         raise UserError(f"{kind} {name} was refused: {reason_of(error)}{hint}") from None
 
-    def delete(self, path):
-        """Deletes an object with all that belongs to it; returns whether it is gone. A server that is away for a moment is asked again."""
+    def delete(self, path: str) -> bool:
+        """Deletes an object with all that belongs to it; returns whether it is gone.
+
+        A server that does not answer is asked again.
+        """
+        options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground"}
         deadline, asked = time.monotonic() + GONE_SECONDS, False
         while time.monotonic() < deadline:
             try:
                 if not asked:
-                    self.ask(
-                        "DELETE", path, {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground"}
-                    )
+                    self.ask("DELETE", path, options)
                     asked = True
                 self.ask("GET", path)
             except ApiException as error:
@@ -97,16 +111,23 @@ class Api:
             time.sleep(0.5)
         return False
 
-    def pods(self, name):
-        return self.ask("GET", f"/api/v1/namespaces/{self.namespace}/pods", label=f"{RUN_LABEL}={name}")["items"]
+    def pods(self, name: str) -> list[Object]:
+        """The pods of the run of that name."""
+        found = self.ask("GET", f"/api/v1/namespaces/{self.namespace}/pods", label=f"{RUN_LABEL}={name}")
+        pods: list[Object] = found["items"]
+        return pods
 
-    def follow(self, pod, container):
-        """The lines of a pod's log while they come; ends when the container has ended, raises HTTPError when the connection breaks."""
-        answer = client.CoreV1Api(self.client).read_namespaced_pod_log(
+    def follow(self, pod: str, container: str) -> Iterator[str]:
+        """The lines of a pod's log while they come, to the container's end.
+
+        Raises HTTPError when the connection breaks.
+        """
+        text = client.CoreV1Api(self.client).read_namespaced_pod_log(
             pod, self.namespace, container=container, follow=True, _preload_content=False, _request_timeout=(10, 300)
         )
+        answer = cast("BaseHTTPResponse", text)  # it is a text only where the content is preloaded
         rest = b""
-        # The API sends chunks: each line is here when it was said, not when a block of them is full.
+        # The API sends chunks. So a line comes when it was written, and not when a block of lines is full.
         for chunk in answer.stream(decode_content=False):
             *lines, rest = (rest + chunk).split(b"\n")
             yield from (line.decode(errors="replace") for line in lines)
@@ -114,9 +135,10 @@ class Api:
             yield rest.decode(errors="replace")
 
 
-def reason_of(error):
-    """What the API said of its refusal."""
+def reason_of(error: ApiException) -> str:
+    """The reason that the API gave for its refusal."""
     try:
-        return json.loads(error.body)["message"]
+        message: str = json.loads(error.body or "")["message"]
     except (TypeError, ValueError, KeyError):
         return f"{error.status} {error.reason}"
+    return message

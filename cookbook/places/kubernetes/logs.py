@@ -1,54 +1,85 @@
 """Follows the logs of a run's pods, and takes the run's record out of them (runrecord/podrun.py puts it there)."""
 
+from __future__ import annotations
+
 import base64
 import re
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from cookbook import UserError
 from cookbook.console import console
+from cookbook.places.kubernetes.api import Api
+from cookbook.pods import Object
 from runrecord import parse_line
 
-MARK = "podrun: "  # see runrecord/podrun.py
-AGAIN_SECONDS = 2.0  # before a connection that was cut is begun again
+PREFIX = "podrun: "  # of podrun's own lines; see runrecord/podrun.py
+AGAIN_SECONDS = 2.0  # before a connection that was cut is made again
+# Why a container waits: HOPELESS reasons stay, the other BAD ones may pass.
 HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
-BAD = (*HOPELESS, "ImagePullBackOff", "CreateContainerConfigError", "CreateContainerError")  # may pass
+BAD = (*HOPELESS, "ImagePullBackOff", "CreateContainerConfigError", "CreateContainerError")
 
 
-# All that podrun says: records, tables and pictures. Nothing else of a run folder is a pod's to write (its report is a page that
-# people open, its config.yaml and checkpoints decide what a later try does).
+# The files that podrun writes: records, tables and pictures. A pod may write nothing else into a run folder: people
+# open its report, and its config.yaml and checkpoints decide what a later try does.
 EXPECTED = re.compile(r"workers/\w[\w.-]*\.jsonl|tables/\w[\w .,()-]*\.json|pictures/\w[\w .,()-]*\.(svg|png|gif)")
 
 
-def content_of(told):
-    """The bytes of a line of podrun's; None where it is not as podrun writes it."""
-    if not isinstance(told, dict) or not EXPECTED.fullmatch(str(told.get("path"))) or type(told.get("line")) is not int:
+@dataclass(frozen=True)
+class Entry:
+    """What a line of podrun adds to the run folder: a line of a record, or a whole file."""
+
+    path: str  # in the run folder
+    number: int  # of the line in the record
+    content: bytes
+
+
+def entry_of(text: str) -> Entry | None:
+    """What podrun wrote into a log; None when it is cut off, empty, or not as podrun writes it."""
+    found: object = parse_line(text)  # any kind of JSON: a pod may write what it likes
+    if not isinstance(found, dict):
+        return None
+    path, number = str(found.get("path")), found.get("line")
+    if not EXPECTED.fullmatch(path) or type(number) is not int:
         return None
     try:
-        return base64.b64decode(told["base64"], validate=True) if "base64" in told else told["text"].encode()
+        content = base64.b64decode(found["base64"], validate=True) if "base64" in found else found["text"].encode()
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
+    return Entry(path, number, content) if content else None
 
 
 class Logs:
-    """Each pod's in a thread: to a file per pod, the run's record to where this machine's workers would write it."""
+    """The logs of a run's pods. A thread follows each of them.
 
-    def __init__(self, api, name, run_dir, image_timeout_seconds=120):
+    Each pod's log goes to a file of its own, and the run's record to where this machine's workers would write it.
+    """
+
+    def __init__(self, api: Api, name: str, run_dir: Path, image_timeout_seconds: float = 120) -> None:
         self.api, self.name, self.run_dir, self.image_timeout_seconds = api, name, run_dir, image_timeout_seconds
-        self.trouble, self.told = {}, ""  # pod -> since when it cannot start; what was said of the pods
-        self.followed, self.lock, self.over, self.tails = {}, threading.Lock(), threading.Event(), {}
-        self.counts = {}  # file of the record -> its lines
+        self.trouble: dict[str, float] = {}  # pod -> since when it cannot start
+        self.shown = ""  # the newest summary of the pods
+        self.followed: dict[tuple[str, str], threading.Thread] = {}  # (pod, container) -> who follows it
+        self.tails: dict[str, list[str]] = {}  # pod -> the last lines of its log
+        self.counts: dict[Path, int] = {}  # file of the record -> how many lines it has
+        self.lock, self.over = threading.Lock(), threading.Event()
         (run_dir / "logs").mkdir(exist_ok=True)
 
-    def look(self):
-        """Begins to follow pods that have started, and says what others wait for. Raises UserError for one that never will."""
+    def look(self) -> None:
+        """Begins to follow pods that have started, and shows what others wait for.
+
+        Raises UserError for a pod that never will start.
+        """
         pods = self.api.pods(self.name)
-        if (told := summary_of(pods)) != self.told:
-            console.print(f"{'':<12} {told}", markup=False)
-            self.told = told
+        if (summary := summary_of(pods)) != self.shown:
+            console.print(f"{'':<12} {summary}", markup=False)
+            self.shown = summary
         for pod in pods:
             name, status = pod["metadata"]["name"], pod.get("status", {})
             self._check_start(name, status.get("containerStatuses") or [])
@@ -58,7 +89,7 @@ class Logs:
                 self.followed[place] = thread
                 thread.start()
 
-    def _check_start(self, pod, containers):
+    def _check_start(self, pod: str, containers: Sequence[Object]) -> None:
         waiting = [(each.get("state") or {}).get("waiting") or {} for each in containers]
         bad = next((each for each in waiting if each.get("reason") in BAD), None)
         if bad is None:
@@ -68,15 +99,14 @@ class Logs:
         if bad["reason"] in HOPELESS or time.monotonic() - since > self.image_timeout_seconds:
             raise UserError(f"pod {pod} cannot start: {bad['reason']}: {bad.get('message', '')}".strip(": "))
 
-    def _follow(self, pod, container):
+    def _follow(self, pod: str, container: str) -> None:
         while not self.over.is_set():
             try:
-                with open(
-                    self.run_dir / f"logs/{pod}.log", "w"
-                ) as log:  # from its first line: what is known already is left out
+                # After a cut the log comes from its first line again, so its file is written anew.
+                with open(self.run_dir / f"logs/{pod}.log", "w") as log:
                     for line in self.api.follow(pod, container):
-                        if MARK in line:
-                            self._record(line.partition(MARK)[2])
+                        if PREFIX in line:
+                            self._record(line.partition(PREFIX)[2])
                         else:
                             log.write(line + "\n")
                             log.flush()
@@ -86,36 +116,36 @@ class Logs:
                 if error.status == 404:
                     return
             except (HTTPError, OSError):
-                pass  # a connection that was cut: begun again
+                pass  # the connection was cut: it is made again
             self.over.wait(AGAIN_SECONDS)
 
-    def _record(self, text):
-        told = parse_line(text)
-        if not (content := content_of(told)):
-            return  # cut off, or nothing that a record has
-        path = self.run_dir / told["path"]
+    def _record(self, text: str) -> None:
+        """Adds a line of podrun to the run folder, unless it is known already."""
+        entry = entry_of(text)
+        if entry is None:
+            return
+        path = self.run_dir / entry.path
         if path.is_symlink() or path.parent.is_symlink():
-            return  # what this leads to is not the record's
+            return  # a link could lead out of the run folder
         path.parent.mkdir(exist_ok=True)
         with self.lock:
             if path.suffix != ".jsonl":
-                path.write_bytes(content)
+                path.write_bytes(entry.content)
                 return
             if path not in self.counts:
                 self.counts[path] = len(path.read_text().splitlines()) if path.exists() else 0
-            if told["line"] >= self.counts[path]:  # more: lines that a rotated log has lost
-                with open(path, "a") as file:
-                    file.write(told["text"] + "\n")
-                self.counts[path] = told["line"] + 1
-        event = parse_line(told["text"])
-        if (
-            isinstance(event, dict) and event.get("event") == "checkpoint"
-        ):  # a run with a checkpoint is gone on with: run_folder.py looks for it here
+            if entry.number >= self.counts[path]:  # greater: a rotated log has lost the lines between
+                with open(path, "ab") as file:
+                    file.write(entry.content + b"\n")
+                self.counts[path] = entry.number + 1
+        event: object = parse_line(entry.content.decode(errors="replace"))
+        if isinstance(event, dict) and event.get("event") == "checkpoint":
+            # A run with a checkpoint can be taken up again: run_folder.py looks for a file here.
             note = self.run_dir / "checkpoints/on-the-claim.txt"
             note.parent.mkdir(exist_ok=True)
             note.write_text(f"{event.get('path')}\n")
 
-    def drain(self, seconds=30):
+    def drain(self, seconds: float = 30) -> None:
         """Waits for the logs of pods that have ended."""
         ended = {
             pod["metadata"]["name"]
@@ -127,27 +157,24 @@ class Logs:
             if pod in ended:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
-    def close(self):
+    def close(self) -> None:
         self.over.set()
         for thread in self.followed.values():
             thread.join(5)
 
-    def last_lines(self):
+    def last_lines(self) -> list[str]:
         return [f"[{pod}] {line}" for pod, lines in sorted(self.tails.items()) for line in lines]
 
 
-def summary_of(pods):
+def summary_of(pods: Sequence[Object]) -> str:
     """How many pods are in which phase, and what those wait for that have no machine."""
-    counts = {}
+    counts: dict[str, int] = {}
     for pod in pods:
         status = pod.get("status", {})
-        unscheduled = [
-            each
-            for each in status.get("conditions") or []
-            if each["type"] == "PodScheduled" and each["status"] == "False"
-        ]
-        phase = status.get("phase", "Pending") + (
-            f" ({unscheduled[0].get('message', 'no machine yet')})" if unscheduled else ""
-        )
+        phase = status.get("phase", "Pending")
+        for condition in status.get("conditions") or []:
+            if condition["type"] == "PodScheduled" and condition["status"] == "False":
+                phase += f" ({condition.get('message', 'no machine yet')})"
+                break
         counts[phase] = counts.get(phase, 0) + 1
     return "pods: " + ", ".join(f"{count} {phase}" for phase, count in sorted(counts.items())) if counts else ""
