@@ -122,8 +122,10 @@ def same_file(path):
 
 
 def same_content(files):
-    """{file: the first file of the same bytes} for those that come later in `files`; empty ones are no copies. Whole files are read only where sizes,
-    beginnings and ends are the same."""
+    """{file: the first file of the same bytes} for those that come later in `files`; empty ones are no copies.
+
+    Whole files are read only where sizes, beginnings and ends are the same.
+    """
     alike, found = {}, {}
     for file in files:
         with contextlib.suppress(OSError), open(file, "rb") as content:
