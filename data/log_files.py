@@ -355,14 +355,15 @@ def years_of(fmt, first):
         begin, last = (days[0], days[-1]) if days else (None, None)
         if (turns := new_years(months)) > (begin is not None and last is not None and begin > last):
             raise DatasetError(
-                f"{file}: its lines have no year, and go on for more than one (over {turns} New Years): cut it into files of a year each"
+                f"{file}: its lines have no year, and go on for more than one (over {turns} New Years): "
+                "cut it into files of a year each"
             )
         found[str(file)] = logformat.dated_of(begin, last, leap, fmt.year, file.stat().st_mtime)
     return found
 
 
 def new_years(months):
-    """How many New Years lie between the months of lines. From January back to December are lines that are not quite in order."""
+    """How many New Years lie between the months of lines; a step back from January to December is a lack of order."""
     numbers, turns, most = [logformat.MONTHS.index(month) for month in months], 0, 0
     for before, after in itertools.pairwise(numbers):
         turns += (before - after > 1) - (after - before == 11)

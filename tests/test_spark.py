@@ -103,7 +103,7 @@ def own_logs(folder):
     (folder / "plain.log").write_bytes(text)
     (folder / "windows.log").write_bytes("\r\n".join(lines).encode() + b"\r\n")
     (folder / "packed.log.gz").write_bytes(gzip.compress(text))
-    (folder / "packed.log.bz2").write_bytes(bz2.compress(text))
+    (folder / "other.log.bz2").write_bytes(bz2.compress(text))
     (folder / "empty.log").write_text("")
     latin = lines[1].encode().replace(b"product", b"caf\xe9")
     strange = [lines[0].replace("product", "café").encode(), latin, b"x" * 5_000_000, lines[2].encode()]
@@ -116,7 +116,7 @@ def test_own_logs_in_many_forms(tmp_path, recipe_python):
     good, malformed = own_logs(tmp_path / "logs")
     # Zstandard, by the recipe's environment: this Python has none.
     pack = "import sys, zstandard as z; open(sys.argv[1], 'wb').write(z.compress(open(sys.argv[2], 'rb').read()))"
-    words = [recipe_python("spark"), "-c", pack, tmp_path / "logs/packed.log.zst", tmp_path / "logs/plain.log"]
+    words = [recipe_python("spark"), "-c", pack, tmp_path / "logs/third.log.zst", tmp_path / "logs/plain.log"]
     subprocess.run(words, check=True)
     content, folder, _ = run_cookbook(
         *INGEST[:-1],

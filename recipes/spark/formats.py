@@ -31,7 +31,8 @@ from logformat import (
     resolve,
 )
 
-# Of a line that is split at the blanks: client, ident, stamp, zone, method, protocol, status, bytes; what stands around the quoted texts.
+# Of a line that is split at the blanks: client, ident, stamp, zone, method, protocol, status, bytes;
+# and what stands around the quoted texts behind them.
 SHORT_WORDS = (
     r"[A-Za-z0-9_][A-Za-z0-9_.-]*\n-\n\[\d\d/[A-Z][a-z][a-z]/\d\d\d\d:\d\d:\d\d:\d\d\n[+-]\d\d\d\d\]\n"
     r'"[A-Za-z]{1,32}\nHTTP/\d(?:\.\d)?"\n\d\d\d\n(?:\d{1,18}|-)'
