@@ -122,7 +122,10 @@ class Driver:
 
 
 def run_cookbook(*words, output_root, status=0, environment=None):
-    """Runs the driver to its end; returns (content of run.json, run folder, output). Asserts status and no process left."""
+    """Runs the driver to its end; returns (content of run.json, run folder, output).
+
+    Asserts status and no process left.
+    """
     driver = Driver(*words, output_root=output_root, environment=environment)
     got, output = driver.end()
     assert got == status, output

@@ -69,7 +69,8 @@ print(json.dumps([sorted(wanted), sorted(set(table) - {"id", "scheduled"}), wors
 
 
 def test_features_are_those_of_a_plain_pandas_program(undisturbed, recipe_python):
-    """Row by row, on a sample: each feature from the whole raw table, with masks instead of partitions, sums and look-ups."""
+    """Row by row, on a sample: each feature from the whole raw table, with masks instead of partitions,
+    sums and look-ups."""
     content, folder, _ = undisturbed(*SHORT)
     words = [recipe_python("dask"), "-c", CHECK, ROOT / "recipes/dask", folder, content["dataset"]["folder"]]
     done = subprocess.run(words, capture_output=True, text=True)

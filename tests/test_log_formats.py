@@ -1,4 +1,5 @@
-"""Log formats: each entry's samples, what `auto` says, times and years; what Spark makes of the same lines, in one session."""
+"""Log formats: each entry's samples, what `auto` says, times and years; what Spark makes of the same lines,
+in one session."""
 
 import bz2
 import gzip
@@ -273,7 +274,8 @@ def test_a_status_may_be_a_text(tmp_path):
     assert "status" in built(tmp_path / "b", pattern)["entry"]["numbers"]
 
 
-# Lines of all kinds, cut, joined and spoilt: nothing crashes, each is good or has a reason, and a good one has a time where the format has.
+# Lines of all kinds, cut, joined and spoilt: nothing crashes, each is good or has a reason,
+# and a good one has a time where the format has.
 def check_any_line(chance: random.Random, name, noise):
     line = chance.choice(FILES[name])
     place, end = sorted(chance.choices(range(len(line) + 1), k=2))

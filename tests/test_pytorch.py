@@ -84,7 +84,8 @@ def test_other_ways_through_the_same_steps(tmp_path):
 
 @pytest.mark.full
 def test_half_precision_and_compiled_kernels_learn_the_same(undisturbed, tmp_path):
-    """One epoch of DDP: bfloat16 has 8 bits of mantissa; a compiled network adds up float32 numbers in another order."""
+    """One epoch of DDP: bfloat16 has 8 bits of mantissa; a compiled network adds up float32 numbers
+    in another order."""
     plain, _, _ = undisturbed("recipe=pytorch", "recipe.num_epochs=1")
     for words, tolerance in (("recipe.precision=bfloat16", 0.02), ("recipe.compile=true", 1e-3)):
         content, _, _ = run_cookbook("recipe=pytorch", "recipe.num_epochs=1", words, output_root=tmp_path / words[7:12])
@@ -94,7 +95,8 @@ def test_half_precision_and_compiled_kernels_learn_the_same(undisturbed, tmp_pat
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_killed_worker_of_a_divided_model(mode, undisturbed, tmp_path):
-    """Stopped in the middle of an epoch, the same command goes on from the sharded checkpoint to the same parameters."""
+    """Stopped in the middle of an epoch, the same command goes on from the sharded checkpoint
+    to the same parameters."""
     words = ["recipe=pytorch", f"recipe.mode={mode}", *SHORT]
     expected, _, _ = undisturbed(*words)
     driver = Driver(*words, output_root=tmp_path)
@@ -108,7 +110,8 @@ def test_a_killed_worker_of_a_divided_model(mode, undisturbed, tmp_path):
 
 @pytest.mark.full
 def test_torchrun_starts_all_anew_in_the_middle_of_an_epoch(tmp_path):
-    """The checkpoint has the sampler's place and each rank's random numbers: the curve is that of an undisturbed run, bit for bit."""
+    """The checkpoint has the sampler's place and each rank's random numbers: the curve is that of an undisturbed run,
+    bit for bit."""
     words = ["recipe=pytorch", "recipe.num_epochs=4", "recipe.checkpoint_every_steps=5", "recipe.max_shift=1"]
     expected, _, _ = run_cookbook(*words, output_root=tmp_path / "undisturbed")
     driver = Driver(*words, "recipe.max_restarts=1", output_root=tmp_path / "killed")

@@ -35,7 +35,8 @@ print(json.dumps({
 
 
 def test_the_scheduling_environment_is_what_it_says(recipe_python):
-    """The return is minus the time that all jobs spend in the system, counted job by job; no machine runs two jobs at once."""
+    """The return is minus the time that all jobs spend in the system, counted job by job;
+    no machine runs two jobs at once."""
     done = subprocess.run(
         [recipe_python("ray_rllib"), "-W", "ignore", "-c", RULES, ROOT / "recipes/ray_rllib"],
         capture_output=True,

@@ -1,4 +1,7 @@
-"""What only the Ray Train recipe can do, run for real through the driver. (Killed without restarts: the contract tests.)"""
+"""What only the Ray Train recipe can do, run for real through the driver.
+
+(Killed without restarts: the contract tests.)
+"""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""The launcher of Ray instances that live as long as a program, with tiny programs; with Ray itself, from a recipe's environment."""
+"""The launcher of Ray instances that live as long as a program, with tiny programs; with Ray itself,
+from a recipe's environment."""
 
 import os
 import signal

@@ -1,6 +1,7 @@
 """What exists only because a program is distributed says so: the syntax trees of the recipes' programs are read for it.
 
-`grep -rn "# Distributed:" recipes/` is promised to be the shortest course in the subject, so no line of it may be missing.
+`grep -rn "# Distributed:" recipes/` is promised to be the shortest course in the subject,
+so no line of it may be missing.
 """
 
 import ast
@@ -54,9 +55,9 @@ SHORT = 10  # lines: a tag at the head of such a function or statement is near e
 def untagged(source):
     """(line, name) of each call in CALLS that has no tag: on its own lines, above it, or at the head of what holds it.
 
-    A comment speaks of the NEAR lines under it, up to the next comment of its own line or the next blank line. The head of a
-    function takes in the comment above its first statement. What is longer than SHORT needs tags inside, unless one stands above a
-    function's `def`.
+    A comment speaks of the NEAR lines under it, up to the next comment of its own line or the next blank line. The head
+    of a function takes in the comment above its first statement. What is longer than SHORT needs tags inside, unless
+    one stands above a function's `def`.
     """
     tokens = tokenize.generate_tokens(iter(source.splitlines(keepends=True)).__next__)
     comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
