@@ -63,9 +63,13 @@ class Driver:
         )  # for this driver's temporary files, so that one sees what is left of them
         self.recipe = next((word.removeprefix("recipe=") for word in words if word.startswith("recipe=")), "")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cookbook", *words, f"output_root={output_root}"], cwd=checkout, text=True,
-            env={**CLEAN, "TEST_MARK": self.test_mark, "TMPDIR": str(self.temporary), **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            [sys.executable, "-m", "cookbook", *words, f"output_root={output_root}"],
+            cwd=checkout,
+            text=True,
+            env={**CLEAN, "TEST_MARK": self.test_mark, "TMPDIR": str(self.temporary), **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def wait_until(self, condition, seconds=120):
         """Calls `condition` until it returns something true, and returns that."""

@@ -94,9 +94,14 @@ def test_expressions(text, value):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("matrix.b", "matrix.b"), ("toJSON(1)", "toJSON"), ("'a", "no meaning"), ("1 2", "goes on"), ("(1", "lacks"), ("1 ==", "too early"),
+        ("matrix.b", "matrix.b"),
+        ("toJSON(1)", "toJSON"),
+        ("'a", "no meaning"),
+        ("1 2", "goes on"),
+        ("(1", "lacks"),
+        ("1 ==", "too early"),
     ],
-)  # fmt: skip
+)
 def test_an_expression_that_is_not_known_is_an_error(text, said):
     with pytest.raises(Unreadable, match=said):
         Expression(text, {"matrix": {}}, {}).value()
@@ -131,7 +136,8 @@ def test_the_quick_job_runs_to_its_end(tmp_path):
         assert job.ok, text[-6000:]
         assert set(job.steps.values()) == {"ok"}
         assert " passed" in text and " failed" not in text
-        owners = subprocess.run(["find", machine.workspace, machine.home, "-not", "-uid", str(machine.uid)], capture_output=True, text=True)  # fmt: skip
+        find = ["find", machine.workspace, machine.home, "-not", "-uid", str(machine.uid)]
+        owners = subprocess.run(find, capture_output=True, text=True)
         assert owners.stdout == "", "the job leaves nothing that the next one could not remove"
 
 

@@ -179,7 +179,8 @@ def test_the_printed_command_does_the_same_by_hand(recipe, undisturbed, tmp_path
 def test_a_checkpoint_of_other_batches_is_refused(recipe, undisturbed, tmp_path):
     content, folder, _ = undisturbed(f"recipe={recipe}", *SHORT[recipe])
     mine = shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
-    command = re.sub(r" output_dir=\S+ checkpoint_dir=\S+", f" seed=7 output_dir={tmp_path} checkpoint_dir={mine}", content["workers_command"])  # fmt: skip
+    folders = f" seed=7 output_dir={tmp_path} checkpoint_dir={mine}"
+    command = re.sub(r" output_dir=\S+ checkpoint_dir=\S+", folders, content["workers_command"])
     assert command != content["workers_command"]
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=200, env=CLEAN)
     assert done.returncode, "it went on with the checkpoints of another seed"
@@ -279,8 +280,10 @@ def run_ejected(recipe, tmp_path, environment_folder, words=()):
     """
     done = subprocess.run(
         [sys.executable, "-m", "cookbook.eject", recipe, tmp_path / "mine", *words],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "mine"
     texts = {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
