@@ -133,16 +133,10 @@ def test_a_cluster_that_is_there_already(recipe_python, tmp_path):
         port = free.getsockname()[1]
     address, mark = f"tcp://127.0.0.1:{port}", f"dask-{port}"
     dask, here = python.parent / "dask", ["--host", "127.0.0.1", "--no-dashboard"]
+    workers = ["--nworkers", "2", "--nthreads", "1"]
     words = [
         [dask, "scheduler", *here, "--port", port],
-        [
-            dask,
-            "worker",
-            address,
-            *here,
-            *["--nworkers", "2", "--nthreads", "1", "--local-directory"],
-            tmp_path / "work",
-        ],
+        [dask, "worker", address, *here, *workers, "--local-directory", tmp_path / "work"],
     ]
     try:
         with open(tmp_path / "cluster.log", "w") as log:
