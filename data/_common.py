@@ -1,7 +1,7 @@
 """What the dataset builders share: a folder that appears whole or not at all, and downloads that can be trusted.
 
-A builder is `python data/NAME.py OUT [key=value ...]` (values as JSON where they are not plain text). It needs NumPy and
-what its own module names, and nothing else, so that it can be copied with a recipe.
+A builder is `python data/NAME.py OUT [key=value ...]` (values as JSON where they are not plain text).
+It needs NumPy and what its own module names, and nothing else, so that it can be copied with a recipe.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ import numpy as np
 
 
 def run_builder(build, argv=None):
-    """Parses `OUT [key=value ...]`, calls `build(folder, **settings)` for the folder's content and lets it appear as OUT.
+    """Parses `OUT [key=value ...]`, calls `build(folder, **settings)` for the folder's content
+    and lets it appear as OUT.
 
     `build` writes its files into the folder and returns the manifest's own part (name, version, source, licence, ...);
     sizes and SHA-256 of the files are added here. Errors that the user can do something about end as one line.
@@ -48,8 +49,9 @@ def run_builder(build, argv=None):
             raise DatasetError(f"there are no rows in: {', '.join(empty)}; choose other files or settings (data.*)")
         manifest["files"] = {
             str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": checksum(path, "sha256")}
-            for path in sorted(partial.rglob("*")) if path.is_file()
-        }  # fmt: skip
+            for path in sorted(partial.rglob("*"))
+            if path.is_file()
+        }
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         partial.rename(out)
     except (OSError, DatasetError) as error:
@@ -105,7 +107,8 @@ TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi", "metadata/*.metadata.json": 
 
 
 def refuse_tables(folder):
-    """Raises DatasetError where the folder, or one below it, is a table whose files hold rows that it has deleted or written anew."""
+    """Raises DatasetError where the folder, or one below it,
+    is a table whose files hold rows that it has deleted or written anew."""
     for pattern, name in TABLES.items():
         for found in Path(folder).rglob(pattern) if Path(folder).is_dir() else ():
             top = found.parent.parent if "/" in pattern else found.parent
@@ -146,8 +149,8 @@ def same_bytes(files):
 def every_file(folder, above=()):
     """Yields (path, problem) of all that lies below `folder`, sorted by name; links are followed.
 
-    `problem` is None for a file that can be opened as one; else it says why not: a link to nothing, a folder that may not be looked
-    into or that leads back to a folder above it, a pipe.
+    `problem` is None for a file that can be opened as one; else it says why not: a link to nothing,
+    a folder that may not be looked into or that leads back to a folder above it, a pipe.
     """
     try:
         state = os.stat(folder)

@@ -1,6 +1,8 @@
-"""The user's own logs: a list of files, nothing copied. Plain, .gz, .bz2 or .zst; a file, a folder or a glob; also object stores.
+"""The user's own logs: a list of files, nothing copied. Plain, .gz, .bz2 or .zst; a file, a folder or a glob;
+also object stores.
 
-Says before any work which files cannot be read, which are left out and why, in which format their first lines are, and which file does not fit.
+Says before any work which files cannot be read, which are left out and why, in which format their first lines are,
+and which file does not fit.
 Object-store addresses (s3a://, gs://, hdfs://) are handed to Spark as they are. Licence: the user's own.
 """
 
@@ -68,14 +70,14 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
     left_out = [one for _, others in found for one in others] + copies
     if not files:
         listed = "".join(f"\n  {entry['file']}: {entry['reason']}" for entry in left_out[:20])
-        raise DatasetError(
-            f"path={path}: there are no log files (with an ending of: {', '.join(filter(None, KNOWN))}, or none){listed}"
-        )
+        endings = ", ".join(filter(None, KNOWN))
+        raise DatasetError(f"path={path}: there are no log files (with an ending of: {endings}, or none){listed}")
     problems = [f"{file}: {problem}" for file in files if (problem := problem_of(file))]
     if problems:
         listed = "\n  ".join(problems[:20])
         raise DatasetError(
-            f"{len(problems)} of {len(files)} log files cannot be read:\n  {listed}\nMend or remove them, or leave them out of path="
+            f"{len(problems)} of {len(files)} log files cannot be read:\n  {listed}\n"
+            "Mend or remove them, or leave them out of path="
         )
     first = {file: first_lines(file) for file in files}
     if not any(first.values()):
@@ -101,7 +103,8 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
 
 
 def find(path):
-    """(files to read, [{file, reason}] of those that are not): a name that is there is a name; only what is not there is taken as a pattern."""
+    """(files to read, [{file, reason}] of those that are not): a name that is there is a name;
+    only what is not there is taken as a pattern."""
     given = Path(path).expanduser()
     if given.is_file():
         return [given.resolve()], []
@@ -217,7 +220,10 @@ def opener(file):
 
 
 def problem_of(file):
-    """What keeps the file from being read, or None. Only its beginning is looked at; Spark finds out when a packed file is cut off."""
+    """What keeps the file from being read, or None.
+
+    Only its beginning is looked at; Spark finds out when a packed file is cut off.
+    """
     try:
         with open(file, "rb") as content:
             begin = content.read(6)
@@ -249,7 +255,8 @@ def problem_of(file):
 
 
 def is_binary(begin):
-    """Whether bytes have zeros among them, and not those of UTF-16 (every other one), nor only before all else (a file that was cut while written)."""
+    """Whether bytes have zeros among them, and not those of UTF-16 (every other one),
+    nor only before all else (a file that was cut while written)."""
     begin = begin.lstrip(b"\0")
     if any(begin.startswith(magic) for magic in (*FOREIGN, b"\xff\xfe", b"\xfe\xff")):
         return False
@@ -328,8 +335,9 @@ def check_fit(fmt, first):
             best, name = logformat.choose(lines)[0]
             how = " data.time_format says how a time is written." if bad[1] == "no time" else ""
             near = f" It looks like data.format={name} ({100 * best:.0f} % of them fit)." if best >= 0.5 else ""
+            given = fmt.name if fmt.name != "regex" else fmt.pattern
             raise DatasetError(
-                f"{file}: none of its first {len(lines):,} lines fits data.format={fmt.name if fmt.name != 'regex' else fmt.pattern} "
+                f"{file}: none of its first {len(lines):,} lines fits data.format={given} "
                 f"({bad[1]}): {bad[0][:120]!r}.{near}{how} Leave the file out of data.path, or name the right format"
             )
 
@@ -363,7 +371,10 @@ def years_of(fmt, first):
 
 
 def new_years(months):
-    """How many New Years lie between the months of lines; a step back from January to December is a lack of order."""
+    """How many New Years lie between the months of lines.
+
+    From January back to December are lines that are not quite in order.
+    """
     numbers, turns, most = [logformat.MONTHS.index(month) for month in months], 0, 0
     for before, after in itertools.pairwise(numbers):
         turns += (before - after > 1) - (after - before == 11)

@@ -16,7 +16,8 @@ def area_of(item) -> str:
 
 
 def group_of(nodeid: str) -> str:
-    """What a test, by its id, must share a process with: all that make networks are one group, any other test is its own."""
+    """What a test, by its id, must share a process with: all that make networks are one group,
+    any other test is its own."""
     area = Path(nodeid.partition("::")[0]).stem.removeprefix("test_")
     return "network" if area in NETWORK else nodeid
 

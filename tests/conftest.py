@@ -63,7 +63,8 @@ def recipe_python():
 def undisturbed(tmp_path_factory):
     """Returns (run.json, folder, output) of a short undisturbed run of a recipe.
 
-    Each recipe and setting runs once in a session, also when two processes share its tests: the run record on disk serves all.
+    Each recipe and setting runs once in a session, also when two processes share its tests:
+    the run record on disk serves all.
     """
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed"

@@ -63,9 +63,13 @@ class Driver:
         )  # for this driver's temporary files, so that one sees what is left of them
         self.recipe = next((word.removeprefix("recipe=") for word in words if word.startswith("recipe=")), "")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cookbook", *words, f"output_root={output_root}"], cwd=checkout, text=True,
-            env={**CLEAN, "TEST_MARK": self.test_mark, "TMPDIR": str(self.temporary), **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            [sys.executable, "-m", "cookbook", *words, f"output_root={output_root}"],
+            cwd=checkout,
+            text=True,
+            env={**CLEAN, "TEST_MARK": self.test_mark, "TMPDIR": str(self.temporary), **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def wait_until(self, condition, seconds=120):
         """Calls `condition` until it returns something true, and returns that."""
@@ -122,7 +126,10 @@ class Driver:
 
 
 def run_cookbook(*words, output_root, status=0, environment=None):
-    """Runs the driver to its end; returns (content of run.json, run folder, output). Asserts status and no process left."""
+    """Runs the driver to its end; returns (content of run.json, run folder, output).
+
+    Asserts status and no process left.
+    """
     driver = Driver(*words, output_root=output_root, environment=environment)
     got, output = driver.end()
     assert got == status, output

@@ -1,8 +1,8 @@
 """Lints the workflows with zizmor and actionlint. Run: make lint
 
-actionlint is no dependency of the driver's environment: its package downloads a program while it is installed. It is taken from
-PATH or the environment, else by npx from its build for node; where neither can be had, that is said, and REQUIRE=actionlint
-makes it a failure.
+actionlint is no dependency of the driver's environment: its package downloads a program while it is installed. It is
+taken from PATH or the environment, else by npx from its build for node; where neither can be had, that is said, and
+REQUIRE=actionlint makes it a failure.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""Makes the environments that the chosen tests need, before any of them is timed. Run: python -m tests.prepare [pytest's words]"""
+"""Makes the environments that the chosen tests need, before any of them is timed.
+
+Run: python -m tests.prepare [pytest's words]
+"""
 
 import contextlib
 import inspect
@@ -41,7 +44,8 @@ def texts_of(function, seen):
 
 
 def recipes_of(items) -> list[str]:
-    """The recipes that these tests run: named by their area, in their parameters, or as recipe=NAME in what they use."""
+    """The recipes that these tests run: named by their area, in their parameters,
+    or as recipe=NAME in what they use."""
     named = {area_of(item) for item in items}
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()

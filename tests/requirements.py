@@ -1,7 +1,8 @@
-"""What tests need beyond Python, by name: a skip names it, and a job promises it with REQUIRE=hosts,slurm (or REQUIRE=all).
+"""What tests need beyond Python, by name: a skip names it,
+and a job promises it with REQUIRE=hosts,slurm (or REQUIRE=all).
 
-A test says `@needs("hosts", MISSING)` or calls `skip("sshd", "sshd is missing")`. Without what it needs it is skipped, and the
-skip is listed at the end. The root conftest.py makes such a skip a failure where the job promised the thing.
+A test says `@needs("hosts", MISSING)` or calls `skip("sshd", "sshd is missing")`. Without what it needs it is skipped,
+and the skip is listed at the end. The root conftest.py makes such a skip a failure where the job promised the thing.
 """
 
 import re

@@ -1,4 +1,5 @@
-"""uv trusts what pip trusts: by variables, by pip's settings, by the system's store; and says what to do where it does not."""
+"""uv trusts what pip trusts: by variables, by pip's settings, by the system's store;
+and says what to do where it does not."""
 
 import http.server
 import os
@@ -66,7 +67,8 @@ def test_uv_gets_pip_s_folders_of_wheels(monkeypatch):
 
 @pytest.fixture
 def proxy(tmp_path):
-    """(address, certificate file) of an empty package index behind TLS, whose certificate only that file vouches for."""
+    """(address, certificate file) of an empty package index behind TLS,
+    whose certificate only that file vouches for."""
     if not shutil.which("openssl"):
         skip("openssl", "openssl is missing: no certificate of one's own can be made")
     (tmp_path / "extensions").write_text("subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")

@@ -1,4 +1,5 @@
-"""The workflows run here, as an unprivileged user `runner` with sudo and an empty home; and other users' habits: umask, a read-only home, odd paths."""
+"""The workflows run here, as an unprivileged user `runner` with sudo and an empty home; and other users' habits:
+umask, a read-only home, odd paths."""
 
 import json
 import os
@@ -93,9 +94,14 @@ def test_expressions(text, value):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("matrix.b", "matrix.b"), ("toJSON(1)", "toJSON"), ("'a", "no meaning"), ("1 2", "goes on"), ("(1", "lacks"), ("1 ==", "too early"),
+        ("matrix.b", "matrix.b"),
+        ("toJSON(1)", "toJSON"),
+        ("'a", "no meaning"),
+        ("1 2", "goes on"),
+        ("(1", "lacks"),
+        ("1 ==", "too early"),
     ],
-)  # fmt: skip
+)
 def test_an_expression_that_is_not_known_is_an_error(text, said):
     with pytest.raises(Unreadable, match=said):
         Expression(text, {"matrix": {}}, {}).value()
@@ -119,7 +125,10 @@ def test_a_workflow_that_cannot_be_read_fails(tmp_path, change, said):
 @pytest.mark.full
 @needs_runner
 def test_the_quick_job_runs_to_its_end(tmp_path):
-    """With one whole run among the tests: the suite itself runs elsewhere, how the job calls it is what is shown. CI_TESTS='' runs all."""
+    """With one whole run among the tests: the suite itself runs elsewhere, how the job calls it is what is shown.
+
+    CI_TESTS='' runs all.
+    """
     chosen = os.environ.get("CI_TESTS", f"-k 'a_run_proves and {RECIPE}'")
     with Machine() as machine, (tmp_path / "log").open("w+") as log:
         job = Run(ROOT / ".github/workflows/ci.yml", machine, environment={"ARGS": chosen}, log=log).job("test")
@@ -127,7 +136,8 @@ def test_the_quick_job_runs_to_its_end(tmp_path):
         assert job.ok, text[-6000:]
         assert set(job.steps.values()) == {"ok"}
         assert " passed" in text and " failed" not in text
-        owners = subprocess.run(["find", machine.workspace, machine.home, "-not", "-uid", str(machine.uid)], capture_output=True, text=True)  # fmt: skip
+        find = ["find", machine.workspace, machine.home, "-not", "-uid", str(machine.uid)]
+        owners = subprocess.run(find, capture_output=True, text=True)
         assert owners.stdout == "", "the job leaves nothing that the next one could not remove"
 
 
@@ -137,7 +147,8 @@ def test_a_night_is_green_a_broken_recipe_is_red_and_the_page_has_both(tmp_path)
     with Machine() as machine, (tmp_path / "log").open("w+") as log:
         run = Run(ROOT / ".github/workflows/nightly.yml", machine, log=log)
         steps = run.workflow["jobs"]["recipe"]["steps"]
-        # The canary downloads what is newest: see test_canary.py. The benchmark takes minutes: what it would do is shown.
+        # The canary downloads what is newest: see test_canary.py. The benchmark takes minutes:
+        # what it would do is shown.
         steps[:] = [step for step in steps if step.get("name") != "canary"]
         benchmark = next(step for step in steps if step.get("name") == "benchmark")
         assert "|| make bench " in benchmark["run"]

@@ -20,10 +20,36 @@ REGEX = r"^(?<time>\S+) \[(?<level>\w+)\] (?<message>.*)$"
 @pytest.mark.parametrize(
     "value",
     [
-        "/tmp/lr=0.1", "/tmp/ümlaut", "/tmp/week#3", "/tmp/Bilder (1)", "/tmp/a, b", "/logs/{a,b}.log", "/x/[1].log", "it's", "a\\", "C:\\x\\'y",
-        "50%", "~/x", "/tmp/日本 語", "a:b", "2024", "1e3", "true", '"quoted" text', "a'b'c", "*.log", "!x", "&x", "a;b", "a|b", "@x", REGEX, "\t", "a$b",
+        "/tmp/lr=0.1",
+        "/tmp/ümlaut",
+        "/tmp/week#3",
+        "/tmp/Bilder (1)",
+        "/tmp/a, b",
+        "/logs/{a,b}.log",
+        "/x/[1].log",
+        "it's",
+        "a\\",
+        "C:\\x\\'y",
+        "50%",
+        "~/x",
+        "/tmp/日本 語",
+        "a:b",
+        "2024",
+        "1e3",
+        "true",
+        '"quoted" text',
+        "a'b'c",
+        "*.log",
+        "!x",
+        "&x",
+        "a;b",
+        "a|b",
+        "@x",
+        REGEX,
+        "\t",
+        "a$b",
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("name", ["output_root", "data.path", "data.format"])
 def test_a_text_is_taken_as_it_is(name, value):
     if name == "output_root":
@@ -146,13 +172,16 @@ def test_what_was_typed_reaches_the_driver_through_make(tmp_path):
     python.chmod(0o755)
     (python.parent.parent / ".complete").touch()
     asked = r"""data.path=/logs/{a,b}.log 'data.path=/tmp/Bilder (1)' data.format='^(?<a>\S+) (?<b>.*)$' x=#3 y=*"""
+    paths = ["data.path=/logs/{a,b}.log", "data.path=/tmp/Bilder (1)"]
+    expected = [*paths, r"data.format=^(?<a>\S+) (?<b>.*)$", "x=#3", "y=*"]
     environment = CLEAN | {"PYTHONPATH": "/elsewhere", "PYTHONSAFEPATH": "1"}
     for target in ("recipe-spark", "report", "compare", "eject"):
-        done = subprocess.run(["make", "-s", target, f"PYTHON={python}", f"ARGS={asked}"], cwd=tmp_path, env=environment, capture_output=True, text=True)  # fmt: skip
+        make = ["make", "-s", target, f"PYTHON={python}", f"ARGS={asked}"]
+        done = subprocess.run(make, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         for line in done.stdout.splitlines():
             words, variables = json.loads(line)
-            assert words[-5:] == ["data.path=/logs/{a,b}.log", "data.path=/tmp/Bilder (1)", r"data.format=^(?<a>\S+) (?<b>.*)$", "x=#3", "y=*"]  # fmt: skip
+            assert words[-5:] == expected
             assert "PYTHONPATH" not in variables and "PYTHONSAFEPATH" not in variables
 
 

@@ -1,4 +1,7 @@
-"""The contracts that every recipe is held to. Recipes are found by globbing: a new one is tested without touching this file."""
+"""The contracts that every recipe is held to.
+
+Recipes are found by globbing: a new one is tested without touching this file.
+"""
 
 import ast
 import os
@@ -176,7 +179,8 @@ def test_the_printed_command_does_the_same_by_hand(recipe, undisturbed, tmp_path
 def test_a_checkpoint_of_other_batches_is_refused(recipe, undisturbed, tmp_path):
     content, folder, _ = undisturbed(f"recipe={recipe}", *SHORT[recipe])
     mine = shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
-    command = re.sub(r" output_dir=\S+ checkpoint_dir=\S+", f" seed=7 output_dir={tmp_path} checkpoint_dir={mine}", content["workers_command"])  # fmt: skip
+    folders = f" seed=7 output_dir={tmp_path} checkpoint_dir={mine}"
+    command = re.sub(r" output_dir=\S+ checkpoint_dir=\S+", folders, content["workers_command"])
     assert command != content["workers_command"]
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=200, env=CLEAN)
     assert done.returncode, "it went on with the checkpoints of another seed"
@@ -187,8 +191,10 @@ def test_a_checkpoint_of_other_batches_is_refused(recipe, undisturbed, tmp_path)
 def test_one_worker_and_two_reach_the_same_loss(recipe, undisturbed):
     """Same global batches, so the same steps: what differs is the order of float32 sums.
 
-    That is about 1e-7 a step, and an epoch from the start it must still be tiny: a wrong average or a row too many shows at once.
-    Training then amplifies it (the loss surface is not convex), so at the end the losses agree to a few hundredths, not bit for bit.
+    That is about 1e-7 a step, and an epoch from the start it must still be tiny:
+    a wrong average or a row too many shows at once.
+    Training then amplifies it (the loss surface is not convex), so at the end the losses agree to a few hundredths,
+    not bit for bit.
     """
     two, one = (undisturbed(f"recipe={recipe}", *SHORT[recipe], *more)[0] for more in ((), ("cluster.num_workers=1",)))
     losses = [dict(map(tuple, content["curves"]["train/loss"])) for content in (one, two)]
@@ -274,8 +280,10 @@ def run_ejected(recipe, tmp_path, environment_folder, words=()):
     """
     done = subprocess.run(
         [sys.executable, "-m", "cookbook.eject", recipe, tmp_path / "mine", *words],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "mine"
     texts = {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
@@ -295,7 +303,8 @@ def run_ejected(recipe, tmp_path, environment_folder, words=()):
 
 
 def hide_repository():
-    """Words before a command that make the repository an empty folder for it; none, and a warning, where the system does not let us."""
+    """Words before a command that make the repository an empty folder for it; none, and a warning,
+    where the system does not let us."""
     script = f'mount -t tmpfs none "{ROOT}" && exec "$@"'
     words = ["unshare", "-m", *([] if os.geteuid() == 0 else ["-r"]), "sh", "-c", script, "sh"]
     if shutil.which("unshare") and subprocess.run([*words, "true"], capture_output=True).returncode == 0:

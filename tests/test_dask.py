@@ -64,12 +64,14 @@ for name in wanted:
         same = a.astype(str) == b.astype(str)
     if not same.all():
         worst[name] = [str(a[~same][0]), str(b[~same][0]), int((~same).sum())]
-print(json.dumps([sorted(wanted), sorted(set(table) - {"id", "scheduled"}), worst, int(wanted["origin_flights_2h"].sum())]))
+columns = sorted(set(table) - {"id", "scheduled"})
+print(json.dumps([sorted(wanted), columns, worst, int(wanted["origin_flights_2h"].sum())]))
 """
 
 
 def test_features_are_those_of_a_plain_pandas_program(undisturbed, recipe_python):
-    """Row by row, on a sample: each feature from the whole raw table, with masks instead of partitions, sums and look-ups."""
+    """Row by row, on a sample: each feature from the whole raw table, with masks instead of partitions,
+    sums and look-ups."""
     content, folder, _ = undisturbed(*SHORT)
     words = [recipe_python("dask"), "-c", CHECK, ROOT / "recipes/dask", folder, content["dataset"]["folder"]]
     done = subprocess.run(words, capture_output=True, text=True)
@@ -130,10 +132,12 @@ def test_a_cluster_that_is_there_already(recipe_python, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address, mark = f"tcp://127.0.0.1:{port}", f"dask-{port}"
+    dask, here = python.parent / "dask", ["--host", "127.0.0.1", "--no-dashboard"]
+    workers = ["--nworkers", "2", "--nthreads", "1"]
     words = [
-        [python.parent / "dask", "scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"],
-        [python.parent / "dask", "worker", address, "--host", "127.0.0.1", "--nworkers", "2", "--nthreads", "1", "--no-dashboard", "--local-directory", tmp_path / "work"],
-    ]  # fmt: skip
+        [dask, "scheduler", *here, "--port", port],
+        [dask, "worker", address, *here, *workers, "--local-directory", tmp_path / "work"],
+    ]
     try:
         with open(tmp_path / "cluster.log", "w") as log:
             for one in words:
@@ -161,8 +165,14 @@ def own_flights(folder, python):
     (folder / "packed.csv.gz").write_bytes(gzip.compress(text.encode()))
     (folder / "empty.csv").write_text("")
     (folder / "again.csv").symlink_to(folder / "plain.csv")
-    strange = [HEADER, lines[1].replace("2013,1,1,", "2013,2,30,"), lines[2].replace(",2,830", ",late,830"), lines[3].replace("UA", "x" * 5_000_000),
-               lines[4].replace(",EWR,", ",,"), lines[5]]  # fmt: skip
+    strange = [
+        HEADER,
+        lines[1].replace("2013,1,1,", "2013,2,30,"),
+        lines[2].replace(",2,830", ",late,830"),
+        lines[3].replace("UA", "x" * 5_000_000),
+        lines[4].replace(",EWR,", ",,"),
+        lines[5],
+    ]
     (folder / "strange.csv").write_bytes(
         "\n".join(strange).encode() + b"\n" + lines[6].encode().replace(b"IAH", b"\xe9AH") + b"\n"
     )
@@ -171,7 +181,8 @@ def own_flights(folder, python):
 import sys, pandas as pd, pyarrow.parquet as pq
 folder = sys.argv[1]
 table = pd.read_csv(folder + "/plain.csv")
-table.assign(dep_delay=table["dep_delay"].astype("str"), year=table["year"].astype("int16")).to_parquet(folder + "/kinds.parquet")
+kinds = table.assign(dep_delay=table["dep_delay"].astype("str"), year=table["year"].astype("int16"))
+kinds.to_parquet(folder + "/kinds.parquet")
 table.to_parquet(folder + "/spoilt.parquet", row_group_size=5, compression="gzip")
 column = pq.read_metadata(folder + "/spoilt.parquet").row_group(1).column(5)
 with open(folder + "/spoilt.parquet", "r+b") as file:
@@ -189,10 +200,17 @@ def test_own_flights_in_many_forms(tmp_path, recipe_python):
     assert content["account"] == {"read": read, "good": read - quarantined, "quarantined": quarantined}
     rows = json.loads((folder / "tables/rows in quarantine.json").read_text())["rows"]
     assert {row["reason"]: row["rows"] for row in rows} == {
-        "no such day or hour": 1, "dep_delay is no number": 1, "carrier is longer than 16 characters": 1, "origin is missing": 1,
-        "dest is not UTF-8": 1, "the row group cannot be read": 4,
-    }  # fmt: skip
-    script = "import sys, pandas as pd; print(pd.read_parquet(sys.argv[1]).sort_values('row')[['file', 'row', 'reason']].to_json(orient='values'))"
+        "no such day or hour": 1,
+        "dep_delay is no number": 1,
+        "carrier is longer than 16 characters": 1,
+        "origin is missing": 1,
+        "dest is not UTF-8": 1,
+        "the row group cannot be read": 4,
+    }
+    script = (
+        "import sys, pandas as pd; table = pd.read_parquet(sys.argv[1]).sort_values('row'); "
+        "print(table[['file', 'row', 'reason']].to_json(orient='values'))"
+    )
     done = subprocess.run([recipe_python("dask"), "-c", script, folder / "quarantine"], capture_output=True, text=True)
     found = [(path.rpartition("/")[2], row) for path, row, _ in json.loads(done.stdout)]
     assert sorted(found) == [("spoilt.parquet", -1), *(("strange.csv", row) for row in (0, 1, 2, 3, 5))]

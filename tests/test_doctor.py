@@ -1,4 +1,5 @@
-"""What the machine must have: found or named before any work, with one line that installs it; README, conda, CI and doctor agree."""
+"""What the machine must have: found or named before any work, with one line that installs it; README, conda,
+CI and doctor agree."""
 
 import os
 import re

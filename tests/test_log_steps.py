@@ -33,11 +33,23 @@ def test_a_skipped_step_is_in_the_verdict_with_its_reason(tmp_path):
 def test_a_skipped_step_and_a_file_left_out_are_in_terminal_and_report(tmp_path):
     left_out = [{"file": "notes.pdf", "reason": "its ending is not that of a log"}]
     content = {
-        "recipe": "spark", "status": "ok", "reason": "", "workers": [], "lost_workers": [], "services": [], "worlds": [], "world_size": 2,
-        "account": {"read": 3}, "metrics": {}, "curves": {}, "objective": {"name": "speed", "value": 1.0}, "seconds": {"total": 1.0}, "versions": {},
-        "skipped": {"anomalies": REASON}, "dataset": {"name": "log_files", "rows": {"lines": 3}, "left_out": left_out}, "num_rows": 3,
-        "each_row_once": False, "workers_command": "", "machine": "here", "command": "python -m cookbook",
-    }  # fmt: skip
+        **{name: [] for name in ("workers", "lost_workers", "services", "worlds")},
+        **{name: {} for name in ("metrics", "curves", "versions")},
+        "recipe": "spark",
+        "status": "ok",
+        "reason": "",
+        "world_size": 2,
+        "account": {"read": 3},
+        "objective": {"name": "speed", "value": 1.0},
+        "seconds": {"total": 1.0},
+        "skipped": {"anomalies": REASON},
+        "dataset": {"name": "log_files", "rows": {"lines": 3}, "left_out": left_out},
+        "num_rows": 3,
+        "each_row_once": False,
+        "workers_command": "",
+        "machine": "here",
+        "command": "python -m cookbook",
+    }
     (tmp_path / "run.json").write_text(json.dumps(content))
     page = report.write_run_page(tmp_path).read_text()
     assert f"<td>anomalies</td><td>{REASON}</td>" in page
@@ -48,6 +60,8 @@ def test_a_skipped_step_and_a_file_left_out_are_in_terminal_and_report(tmp_path)
     assert "1 files below data.path were not read" in shown.get()
 
 
+LACKS = "needs the field {}, and no line has one; there are: {}"
+FEW = "needs {} windows of 5 minutes with lines, there are {}; a smaller recipe.window_minutes makes more"
 WEB = ("time", "client", "method", "path", "status", "bytes")
 
 
@@ -66,15 +80,15 @@ def test_every_step_says_what_it_needs():
     ("step", "given", "reason"),
     [
         ("anomalies", facts(), None),
-        ("anomalies", facts(("host", "message")), "needs the field time, and no line has one; there are: host, message"),
-        ("anomalies", facts(windows=1), "needs 10 windows of 5 minutes with lines, there are 1; a smaller recipe.window_minutes makes more"),
-        ("forecast", facts(windows=19), "needs 20 windows of 5 minutes with lines, there are 19; a smaller recipe.window_minutes makes more"),
-        ("recommend", facts(("time", "message")), "needs the field client, and no line has one; there are: time, message"),
+        ("anomalies", facts(("host", "message")), LACKS.format("time", "host, message")),
+        ("anomalies", facts(windows=1), FEW.format(10, 1)),
+        ("forecast", facts(windows=19), FEW.format(20, 19)),
+        ("recommend", facts(("time", "message")), LACKS.format("client", "time, message")),
         ("templates", facts(("time", "status")), "needs one of the fields message, path; there are: time, status"),
         ("explore", facts((), 0, 0), "needs at least 1 good lines, there are 0"),
         ("explore", facts(("message",)), None),
     ],
-)  # fmt: skip
+)
 def test_a_step_is_skipped_where_the_events_lack_what_it_needs(step, given, reason):
     assert lacking(step, given) == reason
 

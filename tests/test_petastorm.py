@@ -50,9 +50,12 @@ from readers import chunks_of, leave
 manifest = json.loads(Path(sys.argv[2], "manifest.json").read_text())
 lost = 0
 for pool in ("thread", "dummy"):
-    config = SimpleNamespace(seed=0, reader="batch", pool=pool, num_loader_workers=1, prefetch_chunks=4, cache="none", output_dir="")
+    config = SimpleNamespace(
+        seed=0, reader="batch", pool=pool, num_loader_workers=1, prefetch_chunks=4, cache="none", output_dir=""
+    )
     for _ in range(100):
-        lost += sum(len(chunk["id"]) for chunk in chunks_of(sys.argv[2] + "/train", config, manifest, 0, 1, 0)) != manifest["rows"]["train"]
+        chunks = chunks_of(sys.argv[2] + "/train", config, manifest, 0, 1, 0)
+        lost += sum(len(chunk["id"]) for chunk in chunks) != manifest["rows"]["train"]
 print(json.dumps(lost))
 leave()
 """
@@ -115,12 +118,14 @@ import json, os, sys
 import numpy as np
 from petastorm import make_reader
 from sklearn.datasets import load_digits
-known = {image.tobytes(): label for image, label in zip((load_digits().images / 16).astype(np.float32), load_digits().target)}
+images = (load_digits().images / 16).astype(np.float32)
+known = {image.tobytes(): label for image, label in zip(images, load_digits().target)}
 right = rows = 0
 with make_reader("file://" + sys.argv[1] + "/train", reader_pool_type="dummy") as reader:
     for row in reader:
         rows += 1
-        right += known[row.image.tobytes()] == row.label and (row.picture == np.kron(row.image * 255, np.ones((4, 4))).astype(np.uint8)).all()
+        picture = np.kron(row.image * 255, np.ones((4, 4))).astype(np.uint8)
+        right += known[row.image.tobytes()] == row.label and (row.picture == picture).all()
 print(json.dumps([rows, int(right)]), flush=True)
 os._exit(0)  # see `leave` in readers.py
 """
@@ -181,7 +186,8 @@ import sys
 import numpy as np, pandas as pd
 random = np.random.default_rng(0)
 x = random.normal(size=7000)
-pd.DataFrame({"clicked": (x + random.normal(size=7000) > 0).astype("i1"), "x": x, "noise": random.normal(size=7000)}).to_parquet(sys.argv[1])
+clicked = (x + random.normal(size=7000) > 0).astype("i1")
+pd.DataFrame({"clicked": clicked, "x": x, "noise": random.normal(size=7000)}).to_parquet(sys.argv[1])
 """
 
 

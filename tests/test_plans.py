@@ -48,13 +48,14 @@ def cases(recipe):
     content = yaml.safe_load((ROOT / f"conf/recipe/{recipe}.yaml").read_text())
     driver = content["driver"]
     modes = [[f"recipe.mode={mode}"] for mode in driver.get("modes", ())] or [[]]
+    service = re.compile(r"cluster\.\w+_(master|scheduler|address)")
     return {
         " ".join([place, *words]): [*PLACES[place], *words]
         for place in PLACES
         for words in [*modes, *MORE.get(recipe, [])]
         if not any(word.startswith("cluster.gpus") for word in words) or place in ("slurm", "kubernetes")
-        if not any(re.match(r"cluster\.\w+_(master|scheduler|address)", word) for word in words) or place != "kubernetes"
-    }  # fmt: skip
+        if not any(service.match(word) for word in words) or place != "kubernetes"
+    }
 
 
 def planned(recipe, words, folder):

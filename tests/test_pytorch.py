@@ -84,7 +84,8 @@ def test_other_ways_through_the_same_steps(tmp_path):
 
 @pytest.mark.full
 def test_half_precision_and_compiled_kernels_learn_the_same(undisturbed, tmp_path):
-    """One epoch of DDP: bfloat16 has 8 bits of mantissa; a compiled network adds up float32 numbers in another order."""
+    """One epoch of DDP: bfloat16 has 8 bits of mantissa; a compiled network adds up float32 numbers
+    in another order."""
     plain, _, _ = undisturbed("recipe=pytorch", "recipe.num_epochs=1")
     for words, tolerance in (("recipe.precision=bfloat16", 0.02), ("recipe.compile=true", 1e-3)):
         content, _, _ = run_cookbook("recipe=pytorch", "recipe.num_epochs=1", words, output_root=tmp_path / words[7:12])
@@ -94,7 +95,8 @@ def test_half_precision_and_compiled_kernels_learn_the_same(undisturbed, tmp_pat
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_killed_worker_of_a_divided_model(mode, undisturbed, tmp_path):
-    """Stopped in the middle of an epoch, the same command goes on from the sharded checkpoint to the same parameters."""
+    """Stopped in the middle of an epoch, the same command goes on from the sharded checkpoint
+    to the same parameters."""
     words = ["recipe=pytorch", f"recipe.mode={mode}", *SHORT]
     expected, _, _ = undisturbed(*words)
     driver = Driver(*words, output_root=tmp_path)
@@ -108,7 +110,8 @@ def test_a_killed_worker_of_a_divided_model(mode, undisturbed, tmp_path):
 
 @pytest.mark.full
 def test_torchrun_starts_all_anew_in_the_middle_of_an_epoch(tmp_path):
-    """The checkpoint has the sampler's place and each rank's random numbers: the curve is that of an undisturbed run, bit for bit."""
+    """The checkpoint has the sampler's place and each rank's random numbers: the curve is that of an undisturbed run,
+    bit for bit."""
     words = ["recipe=pytorch", "recipe.num_epochs=4", "recipe.checkpoint_every_steps=5", "recipe.max_shift=1"]
     expected, _, _ = run_cookbook(*words, output_root=tmp_path / "undisturbed")
     driver = Driver(*words, "recipe.max_restarts=1", output_root=tmp_path / "killed")
@@ -129,14 +132,11 @@ def test_torchrun_starts_all_anew_in_the_middle_of_an_epoch(tmp_path):
 
 
 def test_collectives_equal_one_process_and_are_measured(tmp_path):
-    content, folder, _ = run_cookbook(
-        "recipe=pytorch", "recipe.mode=collectives", "recipe.num_message_sizes=3", "recipe.num_repeats=3",
-        "cluster.num_workers=3", output_root=tmp_path,
-    )  # fmt: skip
+    words = ["recipe=pytorch", "recipe.mode=collectives", "recipe.num_message_sizes=3", "recipe.num_repeats=3"]
+    content, folder, _ = run_cookbook(*words, "cluster.num_workers=3", output_root=tmp_path)
     checks = json.loads((folder / "tables/exchanges against one process.json").read_text())["rows"]
-    assert {row["exchange"] for row in checks} == {
-        "all_reduce", "ring_all_reduce", "broadcast", "all_gather", "reduce_scatter", "all_to_all", "barrier",
-    }  # fmt: skip
+    exchanges = "all_reduce ring_all_reduce broadcast all_gather reduce_scatter all_to_all barrier"
+    assert {row["exchange"] for row in checks} == set(exchanges.split())
     assert all(row["largest difference from one process"] == 0 for row in checks)
     table = json.loads((folder / "tables/bus bandwidth in MB per second.json").read_text())
     assert [row["message_bytes"] for row in table["rows"]] == [1024, 4096, 16384]
@@ -190,8 +190,9 @@ def test_another_number_of_workers_goes_on(words, tmp_path):
 def test_compare_lays_runs_side_by_side(tmp_path):
     page, problems = compare.compare(
         ["pytorch:recipe.mode=single", "pytorch:recipe.mode=pipeline"],
-        ["scale.max_steps=5", "recipe.model_width=64"], tmp_path,
-    )  # fmt: skip
+        ["scale.max_steps=5", "recipe.model_width=64"],
+        tmp_path,
+    )
     assert problems == []
     text = page.read_text()
     assert text.count("data:image/svg+xml;base64,") >= 2
@@ -203,8 +204,9 @@ def test_compare_lays_runs_side_by_side(tmp_path):
 def test_compare_says_what_is_not_alike(tmp_path):
     _, problems = compare.compare(
         ["pytorch:recipe.mode=single", "pytorch:recipe.mode=single:seed=1"],
-        ["scale.max_steps=2", "recipe.model_width=64"], tmp_path,
-    )  # fmt: skip
+        ["scale.max_steps=2", "recipe.model_width=64"],
+        tmp_path,
+    )
     assert problems == ["not like for like: seed is 0 in pytorch:mode=single, 1 in pytorch:mode=single:seed=1"]
 
 
@@ -212,15 +214,20 @@ def test_compare_says_what_is_not_alike(tmp_path):
     ("words", "text"),
     [
         (["recipe.mode=magic"], "recipe.mode='magic' is unknown; expected one of: ddp, fsdp"),
-        (["recipe.mode=tensor_parallel", "recipe.num_heads=2", "cluster.num_workers=3"],
-         "num_heads=2 cannot be divided among 3 workers: 2 = 3 x 0 + 2; try num_heads=3 or 3"),
-        (["recipe.mode=pipeline", "recipe.num_layers=5"], "num_layers=5 cannot be divided among 2 stages (workers): 5 = 2 x 2 + 1; try num_layers=4 or 6"),
+        (
+            ["recipe.mode=tensor_parallel", "recipe.num_heads=2", "cluster.num_workers=3"],
+            "num_heads=2 cannot be divided among 3 workers: 2 = 3 x 0 + 2; try num_heads=3 or 3",
+        ),
+        (
+            ["recipe.mode=pipeline", "recipe.num_layers=5"],
+            "num_layers=5 cannot be divided among 2 stages (workers): 5 = 2 x 2 + 1; try num_layers=4 or 6",
+        ),
         (["recipe.mode=fsdp", "recipe.global_batch_size=15"], "global_batch_size=15 cannot be divided among 2 workers"),
         (["recipe.mode=pipeline", "recipe.num_microbatches=1"], "num_microbatches=1 is less than the 2 stages"),
         (["recipe.model_width=100"], "model_width=100 is not a multiple of 2 x num_heads=4"),
         (["recipe.global_batch_size=1"], "global_batch_size=1 is less than world_size=2"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_make_no_sense(tmp_path, words, text):
     _, folder, output = run_cookbook("recipe=pytorch", *words, output_root=tmp_path, status=1)
     assert text in output
@@ -230,11 +237,13 @@ def test_settings_that_make_no_sense(tmp_path, words, text):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["recipe.mode=single", "scale.max_rows=100"],
-         "100 train rows are no multiple of global_batch_size=16 (100 = 16 x 6 + 4)"),
+        (
+            ["recipe.mode=single", "scale.max_rows=100"],
+            "100 train rows are no multiple of global_batch_size=16 (100 = 16 x 6 + 4)",
+        ),
         (["recipe.backend=nccl"], "backend=nccl needs NVIDIA GPUs, and this machine shows none to PyTorch"),
     ],
-)  # fmt: skip
+)
 def test_what_only_the_workers_can_see(tmp_path, words, text):
     _, _, output = run_cookbook("recipe=pytorch", *words, output_root=tmp_path, status=1)
     assert text in output

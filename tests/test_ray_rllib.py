@@ -26,16 +26,22 @@ while True:
     if ended or cut:
         break
 by_job = sum(until - environment.arrivals[job] for job, _, _, until in environment.started)
+pairs = [(a, b) for a in environment.started for b in environment.started if a is not b]
 print(json.dumps({
-    "ended": bool(ended), "waited": round(waited), "by_job": int(by_job), "jobs": sorted(int(job) for job, *_ in environment.started),
-    "overlaps": any(a[1] == b[1] and a[2] < b[3] and b[2] < a[3] for a in environment.started for b in environment.started if a is not b),
-    "random": statistics.fmean(returns_of("scheduling", any_action, 50, 0)), "rule": statistics.fmean(returns_of("scheduling", shortest_job_first, 50, 0)),
+    "ended": bool(ended),
+    "waited": round(waited),
+    "by_job": int(by_job),
+    "jobs": sorted(int(job) for job, *_ in environment.started),
+    "overlaps": any(a[1] == b[1] and a[2] < b[3] and b[2] < a[3] for a, b in pairs),
+    "random": statistics.fmean(returns_of("scheduling", any_action, 50, 0)),
+    "rule": statistics.fmean(returns_of("scheduling", shortest_job_first, 50, 0)),
 }))
 """
 
 
 def test_the_scheduling_environment_is_what_it_says(recipe_python):
-    """The return is minus the time that all jobs spend in the system, counted job by job; no machine runs two jobs at once."""
+    """The return is minus the time that all jobs spend in the system, counted job by job;
+    no machine runs two jobs at once."""
     done = subprocess.run(
         [recipe_python("ray_rllib"), "-W", "ignore", "-c", RULES, ROOT / "recipes/ray_rllib"],
         capture_output=True,

@@ -1,4 +1,7 @@
-"""What only the Ray Train recipe can do, run for real through the driver. (Killed without restarts: the contract tests.)"""
+"""What only the Ray Train recipe can do, run for real through the driver.
+
+(Killed without restarts: the contract tests.)
+"""
 
 import json
 import os
@@ -134,9 +137,11 @@ def test_a_running_cluster(recipe_python, tmp_path, undisturbed):
             assert "does not take this token" in output
             # What Ray compares is the version that it finds in the module.
             done = subprocess.run(
-                [python, "-c", OTHER_VERSION, ROOT / "recipes/ray_train"], capture_output=True, text=True,
+                [python, "-c", OTHER_VERSION, ROOT / "recipes/ray_train"],
+                capture_output=True,
+                text=True,
                 env={**os.environ, **mine, "RAY_ADDRESS": address},
-            )  # fmt: skip
+            )
             assert done.returncode == 1
             assert f"error: the cluster at {address} has other versions" in f"error: {done.stderr.splitlines()[-1]}"
             assert "2.59.0" in done.stderr

@@ -1,4 +1,5 @@
-"""The launcher of Ray instances that live as long as a program, with tiny programs; with Ray itself, from a recipe's environment."""
+"""The launcher of Ray instances that live as long as a program, with tiny programs; with Ray itself,
+from a recipe's environment."""
 
 import os
 import signal
@@ -17,8 +18,9 @@ import os, socket, sys, ray
 ray.init(logging_level="error")
 pid = ray.get(ray.remote(lambda: os.getpid()).remote())
 interfaces = [name for _, name in socket.if_nameindex()]
-print("ASKED", pid != os.getpid(), os.environ["RAY_ADDRESS"].startswith("127.0.0.1:"), len(os.environ["RAY_AUTH_TOKEN"]) >= 32,
-      float(os.environ["RAYRUN_SECONDS"]) > 0, int(ray.cluster_resources()["CPU"]), sys.argv[1:], interfaces, flush=True)
+local, secret = os.environ["RAY_ADDRESS"].startswith("127.0.0.1:"), len(os.environ["RAY_AUTH_TOKEN"]) >= 32
+seconds, cpus = float(os.environ["RAYRUN_SECONDS"]), int(ray.cluster_resources()["CPU"])
+print("ASKED", pid != os.getpid(), local, secret, seconds > 0, cpus, sys.argv[1:], interfaces, flush=True)
 """
 
 

@@ -73,11 +73,13 @@ def test_a_run_of_before_there_was_a_position(tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "old", "mode", "other"),
     [
-        ("tensorflow", "strategy", "multi_worker", "parameter_server"), ("ray_train", "framework", "pytorch", "tensorflow"),
-        ("petastorm", "task", "flights", "tensorflow"), ("dask", "scheduler", "distributed", "threads"),
+        ("tensorflow", "strategy", "multi_worker", "parameter_server"),
+        ("ray_train", "framework", "pytorch", "tensorflow"),
+        ("petastorm", "task", "flights", "tensorflow"),
+        ("dask", "scheduler", "distributed", "threads"),
         ("horovod", "framework", "pytorch", "tensorflow"),
     ],
-)  # fmt: skip
+)
 def test_a_run_of_before_a_setting_got_its_name_is_gone_on_with_in_its_own_mode_only(
     tmp_path, recipe, old, mode, other
 ):

@@ -62,8 +62,12 @@ RENAMED = [
 
 def test_these_settings_had_another_name():
     assert [(recipe, old) for recipe, old, new in RENAMED if new == "mode"] == [
-        ("dask", "scheduler"), ("horovod", "framework"), ("petastorm", "task"), ("ray_train", "framework"), ("tensorflow", "strategy"),
-    ]  # fmt: skip
+        ("dask", "scheduler"),
+        ("horovod", "framework"),
+        ("petastorm", "task"),
+        ("ray_train", "framework"),
+        ("tensorflow", "strategy"),
+    ]
 
 
 @pytest.mark.parametrize(("recipe", "old", "new"), RENAMED)
@@ -207,11 +211,19 @@ def test_null_and_nothing_in_a_group_that_takes_any_name():
 @pytest.mark.parametrize(
     ("word", "value"),
     [
-        ("[null]", ["null"]), ("[NULL,NaN,007,1e5,true]", ["NULL", "NaN", "007", "1e5", "true"]), ("[#N/A, größe]", ["#N/A", "größe"]),
-        ("['a,b',\"c's\", my x ]", ["a,b", "c's", "my x"]), ("[]", []), ("null", None), ("NULL", "NULL"), ("-999", "-999"), ("größe", "größe"),
-        ("['${x}']", ["${x}"]), ("['']", [""]),
+        ("[null]", ["null"]),
+        ("[NULL,NaN,007,1e5,true]", ["NULL", "NaN", "007", "1e5", "true"]),
+        ("[#N/A, größe]", ["#N/A", "größe"]),
+        ("['a,b',\"c's\", my x ]", ["a,b", "c's", "my x"]),
+        ("[]", []),
+        ("null", None),
+        ("NULL", "NULL"),
+        ("-999", "-999"),
+        ("größe", "größe"),
+        ("['${x}']", ["${x}"]),
+        ("['']", [""]),
     ],
-)  # fmt: skip
+)
 def test_a_list_of_texts_is_taken_as_it_is_typed(word, value):
     assert compose_recipe("dask", ["data=flights_files", f"data.missing={word}"])[0]["data"]["missing"] == value
     assert compose_recipe("petastorm", ["data=store_files", f"data.features={word}"])[0]["data"]["features"] == value

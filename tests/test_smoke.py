@@ -1,4 +1,5 @@
-"""`scale=smoke` of every recipe: it ends ok, and takes a minute at most on two idle cores once its environment is made."""
+"""`scale=smoke` of every recipe: it ends ok, and takes a minute at most on two idle cores
+once its environment is made."""
 
 import time
 

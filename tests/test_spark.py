@@ -153,7 +153,8 @@ from types import SimpleNamespace
 sys.path.insert(0, sys.argv[1])
 from pyspark.sql import SparkSession
 from ingest import ingest
-spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", False).config("spark.driver.host", "127.0.0.1").getOrCreate()
+settings = {"spark.ui.enabled": False, "spark.driver.host": "127.0.0.1"}
+spark = SparkSession.builder.master("local[2]").config(map=settings).getOrCreate()
 for name, paths, log_format, output_dir in json.loads(sys.argv[2]):
     data_dir = Path(output_dir) / "data"
     data_dir.mkdir(parents=True)
@@ -192,9 +193,11 @@ def test_what_cannot_be_ingested_leaves_no_half_table(tmp_path, recipe_python):
     shutil.copy(tmp_path / "logs/plain.log", tmp_path / "logs/a{b}.log")
     try:
         done = subprocess.run(
-            [recipe_python("spark"), "-c", CASES, ROOT / "recipes/spark", json.dumps(cases)], capture_output=True, text=True,
+            [recipe_python("spark"), "-c", CASES, ROOT / "recipes/spark", json.dumps(cases)],
+            capture_output=True,
+            text=True,
             env={**CLEAN, "SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": str(ROOT / "recipes/spark")},
-        )  # fmt: skip
+        )
     finally:
         subprocess.run(["umount", small], check=True)
     found = [json.loads(line.removeprefix("CASE ")) for line in done.stdout.splitlines() if line.startswith("CASE ")]
@@ -269,8 +272,10 @@ def test_java_is_asked_for_before_any_work(tmp_path, version, text):
         path = f"{tmp_path}{os.pathsep}{path}"
     done = subprocess.run(
         [sys.executable, "-m", "cookbook", "recipe=spark", f"output_root={tmp_path}/out"],
-        env={**CLEAN, "PATH": path, "JAVA_HOME": ""}, capture_output=True, text=True,
-    )  # fmt: skip
+        env={**CLEAN, "PATH": path, "JAVA_HOME": ""},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert text in done.stdout + done.stderr
     assert "openjdk-17-jre-headless" in done.stdout + done.stderr

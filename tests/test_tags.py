@@ -1,6 +1,7 @@
 """What exists only because a program is distributed says so: the syntax trees of the recipes' programs are read for it.
 
-`grep -rn "# Distributed:" recipes/` is promised to be the shortest course in the subject, so no line of it may be missing.
+`grep -rn "# Distributed:" recipes/` is promised to be the shortest course in the subject,
+so no line of it may be missing.
 """
 
 import ast
@@ -16,15 +17,15 @@ TAG = "# Distributed:"
 # Names of calls that a program on one process would not have; a name stands for itself and for what ends with `.name`.
 NAMES = """
 dist.init_process_group dist.destroy_process_group dist.TCPStore dist.get_rank dist.get_world_size
-dist.all_reduce dist.all_gather dist.all_gather_object dist.all_gather_into_tensor dist.all_to_all_single dist.barrier dist.broadcast
-dist.broadcast_object_list dist.batch_isend_irecv dist.gather dist.gather_object dist.reduce dist.reduce_scatter_tensor dist.scatter
-dist.send dist.recv dist.isend dist.irecv
+dist.all_reduce dist.all_gather dist.all_gather_object dist.all_gather_into_tensor dist.all_to_all_single dist.barrier
+dist.broadcast dist.broadcast_object_list dist.batch_isend_irecv dist.gather dist.gather_object dist.reduce
+dist.reduce_scatter_tensor dist.scatter dist.send dist.recv dist.isend dist.irecv
 DistributedDataParallel fully_shard init_device_mesh DeviceMesh parallelize_module PipelineStage DistributedSampler
 Schedule1F1B ScheduleGPipe ScheduleInterleaved1F1B
 
 hvd.init hvd.shutdown hvd.rank hvd.size hvd.local_rank hvd.allreduce hvd.allgather hvd.broadcast hvd.broadcast_object
-hvd.broadcast_variables hvd.broadcast_parameters hvd.broadcast_optimizer_state hvd.alltoall hvd.barrier hvd.DistributedOptimizer
-hvd.DistributedGradientTape hvd.elastic.run
+hvd.broadcast_variables hvd.broadcast_parameters hvd.broadcast_optimizer_state hvd.alltoall hvd.barrier
+hvd.DistributedOptimizer hvd.DistributedGradientTape hvd.elastic.run
 
 tf.distribute.MirroredStrategy tf.distribute.MultiWorkerMirroredStrategy tf.distribute.ParameterServerStrategy
 tf.distribute.TPUStrategy tf.distribute.Server tf.distribute.coordinator.ClusterCoordinator
@@ -32,8 +33,8 @@ strategy.scope strategy.run strategy.reduce strategy.gather strategy.distribute_
 strategy.experimental_distribute_dataset coordinator.schedule coordinator.join coordinator.create_per_worker_dataset
 dtensor.create_mesh dtensor.relayout dtensor.copy_to_mesh
 
-get_context().get_world_rank get_context().get_world_size ray.train.get_dataset_shard ray.train.torch.prepare_model ray.train.report
-ray.train.torch.prepare_data_loader TorchTrainer TensorflowTrainer
+get_context().get_world_rank get_context().get_world_size ray.train.get_dataset_shard ray.train.torch.prepare_model
+ray.train.report ray.train.torch.prepare_data_loader TorchTrainer TensorflowTrainer
 
 context.broadcast barrier
 distributed.Client SpecCluster
@@ -54,9 +55,9 @@ SHORT = 10  # lines: a tag at the head of such a function or statement is near e
 def untagged(source):
     """(line, name) of each call in CALLS that has no tag: on its own lines, above it, or at the head of what holds it.
 
-    A comment speaks of the NEAR lines under it, up to the next comment of its own line or the next blank line. The head of a
-    function takes in the comment above its first statement. What is longer than SHORT needs tags inside, unless one stands above a
-    function's `def`.
+    A comment speaks of the NEAR lines under it, up to the next comment of its own line or the next blank line. The head
+    of a function takes in the comment above its first statement. What is longer than SHORT needs tags inside, unless
+    one stands above a function's `def`.
     """
     tokens = tokenize.generate_tokens(iter(source.splitlines(keepends=True)).__next__)
     comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
@@ -112,6 +113,7 @@ def test_the_list_is_of_names_that_the_recipes_know():
     assert len(used & set(CALLS)) >= 50, "a list that meets nothing finds nothing"
 
 
+WAITS = '    """Waits."""\n    # Distributed: all wait.\n'
 LONG = "".join(f"    step({number})\n" for number in range(SHORT))
 
 
@@ -127,7 +129,7 @@ LONG = "".join(f"    step({number})\n" for number in range(SHORT))
         ("# Distributed: the sum.\na = 1\n# another thing\ndist.all_reduce(a)\n", [4]),
         ("# Distributed: the sum.\na = 1\nb = 2\nc = 3\ndist.all_reduce(a)\n", [5]),
         ('def f():\n    """Distributed: all wait."""\n    dist.barrier()\n', [3]),
-        ('def f():\n    """Waits."""\n    # Distributed: all wait.\n    a = 1\n    b = 2\n    c = 3\n    dist.barrier()\n', []),
+        (f"def f():\n{WAITS}    a = 1\n    b = 2\n    c = 3\n    dist.barrier()\n", []),
         (f"def f():\n    # Distributed: all wait.\n{LONG}    dist.barrier()\n", [SHORT + 3]),
         (f"# Distributed: all wait.\ndef f():\n{LONG}    dist.barrier()\n", []),
         ("# Distributed: one for all.\nif dist.get_rank() == 0:\n    hvd.broadcast(a)\n", []),
@@ -135,7 +137,7 @@ LONG = "".join(f"    step({number})\n" for number in range(SHORT))
         ("loss = step(\n    batch,\n    hvd.size(),  # Distributed: the mean is over all.\n)\n", []),
         ("subprocess.run(argv)\n", []),
     ],
-)  # fmt: skip
+)
 def test_where_a_tag_may_stand(source, lines):
     assert [line for line, _ in untagged(source)] == lines
 

@@ -163,7 +163,8 @@ for compiled in (True, False):
     optimizer.build(model.trainable_variables)
     step = tf.function(lambda batch: train_step(model, optimizer, batch), jit_compile=compiled)
     random = np.random.default_rng(0)
-    batch = {"image": tf.constant(random.random((16, 8, 8, 1), np.float32)), "label": tf.constant(np.arange(16) % 10), "weight": tf.fill([16], 1 / 16)}
+    images, labels = random.random((16, 8, 8, 1), np.float32), np.arange(16) % 10
+    batch = {"image": tf.constant(images), "label": tf.constant(labels), "weight": tf.fill([16], 1 / 16)}
     results.append([float(tf.reduce_mean(step(batch))) for _ in range(3)])
     if compiled:
         assert "HloModule" in step.experimental_get_compiler_ir(batch)(stage="hlo")

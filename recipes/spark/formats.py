@@ -1,8 +1,9 @@
 """Log lines to columns, with native Spark expressions only: no Python sees a line, and each line is taken apart once.
 
-What a format is stands in formats.yaml, what it means in logformat.py. Web formats are split at the blanks, and what stands in quotes behind them at
-the quotes; only lines that do not fit so are given to the format's pattern. For all others one regular expression puts a separator between its
-groups and the result is split there, instead of one `regexp_extract` for each field, which would match once per field.
+What a format is stands in formats.yaml, what it means in logformat.py. Web formats are split at the blanks, and what
+stands in quotes behind them at the quotes; only lines that do not fit so are given to the format's pattern. For all
+others one regular expression puts a separator between its groups and the result is split there, instead of one
+`regexp_extract` for each field, which would match once per field.
 """
 
 import re
@@ -32,7 +33,7 @@ from logformat import (
 )
 
 # Of a line that is split at the blanks: client, ident, stamp, zone, method, protocol, status, bytes;
-# and what stands around the quoted texts behind them.
+# what stands around the quoted texts.
 SHORT_WORDS = (
     r"[A-Za-z0-9_][A-Za-z0-9_.-]*\n-\n\[\d\d/[A-Z][a-z][a-z]/\d\d\d\d:\d\d:\d\d:\d\d\n[+-]\d\d\d\d\]\n"
     r'"[A-Za-z]{1,32}\nHTTP/\d(?:\.\d)?"\n\d\d\d\n(?:\d{1,18}|-)'
@@ -42,12 +43,14 @@ CONTROLS, CONTROL = "[\x01\x02\x03]", "holds a control character (U+0001 to U+00
 
 
 def parse(lines, fmt, columns=None):
-    """Adds to `lines` (column `value`) the fields of the format, and `reason`: null for a good line, else what is wrong with it.
+    """Adds to `lines` (column `value`) the fields of the format, and `reason`: null for a good line,
+    else what is wrong with it.
 
-    `fmt`: a Format, or what names one. `columns`: for W3C files {tuple of the columns: [files]}; needs `file` in the lines then. A column `dated`
-    (year * 10,000 + month * 100 + day of the file's last line) gives years to formats without one; without it they are those of today.
-    Fields of web formats: time, client, method, path, status, bytes, referrer, agent, request_time (seconds, where the line
-    has it). Others: time and the named groups, `message` among them.
+    `fmt`: a Format, or what names one. `columns`: for W3C files {tuple of the columns: [files]}; needs `file` in the
+    lines then. A column `dated` (year * 10,000 + month * 100 + day of the file's last line) gives years to formats
+    without one; without it they are those of today.
+    Fields of web formats: time, client, method, path, status, bytes, referrer, agent, request_time (seconds,
+    where the line has it). Others: time and the named groups, `message` among them.
     Raises SystemExit for a format that is neither known nor a regular expression with the named group `message`.
     """
     if isinstance(fmt, str):
@@ -78,9 +81,11 @@ def parse(lines, fmt, columns=None):
 
 
 def parse_web(lines, fmt):
-    """client - user [time zone] "METHOD path protocol" status bytes "referrer" "agent" seconds: ten words, and the quoted rest.
+    """client - user [time zone] "METHOD path protocol" status bytes "referrer" "agent" seconds: ten words,
+    and the quoted rest.
 
-    Lines of which `fmt.fast` is not sure (no request, blanks in it or in the user, \\" in an agent, one more quoted field) are left to the pattern.
+    Lines of which `fmt.fast` is not sure (no request, blanks in it or in the user, \\" in an agent,
+    one more quoted field) are left to the pattern.
     """
     with_agent = fmt.name != "common"
     words = lines.withColumn("words", F.split("value", " ", 11))
@@ -104,8 +109,8 @@ def parse_web(lines, fmt):
     }
     if with_agent:
         texts |= {"referrer": part("rest", 1), "agent": part("rest", 3), "request_time": F.trim(part("rest", 4))}
-    # What is certain to be the same as the pattern's, by a look at the short words: one at the whole line takes much longer, and many single
-    # ones make methods that Java leaves uncompiled.
+    # What is certain to be the same as the pattern's, by a look at the short words:
+    # one at the whole line takes much longer, and many single ones make methods that Java leaves uncompiled.
     short, shape = [part("words", number) for number in (0, 1, 3, 4, 5, 7, 8, 9)], SHORT_WORDS
     whole = F.size("words") == 10
     if with_agent:
@@ -115,13 +120,14 @@ def parse_web(lines, fmt):
     for text in ("\\", SEPARATOR, BACKSLASH, QUOTE, "  ", '""'):
         certain &= ~F.col("value").contains(text)
     certain = F.coalesce(certain, F.lit(False))
-    # Only lines that are not so are given to the pattern; what does not match has one piece, and what is plain has none.
+    # Only lines that are not so are given to the pattern; what does not match has one piece,
+    # and what is plain has none.
     slow = F.when(~F.col("value").rlike(CONTROLS), pieces_of(fmt))
     found = words.withColumn("pieces", F.when(certain, F.array().cast("array<string>")).otherwise(slow))
     hit = F.coalesce(F.size("pieces") == num_pieces(fmt), F.lit(False))
     plain = F.coalesce(F.size("pieces") == 0, F.lit(False))
-    # Texts first, numbers behind them: Java leaves methods of more than 8,000 bytes uncompiled, and the second half, written out once for the
-    # words and once more for the pieces, made one of 22,000: three times as slow.
+    # Texts first, numbers behind them: Java leaves methods of more than 8,000 bytes uncompiled, and the second half,
+    # written out once for the words and once more for the pieces, made one of 22,000: three times as slow.
     slow = texts_of(fmt)
     slow |= {name: F.nullif(slow[name], F.lit("")) for name in ("method", "path", "referrer", "agent") if name in slow}
     raw = {name: F.when(F.col("hit"), value).otherwise(texts[name]) for name, value in slow.items()}
@@ -131,8 +137,8 @@ def parse_web(lines, fmt):
         *[value.alias(f"_{name}") for name, value in raw.items()],
     )
     text = {name: F.col(f"_{name}") for name in raw}
-    # Put together as a text that a cast understands, without its zone: faster than a pattern for `to_timestamp`, and several
-    # times faster than a cast that has to look for a zone in each line.
+    # Put together as a text that a cast understands, without its zone: faster than a pattern for `to_timestamp`,
+    # and several times faster than a cast that has to look for a zone in each line.
     day = [text["year"], F.lit("-"), month_number(text["month"]), F.lit("-"), text["day"]]
     found = found.withColumn("local", F.concat(*day, F.lit(" "), text["clock"]).try_cast("timestamp"))
     local = F.col("local")
@@ -170,7 +176,8 @@ def pieces_of(fmt):
 
 
 def num_pieces(fmt):
-    """Pieces of a line that matches: one for each group, and an empty second one behind a single group, since one piece means no match."""
+    """Pieces of a line that matches: one for each group, and an empty second one behind a single group,
+    since one piece means no match."""
     return max(len(fmt.groups()), 2)
 
 
@@ -225,7 +232,8 @@ def parse_json(lines, fmt):
     schema = ", ".join(f"`{key}` STRING" for key in [*keys, "_corrupt"])
     strict = {"allowSingleQuotes": "false", "columnNameOfCorruptRecord": "_corrupt"}
     whole = F.trim("value").startswith("{") & F.trim("value").endswith("}")
-    # Spark reads the first object of a line and forgets what follows: where one may follow, the line must be a list of one.
+    # Spark reads the first object of a line and forgets what follows: where one may follow,
+    # the line must be a list of one.
     as_list = F.from_json(F.concat(F.lit("["), "value", F.lit("]")), "array<string>")
     several = F.col("value").rlike(r"\}\s*,?\s*\{")
     whole &= F.when(several, F.coalesce(F.size(as_list), F.lit(0)) == 1).otherwise(F.lit(True))
@@ -294,8 +302,12 @@ def with_reason(fields, reason, *dropped):
 
 
 def events_of(lines, start):
-    """Joins the lines of each event, where only lines that match `start` begin one: stack traces. Columns: value, file, block, and dated where it is there."""
-    # Distributed: all lines of a file meet on one executor, in their order: that of the splits, and that of the lines within each.
+    """Joins the lines of each event, where only lines that match `start` begin one: stack traces.
+
+    Columns: value, file, block, and dated where it is there.
+    """
+    # Distributed: all lines of a file meet on one executor, in their order: that of the splits,
+    # and that of the lines within each.
     numbered = lines.withColumn("n", F.monotonically_increasing_id())
     begins = F.col("value").rlike(java(start))
     order = Window.partitionBy("file").orderBy("block", "n")
@@ -376,7 +388,8 @@ def from_pieces(year, month, day, clock, zone, fmt):
 
 
 def year_of(month, day, fmt):
-    """The year of a line without one, as a text: from the column `dated`, or else from data.year, or else from when the file was last written."""
+    """The year of a line without one, as a text: from the column `dated`, or else from data.year,
+    or else from when the file was last written."""
     here = month.try_cast("int") * 100 + day.try_cast("int")
     dated = F.col("dated")
     return F.when(here <= dated % 10_000, F.floor(dated / 10_000)).otherwise(F.floor(dated / 10_000) - 1).cast("string")

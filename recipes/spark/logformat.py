@@ -1,7 +1,8 @@
-"""What a log format is, and how one line is read by it: the reference that the Spark expressions in formats.py must agree with.
+"""What a log format is, and how one line is read by it: the reference
+that the Spark expressions in formats.py must agree with.
 
-A format is data: an entry of formats.yaml, a regular expression of your own, or nginx's `log_format` line. Needs no Spark, so the dataset's builder
-uses it to look at the first lines of each file before a cluster starts.
+A format is data: an entry of formats.yaml, a regular expression of your own, or nginx's `log_format` line.
+Needs no Spark, so the dataset's builder uses it to look at the first lines of each file before a cluster starts.
 """
 
 import calendar
@@ -47,7 +48,8 @@ TIMES = {  # how a time may be written; all pieces are groups, those that it lac
     "compact": rf"^(?<y>\d{{4}})(?<m>\d{{2}})(?<d>\d{{2}})[Tt ](?<clock>\d{{6}}(?:[.,]\d+)?){ZONE}?$",
     "short": r"^(?<y>\d{2})(?<m>\d{2})(?<d>\d{2}) (?<clock>\d{6})(?<zone>)$",
 }
-# Dates that are written without marks: 2025032922 is no second of 2034, 2503292201 none of 2049, and 250329220100 no millisecond of 1977.
+# Dates that are written without marks: 2025032922 is no second of 2034, 2503292201 none of 2049,
+# and 250329220100 no millisecond of 1977.
 _DAY_HOUR = r"(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[01]\d|2[0-3])"
 PACKED_DATE = rf"(?:20\d\d{_DAY_HOUR}(?:[0-5]\d)?|[2-9]\d{_DAY_HOUR}[0-5]\d|\d\d{_DAY_HOUR}[0-5]\d[0-5]\d)(?:\.\d*)?"
 EPOCH = r"^\d{9,19}(?:\.\d+)?$"
@@ -75,7 +77,8 @@ class FormatError(Exception):
 
 @dataclass(frozen=True)
 class Format:
-    """How lines become fields. `pattern`, `json` or `w3c` says how; the comments of formats.yaml explain them and the rest."""
+    """How lines become fields. `pattern`, `json` or `w3c` says how;
+    the comments of formats.yaml explain them and the rest."""
 
     name: str
     about: str = ""
@@ -163,7 +166,10 @@ def samples():
 
 
 def resolve(text, time_format=None, epoch_unit=None, year=None, event_start=None, request_unit=None):
-    """The Format that a setting names. Raises FormatError for one that is neither known nor a usable regular expression."""
+    """The Format that a setting names.
+
+    Raises FormatError for one that is neither known nor a usable regular expression.
+    """
     text = str(text).strip()
     if text in entries():
         found = entries()[text]
@@ -195,13 +201,14 @@ def from_regex(text):
     pattern = text.replace("(?P<", "(?<")
     if "(?<" not in re.sub(r"\(\?<[=!]", "", pattern):
         raise FormatError(
-            f"format={text!r} is unknown; expected auto, one of {', '.join(entries())}, nginx's log_format line, or a regular expression with "
-            "named groups, (?<message>...) or (?<path>...) among them"
+            f"format={text!r} is unknown; expected auto, one of {', '.join(entries())}, nginx's log_format line, "
+            "or a regular expression with named groups, (?<message>...) or (?<path>...) among them"
         )
     check_regex(pattern, "format")
     if named := re.search(r"\(\?P=(\w+)\)", pattern):
         raise FormatError(
-            f"format={text!r}: {named[0]} refers to a group by its name, which Java and Python write differently: repeat what it stands for"
+            f"format={text!r}: {named[0]} refers to a group by its name, which Java and Python write differently: "
+            "repeat what it stands for"
         )
     if compiled(pattern).groups != len(re.findall(r"\(\?P?<[A-Za-z]", pattern)):
         raise FormatError(f"format={text!r} has groups without a name: name them, (?<host>...), or say (?:...)")
@@ -224,11 +231,13 @@ def from_regex(text):
     taken = [name for name in found.names() if name.lower() in OWN]
     if taken:
         raise FormatError(
-            f"format={text!r}: a group cannot be called {taken[0]!r}, which is a column of the table itself; choose another name"
+            f"format={text!r}: a group cannot be called {taken[0]!r}, which is a column of the table itself; "
+            "choose another name"
         )
     if not {"message", "path"} & set(found.names()):
         raise FormatError(
-            f"format={text!r} has the groups {', '.join(found.names())}: one must be (?<message>...), the text of the event, or (?<path>...)"
+            f"format={text!r} has the groups {', '.join(found.names())}: one must be (?<message>...), "
+            "the text of the event, or (?<path>...)"
         )
     return found
 
@@ -242,12 +251,39 @@ def check_regex(pattern, setting):
 
 
 VARIABLES = {
-    "remote_addr": "%{ip}", "remote_user": r".*?", "time_local": '%{clf}', "time_iso8601": r"(?<time>\S+)", "msec": r"(?<epoch>[\d.]+)",
-    "status": r"(?<status>\d{3})", "body_bytes_sent": r"(?<bytes>\d+|-)", "bytes_sent": r"(?<bytes>\d+|-)", "http_referer": r'(?<referrer>[^"]*)',
-    "http_user_agent": r'(?<agent>[^"]*)', "request_time": r"(?<request_time>[\d.]+|-)", "host": r"(?<host>[^\s/]*)", "server_name": r"(?<host>[^\s/]*)", "http_host": r"(?<host>[^\s/]*)",
-    "request": r'(?:(?<method>[A-Za-z][A-Za-z_-]*) (?<path>[^"]*?)(?: HTTP/\d(?:\.\d)?)?|[^"]*)', "request_method": r"(?<method>\S*)",
-    "request_uri": r"(?<path>\S*)", "uri": r"(?<path>\S*)",
-}  # fmt: skip
+    "remote_addr": "%{ip}",
+    "remote_user": r".*?",
+    "time_local": "%{clf}",
+    "time_iso8601": r"(?<time>\S+)",
+    "msec": r"(?<epoch>[\d.]+)",
+    "status": r"(?<status>\d{3})",
+    "body_bytes_sent": r"(?<bytes>\d+|-)",
+    "bytes_sent": r"(?<bytes>\d+|-)",
+    "http_referer": r'(?<referrer>[^"]*)',
+    "http_user_agent": r'(?<agent>[^"]*)',
+    "request_time": r"(?<request_time>[\d.]+|-)",
+    "host": r"(?<host>[^\s/]*)",
+    "server_name": r"(?<host>[^\s/]*)",
+    "http_host": r"(?<host>[^\s/]*)",
+    "request": r'(?:(?<method>[A-Za-z][A-Za-z_-]*) (?<path>[^"]*?)(?: HTTP/\d(?:\.\d)?)?|[^"]*)',
+    "request_method": r"(?<method>\S*)",
+    "request_uri": r"(?<path>\S*)",
+    "uri": r"(?<path>\S*)",
+}
+# What the fields are called that a format of JSON takes from these variables.
+JSON_FIELDS = {
+    "time_iso8601": "time",
+    "time_local": "time",
+    "msec": "epoch",
+    "remote_addr": "client",
+    "request_method": "method",
+    "request_uri": "path",
+    "uri": "path",
+    "http_referer": "referrer",
+    "http_user_agent": "agent",
+    "body_bytes_sent": "bytes",
+    "bytes_sent": "bytes",
+}
 ESCAPED = {"t": "\t", '"': '"', "'": "'", "\\": "\\"}  # what nginx reads \\t and others as
 CLF = r"(?<day>\d{1,2})/(?<month>[A-Z][a-z]{2})/(?<year>\d{4}):(?<clock>[\d:]{8}) (?<zone>[+-]\d{4})"
 
@@ -261,11 +297,9 @@ def from_log_format(text):
     string = re.sub(r"\\(.)", lambda found: ESCAPED[found[1]], string, flags=re.S)
     if string.lstrip().startswith("{"):
         keys = {value: key for key, value in re.findall(r'"([^"]+)"\s*:\s*"?\$(\w+)', string)}
-        known = {"time_iso8601": "time", "time_local": "time", "msec": "epoch", "remote_addr": "client", "request_method": "method", "request_uri": "path",
-                 "uri": "path", "http_referer": "referrer", "http_user_agent": "agent", "body_bytes_sent": "bytes", "bytes_sent": "bytes"}  # fmt: skip
         fields = {}
         for variable, key in keys.items():
-            fields.setdefault(known.get(variable, variable), [key])
+            fields.setdefault(JSON_FIELDS.get(variable, variable), [key])
         return Format("log_format", "nginx's log_format, JSON", json=fields, time="any")
     pattern, seen = "", set()
     for literal, variable in re.findall(r"([^$]*)(?:\$\{?(\w+)\}?|$)", string):
@@ -273,10 +307,15 @@ def from_log_format(text):
         if not variable:
             continue
         rest = string.split(variable, 1)[1]
-        part = VARIABLES.get(variable) or (
-            rf'(?<{variable}>[^"]*)' if pattern.endswith('"') else rf"(?<{variable}>[^\s\"]*(?:[,:] +[^\s\"]+)*)"
-            if variable.startswith("upstream_") else rf"(?<{variable}>[^\s{re.escape(rest[:1]) if rest[:1] in ']),;|' else ''}]*)"
-        )  # fmt: skip
+        if variable in VARIABLES:
+            part = VARIABLES[variable]
+        elif pattern.endswith('"'):
+            part = rf'(?<{variable}>[^"]*)'
+        elif variable.startswith("upstream_"):
+            part = rf"(?<{variable}>[^\s\"]*(?:[,:] +[^\s\"]+)*)"
+        else:
+            end = re.escape(rest[:1]) if rest[:1] in "]),;|" else ""
+            part = rf"(?<{variable}>[^\s{end}]*)"
         part = part.replace("%{ip}", r"(?<client>\S+)").replace("%{clf}", CLF)
         for name in re.findall(r"\(\?<(\w+)>", part):
             if name in seen:
@@ -285,14 +324,18 @@ def from_log_format(text):
         pattern += part
     if not {"path", "message"} & seen or not seen & {"time", "epoch", "clock"}:
         raise FormatError(
-            f"format={text!r} reads like nginx's log_format, but has no $request (or $request_uri) or no $time_local, $time_iso8601 or $msec"
+            f"format={text!r} reads like nginx's log_format, but has no $request (or $request_uri) "
+            "or no $time_local, $time_iso8601 or $msec"
         )
     kind = "iso" if "time" in seen else ""
     return Format("log_format", "nginx's log_format", rf"^{pattern}\s*$", time=kind, escapes=True)
 
 
 def time_pattern(time_format):
-    """The pattern of a format like %d.%m.%Y %H:%M:%S, or dd.MM.yyyy HH:mm:ss. Raises FormatError where it cannot be read."""
+    """The pattern of a format like %d.%m.%Y %H:%M:%S, or dd.MM.yyyy HH:mm:ss.
+
+    Raises FormatError where it cannot be read.
+    """
     java = {
         "yyyy": "%Y",
         "yy": "%y",
@@ -336,7 +379,8 @@ def time_pattern(time_format):
         elif piece.startswith("%"):
             if piece not in parts:
                 raise FormatError(
-                    f"time_format={time_format!r}: {piece} is not understood; expected %Y %y %m %b %d %e %H:%M:%S %f %z %a %F %T in an order of your own, "
+                    f"time_format={time_format!r}: {piece} is not understood; "
+                    "expected %Y %y %m %b %d %e %H:%M:%S %f %z %a %F %T in an order of your own, "
                     "with hours, minutes and seconds together"
                 )
             made += parts[piece]
@@ -382,7 +426,10 @@ def _set_for_java(found):
 
 
 def parse(fmt, line, dated=None, columns=()):
-    """(fields, None) of a good line, or (None, reason). `dated`: (year, last month * 100 + day in it) of its file; `columns`: of a W3C file."""
+    """(fields, None) of a good line, or (None, reason).
+
+    `dated`: (year, last month * 100 + day in it) of its file; `columns`: of a W3C file.
+    """
     if len(line.encode(errors="surrogatepass")) > LONGEST_LINE:
         return None, f"longer than {LONGEST_LINE:,} bytes"
     if any("\ud800" <= letter <= "\udfff" for letter in line):
@@ -547,21 +594,25 @@ def _from_epoch(text, unit):
 
 
 def year_of(month_day, year, dated):
-    """The year of a line that has none. Lines up to `dated` (year, month * 100 + day) are of that year, later ones of the one before."""
+    """The year of a line that has none.
+
+    Lines up to `dated` (year, month * 100 + day) are of that year, later ones of the one before.
+    """
     if dated:
         return dated[0] if month_day <= dated[1] else dated[0] - 1
     return year or datetime.now(UTC).year
 
 
 def dated_by(modified):
-    """(year, month * 100 + day) for a file that was last written at `modified` (seconds since 1970); a day more, for zones."""
+    """(year, month * 100 + day) for a file that was last written at `modified` (seconds since 1970); a day more,
+    for zones."""
     last = datetime.fromtimestamp(modified, UTC) + timedelta(days=1)
     return last.year, last.month * 100 + last.day
 
 
 def dated_of(first, last, leap_day, year, modified):
-    """(year, month * 100 + day) of a file by its first and last line (month * 100 + day each, or None), whether it has a 29 February, data.year
-    (of its first line, or None) and when it was last written."""
+    """(year, month * 100 + day) of a file by its first and last line (month * 100 + day each, or None),
+    whether it has a 29 February, data.year (of its first line, or None) and when it was last written."""
     over = first is not None and last is not None and first > last  # over New Year
     if year is not None:
         return (year + 1, first - 1) if over else (year, 1231)
@@ -587,7 +638,8 @@ def events_of(fmt, lines):
 
 
 def fit(fmt, lines):
-    """(share of the events that are good, the fields that some of them fill, an event that is not good with its reason) of a file's first lines."""
+    """(share of the events that are good, the fields that some of them fill, an event that is not good with its reason)
+    of a file's first lines."""
     columns, good, filled, bad, count = [], 0, set(), None, 0
     for event in events_of(fmt, lines):
         if fmt.w3c and event.startswith("#"):
@@ -621,7 +673,8 @@ def choose(lines):
 
 
 def with_numbers(fmt, lines):
-    """A regular expression's fields `status` and `bytes` are numbers where all that the lines have are: a status may well be OK."""
+    """A regular expression's fields `status` and `bytes` are numbers where all that the lines have are:
+    a status may well be OK."""
     if fmt.name != "regex":
         return fmt
     values = {name: set() for name in ("status", "bytes")}
@@ -639,7 +692,8 @@ def with_numbers(fmt, lines):
 
 
 def check_unit(fmt, lines):
-    """What was assumed about whole numbers behind an access log's lines (Apache's %T and %D), or None where nothing was.
+    """What was assumed about whole numbers behind an access log's lines (Apache's %T and %D),
+    or None where nothing was.
 
     Raises FormatError where they are so large that they may well be milliseconds or microseconds.
     """
@@ -656,8 +710,8 @@ def check_unit(fmt, lines):
     ]
     if texts and all(text.isdigit() for text in texts) and (middle := statistics.median(map(int, texts))) > 10:
         raise FormatError(
-            f"the whole numbers behind the lines (half of them above {middle:g}) may be seconds, milliseconds or microseconds: "
-            "say data.request_unit=us for Apache's %D, =ms for %{ms}T, =s for %T"
+            f"the whole numbers behind the lines (half of them above {middle:g}) may be seconds, milliseconds "
+            "or microseconds: say data.request_unit=us for Apache's %D, =ms for %{ms}T, =s for %T"
         )
     if any(text.strip("0") for text in texts) and all(text.isdigit() for text in texts):
         return "request time: whole numbers, read as seconds; data.request_unit=ms or =us says otherwise"
@@ -665,7 +719,8 @@ def check_unit(fmt, lines):
 
 
 def with_start(fmt, lines):
-    """Events of several lines where a regular expression leaves lines over that continue others: indented, or an exception's name."""
+    """Events of several lines where a regular expression leaves lines over that continue others:
+    indented, or an exception's name."""
     over = (
         [line for line in lines if not compiled(fmt.pattern).search(line)]
         if fmt.name == "regex" and not fmt.start
