@@ -1,7 +1,7 @@
 """Measures raw flights to features, by this recipe, by pandas and by polars in one process: make bench RECIPE=dask
 
-Prints the table of the recipe's README. polars is installed into an environment of the benchmark's own. All three read the same Parquet,
-make the same features and write Parquet; the recipe also checks each row, and accounts for it.
+Prints the table of the recipe's README. polars is installed into an environment of the benchmark's own. All three read
+the same Parquet, make the same features and write Parquet; the recipe also checks each row, and accounts for it.
 """
 
 import json
@@ -147,8 +147,9 @@ def main():
             for name, (seconds, peak) in middle.items():
                 what = "recipe, 2 workers" if name == "recipe" else f"{name}, one process"
                 rows.append(
-                    f"| {count:,} flights, raw to features: {what} | {seconds:.1f} s, peak {peak:,.0f} MB | "
-                    f"recipe / this = {middle['recipe'][0] / seconds:.2f} of the time, {middle['recipe'][1] / peak:.2f} of the memory |"
+                    f"| {count:,} flights, raw to features: {what} | {seconds:.1f} s, peak {peak:,.0f} MB | recipe / "
+                    f"this = {middle['recipe'][0] / seconds:.2f} of the time, {middle['recipe'][1] / peak:.2f} of the "
+                    "memory |"
                 )
     print_table("dask", content["machine"], rows, {})
 

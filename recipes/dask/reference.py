@@ -1,4 +1,6 @@
-"""The features once more, by plain pandas, one flight after the other: slow, short, and what features.py is checked against.
+"""The features once more, by plain pandas, one flight after the other.
+
+It is slow and short, and features.py is checked against it.
 
 Nothing of features.py is used. Each value is computed from the whole table, by asking which flights count.
 """

@@ -17,7 +17,10 @@ from runrecord import RunRecord
 
 
 class Pool:
-    """Threads or processes of this machine instead of a cluster. Its tasks cannot be asked for in general: `note` takes what they told."""
+    """Threads or processes of this machine instead of a cluster.
+
+    Its tasks cannot be asked for in general: `note` takes what they told.
+    """
 
     client = None
 
@@ -27,7 +30,8 @@ class Pool:
             self.pool, places = None, [(host, os.getpid())]
             dask.config.set(scheduler="threads", num_workers=config.num_workers)
         else:
-            # Started once: left alone, Dask starts new processes for each `compute`, and each of them imports everything again.
+            # Started once: left alone, Dask starts new processes for each `compute`, and each of them imports
+            # everything again.
             self.pool = ProcessPoolExecutor(config.num_workers, multiprocessing.get_context("spawn"))
             meeting = [self.pool.submit(meet) for _ in range(config.num_workers)]
             places = sorted({(host, place.result()) for place in meeting})
@@ -78,7 +82,10 @@ def whereabouts(dask_worker):
 
 
 def modules_in(folder):
-    """A zip file of what the tasks are made of, which Python can import from. Dask imports each module in it, on the scheduler too."""
+    """A zip file of what the tasks are made of, which Python can import from.
+
+    Dask imports each module in it, on the scheduler too.
+    """
     path = Path(folder) / "modules.zip"
     programs = re.compile(r"main|benchmark|test_")
     with zipfile.ZipFile(path, "w") as archive:
@@ -100,7 +107,8 @@ class Workers:
         if not address:
             self.cluster = embedded(config)
             if config.elastic:
-                # Distributed: the scheduler asks for workers while there is work waiting, and lets go of those that have none.
+                # Distributed: the scheduler asks for workers while there is work waiting, and lets go of those
+                # that have none.
                 self.cluster.adapt(
                     minimum=1, maximum=config.num_workers, interval="500ms", target_duration="500ms", wait_count=20
                 )
@@ -122,7 +130,8 @@ class Workers:
         except TimeoutError:
             there = len(self.client.scheduler_info(n_workers=-1)["workers"])
             raise SystemExit(
-                f"{there} of {wanted} workers are there after {seconds} s; start more of them, or ask for fewer: cluster.num_workers"
+                f"{there} of {wanted} workers are there after {seconds} s; start more of them, or ask for fewer: "
+                "cluster.num_workers"
             ) from None
         found = {}
         deadline = time.monotonic() + seconds
@@ -162,7 +171,9 @@ class Workers:
 
 
 def embedded(config):
-    """A scheduler in this process, and for each worker a process of its own with a nanny that starts it again when it dies.
+    """A scheduler in this process, and for each worker a process of its own.
+
+    Each worker has a nanny, which starts it again when it dies.
 
     Unequal workers: `worker_resources` says what each of them has besides cores and memory, such as {gpu: 1}.
     """

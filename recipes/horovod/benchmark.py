@@ -15,7 +15,8 @@ from cookbook.bench import print_table, run_bare, run_recipe, say, steady, stead
 
 HERE = Path(__file__).resolve().parent
 REPEATS = 5
-# With a worker on every core, Horovod's own thread shares it: waking up each millisecond, as it does by default, costs speed.
+# With a worker on every core, Horovod's own thread shares it: waking up each millisecond, as it does by
+# default, costs speed.
 CYCLE_TIME_MS = 25
 
 BARE = """

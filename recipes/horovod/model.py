@@ -1,7 +1,8 @@
 """A small residual network, the same shape in PyTorch and TensorFlow, for square images of 8 pixels and up.
 
-Group normalisation instead of batch normalisation: it looks at one sample at a time, so the result does not depend on
-how a batch is divided among the workers (Wu and He 2018, "Group Normalization"), and one worker and many can be compared.
+Group normalisation instead of batch normalisation: it looks at one sample at a time, so the result does not
+depend on how a batch is divided among the workers (Wu and He 2018, "Group Normalization"), and one worker and
+many can be compared.
 Layout: 3x3 stem, residual block, 3x3 convolution of stride 2, residual block, mean over the picture, linear layer.
 """
 

@@ -1,7 +1,7 @@
 """What kfp costs: the same steps run by kfp's local runner, and called as functions. Run: make bench RECIPE=kubeflow
 
-One worker, one learning rate, so that both sides do the same work one after the other; the two ways take turns, the median of
-each counts. The server is started and stopped in both.
+One worker, one learning rate, so that both sides do the same work one after the other; the two ways take turns, the
+median of each counts. The server is started and stopped in both.
 """
 
 import json

@@ -243,7 +243,10 @@ def labels(config):
 
 
 def standing(config):
-    """What has to be there before: the claim, the account that the steps work as, what it may do, and who may talk to whom."""
+    """What has to be there before.
+
+    That is the claim, the account that the steps work as, what it may do, and who may talk to whom.
+    """
     named = {"name": config.service_account, "namespace": config.namespace, "labels": labels(config)}
     rules = [
         ("trainer.kubeflow.org", ["trainjobs"]),

@@ -14,7 +14,10 @@ def graph_of(spec):
     components, steps, edges = spec["components"], [], set()
 
     def walk(dag):
-        """Adds the tasks of this group; returns the steps that nothing in it waits for, and those that wait for nothing."""
+        """Adds the tasks of this group.
+
+        Returns the steps that nothing in it waits for, and those that wait for nothing.
+        """
         first, last = {}, {}
         for name, task in dag["tasks"].items():
             inner = components[task["componentRef"]["name"]].get("dag")
@@ -40,7 +43,10 @@ def graph_of(spec):
 
 
 def draw_graph(output_dir, spec, states):
-    """<output_dir>/pictures/pipeline.svg; `states`: step -> [(state, what to write below its name), ...], several for a loop's step."""
+    """<output_dir>/pictures/pipeline.svg.
+
+    `states`: step -> [(state, what to write below its name), ...], several for a loop's step.
+    """
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,7 +1,10 @@
-"""The workflow as a Kubeflow pipeline: which step needs what of which other. What the steps do stands in steps.py and on_cluster.py.
+"""The workflow as a Kubeflow pipeline: which step needs what of which other.
 
-The functions without a body of their own are the components. kfp takes their source out of this file and runs it in a process of
-its own, on this machine or in a pod, where this folder is on the module path; so they import what they need inside.
+What the steps do stands in steps.py and on_cluster.py.
+
+The functions without a body of their own are the components. kfp takes their source out of this file and runs it
+in a process of its own, on this machine or in a pod, where this folder is on the module path; so they import what
+they need inside.
 """
 
 import functools
@@ -120,7 +123,10 @@ def stop_server(server_file: str):
 
 
 def pipeline_of(config):
-    """The pipeline for this config, as kfp's decorator makes it: for this machine, or for a cluster where config.kubeflow_host is set."""
+    """The pipeline for this config, as kfp's decorator makes it.
+
+    It is for this machine, or for a cluster where config.kubeflow_host is set.
+    """
     on_cluster = bool(config.kubeflow_host)
     component = functools.partial(dsl.component, base_image=config.image, install_kfp_package=False)
     folder = config.mount_path if on_cluster else config.output_dir
@@ -164,7 +170,8 @@ def pipeline_of(config):
                     )
                     tried.after(validated)
                 rate = step(choose, scores=dsl.Collected(tried.output), learning_rates=learning_rates).output
-            # Distributed: one step of the pipeline, several workers: torchrun's here, those of a TrainJob or PyTorchJob there.
+            # Distributed: one step of the pipeline, several workers: torchrun's here, those of a TrainJob or
+            # PyTorchJob there.
             trained = component(train_on_cluster if on_cluster else train)(
                 rows=rows, learning_rate=rate, num_epochs=num_epochs, settings=settings
             )  # not retried: its launcher starts lost workers anew (max_restarts), from the last checkpoint
@@ -207,7 +214,10 @@ def pipeline_of(config):
 
 
 def settings_of_training(config, on_cluster):
-    """What the training needs to know, as a parameter of its steps: JSON text, as kfp makes every number in a dictionary a float."""
+    """What the training needs to know, as a parameter of its steps.
+
+    It is JSON text, because kfp makes every number in a dictionary a float.
+    """
     own = ("global_batch_size", "width", "seed", "use_gpu", "max_steps")
     train = {key: getattr(config, key) for key in own} | {"max_steps": config.max_steps or 0}
     if not on_cluster:

@@ -22,8 +22,8 @@ def check_reachable(host):
         answer.raise_for_status()
     except requests.RequestException as error:
         raise SystemExit(
-            f"no Kubeflow Pipelines at kubeflow_host={host}: {type(error).__name__}. Is the cluster up, and reachable from here? For example: "
-            "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80"
+            f"no Kubeflow Pipelines at kubeflow_host={host}: {type(error).__name__}. Is the cluster up, and reachable "
+            "from here? For example: kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80"
         ) from None
 
 
@@ -34,7 +34,8 @@ def kubernetes_api():
         client.VersionApi().get_code(_request_timeout=10)
     except Exception as error:  # urllib3's, ssl's, yaml's and the client's own
         raise SystemExit(
-            f"the Kubernetes API cannot be used: {str(error).splitlines()[0]}; `kubectl cluster-info` shows what the kubeconfig names"
+            f"the Kubernetes API cannot be used: {str(error).splitlines()[0]}; `kubectl cluster-info` shows what the "
+            "kubeconfig names"
         ) from None
     return client.CoreV1Api()
 
@@ -64,7 +65,10 @@ def submit(package, arguments, settings, run):
 
 
 def follow(pipelines, core, run_id, settings, run, seen):
-    """The state in which the run ends; `seen` is filled with the records of its steps. A server that is away for a minute is waited for."""
+    """The state in which the run ends.
+
+    `seen` is filled with the records of its steps. A server that is away for a minute is waited for.
+    """
     state, silent = None, 0
     while state not in ENDED:
         time.sleep(settings.poll_seconds)

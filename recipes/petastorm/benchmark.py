@@ -1,6 +1,7 @@
 """Measures the readers against a raw scan of the same columns: make bench RECIPE=petastorm
 
-Prints the table of the recipe's README. One process reads all rows of the flights store; each figure is the median of repetitions by turns.
+Prints the table of the recipe's README. One process reads all rows of the flights store; each figure is the median of
+repetitions by turns.
 """
 
 import json
@@ -76,7 +77,8 @@ def main():
     rows = [f"| {name} | {rate:,.0f} rows/s | {rate / raw:.2f} of the raw scan |" for name, rate in rates.items()]
     seconds = {name: content["seconds"]["run"] for name, content in contents.items()}
     rows.append(
-        f"| 2 epochs of training, seconds by reader | {', '.join(f'{n} {s:.1f}' for n, s in seconds.items())} | the same parameters: {len(set(digests.values())) == 1} |"
+        f"| 2 epochs of training, seconds by reader | {', '.join(f'{n} {s:.1f}' for n, s in seconds.items())} | the "
+        f"same parameters: {len(set(digests.values())) == 1} |"
     )
     bounds = {
         "batch reader / raw scan >= 0.8": rates["batch, 1 thread (default)"] >= 0.8 * raw,

@@ -57,7 +57,10 @@ def sum_of_losses(model, batch, manifest):
 
 
 def scores_of(network, batch, manifest):
-    """(scores, truth) of a batch, two arrays (n,): flights: logit and late; digits: the likeliest class and the right one."""
+    """(scores, truth) of a batch, two arrays (n,).
+
+    Flights: logit and late. Digits: the likeliest class and the right one.
+    """
     logits = network(inputs_of(batch, manifest))
     if manifest["task"] == "digits":
         return logits.argmax(1).numpy(), batch["label"]

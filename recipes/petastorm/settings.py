@@ -1,4 +1,7 @@
-"""Which settings make no sense. As a program it checks a config without loading Petastorm: python settings.py CONFIG.yaml NUM_WORKERS"""
+"""Which settings make no sense.
+
+As a program it checks a config without loading Petastorm: python settings.py CONFIG.yaml NUM_WORKERS
+"""
 
 import sys
 
@@ -31,12 +34,13 @@ def check_settings(config, num_workers=None):
         )
     if config.global_batch_size % config.num_shards:
         raise SystemExit(
-            f"global_batch_size={config.global_batch_size} cannot be divided among num_shards={config.num_shards}; choose a multiple"
+            f"global_batch_size={config.global_batch_size} cannot be divided among num_shards={config.num_shards}; "
+            "choose a multiple"
         )
     if num_workers and config.num_shards % num_workers:
         raise SystemExit(
-            f"num_shards={config.num_shards} cannot be divided among {num_workers} workers: each needs as many shards as the others. "
-            f"Choose recipe.num_shards={-(-config.num_shards // num_workers) * num_workers}"
+            f"num_shards={config.num_shards} cannot be divided among {num_workers} workers: each needs as many shards "
+            f"as the others. Choose recipe.num_shards={-(-config.num_shards // num_workers) * num_workers}"
         )
     return config
 

@@ -33,7 +33,10 @@ def open_store(config, manifest):
 
 
 def convert(folder, manifest, config):
-    """(converter, Spark session) of a data frame of the training rows: `make_spark_converter` writes it once, as Parquet."""
+    """(converter, Spark session) of a data frame of the training rows.
+
+    `make_spark_converter` writes it once, as Parquet.
+    """
     from petastorm.spark import SparkDatasetConverter, make_spark_converter
     from pyspark.sql import SparkSession
 

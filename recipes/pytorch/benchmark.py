@@ -38,7 +38,8 @@ def ddp(root):
     rows, bounds = steady_table("torchrun", ours, bare, one, what)
     gain = statistics.median(a / b for a, b in zip(bare, untuned, strict=True))
     rows.append(
-        f"| bare script, glibc's allocator as it comes | {statistics.median(untuned):,.0f} samples/s | with / without = {gain:.2f} |"
+        f"| bare script, glibc's allocator as it comes | {statistics.median(untuned):,.0f} samples/s | with / without "
+        f"= {gain:.2f} |"
     )
     return content["machine"], rows, bounds
 

@@ -4,7 +4,8 @@ Shows:   `parallelize_module` with column- and row-wise plans, and sequence-para
 Choose:  inside one host with fast links, when a single layer is too large or too slow for one device.
 Run:     torchrun --nproc-per-node 2 main_tensor_parallel.py config.yaml
 Expect:  the loss curve of main_single.py; every process sees every row, and holds its part of each matrix.
-Source:  Shoeybi et al. 2019, "Megatron-LM"; Korthikanti et al. 2022 (sequence parallelism); PyTorch's tensor parallel tutorial.
+Source:  Shoeybi et al. 2019, "Megatron-LM"; Korthikanti et al. 2022 (sequence parallelism); PyTorch's tensor
+         parallel tutorial.
 """
 
 import torch
@@ -27,7 +28,10 @@ from workers import facts, joined_world, shared_now
 
 
 def divide(model, mesh):
-    """Divides the model's matrices over the mesh. Between the layers each process keeps its share of the sequence (dimension 1)."""
+    """Divides the model's matrices over the mesh.
+
+    Between the layers each process keeps its share of the sequence (dimension 1).
+    """
     gathered = PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),))
     for layer in model.layers.values():
         parallelize_module(layer, mesh, {
@@ -37,10 +41,12 @@ def divide(model, mesh):
             # Distributed: an all-gather brings the whole sequence together before the matrices.
             "attention": gathered,
             "feed_forward": gathered,
-            # Distributed: by columns: each process computes its own heads and its own hidden features, without exchange.
+            # Distributed: by columns: each process computes its own heads and its own hidden features,
+            # without exchange.
             "attention.query": ColwiseParallel(), "attention.key": ColwiseParallel(), "attention.value": ColwiseParallel(),
             "feed_forward.up": ColwiseParallel(),
-            # Distributed: by rows: each process has a part of every sum; a reduce-scatter adds them and deals out the sequence.
+            # Distributed: by rows: each process has a part of every sum; a reduce-scatter adds them and deals
+            # out the sequence.
             "attention.out": RowwiseParallel(output_layouts=Shard(1)),
             "feed_forward.down": RowwiseParallel(output_layouts=Shard(1)),
         })  # fmt: skip

@@ -23,7 +23,8 @@ def make_config(config, seed):
         .environment(config.environment)
         # Distributed: so many processes that play, each with several copies of the environment.
         .env_runners(num_env_runners=config.num_workers, num_envs_per_env_runner=config.num_envs_per_worker)
-        # Distributed: learners of their own exchange gradients like any data-parallel training; 0: the program itself learns.
+        # Distributed: learners of their own exchange gradients like any data-parallel training; 0: the program
+        # itself learns.
         .learners(num_learners=config.num_learners)
         # Distributed: a runner that dies is replaced, and the training goes on.
         # ... but an environment that always fails ends the training, which else would wait for ever.

@@ -1,4 +1,6 @@
-"""Measures the recipe against a bare torchrun script on the same model and data, and Ray itself: make bench RECIPE=ray_train
+"""Measures the recipe against a bare torchrun script on the same model and data, and Ray itself.
+
+Call: make bench RECIPE=ray_train
 
 Prints the tables of the recipe's README.
 """

@@ -1,10 +1,13 @@
-"""Data-parallel training by Ray Train: Ray starts the workers wherever there is room, feeds them, and starts them anew when one dies.
+"""Data-parallel training by Ray Train: Ray starts the workers where there is room, feeds them, and replaces the dead.
 
-Shows:   TorchTrainer with its scaling, failure and checkpoint configuration, input by Ray Data that is prepared by tasks beside the
-         training, checkpoints that any later attempt goes on from, and how a run that Ray drives can be repeated bit for bit.
-Choose:  when training is one part of a larger Python program on a cluster: preparation on CPUs, training on GPUs, tuning, serving.
+Shows:   TorchTrainer with its scaling, failure and checkpoint configuration, input by Ray Data that is prepared by
+         tasks beside the training, checkpoints that any later attempt goes on from, and how a run that Ray drives can
+         be repeated bit for bit.
+Choose:  when training is one part of a larger Python program on a cluster: preparation on CPUs, training on GPUs,
+         tuning, serving.
 Run:     python -m rayrun --num-cpus 4 main.py config.yaml num_workers=2
-Expect:  test accuracy of at least 0.97 on handwritten digits, in under a minute on two CPU cores; 20 seconds pass before the first step.
+Expect:  test accuracy of at least 0.97 on handwritten digits, in under a minute on two CPU cores; 20 seconds pass
+         before the first step.
 Source:  Moritz et al. 2018, "Ray: A Distributed Framework for Emerging AI Applications"; Ray Train's documentation.
 """
 
@@ -58,8 +61,9 @@ def main():
             ),
             torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
             datasets=datasets,
-            # Distributed: left alone, Ray Train gives each worker whichever blocks are ready, and drops rows to make all shares equal.
-            # That balances the load, but no two runs see the same batches. Here shards belong to workers, by number.
+            # Distributed: left alone, Ray Train gives each worker whichever blocks are ready, and drops rows to make
+            # all shares equal. That balances the load, but no two runs see the same batches. Here shards belong to
+            # workers, by number.
             dataset_config=DataConfig(datasets_to_split=[]),
         )  # fmt: skip
         run.metric("seconds/prepare", time.perf_counter() - clock, step=0, unit="s")
@@ -85,7 +89,8 @@ def train_worker(settings):
     torch.manual_seed(config.seed)
     channels = manifest["schema"]["images"]["shape"][3]
     network = torch_network(channels, len(manifest["classes"]), config.width)
-    # Distributed: moves the network to this worker's device, and averages gradients over the workers while `backward` computes them.
+    # Distributed: moves the network to this worker's device, and averages gradients over the workers while `backward`
+    # computes them.
     model = ray.train.torch.prepare_model(network)
     optimizer = torch.optim.SGD(
         network.parameters(), config.learning_rate, config.momentum, nesterov=config.momentum > 0
@@ -101,7 +106,10 @@ def train_worker(settings):
 
 
 def agreed_attempt(config, began):
-    """(how often the workers have been started before by this program, a number newer than any before): rank 0's, on all ranks."""
+    """(how often this program has started the workers before, a number newer than any before).
+
+    All ranks have rank 0's.
+    """
     own = [
         events for events in read_records(config.output_dir) if events[0]["rank"] == 0 and events[0]["role"] == "worker"
     ]
@@ -155,9 +163,13 @@ def train(model, network, optimizer, epoch, config, manifest, run):
 
 
 def joined(shards, num_steps, config, epoch, device):
-    """Yields this worker's part of each global batch, {id, label, image}: an equal number of rows of each of its shards, shuffled."""
+    """Yields this worker's part of each global batch, {id, label, image}.
+
+    It has an equal number of rows of each of the worker's shards, shuffled.
+    """
     streams = [
-        # Distributed: blocks arrive from Ray Data's tasks, and the next batches are made ready in a thread, while this worker computes.
+        # Distributed: blocks arrive from Ray Data's tasks, and the next batches are made ready in a thread, while this
+        # worker computes.
         iter(shard.iter_torch_batches(
             batch_size=config.global_batch_size // config.num_shards, prefetch_batches=config.prefetch_batches, device=device,
             local_shuffle_buffer_size=config.shuffle_rows, local_shuffle_seed=config.seed * 1000 + epoch,
@@ -166,15 +178,18 @@ def joined(shards, num_steps, config, epoch, device):
     batch = None
     for _ in range(num_steps):
         parts = [part for stream in streams if (part := next(stream, None)) is not None]
-        # Distributed: shards may differ by a row, and a last batch may have none for this worker. It takes part all the same, with
-        # nothing to add: the others wait for it in the exchange.
+        # Distributed: shards may differ by a row, and a last batch may have none for this worker. It takes part all the
+        # same, with nothing to add: the others wait for it in the exchange.
         parts = parts or [{name: values[:0] for name, values in batch.items()}]
         batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         yield seen_as_channels_first(batch)
 
 
 def seen_as_channels_first(batch):
-    """(n, height, width, channels) as (n, channels, height, width), without moving anything: on a CPU convolutions are faster so."""
+    """(n, height, width, channels) as (n, channels, height, width), without moving anything.
+
+    Convolutions on a CPU are faster so.
+    """
     return {**batch, "image": batch["image"].permute(0, 3, 1, 2)}
 
 
@@ -182,8 +197,8 @@ def train_step(model, optimizer, batch, size):
     """One optimizer step on this worker's share of a global batch of `size` rows; returns the share's summed loss."""
     optimizer.zero_grad()
     loss = F.cross_entropy(model(batch["image"]), batch["label"], reduction="sum")
-    # Distributed: gradients are averaged over the workers. Dividing by the rows of the whole batch, not by one's own share, gives each
-    # row the same weight even where the shares differ in size.
+    # Distributed: gradients are averaged over the workers. Dividing by the rows of the whole batch, not by one's own
+    # share, gives each row the same weight even where the shares differ in size.
     (loss * dist.get_world_size() / size).backward()
     optimizer.step()
     return loss.item()
@@ -224,7 +239,10 @@ def save_checkpoint(network, optimizer, epoch, accuracy, config, run, num_rows):
 
 
 def load_checkpoint(network, optimizer, config, num_rows):
-    """Fills network and optimizer from the checkpoint that Ray Train hands to every attempt; returns the epoch to go on with."""
+    """Fills network and optimizer from the checkpoint that Ray Train hands to every attempt.
+
+    Returns the epoch to go on with.
+    """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0

@@ -1,10 +1,11 @@
-"""Ray Train with TensorFlow: TensorflowTrainer gives each worker its TF_CONFIG, MultiWorkerMirroredStrategy does the rest.
+"""Ray Train with TensorFlow: the trainer gives each worker its TF_CONFIG, MultiWorkerMirroredStrategy does the rest.
 
 Shows:   the same input, scaling, failures and checkpoints as main.py, with another framework inside the workers.
 Choose:  when the model is TensorFlow's and the rest of the program is Ray's. Else `tensorflow` or main.py.
 Run:     python -m rayrun --num-cpus 4 main_tensorflow.py config.yaml num_workers=2
 Expect:  test accuracy of at least 0.97 on handwritten digits, about a minute on two CPU cores.
-Source:  Ray Train's documentation, "Get Started with Distributed Training using TensorFlow/Keras"; TensorFlow's multi-worker guide.
+Source:  Ray Train's documentation, "Get Started with Distributed Training using TensorFlow/Keras"; TensorFlow's
+         multi-worker guide.
 """
 
 import json
@@ -44,7 +45,8 @@ def main():
         shards = write_shards(config, manifest)
         trainer = TensorflowTrainer(
             train_worker, train_loop_config={"config": vars(config), "manifest": manifest, "began": began},
-            # Distributed: so many workers, on as many nodes as there are. Ray tells each the addresses of all, in TF_CONFIG.
+            # Distributed: so many workers, on as many nodes as there are. Ray tells each the addresses of
+            # all, in TF_CONFIG.
             scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=need, placement_strategy="SPREAD"),
             run_config=RunConfig(
                 name="train", storage_path=config.checkpoint_dir, checkpoint_config=CheckpointConfig(num_to_keep=2),
@@ -163,7 +165,10 @@ def train(tf, strategy, model, optimizer, epoch, keeper, exchange, config, manif
 
 
 def joined(shards, num_steps, config, epoch):
-    """Yields this worker's part of each global batch, {id, label, image}: an equal number of rows of each of its shards, shuffled."""
+    """Yields this worker's part of each global batch, {id, label, image}.
+
+    It has an equal number of rows of each of the worker's shards, shuffled.
+    """
     streams = [
         # Distributed: blocks arrive from Ray Data's tasks while this worker computes.
         iter(shard.iter_batches(
@@ -184,7 +189,8 @@ def save(keeper, number, accuracy, config, run, num_rows):
     """Hands a checkpoint to Ray Train, which copies it to `storage_path` and only then counts it as one."""
     metrics = {"epoch": number, "accuracy": accuracy}
     with tempfile.TemporaryDirectory() as folder:
-        # Distributed: reading mirrored variables can take all workers, so all write; the first one's files are handed on.
+        # Distributed: reading mirrored variables can take all workers, so all write; the first one's files
+        # are handed on.
         keeper.save(str(Path(folder) / "epoch"))
         (Path(folder) / "depends_on.json").write_text(json.dumps(depends_on(config, num_rows)))
         first = ray.train.get_context().get_world_rank() == 0

@@ -36,8 +36,8 @@ def check_settings(config):
         )
     if batch % shards:
         raise SystemExit(
-            f"global_batch_size={batch} cannot be divided among num_shards={shards}: each step takes the same number of rows from "
-            f"every shard; try {batch // shards * shards or shards}"
+            f"global_batch_size={batch} cannot be divided among num_shards={shards}: each step takes the same number "
+            f"of rows from every shard; try {batch // shards * shards or shards}"
         )
     return config
 
@@ -60,7 +60,8 @@ def depends_on(config, num_rows):
 def learning_rate_at(epoch, config):
     """The rate at a fractional epoch: grows with the batch, after a warm-up from 0, and ends at 0 (half a cosine).
 
-    Sources: Goyal et al. 2017, "Accurate, Large Minibatch SGD" (linear scaling, warm-up); Loshchilov and Hutter 2016, "SGDR".
+    Sources: Goyal et al. 2017, "Accurate, Large Minibatch SGD" (linear scaling, warm-up); Loshchilov and
+    Hutter 2016, "SGDR".
     """
     peak = config.learning_rate * config.global_batch_size / config.base_batch_size
     if epoch < config.warmup_epochs:

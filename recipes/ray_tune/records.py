@@ -1,5 +1,8 @@
-"""What a search has tried so far, and which processes did it. Tune keeps its callbacks in a file, to restore an experiment from: they
-hold nothing themselves, and speak to the search that is under way."""
+"""What a search has tried so far, and which processes did it.
+
+Tune keeps its callbacks in a file, to restore an experiment from: they hold nothing themselves, and speak to the search
+that is under way.
+"""
 
 import json
 import time
@@ -118,7 +121,11 @@ class Search:
         self.records.pop(place, None)
 
     def content(self):
-        """{search, seed, trials: [{id, results: [...]}, ...], best, seconds, history: [[epochs, seconds, best accuracy so far], ...]}"""
+        """What the search has found so far.
+
+        {search, seed, trials: [{id, results: [...]}, ...], best, seconds,
+        history: [[epochs, seconds, best accuracy so far], ...]}
+        """
         trials, history, best = {}, [], 0.0
         for (trial, _), result in self.results.items():
             trials.setdefault(trial, {"id": trial, "results": []})["results"].append(result)

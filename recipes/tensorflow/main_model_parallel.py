@@ -1,7 +1,7 @@
 """Model parallelism with TensorFlow: DTensor lays the layers of one model over several devices of one process.
 
-Shows:   a mesh of devices, a layout for each variable (first layer cut by columns, second by rows), and that a training step
-         written for one device needs no change: TensorFlow puts the exchanges where the layouts demand them.
+Shows:   a mesh of devices, a layout for each variable (first layer cut by columns, second by rows), and that a training
+         step written for one device needs no change: TensorFlow puts the exchanges where the layouts demand them.
 Choose:  when a layer does not fit on one device. Plain DTensor variables, not Keras layers: those that know layouts are
          gone from Keras 3, and DTensor itself is still called experimental.
 Run:     python -m tfrun --num-workers 1 main_model_parallel.py config.yaml
