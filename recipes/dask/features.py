@@ -20,11 +20,12 @@ NUM_FOLDS = 5  # parts of the training flights for target encoding
 ENCODED = ["carrier", "dest", "tailnum"]  # encoded by their share of late flights
 CATEGORIES = ["origin", "carrier"]  # also as they are: few values
 WEATHER = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
-NUMERIC = [
-    "distance", "time_sine", "time_cosine", "year_sine", "year_cosine", "hour", "weekday", "month", "weekend",
-    *(f"{who}_delay_2h" for who in ("origin", "carrier")), *(f"{who}_flights_2h" for who in ("origin", "carrier")),
-    *WEATHER, "plane_age", "seats", "dest_lat", "dest_lon", "dest_alt", *(f"{name}_late_share" for name in ENCODED),
-]  # fmt: skip
+CALENDAR = ["time_sine", "time_cosine", "year_sine", "year_cosine", "hour", "weekday", "month", "weekend"]
+RECENT = ["origin_delay_2h", "carrier_delay_2h", "origin_flights_2h", "carrier_flights_2h"]
+PLANES = ["plane_age", "seats"]
+AIRPORTS = ["dest_lat", "dest_lon", "dest_alt"]
+SHARES = [f"{name}_late_share" for name in ENCODED]
+NUMERIC = ["distance", *CALENDAR, *RECENT, *WEATHER, *PLANES, *AIRPORTS, *SHARES]
 
 
 def features(config, run, days):
@@ -157,15 +158,19 @@ def calendar_features(flights, split):
     moment = flights["scheduled"].dt
     hours, day = moment.hour + moment.minute / 60, moment.dayofyear
     return flights.assign(
-        time_sine=np.sin(2 * np.pi * hours / 24), time_cosine=np.cos(2 * np.pi * hours / 24),
-        year_sine=np.sin(2 * np.pi * day / 365.25), year_cosine=np.cos(2 * np.pi * day / 365.25),
-        hour=moment.hour.astype("float64"), weekday=moment.dayofweek.astype("float64"), month=moment.month.astype("float64"),
+        time_sine=np.sin(2 * np.pi * hours / 24),
+        time_cosine=np.cos(2 * np.pi * hours / 24),
+        year_sine=np.sin(2 * np.pi * day / 365.25),
+        year_cosine=np.cos(2 * np.pi * day / 365.25),
+        hour=moment.hour.astype("float64"),
+        weekday=moment.dayofweek.astype("float64"),
+        month=moment.month.astype("float64"),
         weekend=(moment.dayofweek >= 5).astype("float64"),
         plane_age=moment.year - flights["built"],
         late=(flights["arr_delay"] > LATE_MINUTES).astype("float64").where(flights["arr_delay"].notna()),
         part=pd.Series(np.where(flights["scheduled"] < split, "train", "test"), index=flights.index).astype("str"),
         fold=flights["id"] % NUM_FOLDS,
-    )  # fmt: skip
+    )
 
 
 def late_counts(train):

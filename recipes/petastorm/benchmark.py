@@ -23,7 +23,8 @@ sys.path.insert(0, sys.argv[1])
 from readers import chunks_of, columns_of, leave
 manifest = json.loads((Path(sys.argv[2]) / "manifest.json").read_text())
 store, names = sys.argv[2] + "/train", columns_of(manifest)
-plain = dict(seed=0, pool="thread", num_loader_workers=1, prefetch_chunks=4, cache="none", rows_per_chunk=1024, output_dir=sys.argv[3], cache_mb=1000)
+plain = dict(seed=0, pool="thread", num_loader_workers=1, prefetch_chunks=4, rows_per_chunk=1024)
+plain |= dict(cache="none", cache_mb=1000, output_dir=sys.argv[3])
 def scan():
     total = 0
     for path in sorted(Path(store).glob("*.parquet")):
@@ -52,7 +53,9 @@ for repeat in range(int(sys.argv[4]) + 1):
         assert work() == manifest["rows"]["train"], name
         if repeat:  # the first one warms up, and fills the cache
             seconds[name].append(time.perf_counter() - started)
-print("RESULT", json.dumps({name: manifest["rows"]["train"] / statistics.median(values) for name, values in seconds.items()}), flush=True)
+num_rows = manifest["rows"]["train"]
+speeds = {name: num_rows / statistics.median(values) for name, values in seconds.items()}
+print("RESULT", json.dumps(speeds), flush=True)
 leave()
 """
 

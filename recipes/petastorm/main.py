@@ -82,10 +82,12 @@ def train_epoch(model, optimizer, store, manifest, config, epoch, step, run):
     streams = [
         batches_of(
             chunks_of(store, config, manifest, shard, config.num_shards, epoch, config.max_rows),
-            per_shard, config.shuffle_rows, np.random.default_rng([config.seed, epoch, shard]),
+            per_shard,
+            config.shuffle_rows,
+            np.random.default_rng([config.seed, epoch, shard]),
         )
         for shard in my_shards(config)
-    ]  # fmt: skip
+    ]
     loss_sum, num_rows, first_step = 0.0, 0, step
     model.train()
     while config.max_steps is None or step < config.max_steps:

@@ -33,8 +33,13 @@ def make_network(manifest, width):
         )
     size = len(manifest["features"])
     return nn.Sequential(
-        Standardise(manifest["mean"], manifest["std"]), nn.Linear(size, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
-    )  # fmt: skip
+        Standardise(manifest["mean"], manifest["std"]),
+        nn.Linear(size, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, 1),
+    )
 
 
 def inputs_of(batch, manifest):

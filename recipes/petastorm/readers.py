@@ -103,14 +103,20 @@ def leave():
 def reader_settings(config, names, shard, num_shards, seed, limit=None):
     """What Petastorm's two readers are told alike."""
     common = {
-        "schema_fields": names, "num_epochs": 1,
+        "schema_fields": names,
+        "num_epochs": 1,
         # `seed` alone orders a shard's row groups; `shuffle_row_groups` would shuffle them again, by the clock when
         # the seed is 0.
-        "seed": seed, "shuffle_row_groups": False,
-        "cur_shard": shard, "shard_count": num_shards,  # Distributed: this shard's row groups only; no other process reads them.
-        "reader_pool_type": config.pool, "workers_count": config.num_loader_workers, "results_queue_size": config.prefetch_chunks,
+        "seed": seed,
+        "shuffle_row_groups": False,
+        # Distributed: this shard's row groups only; no other process reads them.
+        "cur_shard": shard,
+        "shard_count": num_shards,
+        "reader_pool_type": config.pool,
+        "workers_count": config.num_loader_workers,
+        "results_queue_size": config.prefetch_chunks,
         "predicate": None if limit is None else in_lambda(["id"], functools.partial(operator.gt, limit)),
-    }  # fmt: skip
+    }
     if config.cache == "local-disk":
         folder = Path(config.output_dir) / "scratch/cache" / str(shard)
         common |= {
@@ -231,10 +237,8 @@ def arrow_chunks(store, names, shard, num_shards, seed, limit):
     """The modern way: pyarrow's datasets instead of Petastorm. Same shards, same order of row groups."""
     files = [str(path) for path in parquet_files(store)]
     # Distributed: a fragment is one row group; each process takes its own, by number.
-    fragments = [
-        group for file in pyarrow.dataset.dataset(files, format="parquet", filesystem=LocalFileSystem()).get_fragments()
-        for group in file.split_by_row_group()
-    ]  # fmt: skip
+    dataset = pyarrow.dataset.dataset(files, format="parquet", filesystem=LocalFileSystem())
+    fragments = [group for file in dataset.get_fragments() for group in file.split_by_row_group()]
     order = list(range(len(fragments)))
     random.Random(seed).shuffle(order)  # of all of them, as Petastorm does
     order = [number for number in order if number % num_shards == shard]

@@ -8,9 +8,11 @@ import sys
 from runrecord import load_config
 
 CHOICES = {
-    "mode": ["flights", "digits", "tensorflow"], "reader": ["batch", "row", "converter", "arrow"], "pool": ["thread", "process", "dummy"],
+    "mode": ["flights", "digits", "tensorflow"],
+    "reader": ["batch", "row", "converter", "arrow"],
+    "pool": ["thread", "process", "dummy"],
     "cache": ["none", "local-disk"],
-}  # fmt: skip
+}
 
 
 def check_settings(config, num_workers=None):
@@ -49,9 +51,12 @@ def depends_on(config, manifest):
     """What a position (epoch) depends on: with other values the same position stands for other rows."""
     num_rows = manifest["rows"]["train"]
     return {
-        "seed": config.seed, "global_batch_size": config.global_batch_size, "num_shards": config.num_shards,
-        "shuffle_rows": config.shuffle_rows, "num_rows": min(num_rows, config.max_rows or num_rows),
-    }  # fmt: skip
+        "seed": config.seed,
+        "global_batch_size": config.global_batch_size,
+        "num_shards": config.num_shards,
+        "shuffle_rows": config.shuffle_rows,
+        "num_rows": min(num_rows, config.max_rows or num_rows),
+    }
 
 
 if __name__ == "__main__":

@@ -46,9 +46,13 @@ def convert(folder, manifest, config):
     cache = Path(config.output_dir).absolute() / "scratch/converter"
     cache.mkdir(parents=True, exist_ok=True)
     spark = (
-        SparkSession.builder.master("local[1]").appName("petastorm").config("spark.ui.enabled", False).config("spark.ui.showConsoleProgress", False)
-        .config(SparkDatasetConverter.PARENT_CACHE_DIR_URL_CONF, address_of(cache)).getOrCreate()
-    )  # fmt: skip
+        SparkSession.builder.master("local[1]")
+        .appName("petastorm")
+        .config("spark.ui.enabled", False)
+        .config("spark.ui.showConsoleProgress", False)
+        .config(SparkDatasetConverter.PARENT_CACHE_DIR_URL_CONF, address_of(cache))
+        .getOrCreate()
+    )
     frame = spark.read.parquet(folder).select(*columns_of(manifest))
     # Several files, so that there is a row group for each shard.
     frame = frame.repartitionByRange(4 * config.num_shards, "id").sortWithinPartitions("id")

@@ -20,9 +20,13 @@ MODES = ("single", "fsdp", "tensor_parallel", "pipeline")
 
 def ddp(root):
     words = [
-        "scale=bench", "data=images", f"scale.max_steps={STEPS}", f"recipe.global_batch_size={BATCH}",
-        f"recipe.base_batch_size={BATCH}", f"recipe.width={WIDTH}",
-    ]  # fmt: skip
+        "scale=bench",
+        "data=images",
+        f"scale.max_steps={STEPS}",
+        f"recipe.global_batch_size={BATCH}",
+        f"recipe.base_batch_size={BATCH}",
+        f"recipe.width={WIDTH}",
+    ]
     launcher = [BINARIES / "torchrun", "--standalone", "--nproc-per-node", 2]
     plain = {"GLOO_SOCKET_IFNAME": "lo"}
     ours, bare, one, untuned = [], [], [], []

@@ -44,7 +44,8 @@ def save(model, optimizer, step, config, num_rows, rank=0):
         for old in sorted(path.parent.glob("step-*")):
             if old != path:
                 shutil.rmtree(old, ignore_errors=True)
-    barrier()  # Distributed: nobody goes on before the checkpoint has its name: whoever is lost now is restarted from it.
+    # Distributed: nobody goes on before the checkpoint has its name: whoever is lost now is restarted from it.
+    barrier()
     return path
 
 

@@ -51,7 +51,7 @@ class Batches:
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
 
     def share(self, order, step, rank, world_size):
-        """This worker's rows of one global batch, and the size of that batch (the last one of an epoch may be smaller)."""
+        """This worker's rows of one global batch, and the size of that batch (an epoch's last one may be smaller)."""
         batch = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
         return batch[rank::world_size], len(batch)
 
@@ -78,7 +78,11 @@ def loader_of(data, batches, epoch, steps, rank, world_size, num_loader_workers)
     # A generator of its own: the loader draws from it, and a resumed epoch's second loader must not shift the
     # worker's numbers.
     loader = torch.utils.data.DataLoader(
-        Rows(), batch_sampler=[ids.tolist() for ids, _ in shares], collate_fn=lambda rows: rows, num_workers=num_loader_workers, generator=torch.Generator()
-    )  # fmt: skip
+        Rows(),
+        batch_sampler=[ids.tolist() for ids, _ in shares],
+        collate_fn=lambda rows: rows,
+        num_workers=num_loader_workers,
+        generator=torch.Generator(),
+    )
     for (ids, batch_size), (images, labels) in zip(shares, loader, strict=True):
         yield ids, batch_size, images, labels

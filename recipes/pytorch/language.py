@@ -193,7 +193,8 @@ def train_language_model(parallel, optimizer, batches, num_steps, start, config,
 def report_baselines(config, run, bits_per_byte):
     """Leaves the comparison with the counted models in the report."""
     counted = baselines(config.data_dir)
-    run.table("bits per byte on held-out files", [{"model": f"{name} counts", "bits per byte": bits} for name, bits in counted.items()]
-              + [{"model": f"transformer ({config.mode})", "bits per byte": bits_per_byte}])  # fmt: skip
+    rows = [{"model": f"{name} counts", "bits per byte": bits} for name, bits in counted.items()]
+    rows.append({"model": f"transformer ({config.mode})", "bits per byte": bits_per_byte})
+    run.table("bits per byte on held-out files", rows)
     for name, bits in counted.items():
         run.metric(f"eval/{name}_bits_per_byte", bits, 0)

@@ -179,11 +179,16 @@ def save_checkpoint(network, optimizer, position, config, run, num_rows):
     path = Path(config.checkpoint_dir) / "last.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".partial"), "wb") as file:
-        torch.save(
-            {"mode": config.mode, "model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": position["epoch"],
-             "step": position["step"], "of_ranks": of_ranks, "depends_on": depends_on(config, num_rows)},
-            file,
-        )  # fmt: skip
+        content = {
+            "mode": config.mode,
+            "model": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "epoch": position["epoch"],
+            "step": position["step"],
+            "of_ranks": of_ranks,
+            "depends_on": depends_on(config, num_rows),
+        }
+        torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
     path.with_suffix(".partial").replace(path)

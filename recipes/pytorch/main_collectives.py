@@ -52,7 +52,10 @@ def ring_all_reduce(tensor):
 
 
 def given(rank, num_values):
-    """What rank `rank` brings: whole numbers, so that sums are exact in any order. Every rank can compute everybody's."""
+    """What rank `rank` brings: whole numbers, so that sums are exact in any order.
+
+    Every rank can compute everybody's.
+    """
     generator = torch.Generator().manual_seed(rank)
     return torch.randint(-1000, 1000, (num_values,), generator=generator).float()
 

@@ -100,9 +100,11 @@ class FullySharded:
         gathered = ("UNSHARDED_PARAM", "ALL_GATHER")
         snapshots = [
             {kind.name: size for kind, size in memory.items() if kind != "Total"}
-            for module in tracker.memory_tracking.values() for state in module.snapshots.values()
-            for snapshot in state for memory in snapshot.values()
-        ]  # fmt: skip
+            for module in tracker.memory_tracking.values()
+            for state in module.snapshots.values()
+            for snapshot in state
+            for memory in snapshot.values()
+        ]
         held = sum(parameter.to_local().numel() for parameter in self.model.parameters())
         run.parameters(held=held, total=self.num_parameters)
         for name, kinds in (("kept", own), ("peak", own + gathered)):

@@ -34,7 +34,7 @@ def divide(model, mesh):
     """
     gathered = PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),))
     for layer in model.layers.values():
-        parallelize_module(layer, mesh, {
+        plan = {
             # Distributed: normalisation looks at one position at a time, so it works on the share of the sequence.
             "attention_norm": SequenceParallel(),
             "feed_forward_norm": SequenceParallel(),
@@ -43,19 +43,24 @@ def divide(model, mesh):
             "feed_forward": gathered,
             # Distributed: by columns: each process computes its own heads and its own hidden features,
             # without exchange.
-            "attention.query": ColwiseParallel(), "attention.key": ColwiseParallel(), "attention.value": ColwiseParallel(),
+            "attention.query": ColwiseParallel(),
+            "attention.key": ColwiseParallel(),
+            "attention.value": ColwiseParallel(),
             "feed_forward.up": ColwiseParallel(),
             # Distributed: by rows: each process has a part of every sum; a reduce-scatter adds them and deals
             # out the sequence.
             "attention.out": RowwiseParallel(output_layouts=Shard(1)),
             "feed_forward.down": RowwiseParallel(output_layouts=Shard(1)),
-        })  # fmt: skip
-    return parallelize_module(model, mesh, {
+        }
+        # Distributed: from here on each process keeps its part of the layer's matrices only.
+        parallelize_module(layer, mesh, plan)
+    plan = {
         "embedding": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
         "norm": SequenceParallel(),
         # Distributed: each process scores its part of the byte values; gathered, because the loss needs all of them.
         "output": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
-    })  # fmt: skip
+    }
+    return parallelize_module(model, mesh, plan)
 
 
 class TensorParallel:

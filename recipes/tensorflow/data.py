@@ -1,4 +1,4 @@
-"""Reads the dataset folder, decides which rows each worker takes through each step, and makes a tf.data pipeline of it."""
+"""Reads the dataset folder, decides which rows each worker takes through each step, and makes a tf.data pipeline."""
 
 import functools
 import json
@@ -122,7 +122,10 @@ def with_options(dataset, config, policy):
 
 
 def distributed(data, batches, strategy, config, steps, forever=False):
-    """The pipeline as the strategy's `fit` wants it: each replica gets global_batch_size / replicas rows of every step."""
+    """The pipeline as the strategy's `fit` wants it.
+
+    Each replica gets global_batch_size / replicas rows of every step.
+    """
     num_replicas = strategy.num_replicas_in_sync
     if config.input == "tfrecord" and not forever:
         return from_tfrecords(data, batches, strategy, config, steps)

@@ -51,7 +51,10 @@ def make_mesh(config):
 
 
 def initial_values(data, config):
-    """Start of a perceptron with one hidden layer of 16 x width units: (weights, velocities, epoch 0), NumPy float32."""
+    """Start of a perceptron with one hidden layer of 16 x width units.
+
+    (weights, velocities, epoch 0), NumPy float32.
+    """
     random, num_inputs, num_hidden = (
         np.random.default_rng(config.seed),
         int(np.prod(data.images.shape[1:])),

@@ -129,7 +129,10 @@ def make_step(strategy, model, optimizer, log):
 
 
 def table_of(data):
-    """All rows as one element, again and again: images float32 (rows, height, width, channels), labels int64 (rows,)."""
+    """All rows as one element, again and again.
+
+    Images float32 (rows, height, width, channels), labels int64 (rows,).
+    """
     images, labels = data.read(np.arange(len(data)))
     return tf.data.Dataset.from_tensors((images, labels)).repeat()
 

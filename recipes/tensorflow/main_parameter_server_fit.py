@@ -31,7 +31,7 @@ from parameter_servers import (
     report_epoch,
     report_steps,
     serve,
-)  # fmt: skip
+)
 from runrecord import RunRecord, load_config
 from runtime import claim_checkpoints, prepare, task, tf
 from settings import check_settings, num_steps_of

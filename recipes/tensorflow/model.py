@@ -87,7 +87,7 @@ class Classifier(tf.keras.Model):
 
 
 class WarmupThenCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """`settings.learning_rate_at` as a function of the optimizer's step counter: it needs nothing but that to resume."""
+    """`settings.learning_rate_at` as a function of the optimizer's step counter: it needs only that to resume."""
 
     def __init__(self, config, steps_per_epoch):
         self.peak = config.learning_rate * config.global_batch_size / config.base_batch_size
@@ -104,5 +104,8 @@ class WarmupThenCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
 
 
 def make_optimizer(config, rate, clip_norm=None):
-    """SGD with Nesterov momentum; `rate` is a number or a schedule; `clip_norm`: longer gradients are shortened to it."""
+    """SGD with Nesterov momentum.
+
+    `rate` is a number or a schedule. `clip_norm`: longer gradients are shortened to it.
+    """
     return tf.keras.optimizers.SGD(rate, config.momentum, nesterov=config.momentum > 0, global_clipnorm=clip_norm)

@@ -68,7 +68,10 @@ def note(log, step, rows, losses):
 
 
 def next_place(log):
-    """The number of a step among all workers' steps, each given once: the ps counts while it holds the variable's lock."""
+    """The number of a step among all workers' steps, each given once.
+
+    The ps counts while it holds the variable's lock.
+    """
     return tf.raw_ops.ResourceCountUpTo(resource=log["next"].handle, limit=2**62, T=tf.int64)
 
 

@@ -1,4 +1,7 @@
-"""The one place that imports TensorFlow, because some of its switches count only before that; and what this process is."""
+"""The one place that imports TensorFlow, because some of its switches count only before that.
+
+It also says what this process is.
+"""
 
 import json
 import os
@@ -23,9 +26,12 @@ def task():
     config = json.loads(os.environ.get("TF_CONFIG", "{}"))
     mine, cluster = config.get("task", {}), config.get("cluster", {})
     return SimpleNamespace(
-        kind=mine.get("type", "worker"), index=int(mine.get("index", 0)), num_workers=len(cluster.get("worker", [0])),
-        num_ps=len(cluster.get("ps", [])), attempt=int(os.environ.get("TFRUN_ATTEMPT", "0")),
-    )  # fmt: skip
+        kind=mine.get("type", "worker"),
+        index=int(mine.get("index", 0)),
+        num_workers=len(cluster.get("worker", [0])),
+        num_ps=len(cluster.get("ps", [])),
+        attempt=int(os.environ.get("TFRUN_ATTEMPT", "0")),
+    )
 
 
 def claim_checkpoints(config, program):

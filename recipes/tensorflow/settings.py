@@ -17,9 +17,8 @@ CHOICES = {
     "partitioner": ["none", "min_size", "max_size", "fixed_shards"],
 }
 PROGRAMS = {name: f"main_{name}.py" for name in ("parameter_server", "parameter_server_fit", "model_parallel")}
-AT_LEAST_ONE = [
-    "num_epochs", "global_batch_size", "base_batch_size", "num_devices", "num_ps", "num_files", "prefetch_batches", "steps_per_execution",
-]  # fmt: skip
+AT_LEAST_ONE = ["num_epochs", "global_batch_size", "base_batch_size", "num_devices", "num_ps"]
+AT_LEAST_ONE += ["num_files", "prefetch_batches", "steps_per_execution"]
 
 
 def check_settings(config, num_workers, program=None):
