@@ -65,7 +65,10 @@ def main():
     each = (medians["kfp"] - medians["functions"]) / num_steps
     rows = [
         f"| called as functions, in one process | {medians['functions']:.2f} s ({span(found['functions'])}) | 1.00 |",
-        f"| kfp's local runner, {num_steps} steps | {medians['kfp']:.2f} s ({span(found['kfp'])}) | {medians['kfp'] / medians['functions']:.2f} |",
+        (
+            f"| kfp's local runner, {num_steps} steps | {medians['kfp']:.2f} s ({span(found['kfp'])}) | "
+            f"{medians['kfp'] / medians['functions']:.2f} |"
+        ),
         f"| kfp, more per step | {each:.2f} s | |",
     ]
     print_table("kubeflow", report.machine(), rows, {})

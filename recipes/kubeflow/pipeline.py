@@ -107,9 +107,14 @@ def deploy_on_cluster(folder: str, name: str, timeout_seconds: float, settings: 
 
 
 def smoke_test(
-    url: str, name: str, rows: dsl.Input[dsl.Dataset], predictions: dsl.Input[dsl.Artifact], min_accuracy: float,
-    timeout_seconds: float, metrics: dsl.Output[dsl.Metrics],
-):  # fmt: skip
+    url: str,
+    name: str,
+    rows: dsl.Input[dsl.Dataset],
+    predictions: dsl.Input[dsl.Artifact],
+    min_accuracy: float,
+    timeout_seconds: float,
+    metrics: dsl.Output[dsl.Metrics],
+):
     import steps
 
     found = steps.smoke_test(url, name, rows.path, predictions.path, min_accuracy, timeout_seconds)
@@ -144,9 +149,13 @@ def pipeline_of(config):
 
     @dsl.pipeline(name="digits", description="From rows to a served image classifier, with a gate in between.")
     def digits(
-        data_dir: str = config.cluster_data_dir, max_rows: int = 0, learning_rates: list = config.learning_rates,
-        num_epochs: int = config.num_epochs, trial_epochs: int = config.trial_epochs, min_accuracy: float = config.min_accuracy,
-    ):  # fmt: skip
+        data_dir: str = config.cluster_data_dir,
+        max_rows: int = 0,
+        learning_rates: list = config.learning_rates,
+        num_epochs: int = config.num_epochs,
+        trial_epochs: int = config.trial_epochs,
+        min_accuracy: float = config.min_accuracy,
+    ):
         def whole_workflow():
             ingested = step(ingest, data_dir=data_dir, max_rows=max_rows)
             rows = ingested.outputs["rows"]
@@ -197,9 +206,14 @@ def pipeline_of(config):
             else:
                 deployed = component(deploy)(**where, port=config.serve_port, server_file=server_file)
             smoked = step(
-                smoke_test, url=deployed.output, name=config.model_name, rows=rows, min_accuracy=min_accuracy,
-                predictions=evaluated.outputs["predictions"], timeout_seconds=config.serve_timeout_seconds,
-            )  # fmt: skip
+                smoke_test,
+                url=deployed.output,
+                name=config.model_name,
+                rows=rows,
+                min_accuracy=min_accuracy,
+                predictions=evaluated.outputs["predictions"],
+                timeout_seconds=config.serve_timeout_seconds,
+            )
             for task in (deployed, smoked):  # a server that was there the last time is not there now
                 task.set_caching_options(False)
 
@@ -225,10 +239,8 @@ def settings_of_training(config, on_cluster):
         return json.dumps(
             {"train": train} | {key: getattr(config, key) for key in ("num_workers", "max_restarts", "trainer")}
         )
-    keys = (
-        "num_workers", "max_restarts", "num_retries", "trainer", "image", "namespace", "claim", "runtime", "cpus_per_worker",
-        "memory_mb_per_worker", "model_name", "service_account", "mount_path",
-    )  # fmt: skip
+    keys = ["num_workers", "max_restarts", "num_retries", "trainer", "image", "namespace", "claim", "runtime"]
+    keys += ["cpus_per_worker", "memory_mb_per_worker", "model_name", "service_account", "mount_path"]
     return json.dumps({"train": train} | {key: getattr(config, key) for key in keys})
 
 

@@ -25,7 +25,10 @@ from model import torch_network
 
 
 class Classifier(kserve.Model):
-    """Images float32 in [0, 1] (n, channels, height, width) to `logits` float32 (n, classes) and `labels` int64 (n,)."""
+    """Takes images float32 in [0, 1] (n, channels, height, width).
+
+    Gives `logits` float32 (n, classes) and `labels` int64 (n,).
+    """
 
     def __init__(self, name, model_dir):
         super().__init__(name)

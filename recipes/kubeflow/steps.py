@@ -143,7 +143,10 @@ def choose(scores, learning_rates):
 
 @recorded
 def train(rows_dir, learning_rate, num_epochs, settings, model_dir):
-    """Starts `num_workers` workers on this machine and waits for the model: by torchrun, or by tfrun (trainer=tfjob)."""
+    """Starts `num_workers` workers on this machine and waits for the model.
+
+    torchrun starts them, or tfrun (trainer=tfjob).
+    """
     about = json.loads(settings)
     own = {**about["train"], "rows_dir": rows_dir, "learning_rate": learning_rate, "num_epochs": num_epochs}
     path, num_workers, restarts = (
@@ -183,7 +186,7 @@ def prepare_training(settings, model_dir):
 
 @recorded
 def evaluate(rows_dir, model_dir, predictions_path):
-    """Accuracy over all test rows, and each row's predicted label, int64 (rows,), for the comparison with the server's."""
+    """Accuracy over all test rows, and each row's predicted label, int64 (rows,), to compare with the server's."""
     import torch
 
     from data import ImageData
@@ -251,8 +254,11 @@ def deploy(model_dir, name, port, timeout_seconds, server_file):
         # Not this step's output: kfp waits for its end before it calls the step done.
         server = subprocess.Popen(
             [*argv, "--address-file", str(address), "--until-end-of", owner],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
         if server.poll() is not None:

@@ -28,7 +28,10 @@ def check_reachable(host):
 
 
 def kubernetes_api():
-    """The Kubernetes API that the user's kubeconfig names; raises SystemExit when there is none, or it does not answer."""
+    """The Kubernetes API that the user's kubeconfig names.
+
+    Raises SystemExit when there is none, or it does not answer.
+    """
     try:
         config.load_kube_config()
         client.VersionApi().get_code(_request_timeout=10)
@@ -46,9 +49,13 @@ def submit(package, arguments, settings, run):
     core = kubernetes_api()
     pipelines = kfp.Client(host=settings.kubeflow_host, namespace=settings.namespace, verify_ssl=True)
     made = pipelines.create_run_from_pipeline_package(
-        str(package), arguments=arguments, run_name=f"{settings.model_name}-{time.strftime('%Y%m%d-%H%M%S')}",
-        experiment_name=settings.model_name, namespace=settings.namespace, service_account=settings.service_account,
-    )  # fmt: skip
+        str(package),
+        arguments=arguments,
+        run_name=f"{settings.model_name}-{time.strftime('%Y%m%d-%H%M%S')}",
+        experiment_name=settings.model_name,
+        namespace=settings.namespace,
+        service_account=settings.service_account,
+    )
     print(f"run {made.run_id}: {settings.kubeflow_host.rstrip('/')}/#/runs/details/{made.run_id}", flush=True)
     seen = {}
     try:

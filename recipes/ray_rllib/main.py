@@ -177,11 +177,14 @@ def compare(config, results, run):
     run.metric("eval/return_lowest", min(evals), step=len(evals))
     rows = [
         {
-            "policy": f"{config.algorithm}, seed {number}", "mean return": round(result["eval"], 2), "iterations": result["iterations"],
-            "environment steps": result["curve"][-1][0], "seconds": round(result["seconds"], 1),
+            "policy": f"{config.algorithm}, seed {number}",
+            "mean return": round(result["eval"], 2),
+            "iterations": result["iterations"],
+            "environment steps": result["curve"][-1][0],
+            "seconds": round(result["seconds"], 1),
         }
         for number, result in enumerate(results)
-    ]  # fmt: skip
+    ]
     rules = {"any action": any_action} | (
         {"shortest job first": shortest_job_first} if config.environment == "scheduling" else {}
     )

@@ -81,7 +81,8 @@ def film(algorithm, config, number):
         environment.close()
         path = Path(config.output_dir) / "pictures" / f"episode, return {total:.0f}.gif"
         write_gif(frames[:: -(-len(frames) // MOST_FRAMES)], path)
-    except Exception as error:  # whatever an environment's own drawing needs and does not find: the training is worth more than its picture
+    except Exception as error:
+        # Whatever an environment's own drawing needs and does not find: the training is worth more than its picture.
         print(f"no picture of an episode: {type(error).__name__}: {error}", flush=True)
         return
 

@@ -8,7 +8,8 @@ import sys
 from runrecord import load_config
 
 ALGORITHMS = ["ppo", "appo", "impala", "dqn"]
-AT_LEAST_ONE = ["num_envs_per_worker", "num_iterations", "num_seeds", "train_batch_size", "evaluation_every", "evaluation_episodes", "checkpoint_every", "num_data_cpus"]  # fmt: skip
+AT_LEAST_ONE = ["num_envs_per_worker", "num_iterations", "num_seeds", "train_batch_size"]
+AT_LEAST_ONE += ["evaluation_every", "evaluation_episodes", "checkpoint_every", "num_data_cpus"]
 
 
 def check_settings(config):

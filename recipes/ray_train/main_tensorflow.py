@@ -44,17 +44,26 @@ def main():
         run.progress(0, 1, "preparing the rows")
         shards = write_shards(config, manifest)
         trainer = TensorflowTrainer(
-            train_worker, train_loop_config={"config": vars(config), "manifest": manifest, "began": began},
+            train_worker,
+            train_loop_config={"config": vars(config), "manifest": manifest, "began": began},
             # Distributed: so many workers, on as many nodes as there are. Ray tells each the addresses of
             # all, in TF_CONFIG.
-            scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=need, placement_strategy="SPREAD"),
+            scaling_config=ScalingConfig(
+                num_workers=config.num_workers,
+                use_gpu=config.use_gpu,
+                resources_per_worker=need,
+                placement_strategy="SPREAD",
+            ),
             run_config=RunConfig(
-                name="train", storage_path=config.checkpoint_dir, checkpoint_config=CheckpointConfig(num_to_keep=2),
+                name="train",
+                storage_path=config.checkpoint_dir,
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
                 # Distributed: when a worker dies, all are started anew, so many times, from the last checkpoint.
                 failure_config=FailureConfig(max_failures=config.max_restarts),
             ),
-            datasets=datasets_of(config, manifest, shards), dataset_config=DataConfig(datasets_to_split=[]),
-        )  # fmt: skip
+            datasets=datasets_of(config, manifest, shards),
+            dataset_config=DataConfig(datasets_to_split=[]),
+        )
         run.metric("seconds/prepare", time.perf_counter() - clock, step=0, unit="s")
         try:
             trainer.fit()
@@ -67,7 +76,9 @@ def train_worker(settings):
     """Runs in each worker process that Ray Train has started."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     import tensorflow as tf
-    import tf_keras as keras  # Keras 2, by its own name (Ray has loaded tf.keras before): Keras 3 cannot train under this strategy
+
+    # Keras 2, by its own name (Ray has loaded tf.keras before): Keras 3 cannot train under this strategy.
+    import tf_keras as keras
 
     config, manifest = SimpleNamespace(**settings["config"]), settings["manifest"]
     context = ray.train.get_context()
@@ -169,13 +180,14 @@ def joined(shards, num_steps, config, epoch):
 
     It has an equal number of rows of each of the worker's shards, shuffled.
     """
-    streams = [
-        # Distributed: blocks arrive from Ray Data's tasks while this worker computes.
-        iter(shard.iter_batches(
-            batch_size=config.global_batch_size // config.num_shards, prefetch_batches=config.prefetch_batches,
-            local_shuffle_buffer_size=config.shuffle_rows, local_shuffle_seed=config.seed * 1000 + epoch,
-        )) for shard in shards
-    ]  # fmt: skip
+    how = {
+        "batch_size": config.global_batch_size // config.num_shards,
+        "prefetch_batches": config.prefetch_batches,
+        "local_shuffle_buffer_size": config.shuffle_rows,
+        "local_shuffle_seed": config.seed * 1000 + epoch,
+    }
+    # Distributed: blocks arrive from Ray Data's tasks while this worker computes.
+    streams = [iter(shard.iter_batches(**how)) for shard in shards]
     batch = None
     for _ in range(num_steps):
         parts = [part for stream in streams if (part := next(stream, None)) is not None]

@@ -8,8 +8,8 @@ import sys
 
 from runrecord import load_config
 
-AT_LEAST_ONE = ["num_epochs", "global_batch_size", "base_batch_size", "num_shards", "rows_per_file", "shuffle_rows",
-                "num_data_cpus", "num_tasks", "object_mb"]  # fmt: skip
+AT_LEAST_ONE = ["num_epochs", "global_batch_size", "base_batch_size", "num_shards", "rows_per_file"]
+AT_LEAST_ONE += ["shuffle_rows", "num_data_cpus", "num_tasks", "object_mb"]
 
 
 def check_settings(config):
@@ -52,9 +52,12 @@ def num_steps_of(config, num_rows):
 def depends_on(config, num_rows):
     """What a position (epoch) depends on: with other values the same position stands for other rows."""
     return {
-        "seed": config.seed, "global_batch_size": config.global_batch_size, "num_shards": config.num_shards,
-        "shuffle_rows": config.shuffle_rows, "num_rows": num_rows,
-    }  # fmt: skip
+        "seed": config.seed,
+        "global_batch_size": config.global_batch_size,
+        "num_shards": config.num_shards,
+        "shuffle_rows": config.shuffle_rows,
+        "num_rows": num_rows,
+    }
 
 
 def learning_rate_at(epoch, config):

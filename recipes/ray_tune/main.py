@@ -1,8 +1,8 @@
 """Hyperparameter search with Ray Tune: five searches at the same budget.
 
-Shows:   one trainable under five searches, trials in parallel as far as resources go, processes kept from trial to
-         trial, a killed trial that goes on from its checkpoint, a killed experiment that is restored, and what each
-         search found for how many epochs.
+Shows:   one trainable under grid, random and Bayesian search, successive halving and population based training, trials
+         in parallel as far as resources go, processes kept from trial to trial, a killed trial that goes on from its
+         checkpoint, a killed experiment that is restored, and what each search found for how many epochs.
 Choose:  when a training is too small to divide and has to be done many times.
 Run:     python -m rayrun --num-cpus 3 main.py config.yaml num_workers=2
 Expect:  validation accuracy of at least 0.94 after 144 epochs in all, by each search; two to three minutes
@@ -87,18 +87,26 @@ def tuner_of(under_way, plan, config, need, rows):
         return tune.Tuner.restore(under_way.folder, trainable, resume_unfinished=True, resume_errored=True)
     folder = Path(under_way.folder)
     return tune.Tuner(
-        trainable, param_space=plan["space"],
+        trainable,
+        param_space=plan["space"],
         tune_config=tune.TuneConfig(
-            **METRIC, num_samples=plan["num_samples"], search_alg=plan["search_alg"], scheduler=plan["scheduler"],
+            **METRIC,
+            num_samples=plan["num_samples"],
+            search_alg=plan["search_alg"],
+            scheduler=plan["scheduler"],
             reuse_actors=True,  # Distributed: a process that has finished one trial takes the next.
         ),
         run_config=tune.RunConfig(
-            name=folder.name, storage_path=str(folder.parent), verbose=0, callbacks=[Reporter()], stop=Budget(),
+            name=folder.name,
+            storage_path=str(folder.parent),
+            verbose=0,
+            callbacks=[Reporter()],
+            stop=Budget(),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
             # Distributed: a trial whose process dies is started again elsewhere, from its last checkpoint.
             failure_config=tune.FailureConfig(max_failures=config.max_trial_failures),
         ),
-    )  # fmt: skip
+    )
 
 
 def check_same_space(config):
@@ -107,7 +115,9 @@ def check_same_space(config):
     Its trials would not fit.
     """
     path = Path(config.checkpoint_dir) / "space.json"
-    names = ["learning_rates", "momenta", "weight_decays", "budget_epochs", "epochs_per_trial", "population", "perturb_every", "width", "batch_size", "validation_share", "max_rows", "max_steps", "data_dir", "seed"]  # fmt: skip
+    names = ["learning_rates", "momenta", "weight_decays"]
+    names += ["budget_epochs", "epochs_per_trial", "population", "perturb_every"]
+    names += ["width", "batch_size", "validation_share", "max_rows", "max_steps", "data_dir", "seed"]
     mine = {name: getattr(config, name) for name in names}
     if path.exists():
         theirs = json.loads(path.read_text())
@@ -131,11 +141,17 @@ def compare(config, found, rows, run):
     table = []
     for content in found:
         best = best_of(content)
-        table.append({
-            "search": content["search"], "seed": content["seed"], "trials": len(content["trials"]), "epochs": len(content["history"]),
-            "seconds": round(content["seconds"], 1), "validation accuracy": round(best["accuracy"], 4), "test accuracy": round(best["test_accuracy"], 4),
-            **{key: f"{value:.3g}" for key, value in best["settings"].items()},
-        })  # fmt: skip
+        row = {
+            "search": content["search"],
+            "seed": content["seed"],
+            "trials": len(content["trials"]),
+            "epochs": len(content["history"]),
+            "seconds": round(content["seconds"], 1),
+            "validation accuracy": round(best["accuracy"], 4),
+            "test accuracy": round(best["test_accuracy"], 4),
+        }
+        row |= {key: f"{value:.3g}" for key, value in best["settings"].items()}
+        table.append(row)
     run.table("searches", table)
     draw_comparison(config, found)
     for content in found:

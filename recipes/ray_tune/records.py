@@ -101,9 +101,14 @@ class Search:
         self.process_of[trial] = place
         keys = ("learning_rate", "momentum", "weight_decay")
         entry = {
-            "trial": trial, "epoch": result["training_iteration"], "accuracy": result["accuracy"], "test_accuracy": result["test_accuracy"], "diverged": result["diverged"],
-            "seconds": round(self.before + time.perf_counter() - self.started, 3), "settings": {key: result["config"][key] for key in keys},
-        }  # fmt: skip
+            "trial": trial,
+            "epoch": result["training_iteration"],
+            "accuracy": result["accuracy"],
+            "test_accuracy": result["test_accuracy"],
+            "diverged": result["diverged"],
+            "seconds": round(self.before + time.perf_counter() - self.started, 3),
+            "settings": {key: result["config"][key] for key in keys},
+        }
         self.results[trial, entry["epoch"]] = entry
         self.log.write(json.dumps(entry) + "\n")
         budget, best = (
@@ -132,6 +137,10 @@ class Search:
             best = best if result["diverged"] else max(best, result["accuracy"])
             history.append([len(history) + 1, result["seconds"], best])
         return {
-            "search": self.name, "seed": self.seed, "trials": list(trials.values()), "best": best, "history": history,
+            "search": self.name,
+            "seed": self.seed,
+            "trials": list(trials.values()),
+            "best": best,
+            "history": history,
             "seconds": history[-1][1] if history else 0.0,
-        }  # fmt: skip
+        }

@@ -72,8 +72,11 @@ def search_of(name, config, seed, most=None):
         random.seed(seed)  # it draws from Python's and NumPy's own generators
         np.random.seed(seed)
         exploit = PopulationBasedTraining(
-            time_attr="training_iteration", perturbation_interval=config.perturb_every, hyperparam_mutations=space, synch=True,
-        )  # fmt: skip
+            time_attr="training_iteration",
+            perturbation_interval=config.perturb_every,
+            hyperparam_mutations=space,
+            synch=True,
+        )
         return plain | {
             "num_samples": config.population,
             "num_trials": config.population,

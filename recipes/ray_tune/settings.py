@@ -8,7 +8,8 @@ import sys
 from runrecord import load_config
 
 SEARCHES = ["grid", "random", "bayesian", "asha", "pbt"]
-AT_LEAST_ONE = ["cpus_per_trial", "budget_epochs", "epochs_per_trial", "population", "perturb_every", "num_seeds", "batch_size"]  # fmt: skip
+AT_LEAST_ONE = ["cpus_per_trial", "budget_epochs", "epochs_per_trial", "population"]
+AT_LEAST_ONE += ["perturb_every", "num_seeds", "batch_size"]
 
 
 def check_settings(config):
