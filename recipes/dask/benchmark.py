@@ -1,7 +1,7 @@
 """Measures raw flights to features, by this recipe, by pandas and by polars in one process: make bench RECIPE=dask
 
-Prints the table of the recipe's README. polars is installed into an environment of the benchmark's own. All three read the same Parquet,
-make the same features and write Parquet; the recipe also checks each row, and accounts for it.
+Prints the table of the recipe's README. polars is installed into an environment of the benchmark's own. All three read
+the same Parquet, make the same features and write Parquet; the recipe also checks each row, and accounts for it.
 """
 
 import json
@@ -34,13 +34,19 @@ counts = flights.groupby(flights["scheduled"].dt.strftime("%Y-%m-%d")).size().to
 _, split = f.calendar_of(counts, 60000, 0.2)
 flights = f.recent_delays(flights.set_index("scheduled")).reset_index()
 weather = pd.read_parquet(data / "weather.parquet", columns=["origin", "time_hour", *f.WEATHER])
-planes = pd.read_parquet(data / "planes.parquet", columns=["tailnum", "year", "seats"]).rename(columns={"year": "built"})
+planes = pd.read_parquet(data / "planes.parquet", columns=["tailnum", "year", "seats"])
+planes = planes.rename(columns={"year": "built"})
 airports = pd.read_parquet(data / "airports.parquet", columns=["faa", "lat", "lon", "alt"])
 airports.columns = ["dest", "dest_lat", "dest_lon", "dest_alt"]
-flights = flights.merge(weather, on=["origin", "time_hour"], how="left").merge(planes, on="tailnum", how="left").merge(airports, on="dest", how="left")
+flights = flights.merge(weather, on=["origin", "time_hour"], how="left")
+flights = flights.merge(planes, on="tailnum", how="left")
+flights = flights.merge(airports, on="dest", how="left")
 flights = f.calendar_features(flights, split)
 train = flights[(flights["part"] == "train") & flights["late"].notna()]
-counted = [train.groupby([name, "fold"])["late"].agg(["sum", "count"]).reset_index().rename(columns={name: "value"}).assign(column=name) for name in f.ENCODED]
+counted = []
+for name in f.ENCODED:
+    count = train.groupby([name, "fold"])["late"].agg(["sum", "count"]).reset_index()
+    counted.append(count.rename(columns={name: "value"}).assign(column=name))
 flights = f.encode(flights, *f.encodings(pd.concat(counted), train["late"].sum(), len(train)))
 flights[["id", "scheduled", "part", "late", *f.CATEGORIES, *f.NUMERIC]].to_parquet(out / "features.parquet")
 print("RESULT", time.perf_counter() - begun, float(flights["origin_delay_2h"].sum()), flush=True)
@@ -56,30 +62,56 @@ data, out = Path(sys.argv[2]), Path(sys.argv[3])
 begun = time.perf_counter()
 WEATHER = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
 f = pl.read_parquet(str(data / "flights-*.parquet")).with_row_index("id")
-f = f.with_columns(scheduled=pl.datetime("year", "month", "day") + pl.duration(minutes=pl.col("hour").cast(pl.Int64) * 60 + pl.col("minute")))
+minutes = pl.col("hour").cast(pl.Int64) * 60 + pl.col("minute")
+f = f.with_columns(scheduled=pl.datetime("year", "month", "day") + pl.duration(minutes=minutes))
 f = f.with_columns(left=pl.col("scheduled") + pl.duration(minutes=pl.col("dep_delay"))).sort("scheduled", "id")
 for who in ("origin", "carrier"):
-    events = f.filter(pl.col("dep_delay").is_not_null() & pl.col("dep_delay").is_not_nan()).select(who, "left", "dep_delay").sort("left")
-    events = events.with_columns(total=pl.col("dep_delay").cum_sum().over(who), number=pl.col("dep_delay").cum_count().over(who)).drop("dep_delay")
+    delay = pl.col("dep_delay")
+    events = f.filter(delay.is_not_null() & delay.is_not_nan()).select(who, "left", "dep_delay").sort("left")
+    events = events.with_columns(total=delay.cum_sum().over(who), number=delay.cum_count().over(who)).drop("dep_delay")
     for name, moment in (("last", pl.col("scheduled")), ("first", pl.col("scheduled") - pl.duration(hours=2))):
         # Departures strictly before the moment: the one with the last running sum.
         asked = f.select("id", who, moment=moment - pl.duration(microseconds=1)).sort("moment")
-        found = asked.join_asof(events, left_on="moment", right_on="left", by=who, strategy="backward").select("id", pl.col("total").fill_null(0.0).alias(f"{name}_total"), pl.col("number").fill_null(0).alias(f"{name}_number"))
+        found = asked.join_asof(events, left_on="moment", right_on="left", by=who, strategy="backward").select(
+            "id",
+            pl.col("total").fill_null(0.0).alias(f"{name}_total"),
+            pl.col("number").fill_null(0).alias(f"{name}_number"),
+        )
         f = f.join(found, on="id", how="left")
     count = pl.col("last_number").cast(pl.Int64) - pl.col("first_number").cast(pl.Int64)
-    f = f.with_columns(((pl.col("last_total") - pl.col("first_total")) / count).alias(f"{who}_delay_2h"), count.cast(pl.Float64).alias(f"{who}_flights_2h")).drop("last_total", "last_number", "first_total", "first_number")
-f = f.join(pl.read_parquet(data / "weather.parquet").select("origin", "time_hour", *WEATHER), on=["origin", "time_hour"], how="left")
-f = f.join(pl.read_parquet(data / "planes.parquet").select("tailnum", pl.col("year").alias("built"), "seats"), on="tailnum", how="left")
-f = f.join(pl.read_parquet(data / "airports.parquet").select(pl.col("faa").alias("dest"), pl.col("lat").alias("dest_lat"), pl.col("lon").alias("dest_lon"), pl.col("alt").alias("dest_alt")), on="dest", how="left")
-per_day = f.group_by(pl.col("scheduled").dt.date().alias("date")).len().sort("date").with_columns(before=pl.col("len").cum_sum() - pl.col("len"))
+    delay = (pl.col("last_total") - pl.col("first_total")) / count
+    f = f.with_columns(delay.alias(f"{who}_delay_2h"), count.cast(pl.Float64).alias(f"{who}_flights_2h"))
+    f = f.drop("last_total", "last_number", "first_total", "first_number")
+weather = pl.read_parquet(data / "weather.parquet").select("origin", "time_hour", *WEATHER)
+f = f.join(weather, on=["origin", "time_hour"], how="left")
+planes = pl.read_parquet(data / "planes.parquet").select("tailnum", pl.col("year").alias("built"), "seats")
+f = f.join(planes, on="tailnum", how="left")
+airports = pl.read_parquet(data / "airports.parquet").select(
+    pl.col("faa").alias("dest"),
+    pl.col("lat").alias("dest_lat"),
+    pl.col("lon").alias("dest_lon"),
+    pl.col("alt").alias("dest_alt"),
+)
+f = f.join(airports, on="dest", how="left")
+per_day = f.group_by(pl.col("scheduled").dt.date().alias("date")).len().sort("date")
+per_day = per_day.with_columns(before=pl.col("len").cum_sum() - pl.col("len"))
 split = per_day.filter(pl.col("before") >= 0.8 * len(f))["date"][0]
-hours, day = pl.col("scheduled").dt.hour() + pl.col("scheduled").dt.minute() / 60, pl.col("scheduled").dt.ordinal_day()
+moment, delay = pl.col("scheduled").dt, pl.col("arr_delay")
+hours, day = moment.hour() + moment.minute() / 60, moment.ordinal_day()
 f = f.with_columns(
-    time_sine=(hours * (2 * math.pi / 24)).sin(), time_cosine=(hours * (2 * math.pi / 24)).cos(), year_sine=(day * (2 * math.pi / 365.25)).sin(), year_cosine=(day * (2 * math.pi / 365.25)).cos(),
-    hour=pl.col("scheduled").dt.hour().cast(pl.Float64), weekday=(pl.col("scheduled").dt.weekday() - 1).cast(pl.Float64), month=pl.col("scheduled").dt.month().cast(pl.Float64),
-    weekend=(pl.col("scheduled").dt.weekday() > 5).cast(pl.Float64), plane_age=pl.col("scheduled").dt.year() - pl.col("built"),
-    late=(pl.col("arr_delay") > 15).cast(pl.Float64), known=pl.col("arr_delay").is_not_null() & pl.col("arr_delay").is_not_nan(),
-    part=pl.when(pl.col("scheduled").dt.date() < split).then(pl.lit("train")).otherwise(pl.lit("test")), fold=pl.col("id") % 5,
+    time_sine=(hours * (2 * math.pi / 24)).sin(),
+    time_cosine=(hours * (2 * math.pi / 24)).cos(),
+    year_sine=(day * (2 * math.pi / 365.25)).sin(),
+    year_cosine=(day * (2 * math.pi / 365.25)).cos(),
+    hour=moment.hour().cast(pl.Float64),
+    weekday=(moment.weekday() - 1).cast(pl.Float64),
+    month=moment.month().cast(pl.Float64),
+    weekend=(moment.weekday() > 5).cast(pl.Float64),
+    plane_age=moment.year() - pl.col("built"),
+    late=(delay > 15).cast(pl.Float64),
+    known=delay.is_not_null() & delay.is_not_nan(),
+    part=pl.when(moment.date() < split).then(pl.lit("train")).otherwise(pl.lit("test")),
+    fold=pl.col("id") % 5,
 )
 train = f.filter((pl.col("part") == "train") & pl.col("known"))
 prior = train["late"].mean()
@@ -89,7 +121,8 @@ for name in ("carrier", "dest", "tailnum"):
     f = f.join(whole, on=name, how="left").join(own, on=[name, "fold"], how="left")
     without = pl.col("part") == "train"
     s = pl.col("s").fill_null(0.0) - pl.when(without).then(pl.col("fs").fill_null(0.0)).otherwise(0.0)
-    n = pl.col("n").fill_null(0).cast(pl.Int64) - pl.when(without).then(pl.col("fn").fill_null(0).cast(pl.Int64)).otherwise(0)
+    own_n = pl.col("fn").fill_null(0).cast(pl.Int64)
+    n = pl.col("n").fill_null(0).cast(pl.Int64) - pl.when(without).then(own_n).otherwise(0)
     f = f.with_columns(((s + 50 * prior) / (n + 50)).alias(f"{name}_late_share")).drop("s", "n", "fs", "fn")
 f.write_parquet(out / "features.parquet", compression="snappy")
 print("RESULT", time.perf_counter() - begun, float(f["origin_delay_2h"].fill_nan(None).sum()), flush=True)
@@ -147,8 +180,9 @@ def main():
             for name, (seconds, peak) in middle.items():
                 what = "recipe, 2 workers" if name == "recipe" else f"{name}, one process"
                 rows.append(
-                    f"| {count:,} flights, raw to features: {what} | {seconds:.1f} s, peak {peak:,.0f} MB | "
-                    f"recipe / this = {middle['recipe'][0] / seconds:.2f} of the time, {middle['recipe'][1] / peak:.2f} of the memory |"
+                    f"| {count:,} flights, raw to features: {what} | {seconds:.1f} s, peak {peak:,.0f} MB | recipe / "
+                    f"this = {middle['recipe'][0] / seconds:.2f} of the time, {middle['recipe'][1] / peak:.2f} of the "
+                    "memory |"
                 )
     print_table("dask", content["machine"], rows, {})
 

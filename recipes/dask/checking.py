@@ -1,7 +1,7 @@
 """What a value of the flights table may be. A row is right as it is, or it goes into quarantine with the reason.
 
-Nothing is guessed. What a decimal comma or NA means, the whole part shows; where it does not show it, the row is refused and the
-reason names the setting of the dataset that decides.
+Nothing is guessed. What a decimal comma or NA means, the whole part shows; where it does not show it, the row is
+refused and the reason names the setting of the dataset that decides.
 """
 
 import numpy as np
@@ -72,8 +72,8 @@ class Judge:
 def check(rows, broken=None, folder=None, values=None, has_nulls=True):
     """(flights with the right types and `scheduled`, reason of each row: missing where it is good).
 
-    `rows`: raw columns, as reading.py gives them. `broken`: {row: (reason, content)}. `folder`: {column: text in folders' names}.
-    `values`: the settings of the dataset. `has_nulls`: the file has a "no value" of its own (Parquet).
+    `rows`: raw columns, as reading.py gives them. `broken`: {row: (reason, content)}. `folder`: {column: text in
+    folders' names}. `values`: the settings of the dataset. `has_nulls`: the file has a "no value" of its own (Parquet).
     """
     settings, folder = NO_SETTINGS | (values or {}), folder or {}
     flights, judge = pd.DataFrame(index=rows.index), Judge(rows.index)
@@ -144,8 +144,8 @@ def stripped(column):
 def meaning_of_words(texts, said, has_nulls):
     """{column: (words that mean "no value", words that may mean it)}.
 
-    NA is an airline too. A file in which numbers are missing as NA means "no value" by it. A file in which something is missing as an
-    empty field means the airline. A file that lacks nothing does not say.
+    NA is an airline too. A file in which numbers are missing as NA means "no value" by it. A file in which something is
+    missing as an empty field means the airline. A file that lacks nothing does not say.
     """
     names = [*COLUMNS]
     if said is not None:

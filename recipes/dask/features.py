@@ -1,7 +1,8 @@
 """Checked flights to features: sort by time, look back without looking ahead, join, encode.
 
-Whether a flight arrives late is predicted at the moment of its scheduled departure (horizon=before_departure) or when it has
-left (after_departure). A feature may use only what is known then: a delay counts from the moment the delayed flight really left.
+Whether a flight arrives late is predicted at the moment of its scheduled departure (horizon=before_departure) or when
+it has left (after_departure). A feature may use only what is known then: a delay counts from the moment the delayed
+flight really left.
 """
 
 from pathlib import Path
@@ -19,11 +20,12 @@ NUM_FOLDS = 5  # parts of the training flights for target encoding
 ENCODED = ["carrier", "dest", "tailnum"]  # encoded by their share of late flights
 CATEGORIES = ["origin", "carrier"]  # also as they are: few values
 WEATHER = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
-NUMERIC = [
-    "distance", "time_sine", "time_cosine", "year_sine", "year_cosine", "hour", "weekday", "month", "weekend",
-    *(f"{who}_delay_2h" for who in ("origin", "carrier")), *(f"{who}_flights_2h" for who in ("origin", "carrier")),
-    *WEATHER, "plane_age", "seats", "dest_lat", "dest_lon", "dest_alt", *(f"{name}_late_share" for name in ENCODED),
-]  # fmt: skip
+CALENDAR = ["time_sine", "time_cosine", "year_sine", "year_cosine", "hour", "weekday", "month", "weekend"]
+RECENT = ["origin_delay_2h", "carrier_delay_2h", "origin_flights_2h", "carrier_flights_2h"]
+PLANES = ["plane_age", "seats"]
+AIRPORTS = ["dest_lat", "dest_lon", "dest_alt"]
+SHARES = [f"{name}_late_share" for name in ENCODED]
+NUMERIC = ["distance", *CALENDAR, *RECENT, *WEATHER, *PLANES, *AIRPORTS, *SHARES]
 
 
 def features(config, run, days):
@@ -37,10 +39,12 @@ def features(config, run, days):
         flights = flights.repartition(
             npartitions=2
         )  # of a single partition Dask forgets the divisions that set_index is told
-    # Distributed: rows travel to the partition that has their day (a shuffle); from here on partitions follow each other in time.
+    # Distributed: rows travel to the partition that has their day (a shuffle); from here on partitions follow each
+    # other in time.
     flights = flights.set_index("scheduled", divisions=divisions, shuffle_method="tasks")
     meta = recent_delays(flights._meta)
-    # Distributed: each partition also gets the last day of the one before it, because what counts may have happened there.
+    # Distributed: each partition also gets the last day of the one before it, because what counts may have
+    # happened there.
     flights = flights.map_overlap(recent_delays, LONGEST + WINDOW, 0, meta=meta, align_dataframes=False)
     flights = flights.reset_index()
     # Distributed: the small tables have one partition, which goes to every worker; the flights stay where they are.
@@ -87,10 +91,12 @@ def features(config, run, days):
 
 
 def read_folder(folder, columns=None):
-    """The Parquet files of a folder as a Dask frame: a partition for each file, or for several where there are very many.
+    """The Parquet files of a folder as a Dask frame.
 
-    Not by `dd.read_parquet`, which joins small files as it sees fit, another way for each choice of columns, and takes * and [ in the
-    folder's name for a pattern.
+    It has a partition for each file, or for several where there are very many.
+
+    Not by `dd.read_parquet`, which joins small files as it sees fit, another way for each choice of columns, and takes
+    * and [ in the folder's name for a pattern.
     """
     files = sorted(map(str, Path(folder).glob("*.parquet")))
     together = -(-len(files) // MOST_PARTITIONS)
@@ -118,8 +124,11 @@ def calendar_of(days, rows_per_partition, test_share):
 
 
 def recent_delays(flights):
-    """Adds for each flight the mean departure delay (minutes) and the number of flights of its airport, and of its carrier, that really
-    left in the two hours before its scheduled departure. `flights`: indexed by that, with all who may have left then."""
+    """Adds for each flight what its airport, and its carrier, did in the two hours before its scheduled departure.
+
+    That is: the mean departure delay (minutes) and the number of the flights that really left then. `flights`: indexed
+    by scheduled departure, with all who may have left then.
+    """
     flights = flights.sort_values("id", kind="stable").sort_index(kind="stable")
     added = {}
     for who in ("origin", "carrier"):
@@ -142,23 +151,33 @@ def recent_delays(flights):
 
 
 def calendar_features(flights, split):
-    """Adds what the calendar says, `late` (1.0, 0.0, missing for a flight that never arrived) and `part` (train or test, by time)."""
+    """Adds what the calendar says, `late` and `part`.
+
+    `late`: 1.0, 0.0, or missing for a flight that never arrived. `part`: train or test, by time.
+    """
     moment = flights["scheduled"].dt
     hours, day = moment.hour + moment.minute / 60, moment.dayofyear
     return flights.assign(
-        time_sine=np.sin(2 * np.pi * hours / 24), time_cosine=np.cos(2 * np.pi * hours / 24),
-        year_sine=np.sin(2 * np.pi * day / 365.25), year_cosine=np.cos(2 * np.pi * day / 365.25),
-        hour=moment.hour.astype("float64"), weekday=moment.dayofweek.astype("float64"), month=moment.month.astype("float64"),
+        time_sine=np.sin(2 * np.pi * hours / 24),
+        time_cosine=np.cos(2 * np.pi * hours / 24),
+        year_sine=np.sin(2 * np.pi * day / 365.25),
+        year_cosine=np.cos(2 * np.pi * day / 365.25),
+        hour=moment.hour.astype("float64"),
+        weekday=moment.dayofweek.astype("float64"),
+        month=moment.month.astype("float64"),
         weekend=(moment.dayofweek >= 5).astype("float64"),
         plane_age=moment.year - flights["built"],
         late=(flights["arr_delay"] > LATE_MINUTES).astype("float64").where(flights["arr_delay"].notna()),
         part=pd.Series(np.where(flights["scheduled"] < split, "train", "test"), index=flights.index).astype("str"),
         fold=flights["id"] % NUM_FOLDS,
-    )  # fmt: skip
+    )
 
 
 def late_counts(train):
-    """Late flights and flights, lazy: (for each value and fold, a frame: column, value, fold, sum, count; all late ones; all)."""
+    """Late flights and flights, lazy.
+
+    (for each value and fold, a frame: column, value, fold, sum, count; all late ones; all).
+    """
     train = train[train["late"].notnull()]
     found = []
     for name in ENCODED:
@@ -168,8 +187,11 @@ def late_counts(train):
 
 
 def encodings(counts, num_late, num_flights):
-    """(share of late flights, {column: table of value and fold -> share}). A row of the training part is encoded without its own fold:
-    its own label must not be in its features. Fold -1, all of them, is for the test part. Smoothed (Micci-Barreca 2001)."""
+    """(share of late flights, {column: table of value and fold -> share}).
+
+    A row of the training part is encoded without its own fold: its own label must not be in its features. Fold -1, all
+    of them, is for the test part. Smoothed (Micci-Barreca 2001).
+    """
     tables, prior = {}, num_late / num_flights if num_flights else np.nan
     for name, own in counts.groupby("column"):
         by_fold = own.pivot_table(index="value", columns="fold", values=["sum", "count"], fill_value=0.0)

@@ -12,7 +12,10 @@ MOST_PARTITIONS = 6
 
 
 def draw_graph(config):
-    """<output_dir>/pictures/task graph.svg: the share of late flights of each carrier, over the first partitions of the feature store."""
+    """Draws <output_dir>/pictures/task graph.svg.
+
+    It shows the share of late flights of each carrier, over the first partitions of the feature store.
+    """
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,6 +1,7 @@
 """Raw flights to checked flights: a bag of independent tasks, one for each row group or CSV file.
 
-Each task reads its part, keeps the good rows, puts the others into quarantine with file, row and reason, and says what it did.
+Each task reads its part, keeps the good rows, puts the others into quarantine with file, row and reason, and
+says what it did.
 """
 
 import json
@@ -20,7 +21,10 @@ from reading import plain_reading, read_part
 
 
 def ingest(config, run):
-    """Writes <output_dir>/flights and <output_dir>/quarantine; returns counts, and the flights of each day for `features`."""
+    """Writes <output_dir>/flights and <output_dir>/quarantine.
+
+    Returns counts, and the flights of each day for `features`.
+    """
     manifest = json.loads((Path(config.data_dir) / "manifest.json").read_text())
     parts, values = parts_of(manifest, config.data_dir), manifest.get("values")
     folder = Path(config.output_dir)
@@ -28,7 +32,8 @@ def ingest(config, run):
     shutil.rmtree(partial, ignore_errors=True)
     for name in ("flights", "quarantine"):
         (partial / name).mkdir(parents=True)
-    # Distributed: nothing is computed yet; each call is a node of a graph, and `compute` sends the nodes to the workers.
+    # Distributed: nothing is computed yet; each call is a node of a graph, and `compute` sends the nodes
+    # to the workers.
     tasks = [dask.delayed(ingest_part)(number, *part, values, str(partial)) for number, part in enumerate(parts)]
     try:
         done = dask.compute(*tasks)
@@ -170,6 +175,9 @@ def ingest_part(number, reading, group, num_rows, values, folder):
     flights.to_parquet(f"{folder}/flights/part-{number:05d}.parquet", index=False)
     days = flights["scheduled"].dt.strftime("%Y-%m-%d").value_counts()
     return told | {
-        "read": len(rows), "good": len(flights), "quarantined": int(bad.sum()),
-        "days": days.to_dict(), "known": {name: int(flights[name].notna().sum()) for name in COLUMNS},
-    }  # fmt: skip
+        "read": len(rows),
+        "good": len(flights),
+        "quarantined": int(bad.sum()),
+        "days": days.to_dict(),
+        "known": {name: int(flights[name].notna().sum()) for name in COLUMNS},
+    }

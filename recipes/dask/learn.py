@@ -1,7 +1,9 @@
-"""Models on the feature store: will the flight arrive more than 15 minutes late? Judged by AUC on the last part of the year.
+"""Models on the feature store: will the flight arrive more than 15 minutes late?
 
-A linear model by dask-ml on all workers, one that learns as it reads (`Incremental`), a random search, and boosted trees of
-scikit-learn whose candidates are trained side by side through joblib.
+They are judged by AUC on the last part of the year.
+
+A linear model by dask-ml on all workers, one that learns as it reads (`Incremental`), a random search, and boosted
+trees of scikit-learn whose candidates are trained side by side through joblib.
 """
 
 import contextlib
@@ -41,7 +43,7 @@ NEEDS = {
 
 
 def read(config, part, columns):
-    """(features: a Dask frame, late: a Dask series of 0.0 and 1.0) of one part of the store, flights that arrived only."""
+    """(features: a Dask frame, late: a Dask series of 0.0 and 1.0) of the flights of one part that arrived."""
     table = read_store(config, [*columns, "late", "part"])
     table = table[(table["part"] == part) & table["late"].notnull()]
     return table[columns], table["late"]
@@ -94,7 +96,8 @@ def learn(config, run, client, columns):
         run.skip("learn", reason)
         return {}
     categories = [name for name in CATEGORIES if name in columns]
-    # Distributed: every step of the preprocessing is fitted by all workers (means, medians, categories), and stays lazy until then.
+    # Distributed: every step of the preprocessing is fitted by all workers (means, medians, categories), and stays
+    # lazy until then.
     prepare = make_pipeline(
         *([Categorizer(columns=categories), DummyEncoder(columns=categories)] if categories else []),
         FunctionTransformer(as_floats),
@@ -140,7 +143,10 @@ def learn(config, run, client, columns):
 
 
 def blocks_of(frame):
-    """A Dask array with a block for each partition that has rows; equal rows give equal blocks, whatever the columns."""
+    """A Dask array with a block for each partition that has rows.
+
+    Equal rows give equal blocks, whatever the columns.
+    """
     array = frame.to_dask_array(lengths=True)
     return array.blocks[[number for number, rows in enumerate(array.chunks[0]) if rows]]
 
@@ -171,7 +177,8 @@ def linear(x, y):
 
 
 def incremental(x, y, config):
-    # Distributed: one model walks from block to block, each on the worker that has it: no parallel work, but no block travels.
+    # Distributed: one model walks from block to block, each on the worker that has it: no parallel work, but no
+    # block travels.
     sgd = SGDClassifier(loss="log_loss", alpha=1e-3, average=True, random_state=config.seed)
     model = Incremental(sgd, shuffle_blocks=False, random_state=config.seed)
     model.fit(x, y, classes=[0.0, 1.0])
@@ -184,7 +191,8 @@ def random_search(x, y, config):
     sample, labels = dask.compute(x.blocks[blocks], y.blocks[blocks])
     estimator = SGDClassifier(loss="log_loss", average=True, random_state=config.seed)
     grid = {"alpha": np.logspace(-5, -1, 9).tolist(), "penalty": ["l2", "l1", "elasticnet"]}
-    # Distributed: every candidate and fold is a task of one graph; folds and the like that they share are computed once.
+    # Distributed: every candidate and fold is a task of one graph; folds and the like that they share are
+    # computed once.
     search = RandomizedSearchCV(
         estimator, grid, n_iter=config.search_candidates, cv=FOLDS, scoring="roc_auc", random_state=config.seed
     ).fit(sample, labels)
@@ -192,7 +200,10 @@ def random_search(x, y, config):
 
 
 def boosted_trees(x, y, config, client):
-    """Candidates of a grid side by side: each fits on the first four fifths of the training part, and the last fifth decides."""
+    """Candidates of a grid side by side.
+
+    Each fits on the first four fifths of the training part, and the last fifth decides.
+    """
     x, y = dask.compute(x, y)
     cut = int(0.8 * len(x))
     trees = HistGradientBoostingClassifier(max_iter=config.num_trees, random_state=config.seed)
@@ -205,7 +216,8 @@ def boosted_trees(x, y, config, client):
         n_jobs=-1 if client else 1,
         refit=False,
     )
-    # Distributed: scikit-learn hands its fits to joblib, and joblib to Dask's workers; the data goes there once, not with each fit.
+    # Distributed: scikit-learn hands its fits to joblib, and joblib to Dask's workers; the data goes there once, not
+    # with each fit.
     with joblib.parallel_config("dask", scatter=[x, y]) if client else contextlib.nullcontext():
         search.fit(x, y)
     trees.set_params(**search.best_params_)

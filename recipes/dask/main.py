@@ -1,10 +1,11 @@
 """Feature engineering with Dask: raw flights to a feature store, and models that say which flights will be late.
 
-Shows:   a bag of tasks, data frames (shuffle, look-back over partitions, joins), arrays, lazy graphs, dask-ml, scikit-learn over
-         joblib, adaptive and unequal clusters, and what happens when a worker dies.
+Shows:   a bag of tasks, data frames (shuffle, look-back over partitions, joins), arrays, lazy graphs, dask-ml,
+         scikit-learn over joblib, adaptive and unequal clusters, and what happens when a worker dies.
 Choose:  when pandas and scikit-learn code has outgrown one core or one machine's memory and shall stay what it is.
 Run:     python main.py config.yaml num_workers=2
-Expect:  AUC of at least 0.70 for "more than 15 minutes late", on the last fifth of the year, in under a minute on two cores.
+Expect:  AUC of at least 0.70 for "more than 15 minutes late", on the last fifth of the year, in under a
+         minute on two cores.
 Source:  Dask's and dask-ml's documentation; each module names the methods it uses.
 """
 
@@ -29,7 +30,8 @@ from workers import Pool, Workers
 def main():
     config = check_settings(load_config())
     with RunRecord(config.output_dir, 0, 1, role="driver", dask=dask.__version__) as run:
-        # Distributed: a cluster of processes, or (chosen by config) threads or processes of this machine, which get the same graphs.
+        # Distributed: a cluster of processes, or (chosen by config) threads or processes of this machine, which get
+        # the same graphs.
         workers = Workers(config) if config.mode == "distributed" else Pool(config)
         # Distributed: a page of what each worker of a cluster did when, kept with the run.
         page = f"{config.output_dir}/dask-performance.html"
@@ -39,7 +41,10 @@ def main():
 
 
 def work(config, run, workers):
-    """All steps, one after the other; each reads what the one before has written, and a step that was done before is not done again."""
+    """All steps, one after the other.
+
+    Each reads what the one before has written, and a step that was done before is not done again.
+    """
     steps = {
         "ingest": lambda done: ingest(config, run),
         "features": lambda done: features(config, run, done["ingest"]["days"]),
@@ -51,7 +56,8 @@ def work(config, run, workers):
         if name not in config.steps:
             continue
         run.progress(number, len(steps), name)
-        # Distributed: a worker may have died meanwhile; Dask has given its tasks to others, and its nanny has started it again.
+        # Distributed: a worker may have died meanwhile; Dask has given its tasks to others, and its nanny has
+        # started it again.
         workers.look()
         path = Path(config.checkpoint_dir) / f"{name}.json"
         if not path.exists():

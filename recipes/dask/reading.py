@@ -1,4 +1,6 @@
-"""One part of the input (a row group, or a text file) as a table of raw columns: whether rows are whole is all that is judged.
+"""One part of the input (a row group, or a text file) as a table of raw columns.
+
+Whether rows are whole is all that is judged.
 
 How to read each file stands in the dataset's manifest: format, packing, encoding, separator, and the columns' names.
 """

@@ -1,4 +1,6 @@
-"""The features once more, by plain pandas, one flight after the other: slow, short, and what features.py is checked against.
+"""The features once more, by plain pandas, one flight after the other.
+
+It is slow and short, and features.py is checked against it.
 
 Nothing of features.py is used. Each value is computed from the whole table, by asking which flights count.
 """
@@ -37,10 +39,16 @@ def features_of(flights, data_dir, ids, test_share=0.2):
         }
         hours, day = now.hour + now.minute / 60, now.dayofyear
         row |= {
-            "distance": own["distance"], "hour": float(now.hour), "weekday": float(now.weekday()), "month": float(now.month),
-            "weekend": float(now.weekday() > 4), "time_sine": math.sin(hours / 24 * math.tau), "time_cosine": math.cos(hours / 24 * math.tau),
-            "year_sine": math.sin(day / 365.25 * math.tau), "year_cosine": math.cos(day / 365.25 * math.tau),
-        }  # fmt: skip
+            "distance": own["distance"],
+            "hour": float(now.hour),
+            "weekday": float(now.weekday()),
+            "month": float(now.month),
+            "weekend": float(now.weekday() > 4),
+            "time_sine": math.sin(hours / 24 * math.tau),
+            "time_cosine": math.cos(hours / 24 * math.tau),
+            "year_sine": math.sin(day / 365.25 * math.tau),
+            "year_cosine": math.cos(day / 365.25 * math.tau),
+        }
         for who in ("origin", "carrier"):
             recent = flights[(flights[who] == own[who]) & (left < now) & (left >= now - pd.Timedelta(hours=2))]
             row |= {f"{who}_delay_2h": recent["dep_delay"].mean(), f"{who}_flights_2h": float(len(recent))}

@@ -1,4 +1,7 @@
-"""Which settings make no sense. As a program it checks a config without loading Dask: python settings.py CONFIG.yaml NUM_WORKERS"""
+"""Which settings make no sense.
+
+As a program it checks a config without loading Dask: python settings.py CONFIG.yaml NUM_WORKERS
+"""
 
 import sys
 
@@ -40,7 +43,8 @@ def check_settings(config):
     ]
     if config.learner_resource and config.worker_resources and not own:
         raise SystemExit(
-            f"learner_resource={config.learner_resource}: none of the {config.num_workers} workers has it; worker_resources={config.worker_resources}"
+            f"learner_resource={config.learner_resource}: none of the {config.num_workers} workers has it; "
+            f"worker_resources={config.worker_resources}"
         )
     return config
 

@@ -1,4 +1,7 @@
-"""The feature store's own description: a schema and statistics beside the Parquet files, from which a reader sees that data has changed."""
+"""The feature store's own description: a schema and statistics beside the Parquet files.
+
+From them a reader sees that data has changed.
+"""
 
 import json
 from pathlib import Path
@@ -26,7 +29,10 @@ def read_file(path, names):
 
 
 def store(config, run):
-    """Writes _schema.json and _statistics.json (readers of Parquet folders pass over such names); returns how many files and features there are, and the largest correlation with `late`."""
+    """Writes _schema.json and _statistics.json (readers of Parquet folders pass over such names).
+
+    Returns how many files and features there are, and the largest correlation with `late`.
+    """
     folder = Path(config.output_dir) / "features"
     files = sorted(folder.glob("*.parquet"))
     schema = {field.name: str(field.type) for field in pq.read_schema(files[0])}
@@ -79,7 +85,10 @@ def choose(table, numbers):
 
 
 def correlate(table, numbers):
-    """{feature: Pearson's correlation with `late`} over the training rows, by Dask's arrays: missing values stand at the mean."""
+    """{feature: Pearson's correlation with `late`} over the training rows, by Dask's arrays.
+
+    Missing values stand at the mean.
+    """
     train = table[(table["part"] == "train") & table["late"].notnull()]
     # Distributed: an array of blocks, one for each partition; `lengths` asks the workers how long each is.
     values = train[["late", *numbers]].to_dask_array(lengths=True).astype("float64")

@@ -17,7 +17,10 @@ from runrecord import RunRecord
 
 
 class Pool:
-    """Threads or processes of this machine instead of a cluster. Its tasks cannot be asked for in general: `note` takes what they told."""
+    """Threads or processes of this machine instead of a cluster.
+
+    Its tasks cannot be asked for in general: `note` takes what they told.
+    """
 
     client = None
 
@@ -27,15 +30,17 @@ class Pool:
             self.pool, places = None, [(host, os.getpid())]
             dask.config.set(scheduler="threads", num_workers=config.num_workers)
         else:
-            # Started once: left alone, Dask starts new processes for each `compute`, and each of them imports everything again.
+            # Started once: left alone, Dask starts new processes for each `compute`, and each of them imports
+            # everything again.
             self.pool = ProcessPoolExecutor(config.num_workers, multiprocessing.get_context("spawn"))
             meeting = [self.pool.submit(meet) for _ in range(config.num_workers)]
             places = sorted({(host, place.result()) for place in meeting})
             dask.config.set(scheduler="processes", pool=self.pool, chunksize=1)
+        facts = {"dask": dask.__version__, "device": "cpu"}
         self.records = {
-            place: RunRecord(config.output_dir, rank, len(places), host=place[0], pid=place[1], dask=dask.__version__, device="cpu")
-            for rank, place in enumerate(places)
-        }  # fmt: skip
+            (host, pid): RunRecord(config.output_dir, rank, len(places), host=host, pid=pid, **facts)
+            for rank, (host, pid) in enumerate(places)
+        }
 
     def look(self):
         """Nobody comes or goes."""
@@ -78,7 +83,10 @@ def whereabouts(dask_worker):
 
 
 def modules_in(folder):
-    """A zip file of what the tasks are made of, which Python can import from. Dask imports each module in it, on the scheduler too."""
+    """A zip file of what the tasks are made of, which Python can import from.
+
+    Dask imports each module in it, on the scheduler too.
+    """
     path = Path(folder) / "modules.zip"
     programs = re.compile(r"main|benchmark|test_")
     with zipfile.ZipFile(path, "w") as archive:
@@ -100,7 +108,8 @@ class Workers:
         if not address:
             self.cluster = embedded(config)
             if config.elastic:
-                # Distributed: the scheduler asks for workers while there is work waiting, and lets go of those that have none.
+                # Distributed: the scheduler asks for workers while there is work waiting, and lets go of those
+                # that have none.
                 self.cluster.adapt(
                     minimum=1, maximum=config.num_workers, interval="500ms", target_duration="500ms", wait_count=20
                 )
@@ -122,7 +131,8 @@ class Workers:
         except TimeoutError:
             there = len(self.client.scheduler_info(n_workers=-1)["workers"])
             raise SystemExit(
-                f"{there} of {wanted} workers are there after {seconds} s; start more of them, or ask for fewer: cluster.num_workers"
+                f"{there} of {wanted} workers are there after {seconds} s; start more of them, or ask for fewer: "
+                "cluster.num_workers"
             ) from None
         found = {}
         deadline = time.monotonic() + seconds
@@ -162,20 +172,23 @@ class Workers:
 
 
 def embedded(config):
-    """A scheduler in this process, and for each worker a process of its own with a nanny that starts it again when it dies.
+    """A scheduler in this process, and for each worker a process of its own.
+
+    Each worker has a nanny, which starts it again when it dies.
 
     Unequal workers: `worker_resources` says what each of them has besides cores and memory, such as {gpu: 1}.
     """
-    workers = {
-        rank: {
-            "cls": Nanny,
-            "options": {
-                "host": "127.0.0.1", "nthreads": config.num_threads_per_worker, "memory_limit": f"{config.memory_mb}MB", "dashboard": False,
-                "resources": (config.worker_resources[rank] if rank < len(config.worker_resources) else {}), "local_directory": dask.config.get("temporary-directory"),
-            },
-        }
-        for rank in range(1 if config.elastic else config.num_workers)
-    }  # fmt: skip
+    options = {
+        "host": "127.0.0.1",
+        "nthreads": config.num_threads_per_worker,
+        "memory_limit": f"{config.memory_mb}MB",
+        "dashboard": False,
+        "local_directory": dask.config.get("temporary-directory"),
+    }
+    workers = {}
+    for rank in range(1 if config.elastic else config.num_workers):
+        resources = config.worker_resources[rank] if rank < len(config.worker_resources) else {}
+        workers[rank] = {"cls": Nanny, "options": {**options, "resources": resources}}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": None}}
     # Distributed: starts them all; tasks go to whichever worker has their inputs or is free.
     return SpecCluster(workers, scheduler, worker=workers[0])  # `worker`: what is added when the cluster grows

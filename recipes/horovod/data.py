@@ -1,4 +1,7 @@
-"""Reads the dataset folder, and decides which rows each worker takes through each step. NumPy only: both frameworks use it."""
+"""Reads the dataset folder, and decides which rows each worker takes through each step.
+
+NumPy only: both frameworks use it.
+"""
 
 import json
 from pathlib import Path
@@ -36,8 +39,9 @@ class ImageData:
 class Batches:
     """Deals the rows of each epoch in global batches, and each global batch among the workers.
 
-    The order depends on the seed and the epoch only, never on the number of workers. So one worker and many take the same
-    steps, a run may go on with another number of workers, and every row is seen once an epoch: nothing is dropped or padded.
+    The order depends on the seed and the epoch only, never on the number of workers. So one worker and many take the
+    same steps, a run may go on with another number of workers, and every row is seen once an epoch: nothing is
+    dropped or padded.
     """
 
     def __init__(self, num_rows, global_batch_size, seed):
@@ -49,6 +53,6 @@ class Batches:
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
 
     def share(self, order, step, rank, world_size):
-        """This worker's rows of one global batch, and the size of that batch (the last one of an epoch may be smaller)."""
+        """This worker's rows of one global batch, and the size of that batch (an epoch's last one may be smaller)."""
         batch = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
         return batch[rank::world_size], len(batch)

@@ -1,11 +1,13 @@
 """Image classification with Horovod: data-parallel training by ring all-reduce.
 
 Shows:   the few lines that make a single-process program a distributed one (all tagged), checkpoint and resume, and
-         elastic training that survives a lost worker. This file is the PyTorch program; `main_tensorflow.py` is the same in TensorFlow.
+         elastic training that survives a lost worker. This file is the PyTorch program; `main_tensorflow.py` is the
+         same in TensorFlow.
 Choose:  when one program must run under PyTorch and TensorFlow, on an MPI cluster, or with workers that come and go.
 Run:     horovodrun -np 2 --gloo python main.py config.yaml
 Expect:  test accuracy of at least 0.97 on handwritten digits, within a minute on two CPU cores.
-Source:  Sergeev and Del Balso 2018, "Horovod: fast and easy distributed deep learning in TensorFlow"; Horovod's documentation.
+Source:  Sergeev and Del Balso 2018, "Horovod: fast and easy distributed deep learning in TensorFlow";
+         Horovod's documentation.
 """
 
 import os
@@ -25,7 +27,8 @@ from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 
 def main():
     config = check_settings(load_config(), "pytorch")
-    hvd.init()  # Distributed: horovodrun started world_size copies of this program; meet the others before anything else.
+    # Distributed: horovodrun started world_size copies of this program; meet the others before anything else.
+    hvd.init()
     check_settings(config, "pytorch", hvd.size())  # Distributed: some settings depend on the number of workers.
     device = pick_device()
     torch.manual_seed(config.seed)
@@ -78,8 +81,8 @@ def train(state, train_data, test_data, config, run):
     """Trains from the state's position to the end; the state then is equal on every rank."""
     # Distributed: in elastic training the world may be another one than when this process started.
     run.world(hvd.rank(), hvd.size())
-    # Distributed: a number newer than any before and the same on all ranks. From it the reader of the record knows which
-    # steps an earlier set of workers took in vain.
+    # Distributed: a number newer than any before and the same on all ranks. From it the reader of the record knows
+    # which steps an earlier set of workers took in vain.
     run.restore(state.epoch, state.step, generation=hvd.broadcast_object(time.time(), name="generation"))
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
     num_steps = num_steps_of(config, batches)
@@ -130,15 +133,18 @@ def train_epoch(state, train_data, batches, num_steps, config, run):
 
 
 def train_step(state, images, labels, batch_size, config):
-    """One optimizer step on this worker's share of a global batch of `batch_size` rows; returns the share's summed loss."""
+    """One optimizer step on this worker's share of a global batch of `batch_size` rows.
+
+    Returns the share's summed loss.
+    """
     device = next(state.model.parameters()).device
     images, labels = torch.from_numpy(images).permute(0, 3, 1, 2).to(device), torch.from_numpy(labels).to(device)
     num_passes, loss_sum = config.backward_passes_per_step, 0.0
     state.optimizer.zero_grad()
     for part, part_labels in zip(images.tensor_split(num_passes), labels.tensor_split(num_passes), strict=True):
         loss = F.cross_entropy(state.model(part), part_labels, reduction="sum")
-        # Distributed: Horovod averages over the workers. Dividing by the rows of the whole batch, not by one's own share,
-        # gives each row the same weight even where the shares differ in size.
+        # Distributed: Horovod averages over the workers. Dividing by the rows of the whole batch, not by one's own
+        # share, gives each row the same weight even where the shares differ in size.
         (loss * hvd.size() / batch_size).backward()
         loss_sum += loss.detach()
     state.optimizer.step()
@@ -159,7 +165,10 @@ def evaluate(model, data, batch_size):
 
 
 def sum_of_parameters(model):
-    """A number that is finite as long as all parameters are (so large that the sum overflows, they are of no use either)."""
+    """A number that is finite as long as all parameters are.
+
+    Parameters so large that the sum overflows are of no use either.
+    """
     return sum(parameter.detach().sum() for parameter in model.parameters())
 
 
@@ -193,7 +202,10 @@ def save_checkpoint(state, config, num_rows):
 
 
 def load_checkpoint(state, config, num_rows):
-    """Puts the last checkpoint into the state, if there is one. Raises SystemExit when it belongs to another model or other batches."""
+    """Puts the last checkpoint into the state, if there is one.
+
+    Raises SystemExit when it belongs to another model or other batches.
+    """
     path = Path(config.checkpoint_dir) / "last.pt"
     if not path.exists():
         return

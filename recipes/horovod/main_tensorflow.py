@@ -1,7 +1,7 @@
 """The same program as main.py in TensorFlow: same data order, network shape, optimizer and checkpoints.
 
-`horovod.tensorflow` with a training loop of our own: `horovod.tensorflow.keras` breaks on Keras 3 ("keras.backend has no
-attribute constant"), and Horovod has had no release since.
+`horovod.tensorflow` with a training loop of our own: `horovod.tensorflow.keras` breaks on Keras 3 ("keras.backend has
+no attribute constant"), and Horovod has had no release since.
 """
 
 import json
@@ -128,7 +128,8 @@ def make_train_step(model, optimizer, config):
             new = tape.gradient(loss, model.trainable_variables)
             gradients = [total + part for total, part in zip(gradients, new, strict=True)]
             loss_sum += loss_part
-        # Distributed: the exchange. `hvd.DistributedGradientTape` does the same inside `gradient`, but once per micro-batch.
+        # Distributed: the exchange. `hvd.DistributedGradientTape` does the same inside `gradient`, but once
+        # per micro-batch.
         gradients = [hvd.allreduce(gradient, op=op, compression=compression) for gradient in gradients]
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return loss_sum
@@ -151,7 +152,10 @@ def sum_over_ranks(value):
 
 
 def save_checkpoint(model, optimizer, epoch, config, num_rows):
-    """Writes all variables and the epoch to go on with beside the last checkpoint, and renames: it is whole or not there."""
+    """Writes all variables and the epoch to go on with beside the last checkpoint, and renames it.
+
+    So a checkpoint is whole or not there.
+    """
     path = Path(config.checkpoint_dir) / "last.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {f"{number:03d} {v.path}": v.numpy() for number, v in enumerate(model.variables + optimizer.variables)}
@@ -183,8 +187,8 @@ def load_checkpoint(model, optimizer, config, num_rows):
                 (k for k, (a, b) in enumerate(zip(theirs, mine, strict=False)) if a != b), min(len(theirs), len(mine))
             )
             raise SystemExit(
-                f"checkpoint {path} is from another model: it has {len(theirs)} variables and here are {len(mine)}, the first "
-                f"difference is at number {number}; use another checkpoint_dir, or the settings of that run"
+                f"checkpoint {path} is from another model: it has {len(theirs)} variables and here are {len(mine)}, "
+                f"the first difference is at number {number}; use another checkpoint_dir, or the settings of that run"
             )
         for variable, name in zip(variables, names, strict=True):
             variable.assign(content[name])

@@ -18,7 +18,10 @@ AT_LEAST_ONE = ["num_epochs", "global_batch_size", "base_batch_size", "backward_
 
 
 def check_settings(config, framework, world_size=None):
-    """Checks the settings of the program that is written in `framework`. Returns the config, or raises SystemExit with the value, what was expected and what to do."""
+    """Checks the settings of the program that is written in `framework`.
+
+    Returns the config, or raises SystemExit with the value, what was expected and what to do.
+    """
     for key, choices in CHOICES.items():
         if getattr(config, key) not in choices:
             raise SystemExit(f"{key}={getattr(config, key)!r} is unknown; expected one of: {', '.join(choices)}")
@@ -46,13 +49,14 @@ def check_settings(config, framework, world_size=None):
         # ParameterManager::SetTensorFusionThresholdBytes writes out of bounds when Horovod 0.28.1 starts a second time
         # in a process with one of them fixed, which is what an elastic restart does: a segmentation fault.
         raise SystemExit(
-            "elastic=true needs fusion_threshold_mb=null and cycle_time_ms=null: Horovod 0.28.1 cannot restart with them fixed"
+            "elastic=true needs fusion_threshold_mb=null and cycle_time_ms=null: Horovod 0.28.1 cannot restart with "
+            "them fixed"
         )
     if world_size is not None:
         if config.global_batch_size < world_size:
             raise SystemExit(
-                f"global_batch_size={config.global_batch_size} is less than world_size={world_size}: some workers would "
-                f"have nothing to do; set it to {world_size} at least"
+                f"global_batch_size={config.global_batch_size} is less than world_size={world_size}: some workers "
+                f"would have nothing to do; set it to {world_size} at least"
             )
         if config.op == "adasum" and world_size & (world_size - 1):
             raise SystemExit(f"op=adasum needs a power of two workers, not {world_size}")
@@ -71,11 +75,13 @@ def depends_on(config, num_rows):
 
 
 def learning_rate_at(epoch, config):
-    """The learning rate at a fractional epoch: grows with the batch, after a warm-up from 0, and ends at 0 (half a cosine).
+    """The learning rate at a fractional epoch.
 
-    Sources: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2 (linear scaling, warm-up); Loshchilov and Hutter
-    2016, "SGDR" (cosine). The rate follows the global batch and not, as in Horovod's own examples, the number of workers:
-    there each worker keeps its batch, here the global one is set.
+    It grows with the batch, after a warm-up from 0, and ends at 0 (half a cosine).
+
+    Sources: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2 (linear scaling, warm-up); Loshchilov and
+    Hutter 2016, "SGDR" (cosine). The rate follows the global batch and not, as in Horovod's own examples, the number of
+    workers: there each worker keeps its batch, here the global one is set.
     """
     peak = config.learning_rate * config.global_batch_size / config.base_batch_size
     if epoch < config.warmup_epochs:

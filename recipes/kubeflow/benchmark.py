@@ -1,7 +1,7 @@
 """What kfp costs: the same steps run by kfp's local runner, and called as functions. Run: make bench RECIPE=kubeflow
 
-One worker, one learning rate, so that both sides do the same work one after the other; the two ways take turns, the median of
-each counts. The server is started and stopped in both.
+One worker, one learning rate, so that both sides do the same work one after the other; the two ways take turns, the
+median of each counts. The server is started and stopped in both.
 """
 
 import json
@@ -65,7 +65,10 @@ def main():
     each = (medians["kfp"] - medians["functions"]) / num_steps
     rows = [
         f"| called as functions, in one process | {medians['functions']:.2f} s ({span(found['functions'])}) | 1.00 |",
-        f"| kfp's local runner, {num_steps} steps | {medians['kfp']:.2f} s ({span(found['kfp'])}) | {medians['kfp'] / medians['functions']:.2f} |",
+        (
+            f"| kfp's local runner, {num_steps} steps | {medians['kfp']:.2f} s ({span(found['kfp'])}) | "
+            f"{medians['kfp'] / medians['functions']:.2f} |"
+        ),
         f"| kfp, more per step | {each:.2f} s | |",
     ]
     print_table("kubeflow", report.machine(), rows, {})

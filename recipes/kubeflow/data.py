@@ -32,7 +32,8 @@ class ImageData:
 class Batches:
     """Deals the rows of each epoch in global batches, and each of those among the workers.
 
-    The order depends on seed and epoch only. So one worker and many take the same steps, and each row is seen once an epoch.
+    The order depends on seed and epoch only. So one worker and many take the same steps, and each row is
+    seen once an epoch.
     """
 
     def __init__(self, num_rows, global_batch_size, seed):

@@ -1,10 +1,14 @@
-"""A machine learning workflow as a Kubeflow pipeline: data, validation, search, distributed training, gate, registry, served model.
+"""A machine learning workflow as a Kubeflow pipeline, from the data to the served model.
 
-Shows:   steps in processes of their own that exchange artifacts, trials side by side, a training step with several workers, retries,
-         cached steps, a gate, a real model server and a smoke test; on a cluster TrainJob or PyTorchJob, Katib and KServe do the work.
-Choose:  when the way from the data to the served model is to be repeated, by others and on a schedule, and each step looked up later.
+Steps:   data, validation, search, distributed training, gate, registry, served model.
+Shows:   steps in processes of their own that exchange artifacts, trials side by side, a training step with several
+         workers, retries, cached steps, a gate, a real model server and a smoke test; on a cluster TrainJob or
+         PyTorchJob, Katib and KServe do the work.
+Choose:  when the way from the data to the served model is to be repeated, by others and on a schedule, and each step
+         looked up later.
 Run:     python main.py config.yaml num_workers=2
-Expect:  accuracy of at least 0.95 through the served endpoint, equal to the offline evaluation's; about a minute on two CPU cores.
+Expect:  accuracy of at least 0.95 through the served endpoint, equal to the offline evaluation's; about a minute
+         on two CPU cores.
 Source:  Kubeflow's documentation: Pipelines (v2), Trainer, Katib, KServe; the Open Inference Protocol.
 """
 
@@ -50,7 +54,10 @@ def main():
 
 
 def run_here(pipeline, spec, config, run):
-    """Runs every step as a process of this machine, by kfp's own local runner. Raises SystemExit when a step fails for good."""
+    """Runs every step as a process of this machine, by kfp's own local runner.
+
+    Raises SystemExit when a step fails for good.
+    """
     os.environ |= {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
         "STEP_RECORDS": f"{config.output_dir}/steps",
@@ -65,7 +72,8 @@ def run_here(pipeline, spec, config, run):
         os.environ["TMPDIR"] = scratch  # kfp's runner leaves a folder behind for each step
         # Distributed: the steps are processes, as they are pods elsewhere; they meet in files only.
         runner = local.SubprocessRunner(use_venv=False)
-        # Distributed: a step whose code and inputs are the same is not run again: so a pipeline that was cut off goes on.
+        # Distributed: a step whose code and inputs are the same is not run again: so a pipeline that was
+        # cut off goes on.
         caching = {"enable_caching": True, "cache_root": str(checkpoints / "steps")}
         local.init(
             runner, pipeline_root=f"{config.output_dir}/artifacts", workspace_root=f"{scratch}/workspace", **caching
@@ -148,13 +156,24 @@ def tell(spec, records, seconds, config, run):
     inside = sum(record["ended"] - record["began"] for record in records)
     run.metric("pipeline/seconds", seconds, step=1, unit="s")
     run.metric("pipeline/seconds_inside_steps", inside, step=1, unit="s")
-    cached = [step for step in graph_of(spec)[0] if step.replace("-", "_") not in {r["step"] for r in records}] if "smoke_test" in found else []  # fmt: skip
+    cached = []
+    if "smoke_test" in found:
+        done = {r["step"] for r in records}
+        cached = [step for step in graph_of(spec)[0] if step.replace("-", "_") not in done]
     run.metric("pipeline/cached_steps", len(cached), step=1)
     rows = [
-        {"step": r["step"], "began after s": round(r["began"] - records[0]["began"], 1), "seconds": round(r["ended"] - r["began"], 2),
-         "host": r["host"], "process": r["pid"], "found": words_of(r)} for r in sorted(records, key=lambda r: r["began"])
-    ]  # fmt: skip
-    rows += [{"step": step.replace("-", "_"), "began after s": "", "seconds": "", "host": "", "process": "", "found": "taken from the cache"} for step in cached]  # fmt: skip
+        {
+            "step": r["step"],
+            "began after s": round(r["began"] - records[0]["began"], 1),
+            "seconds": round(r["ended"] - r["began"], 2),
+            "host": r["host"],
+            "process": r["pid"],
+            "found": words_of(r),
+        }
+        for r in sorted(records, key=lambda r: r["began"])
+    ]
+    not_run = {"began after s": "", "seconds": "", "host": "", "process": "", "found": "taken from the cache"}
+    rows += [{"step": step.replace("-", "_"), **not_run} for step in cached]
     if rows:
         run.table("steps", rows)
     if made := lineage(spec, f"{config.output_dir}/artifacts"):

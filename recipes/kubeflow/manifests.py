@@ -28,9 +28,12 @@ from trial import METRIC
 RECIPE = "/recipe"  # where the image has this folder
 LOCKED_DOWN = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
 POD_SECURITY = {
-    "runAsNonRoot": True, "runAsUser": NON_ROOT, "runAsGroup": NON_ROOT, "fsGroup": NON_ROOT,
+    "runAsNonRoot": True,
+    "runAsUser": NON_ROOT,
+    "runAsGroup": NON_ROOT,
+    "fsGroup": NON_ROOT,
     "seccompProfile": {"type": "RuntimeDefault"},
-}  # fmt: skip
+}
 
 
 def train_job(name, config, folder):
@@ -116,16 +119,16 @@ def tf_job(name, config, folder):
 def replica(count, container, words, config):
     """One kind of pod of a job; the operator finds its container by the name that it wants."""
     return KubeflowOrgV1ReplicaSpec(
-        replicas=count, restart_policy="OnFailure", template={"metadata": {"labels": labels(config)}, "spec": pod_spec(container, words, config)}
-    )  # fmt: skip
+        replicas=count,
+        restart_policy="OnFailure",
+        template={"metadata": {"labels": labels(config)}, "spec": pod_spec(container, words, config)},
+    )
 
 
 def experiment(name, config, rows_dir, learning_rates, num_epochs):
     """Katib's Experiment: a grid of learning rates, each tried by a Job that runs trial.py."""
-    words = [
-        "python", f"{RECIPE}/trial.py", rows_dir, "${trialParameters.learningRate}",
-        *map(str, (num_epochs, config.width, config.global_batch_size, config.seed)),
-    ]  # fmt: skip
+    numbers = [str(value) for value in (num_epochs, config.width, config.global_batch_size, config.seed)]
+    words = ["python", f"{RECIPE}/trial.py", rows_dir, "${trialParameters.learningRate}", *numbers]
     pod = pod_spec("trial", words, config) | {"restartPolicy": "Never"}
     job = {
         "apiVersion": "batch/v1",
@@ -180,11 +183,13 @@ def inference_service(name, config, folder):
         api_version="serving.kserve.io/v1beta1",
         kind="InferenceService",
         metadata=client.V1ObjectMeta(
-            name=name, namespace=config.namespace, labels=labels(config),
+            name=name,
+            namespace=config.namespace,
+            labels=labels(config),
             annotations={"serving.kserve.io/deploymentMode": "RawDeployment", "sidecar.istio.io/inject": "false"},
         ),
         spec=V1beta1InferenceServiceSpec(predictor=V1beta1PredictorSpec(min_replicas=1, max_replicas=1, **snake(pod))),
-    )  # fmt: skip
+    )
     return plain(made)
 
 
@@ -243,7 +248,10 @@ def labels(config):
 
 
 def standing(config):
-    """What has to be there before: the claim, the account that the steps work as, what it may do, and who may talk to whom."""
+    """What has to be there before.
+
+    That is the claim, the account that the steps work as, what it may do, and who may talk to whom.
+    """
     named = {"name": config.service_account, "namespace": config.namespace, "labels": labels(config)}
     rules = [
         ("trainer.kubeflow.org", ["trainjobs"]),
@@ -253,37 +261,54 @@ def standing(config):
     verbs = ["create", "get", "list", "watch", "patch", "delete"]
     return {
         "claim": {
-            "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
             "metadata": {"name": config.claim, "namespace": config.namespace, "labels": labels(config)},
-            "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": config.storage_size}},
-                     **({"storageClassName": config.storage_class} if config.storage_class else {})},
+            "spec": {
+                "accessModes": ["ReadWriteMany"],
+                "resources": {"requests": {"storage": config.storage_size}},
+                **({"storageClassName": config.storage_class} if config.storage_class else {}),
+            },
         },
         "service-account": {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": named},
         "role": {
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": named,
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "Role",
+            "metadata": named,
             "rules": [{"apiGroups": [group], "resources": names, "verbs": verbs} for group, names in rules]
             + [{"apiGroups": [""], "resources": ["pods", "pods/log"], "verbs": ["get", "list", "watch"]}],
         },
         "role-binding": {
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": named,
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": named,
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": config.service_account},
             "subjects": [{"kind": "ServiceAccount", "name": config.service_account, "namespace": config.namespace}],
         },
         "network-policy": {
             # Workers talk to each other, and the steps of the pipeline to the model server; nobody else comes in.
-            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
             "metadata": {"name": config.model_name, "namespace": config.namespace, "labels": labels(config)},
             "spec": {
                 "podSelector": {"matchLabels": {"app.kubernetes.io/part-of": "distributed-ml-recipes"}},
                 "policyTypes": ["Ingress"],
                 "ingress": [
-                    {"from": [{"podSelector": {"matchLabels": {"app.kubernetes.io/part-of": "distributed-ml-recipes"}}}]},
-                    {"from": [{"podSelector": {"matchExpressions": [{"key": "pipeline/runid", "operator": "Exists"}]}}],
-                     "ports": [{"protocol": "TCP", "port": 8080}]},
+                    {
+                        "from": [
+                            {"podSelector": {"matchLabels": {"app.kubernetes.io/part-of": "distributed-ml-recipes"}}}
+                        ],
+                    },
+                    {
+                        "from": [
+                            {"podSelector": {"matchExpressions": [{"key": "pipeline/runid", "operator": "Exists"}]}}
+                        ],
+                        "ports": [{"protocol": "TCP", "port": 8080}],
+                    },
                 ],
             },
         },
-    }  # fmt: skip
+    }
 
 
 JOBS = {"trainjob": train_job, "pytorchjob": pytorch_job, "tfjob": tf_job}

@@ -1,7 +1,9 @@
-"""The steps that hand their work to an operator of the cluster: Kubeflow Trainer or the Training Operator, Katib, KServe.
+"""The steps that hand their work to an operator of the cluster.
 
-They run in a pod whose service account may make these objects (manifests.py, `standing`). Files go through the claim that all
-pods share; what the training's workers wrote down goes to the step's log, where the client reads it.
+The operators are Kubeflow Trainer or the Training Operator, Katib and KServe.
+
+They run in a pod whose service account may make these objects (manifests.py, `standing`). Files go through the claim
+that all pods share; what the training's workers wrote down goes to the step's log, where the client reads it.
 """
 
 import contextlib
@@ -43,7 +45,10 @@ BAD = {"TrainJob": "Failed", "PyTorchJob": "Failed", "TFJob": "Failed", "Experim
 
 @recorded
 def train(rows_dir, learning_rate, num_epochs, settings, model_dir):
-    """Makes the job, waits for its end, and takes the model from the claim; returns the number of workers and their job."""
+    """Makes the job, waits for its end, and takes the model from the claim.
+
+    Returns the number of workers and their job.
+    """
     about = about_of(settings)
     folder = run_folder(about)
     shutil.copytree(rows_dir, folder / "rows", dirs_exist_ok=True)
@@ -94,7 +99,10 @@ def about_of(settings):
 
 
 def run_folder(about):
-    """This pipeline run's folder on the claim. Kubeflow gives each run an id, and pipeline.py puts it into its pods' environment."""
+    """This pipeline run's folder on the claim.
+
+    Kubeflow gives each run an id, and pipeline.py puts it into its pods' environment.
+    """
     folder = Path(about.mount_path) / os.environ["RUN_ID"]
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -114,7 +122,10 @@ class Failed(SystemExit):
 
 @contextlib.contextmanager
 def given_up_with_this_step(wanted, namespace):
-    """Makes the object; when this step is ended (a pipeline that is terminated), the object goes too: its workers would go on."""
+    """Makes the object.
+
+    When this step is ended (a pipeline that is terminated), the object goes too: its workers would go on.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("the step was told to end"))
     made = create(wanted, namespace)
     try:
@@ -129,7 +140,10 @@ def given_up_with_this_step(wanted, namespace):
 
 
 def create(made, namespace, change=False):
-    """Makes the object; one of that name is changed (`change`) or taken up, as a step that is tried again finds its own."""
+    """Makes the object.
+
+    One of that name is changed (`change`) or taken up, as a step that is tried again finds its own.
+    """
     group, version, plural = KINDS[made["kind"]]
     try:
         return api().create_namespaced_custom_object(group, version, namespace, plural, made)
@@ -143,7 +157,10 @@ def create(made, namespace, change=False):
 
 
 def wait_for(made, namespace, timeout_seconds=24 * 3600):
-    """Returns the object when its conditions say that all went well. Raises SystemExit when they say the opposite, or too late."""
+    """Returns the object when its conditions say that all went well.
+
+    Raises SystemExit when they say the opposite, or too late.
+    """
     kind, name = made["kind"], made["metadata"]["name"]
     group, version, plural = KINDS[kind]
     deadline, shown = time.monotonic() + timeout_seconds, None

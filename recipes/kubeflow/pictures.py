@@ -14,7 +14,10 @@ def graph_of(spec):
     components, steps, edges = spec["components"], [], set()
 
     def walk(dag):
-        """Adds the tasks of this group; returns the steps that nothing in it waits for, and those that wait for nothing."""
+        """Adds the tasks of this group.
+
+        Returns the steps that nothing in it waits for, and those that wait for nothing.
+        """
         first, last = {}, {}
         for name, task in dag["tasks"].items():
             inner = components[task["componentRef"]["name"]].get("dag")
@@ -40,7 +43,10 @@ def graph_of(spec):
 
 
 def draw_graph(output_dir, spec, states):
-    """<output_dir>/pictures/pipeline.svg; `states`: step -> [(state, what to write below its name), ...], several for a loop's step."""
+    """<output_dir>/pictures/pipeline.svg.
+
+    `states`: step -> [(state, what to write below its name), ...], several for a loop's step.
+    """
     import matplotlib
 
     matplotlib.use("svg")
@@ -59,15 +65,23 @@ def draw_graph(output_dir, spec, states):
     figure, axes = pyplot.subplots(figsize=(10, 0.85 * len(steps) + 0.5), layout="constrained")
     for a, b in ((a, b) for a in place for b in place if (a[0], b[0]) in edges):
         axes.annotate(
-            "", xytext=(place[a][0], place[a][1] - 0.3), xy=(place[b][0], place[b][1] + 0.3),
+            "",
+            xytext=(place[a][0], place[a][1] - 0.3),
+            xy=(place[b][0], place[b][1] + 0.3),
             arrowprops={"arrowstyle": "-|>", "color": "#6b7280", "shrinkA": 0, "shrinkB": 0},
-        )  # fmt: skip
+        )
     for (step, number), (x, y) in place.items():
         state, words = states[step][number]
         axes.text(
-            x, y, f"{step}\n{words}", ha="center", va="center", fontsize=9, linespacing=1.4,
+            x,
+            y,
+            f"{step}\n{words}",
+            ha="center",
+            va="center",
+            fontsize=9,
+            linespacing=1.4,
             bbox={"boxstyle": "round,pad=0.45", "facecolor": COLOURS[state], "edgecolor": "#6b7280"},
-        )  # fmt: skip
+        )
     widest = max(abs(x) for x, _ in place.values()) + 2
     axes.set(xlim=(-widest, widest), ylim=(-max(level.values()) - 0.7, 0.7))
     axes.axis("off")
@@ -78,7 +92,7 @@ def draw_graph(output_dir, spec, states):
 
 
 def lineage(spec, pipeline_root):
-    """Rows of a table: every artifact of the newest try of each step, who made it, who uses it, its size and checksum."""
+    """Rows of a table: the artifacts of each step's newest try, who made them, who uses them, size and checksum."""
     users = {}
     for component in [spec["root"], *spec["components"].values()]:
         for name, task in component.get("dag", {}).get("tasks", {}).items():
@@ -96,5 +110,7 @@ def lineage(spec, pipeline_root):
                 content = file.read_bytes()
                 size += len(content)
                 sha.update(content)
-            rows.append({"artifact": artifact, "made by": step, "used by": ", ".join(sorted(set(by))), "bytes": size, "sha256": sha.hexdigest()[:16]})  # fmt: skip
+            used_by = ", ".join(sorted(set(by)))
+            row = {"artifact": artifact, "made by": step, "used by": used_by, "bytes": size}
+            rows.append({**row, "sha256": sha.hexdigest()[:16]})
     return rows

@@ -1,7 +1,10 @@
-"""The workflow as a Kubeflow pipeline: which step needs what of which other. What the steps do stands in steps.py and on_cluster.py.
+"""The workflow as a Kubeflow pipeline: which step needs what of which other.
 
-The functions without a body of their own are the components. kfp takes their source out of this file and runs it in a process of
-its own, on this machine or in a pod, where this folder is on the module path; so they import what they need inside.
+What the steps do stands in steps.py and on_cluster.py.
+
+The functions without a body of their own are the components. kfp takes their source out of this file and runs it
+in a process of its own, on this machine or in a pod, where this folder is on the module path; so they import what
+they need inside.
 """
 
 import functools
@@ -104,9 +107,14 @@ def deploy_on_cluster(folder: str, name: str, timeout_seconds: float, settings: 
 
 
 def smoke_test(
-    url: str, name: str, rows: dsl.Input[dsl.Dataset], predictions: dsl.Input[dsl.Artifact], min_accuracy: float,
-    timeout_seconds: float, metrics: dsl.Output[dsl.Metrics],
-):  # fmt: skip
+    url: str,
+    name: str,
+    rows: dsl.Input[dsl.Dataset],
+    predictions: dsl.Input[dsl.Artifact],
+    min_accuracy: float,
+    timeout_seconds: float,
+    metrics: dsl.Output[dsl.Metrics],
+):
     import steps
 
     found = steps.smoke_test(url, name, rows.path, predictions.path, min_accuracy, timeout_seconds)
@@ -120,7 +128,10 @@ def stop_server(server_file: str):
 
 
 def pipeline_of(config):
-    """The pipeline for this config, as kfp's decorator makes it: for this machine, or for a cluster where config.kubeflow_host is set."""
+    """The pipeline for this config, as kfp's decorator makes it.
+
+    It is for this machine, or for a cluster where config.kubeflow_host is set.
+    """
     on_cluster = bool(config.kubeflow_host)
     component = functools.partial(dsl.component, base_image=config.image, install_kfp_package=False)
     folder = config.mount_path if on_cluster else config.output_dir
@@ -138,9 +149,13 @@ def pipeline_of(config):
 
     @dsl.pipeline(name="digits", description="From rows to a served image classifier, with a gate in between.")
     def digits(
-        data_dir: str = config.cluster_data_dir, max_rows: int = 0, learning_rates: list = config.learning_rates,
-        num_epochs: int = config.num_epochs, trial_epochs: int = config.trial_epochs, min_accuracy: float = config.min_accuracy,
-    ):  # fmt: skip
+        data_dir: str = config.cluster_data_dir,
+        max_rows: int = 0,
+        learning_rates: list = config.learning_rates,
+        num_epochs: int = config.num_epochs,
+        trial_epochs: int = config.trial_epochs,
+        min_accuracy: float = config.min_accuracy,
+    ):
         def whole_workflow():
             ingested = step(ingest, data_dir=data_dir, max_rows=max_rows)
             rows = ingested.outputs["rows"]
@@ -164,7 +179,8 @@ def pipeline_of(config):
                     )
                     tried.after(validated)
                 rate = step(choose, scores=dsl.Collected(tried.output), learning_rates=learning_rates).output
-            # Distributed: one step of the pipeline, several workers: torchrun's here, those of a TrainJob or PyTorchJob there.
+            # Distributed: one step of the pipeline, several workers: torchrun's here, those of a TrainJob or
+            # PyTorchJob there.
             trained = component(train_on_cluster if on_cluster else train)(
                 rows=rows, learning_rate=rate, num_epochs=num_epochs, settings=settings
             )  # not retried: its launcher starts lost workers anew (max_restarts), from the last checkpoint
@@ -190,9 +206,14 @@ def pipeline_of(config):
             else:
                 deployed = component(deploy)(**where, port=config.serve_port, server_file=server_file)
             smoked = step(
-                smoke_test, url=deployed.output, name=config.model_name, rows=rows, min_accuracy=min_accuracy,
-                predictions=evaluated.outputs["predictions"], timeout_seconds=config.serve_timeout_seconds,
-            )  # fmt: skip
+                smoke_test,
+                url=deployed.output,
+                name=config.model_name,
+                rows=rows,
+                min_accuracy=min_accuracy,
+                predictions=evaluated.outputs["predictions"],
+                timeout_seconds=config.serve_timeout_seconds,
+            )
             for task in (deployed, smoked):  # a server that was there the last time is not there now
                 task.set_caching_options(False)
 
@@ -207,7 +228,10 @@ def pipeline_of(config):
 
 
 def settings_of_training(config, on_cluster):
-    """What the training needs to know, as a parameter of its steps: JSON text, as kfp makes every number in a dictionary a float."""
+    """What the training needs to know, as a parameter of its steps.
+
+    It is JSON text, because kfp makes every number in a dictionary a float.
+    """
     own = ("global_batch_size", "width", "seed", "use_gpu", "max_steps")
     train = {key: getattr(config, key) for key in own} | {"max_steps": config.max_steps or 0}
     if not on_cluster:
@@ -215,10 +239,8 @@ def settings_of_training(config, on_cluster):
         return json.dumps(
             {"train": train} | {key: getattr(config, key) for key in ("num_workers", "max_restarts", "trainer")}
         )
-    keys = (
-        "num_workers", "max_restarts", "num_retries", "trainer", "image", "namespace", "claim", "runtime", "cpus_per_worker",
-        "memory_mb_per_worker", "model_name", "service_account", "mount_path",
-    )  # fmt: skip
+    keys = ["num_workers", "max_restarts", "num_retries", "trainer", "image", "namespace", "claim", "runtime"]
+    keys += ["cpus_per_worker", "memory_mb_per_worker", "model_name", "service_account", "mount_path"]
     return json.dumps({"train": train} | {key: getattr(config, key) for key in keys})
 
 

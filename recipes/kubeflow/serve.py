@@ -1,7 +1,8 @@
 """The model server: KServe's own, with a predictor for the image classifier. Open Inference Protocol (V2) over HTTP.
 
 Run:     python serve.py MODEL_DIR [--host 127.0.0.1] [--port 8080] [--address-file FILE] [--until-end-of PID]
-Source:  KServe's documentation, "Deploy Custom Python Serving Runtime with InferenceService"; the Open Inference Protocol.
+Source:  KServe's documentation, "Deploy Custom Python Serving Runtime with InferenceService"; the Open
+         Inference Protocol.
 """
 
 import argparse
@@ -24,7 +25,10 @@ from model import torch_network
 
 
 class Classifier(kserve.Model):
-    """Images float32 in [0, 1] (n, channels, height, width) to `logits` float32 (n, classes) and `labels` int64 (n,)."""
+    """Takes images float32 in [0, 1] (n, channels, height, width).
+
+    Gives `logits` float32 (n, classes) and `labels` int64 (n,).
+    """
 
     def __init__(self, name, model_dir):
         super().__init__(name)

@@ -1,4 +1,7 @@
-"""Which settings make no sense. As a program it checks a config without loading kfp: python settings.py CONFIG.yaml NUM_WORKERS"""
+"""Which settings make no sense.
+
+As a program it checks a config without loading kfp: python settings.py CONFIG.yaml NUM_WORKERS
+"""
 
 import re
 import sys
@@ -38,7 +41,8 @@ def check_settings(config):
     for key in ("model_name", "namespace", "claim", "service_account"):
         if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", getattr(config, key)):
             raise SystemExit(
-                f"{key}={getattr(config, key)!r}: Kubernetes takes small letters, digits and dashes, and here at most 40 of them"
+                f"{key}={getattr(config, key)!r}: Kubernetes takes small letters, digits and dashes, and here at most "
+                "40 of them"
             )
     if config.use_gpu and not config.kubeflow_host:
         raise SystemExit(
@@ -48,7 +52,8 @@ def check_settings(config):
         raise SystemExit(f"image={config.image}: expected a tag or a digest, so that every pod runs the same program")
     if config.kubeflow_host and config.image.startswith("registry.example/"):
         raise SystemExit(
-            f"image={config.image} is an example: build this folder's Dockerfile, push the image, and say recipe.image=YOUR/IMAGE:TAG"
+            f"image={config.image} is an example: build this folder's Dockerfile, push the image, and say "
+            "recipe.image=YOUR/IMAGE:TAG"
         )
     return config
 

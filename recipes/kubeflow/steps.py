@@ -1,7 +1,9 @@
-"""What the pipeline's steps do, as plain functions. Each runs in a process (or pod) of its own; see pipeline.py for the order.
+"""What the pipeline's steps do, as plain functions.
 
-A step leaves a record: when it began and ended, in which process, and what it found. On a cluster the records go to the step's
-log, marked with STEP, and the client reads them there.
+Each runs in a process (or pod) of its own; see pipeline.py for the order.
+
+A step leaves a record: when it began and ended, in which process, and what it found. On a cluster the records go to the
+step's log, marked with STEP, and the client reads them there.
 """
 
 import contextlib
@@ -56,7 +58,10 @@ def log(metrics, found):
 
 
 def keep(artifact):
-    """Writes the artifact's metadata to its path: kfp's local cache takes a result without a file for one that was lost."""
+    """Writes the artifact's metadata to its path.
+
+    Without a file there, kfp's local cache takes the result for one that was lost.
+    """
     Path(artifact.path).write_text(json.dumps(artifact.metadata, indent=1) + "\n")
 
 
@@ -138,7 +143,10 @@ def choose(scores, learning_rates):
 
 @recorded
 def train(rows_dir, learning_rate, num_epochs, settings, model_dir):
-    """Starts `num_workers` workers on this machine and waits for the model: by torchrun, or by tfrun (trainer=tfjob)."""
+    """Starts `num_workers` workers on this machine and waits for the model.
+
+    torchrun starts them, or tfrun (trainer=tfjob).
+    """
     about = json.loads(settings)
     own = {**about["train"], "rows_dir": rows_dir, "learning_rate": learning_rate, "num_epochs": num_epochs}
     path, num_workers, restarts = (
@@ -178,7 +186,7 @@ def prepare_training(settings, model_dir):
 
 @recorded
 def evaluate(rows_dir, model_dir, predictions_path):
-    """Accuracy over all test rows, and each row's predicted label, int64 (rows,), for the comparison with the server's."""
+    """Accuracy over all test rows, and each row's predicted label, int64 (rows,), to compare with the server's."""
     import torch
 
     from data import ImageData
@@ -205,8 +213,8 @@ def gate(accuracy, min_accuracy):
     """Raises SystemExit when the model is not good enough to go on: nothing is registered or deployed then."""
     if accuracy < min_accuracy:
         raise SystemExit(
-            f"the gate is closed: accuracy {accuracy:.4f} is {min_accuracy - accuracy:.4f} below min_accuracy={min_accuracy}; "
-            "nothing was registered or deployed"
+            f"the gate is closed: accuracy {accuracy:.4f} is {min_accuracy - accuracy:.4f} below "
+            f"min_accuracy={min_accuracy}; nothing was registered or deployed"
         )
     return {"margin": accuracy - min_accuracy}
 
@@ -246,8 +254,11 @@ def deploy(model_dir, name, port, timeout_seconds, server_file):
         # Not this step's output: kfp waits for its end before it calls the step done.
         server = subprocess.Popen(
             [*argv, "--address-file", str(address), "--until-end-of", owner],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -263,8 +274,10 @@ def deploy(model_dir, name, port, timeout_seconds, server_file):
 
 @recorded
 def smoke_test(url, name, rows_dir, predictions_path, min_accuracy, timeout_seconds, batch_size=64):
-    """Asks the server for every test row (V2 protocol). Raises SystemExit when a label differs from the evaluation's, the
-    accuracy is too low, or an answer comes late."""
+    """Asks the server for every test row (V2 protocol).
+
+    Raises SystemExit when a label differs from the evaluation's, the accuracy is too low, or an answer comes late.
+    """
     import requests
 
     from data import ImageData

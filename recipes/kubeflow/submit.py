@@ -22,19 +22,23 @@ def check_reachable(host):
         answer.raise_for_status()
     except requests.RequestException as error:
         raise SystemExit(
-            f"no Kubeflow Pipelines at kubeflow_host={host}: {type(error).__name__}. Is the cluster up, and reachable from here? For example: "
-            "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80"
+            f"no Kubeflow Pipelines at kubeflow_host={host}: {type(error).__name__}. Is the cluster up, and reachable "
+            "from here? For example: kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80"
         ) from None
 
 
 def kubernetes_api():
-    """The Kubernetes API that the user's kubeconfig names; raises SystemExit when there is none, or it does not answer."""
+    """The Kubernetes API that the user's kubeconfig names.
+
+    Raises SystemExit when there is none, or it does not answer.
+    """
     try:
         config.load_kube_config()
         client.VersionApi().get_code(_request_timeout=10)
     except Exception as error:  # urllib3's, ssl's, yaml's and the client's own
         raise SystemExit(
-            f"the Kubernetes API cannot be used: {str(error).splitlines()[0]}; `kubectl cluster-info` shows what the kubeconfig names"
+            f"the Kubernetes API cannot be used: {str(error).splitlines()[0]}; `kubectl cluster-info` shows what the "
+            "kubeconfig names"
         ) from None
     return client.CoreV1Api()
 
@@ -45,9 +49,13 @@ def submit(package, arguments, settings, run):
     core = kubernetes_api()
     pipelines = kfp.Client(host=settings.kubeflow_host, namespace=settings.namespace, verify_ssl=True)
     made = pipelines.create_run_from_pipeline_package(
-        str(package), arguments=arguments, run_name=f"{settings.model_name}-{time.strftime('%Y%m%d-%H%M%S')}",
-        experiment_name=settings.model_name, namespace=settings.namespace, service_account=settings.service_account,
-    )  # fmt: skip
+        str(package),
+        arguments=arguments,
+        run_name=f"{settings.model_name}-{time.strftime('%Y%m%d-%H%M%S')}",
+        experiment_name=settings.model_name,
+        namespace=settings.namespace,
+        service_account=settings.service_account,
+    )
     print(f"run {made.run_id}: {settings.kubeflow_host.rstrip('/')}/#/runs/details/{made.run_id}", flush=True)
     seen = {}
     try:
@@ -64,7 +72,10 @@ def submit(package, arguments, settings, run):
 
 
 def follow(pipelines, core, run_id, settings, run, seen):
-    """The state in which the run ends; `seen` is filled with the records of its steps. A server that is away for a minute is waited for."""
+    """The state in which the run ends.
+
+    `seen` is filled with the records of its steps. A server that is away for a minute is waited for.
+    """
     state, silent = None, 0
     while state not in ENDED:
         time.sleep(settings.poll_seconds)

@@ -55,10 +55,13 @@ def main():
 
 
 def meet(config, device):
-    """Joins the process group; returns the store that its members share. Raises RuntimeError when not all workers are there within five minutes."""
+    """Joins the process group.
+
+    Returns the store that its members share. Raises RuntimeError when not all workers are there within five minutes.
+    """
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    # Distributed: the store is where the workers find each other's addresses. After a restart PyTorch 2.13's env:// finds the dead
-    # ones' there: a prefix keeps the attempts apart.
+    # Distributed: the store is where the workers find each other's addresses. After a restart PyTorch 2.13's env://
+    # finds the dead ones' there: a prefix keeps the attempts apart.
     hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun does
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=hosts)
     store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

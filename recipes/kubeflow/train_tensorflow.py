@@ -1,4 +1,6 @@
-"""The same training with TensorFlow: started once per worker, each with its TF_CONFIG, on this machine or in the pods of a TFJob.
+"""The same training with TensorFlow.
+
+It is started once per worker, each with its TF_CONFIG, on this machine or in the pods of a TFJob.
 
 Run:     python -m tfrun --num-workers 2 train_tensorflow.py train.yaml
 Source:  TensorFlow's guide "Custom training loop with MultiWorkerMirroredStrategy".
@@ -100,7 +102,8 @@ def train(strategy, model, optimizer, epoch, manager, exchange, data, config, ru
             run.metric("samples_per_second", num_rows / (time.perf_counter() - began), done, number, unit="samples/s")
         run.progress(done, num_steps, f"epoch {number + 1}")
         epoch.assign_add(1)
-        # Distributed: reading mirrored variables can take all workers, so all save; the first one's files are those that count.
+        # Distributed: reading mirrored variables can take all workers, so all save; the first one's files are
+        # those that count.
         path = manager.save(checkpoint_number=number + 1)
         if rank == 0:
             run.checkpoint(path, number + 1, 0)

@@ -1,4 +1,6 @@
-"""One trial of the search for a learning rate: a short training in one process, judged on rows that it was not trained on.
+"""One trial of the search for a learning rate.
+
+It is a short training in one process, judged on rows that it was not trained on.
 
 As a program (in a pod of Katib's): python trial.py ROWS_DIR LEARNING_RATE NUM_EPOCHS WIDTH BATCH_SIZE SEED
 """

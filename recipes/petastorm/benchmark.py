@@ -1,6 +1,7 @@
 """Measures the readers against a raw scan of the same columns: make bench RECIPE=petastorm
 
-Prints the table of the recipe's README. One process reads all rows of the flights store; each figure is the median of repetitions by turns.
+Prints the table of the recipe's README. One process reads all rows of the flights store; each figure is the median of
+repetitions by turns.
 """
 
 import json
@@ -22,7 +23,8 @@ sys.path.insert(0, sys.argv[1])
 from readers import chunks_of, columns_of, leave
 manifest = json.loads((Path(sys.argv[2]) / "manifest.json").read_text())
 store, names = sys.argv[2] + "/train", columns_of(manifest)
-plain = dict(seed=0, pool="thread", num_loader_workers=1, prefetch_chunks=4, cache="none", rows_per_chunk=1024, output_dir=sys.argv[3], cache_mb=1000)
+plain = dict(seed=0, pool="thread", num_loader_workers=1, prefetch_chunks=4, rows_per_chunk=1024)
+plain |= dict(cache="none", cache_mb=1000, output_dir=sys.argv[3])
 def scan():
     total = 0
     for path in sorted(Path(store).glob("*.parquet")):
@@ -51,7 +53,9 @@ for repeat in range(int(sys.argv[4]) + 1):
         assert work() == manifest["rows"]["train"], name
         if repeat:  # the first one warms up, and fills the cache
             seconds[name].append(time.perf_counter() - started)
-print("RESULT", json.dumps({name: manifest["rows"]["train"] / statistics.median(values) for name, values in seconds.items()}), flush=True)
+num_rows = manifest["rows"]["train"]
+speeds = {name: num_rows / statistics.median(values) for name, values in seconds.items()}
+print("RESULT", json.dumps(speeds), flush=True)
 leave()
 """
 
@@ -76,7 +80,8 @@ def main():
     rows = [f"| {name} | {rate:,.0f} rows/s | {rate / raw:.2f} of the raw scan |" for name, rate in rates.items()]
     seconds = {name: content["seconds"]["run"] for name, content in contents.items()}
     rows.append(
-        f"| 2 epochs of training, seconds by reader | {', '.join(f'{n} {s:.1f}' for n, s in seconds.items())} | the same parameters: {len(set(digests.values())) == 1} |"
+        f"| 2 epochs of training, seconds by reader | {', '.join(f'{n} {s:.1f}' for n, s in seconds.items())} | the "
+        f"same parameters: {len(set(digests.values())) == 1} |"
     )
     bounds = {
         "batch reader / raw scan >= 0.8": rates["batch, 1 thread (default)"] >= 0.8 * raw,

@@ -1,10 +1,13 @@
 """From Spark's Parquet to PyTorch with Petastorm: each worker reads its own row groups, and every row is read once.
 
-Shows:   a store that Spark has written, read by two workers through Petastorm's column reader, its row reader, a Spark converter, or
-         pyarrow's datasets, with the same result; sharding, shuffling, predicates, transforms, caches, reader pools.
-Choose:  when there is a Petastorm store already, or tensors in Parquet cells; README.md says when something else is better.
+Shows:   a store that Spark has written, read by two workers through Petastorm's column reader, its row reader, a
+         Spark converter, or pyarrow's datasets, with the same result; sharding, shuffling, predicates, transforms,
+         caches, reader pools.
+Choose:  when there is a Petastorm store already, or tensors in Parquet cells; README.md says when
+         something else is better.
 Run:     torchrun --nproc-per-node 2 main.py config.yaml
-Expect:  flights: AUC of at least 0.65 for "more than 15 minutes late"; digits: accuracy of at least 0.95. A minute on two cores.
+Expect:  flights: AUC of at least 0.65 for "more than 15 minutes late"; digits: accuracy of at least 0.95. A
+         minute on two cores.
 Source:  Petastorm's documentation; Li et al. 2020, "PyTorch Distributed" (DistributedDataParallel).
 """
 
@@ -35,7 +38,8 @@ def main():
     torch.manual_seed(config.seed)
     manifest = json.loads((Path(config.data_dir) / "manifest.json").read_text())
     network = make_network(manifest, config.width)
-    # Distributed: sends rank 0's parameters to all, and averages the gradients of all ranks while `backward` computes them.
+    # Distributed: sends rank 0's parameters to all, and averages the gradients of all ranks while `backward`
+    # computes them.
     model = DistributedDataParallel(network)
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate)
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
@@ -78,16 +82,18 @@ def train_epoch(model, optimizer, store, manifest, config, epoch, step, run):
     streams = [
         batches_of(
             chunks_of(store, config, manifest, shard, config.num_shards, epoch, config.max_rows),
-            per_shard, config.shuffle_rows, np.random.default_rng([config.seed, epoch, shard]),
+            per_shard,
+            config.shuffle_rows,
+            np.random.default_rng([config.seed, epoch, shard]),
         )
         for shard in my_shards(config)
-    ]  # fmt: skip
+    ]
     loss_sum, num_rows, first_step = 0.0, 0, step
     model.train()
     while config.max_steps is None or step < config.max_steps:
         parts = [part for stream in streams if (part := next(stream, None))]
-        # Distributed: row groups do not divide evenly, so some rank runs out first. All ranks go on, with nothing to add, until the last
-        # one has: each must take part in each exchange.
+        # Distributed: row groups do not divide evenly, so some rank runs out first. All ranks go on, with nothing to
+        # add, until the last one has: each must take part in each exchange.
         total = torch.tensor(float(sum(len(part["id"]) for part in parts)))
         dist.all_reduce(total)
         if not total:

@@ -1,7 +1,7 @@
 """From Spark's Parquet to TensorFlow with Petastorm: `make_petastorm_dataset` under MultiWorkerMirroredStrategy.
 
-Shows:   a tf.data pipeline that is fed by Petastorm's column reader, a shard for each worker, and a training loop that goes on when
-         one worker has run out of rows. Flights only; main.py has the other readers, and the tensors.
+Shows:   a tf.data pipeline that is fed by Petastorm's column reader, a shard for each worker, and a training loop that
+         goes on when one worker has run out of rows. Flights only; main.py has the other readers, and the tensors.
 Choose:  as in main.py, when the model is TensorFlow.
 Run:     python -m tfrun --num-workers 2 main_tensorflow.py config.yaml
 Expect:  AUC of at least 0.65 for "more than 15 minutes late", in a minute on two cores.
@@ -13,7 +13,8 @@ import os
 import time
 from pathlib import Path
 
-# Before TensorFlow is imported: Keras 2 (Keras 3 breaks multi-worker strategies), and no word about GPUs that are not there.
+# Before TensorFlow is imported: Keras 2 (Keras 3 breaks multi-worker strategies), and no word about GPUs that
+# are not there.
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -90,14 +91,16 @@ def make_steps(strategy, model, optimizer):
         with tf.GradientTape() as tape:
             losses = tf.nn.sigmoid_cross_entropy_with_logits(late[:, None], model(features, training=True))
             loss = tf.reduce_sum(losses) / total
-        # Distributed: `apply_gradients` adds up the gradients of all workers first. Each is its rows' part of the mean over all rows.
+        # Distributed: `apply_gradients` adds up the gradients of all workers first. Each is its rows' part of the mean
+        # over all rows.
         optimizer.apply_gradients(
             zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True)
         )
         return tf.reduce_sum(losses)
 
     signature = [tf.TensorSpec([None, model.input_shape[-1]]), tf.TensorSpec([None]), tf.TensorSpec([])]
-    # One program for batches of any size, none included: a new one for each size would be compiled by some workers only.
+    # One program for batches of any size, none included: a new one for each size would be compiled by
+    # some workers only.
     # Distributed: every worker runs the step at the same time, each on its own batch.
     train_step = tf.function(lambda *batch: strategy.run(replica_step, args=batch), input_signature=signature)
     return add_up, train_step

@@ -33,8 +33,13 @@ def make_network(manifest, width):
         )
     size = len(manifest["features"])
     return nn.Sequential(
-        Standardise(manifest["mean"], manifest["std"]), nn.Linear(size, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
-    )  # fmt: skip
+        Standardise(manifest["mean"], manifest["std"]),
+        nn.Linear(size, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, 1),
+    )
 
 
 def inputs_of(batch, manifest):
@@ -57,7 +62,10 @@ def sum_of_losses(model, batch, manifest):
 
 
 def scores_of(network, batch, manifest):
-    """(scores, truth) of a batch, two arrays (n,): flights: logit and late; digits: the likeliest class and the right one."""
+    """(scores, truth) of a batch, two arrays (n,).
+
+    Flights: logit and late. Digits: the likeliest class and the right one.
+    """
     logits = network(inputs_of(batch, manifest))
     if manifest["task"] == "digits":
         return logits.argmax(1).numpy(), batch["label"]

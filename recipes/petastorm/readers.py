@@ -1,7 +1,8 @@
 """Rows of a Parquet store, shard by shard, through one of four readers behind one interface: chunks of columns.
 
-A shard is every `num_shards`-th row group, whatever the number of workers: each worker reads the shards whose number, divided by the
-number of workers, leaves its rank. So the batches, and with them the result, do not depend on how many workers there are.
+A shard is every `num_shards`-th row group, whatever the number of workers: each worker reads the shards whose number,
+divided by the number of workers, leaves its rank. So the batches, and with them the result, do not depend on how many
+workers there are.
 """
 
 import functools
@@ -25,7 +26,8 @@ from pyarrow.fs import LocalFileSystem
 
 # Petastorm 0.13 still uses the part of pyarrow that pyarrow 14 calls old.
 warnings.filterwarnings("ignore", category=FutureWarning, module="petastorm")
-# The processes of a pool are new Pythons. One that does not find the functions it is to call says nothing, and the reader waits for ever.
+# The processes of a pool are new Pythons. One that does not find the functions it is to call says nothing, and the
+# reader waits for ever.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(
     os.pathsep
 )
@@ -61,9 +63,10 @@ def chunks_of(store, config, manifest, shard, num_shards, epoch, limit=None):
 def whole(reader):
     """The reader, kept from ending too early.
 
-    Petastorm 0.13.1 ends when all row groups that were handed out have come back and, asked next, all have been handed out. The last ones may be
-    handed out between the two questions: a reader then loses them, now and then, without a word. The second question is made to
-    count only when its answer was the same the time before. The pool without threads or processes does not need it.
+    Petastorm 0.13.1 ends when all row groups that were handed out have come back and, asked next, all have been handed
+    out. The last ones may be handed out between the two questions: a reader then loses them, now and then, without a
+    word. The second question is made to count only when its answer was the same the time before. The pool without
+    threads or processes does not need it.
     """
     pool = reader._workers_pool
     if not isinstance(pool, DummyPool):
@@ -88,8 +91,9 @@ class AskedTwice:
 def leave():
     """Ends a process that has read, at once.
 
-    Petastorm opens files as Python objects, and pyarrow's threads need Python's lock to let go of the last ones. If the interpreter ends
-    while one of them waits for it, the process is aborted ("terminate called without an active exception"): rare, after all work is done.
+    Petastorm opens files as Python objects, and pyarrow's threads need Python's lock to let go of the last ones. If the
+    interpreter ends while one of them waits for it, the process is aborted ("terminate called without an active
+    exception"): rare, after all work is done.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -99,13 +103,20 @@ def leave():
 def reader_settings(config, names, shard, num_shards, seed, limit=None):
     """What Petastorm's two readers are told alike."""
     common = {
-        "schema_fields": names, "num_epochs": 1,
-        # `seed` alone orders a shard's row groups; `shuffle_row_groups` would shuffle them again, by the clock when the seed is 0.
-        "seed": seed, "shuffle_row_groups": False,
-        "cur_shard": shard, "shard_count": num_shards,  # Distributed: this shard's row groups only; no other process reads them.
-        "reader_pool_type": config.pool, "workers_count": config.num_loader_workers, "results_queue_size": config.prefetch_chunks,
+        "schema_fields": names,
+        "num_epochs": 1,
+        # `seed` alone orders a shard's row groups; `shuffle_row_groups` would shuffle them again, by the clock when
+        # the seed is 0.
+        "seed": seed,
+        "shuffle_row_groups": False,
+        # Distributed: this shard's row groups only; no other process reads them.
+        "cur_shard": shard,
+        "shard_count": num_shards,
+        "reader_pool_type": config.pool,
+        "workers_count": config.num_loader_workers,
+        "results_queue_size": config.prefetch_chunks,
         "predicate": None if limit is None else in_lambda(["id"], functools.partial(operator.gt, limit)),
-    }  # fmt: skip
+    }
     if config.cache == "local-disk":
         folder = Path(config.output_dir) / "scratch/cache" / str(shard)
         common |= {
@@ -118,8 +129,12 @@ def reader_settings(config, names, shard, num_shards, seed, limit=None):
 
 
 def check_row_groups(config, rank=0, world_size=1):
-    """Raises SystemExit when a store does not fit: its files, row groups, columns, rows, or values that no network can take."""
-    # Distributed: each rank looks at the values of its own share of the row groups; together they see all of them before training.
+    """Raises SystemExit when a store does not fit.
+
+    It checks the store's files, row groups, columns and rows, and looks for values that no network can take.
+    """
+    # Distributed: each rank looks at the values of its own share of the row groups; together they see all of them
+    # before training.
     manifest = json.loads((Path(config.data_dir) / "manifest.json").read_text())
     for part in ("train", "test"):
         store, number, num_rows = f"{config.data_dir}/{part}", 0, 0
@@ -146,7 +161,10 @@ def check_row_groups(config, rank=0, world_size=1):
 
 
 def files_of(store, manifest):
-    """The Parquet files of a store, sorted. Raises SystemExit where there are others than the manifest names, or folders."""
+    """The Parquet files of a store, sorted.
+
+    Raises SystemExit where there are others than the manifest names, or folders.
+    """
     entries = [path for path in sorted(Path(store).iterdir()) if not path.name.startswith(("_", "."))]
     if folders := [path.name for path in entries if path.is_dir()]:
         raise SystemExit(
@@ -159,7 +177,8 @@ def files_of(store, manifest):
     found = {f"{part}/{path.name}" for path in files}
     if listed and listed != found:
         raise SystemExit(
-            f"{store} has other files than its manifest: missing {sorted(listed - found)[:5]}, too many {sorted(found - listed)[:5]}"
+            f"{store} has other files than its manifest: missing {sorted(listed - found)[:5]}, too many "
+            f"{sorted(found - listed)[:5]}"
         )
     return files
 
@@ -195,7 +214,10 @@ def check_values(table, path):
 
 
 def addresses_of(store):
-    """The addresses of a store's Parquet files. Given the folder, Petastorm would take every other file in it for Parquet too."""
+    """The addresses of a store's Parquet files.
+
+    Given the folder, Petastorm would take every other file in it for Parquet too.
+    """
     return [address_of(path) for path in parquet_files(store)]
 
 
@@ -215,10 +237,8 @@ def arrow_chunks(store, names, shard, num_shards, seed, limit):
     """The modern way: pyarrow's datasets instead of Petastorm. Same shards, same order of row groups."""
     files = [str(path) for path in parquet_files(store)]
     # Distributed: a fragment is one row group; each process takes its own, by number.
-    fragments = [
-        group for file in pyarrow.dataset.dataset(files, format="parquet", filesystem=LocalFileSystem()).get_fragments()
-        for group in file.split_by_row_group()
-    ]  # fmt: skip
+    dataset = pyarrow.dataset.dataset(files, format="parquet", filesystem=LocalFileSystem())
+    fragments = [group for file in dataset.get_fragments() for group in file.split_by_row_group()]
     order = list(range(len(fragments)))
     random.Random(seed).shuffle(order)  # of all of them, as Petastorm does
     order = [number for number in order if number % num_shards == shard]
@@ -256,8 +276,8 @@ def stack(rows, names):
 def batches_of(chunks, batch_size, pool_rows, random):
     """Cuts chunks into shuffled batches; the last one may be smaller.
 
-    A pool of `pool_rows` rows is filled, shuffled and emptied: rows of neighbouring row groups are mixed, as far as the pool reaches.
-    The same rows in the same order give the same batches, however they were cut into chunks.
+    A pool of `pool_rows` rows is filled, shuffled and emptied: rows of neighbouring row groups are mixed, as far as the
+    pool reaches. The same rows in the same order give the same batches, however they were cut into chunks.
     """
     waiting, count = [], 0
     for chunk in chunks:

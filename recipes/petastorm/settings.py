@@ -1,13 +1,18 @@
-"""Which settings make no sense. As a program it checks a config without loading Petastorm: python settings.py CONFIG.yaml NUM_WORKERS"""
+"""Which settings make no sense.
+
+As a program it checks a config without loading Petastorm: python settings.py CONFIG.yaml NUM_WORKERS
+"""
 
 import sys
 
 from runrecord import load_config
 
 CHOICES = {
-    "mode": ["flights", "digits", "tensorflow"], "reader": ["batch", "row", "converter", "arrow"], "pool": ["thread", "process", "dummy"],
+    "mode": ["flights", "digits", "tensorflow"],
+    "reader": ["batch", "row", "converter", "arrow"],
+    "pool": ["thread", "process", "dummy"],
     "cache": ["none", "local-disk"],
-}  # fmt: skip
+}
 
 
 def check_settings(config, num_workers=None):
@@ -31,12 +36,13 @@ def check_settings(config, num_workers=None):
         )
     if config.global_batch_size % config.num_shards:
         raise SystemExit(
-            f"global_batch_size={config.global_batch_size} cannot be divided among num_shards={config.num_shards}; choose a multiple"
+            f"global_batch_size={config.global_batch_size} cannot be divided among num_shards={config.num_shards}; "
+            "choose a multiple"
         )
     if num_workers and config.num_shards % num_workers:
         raise SystemExit(
-            f"num_shards={config.num_shards} cannot be divided among {num_workers} workers: each needs as many shards as the others. "
-            f"Choose recipe.num_shards={-(-config.num_shards // num_workers) * num_workers}"
+            f"num_shards={config.num_shards} cannot be divided among {num_workers} workers: each needs as many shards "
+            f"as the others. Choose recipe.num_shards={-(-config.num_shards // num_workers) * num_workers}"
         )
     return config
 
@@ -45,9 +51,12 @@ def depends_on(config, manifest):
     """What a position (epoch) depends on: with other values the same position stands for other rows."""
     num_rows = manifest["rows"]["train"]
     return {
-        "seed": config.seed, "global_batch_size": config.global_batch_size, "num_shards": config.num_shards,
-        "shuffle_rows": config.shuffle_rows, "num_rows": min(num_rows, config.max_rows or num_rows),
-    }  # fmt: skip
+        "seed": config.seed,
+        "global_batch_size": config.global_batch_size,
+        "num_shards": config.num_shards,
+        "shuffle_rows": config.shuffle_rows,
+        "num_rows": min(num_rows, config.max_rows or num_rows),
+    }
 
 
 if __name__ == "__main__":

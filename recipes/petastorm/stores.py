@@ -33,7 +33,10 @@ def open_store(config, manifest):
 
 
 def convert(folder, manifest, config):
-    """(converter, Spark session) of a data frame of the training rows: `make_spark_converter` writes it once, as Parquet."""
+    """(converter, Spark session) of a data frame of the training rows.
+
+    `make_spark_converter` writes it once, as Parquet.
+    """
     from petastorm.spark import SparkDatasetConverter, make_spark_converter
     from pyspark.sql import SparkSession
 
@@ -43,9 +46,13 @@ def convert(folder, manifest, config):
     cache = Path(config.output_dir).absolute() / "scratch/converter"
     cache.mkdir(parents=True, exist_ok=True)
     spark = (
-        SparkSession.builder.master("local[1]").appName("petastorm").config("spark.ui.enabled", False).config("spark.ui.showConsoleProgress", False)
-        .config(SparkDatasetConverter.PARENT_CACHE_DIR_URL_CONF, address_of(cache)).getOrCreate()
-    )  # fmt: skip
+        SparkSession.builder.master("local[1]")
+        .appName("petastorm")
+        .config("spark.ui.enabled", False)
+        .config("spark.ui.showConsoleProgress", False)
+        .config(SparkDatasetConverter.PARENT_CACHE_DIR_URL_CONF, address_of(cache))
+        .getOrCreate()
+    )
     frame = spark.read.parquet(folder).select(*columns_of(manifest))
     # Several files, so that there is a row group for each shard.
     frame = frame.repartitionByRange(4 * config.num_shards, "id").sortWithinPartitions("id")

@@ -20,9 +20,13 @@ MODES = ("single", "fsdp", "tensor_parallel", "pipeline")
 
 def ddp(root):
     words = [
-        "scale=bench", "data=images", f"scale.max_steps={STEPS}", f"recipe.global_batch_size={BATCH}",
-        f"recipe.base_batch_size={BATCH}", f"recipe.width={WIDTH}",
-    ]  # fmt: skip
+        "scale=bench",
+        "data=images",
+        f"scale.max_steps={STEPS}",
+        f"recipe.global_batch_size={BATCH}",
+        f"recipe.base_batch_size={BATCH}",
+        f"recipe.width={WIDTH}",
+    ]
     launcher = [BINARIES / "torchrun", "--standalone", "--nproc-per-node", 2]
     plain = {"GLOO_SOCKET_IFNAME": "lo"}
     ours, bare, one, untuned = [], [], [], []
@@ -38,7 +42,8 @@ def ddp(root):
     rows, bounds = steady_table("torchrun", ours, bare, one, what)
     gain = statistics.median(a / b for a, b in zip(bare, untuned, strict=True))
     rows.append(
-        f"| bare script, glibc's allocator as it comes | {statistics.median(untuned):,.0f} samples/s | with / without = {gain:.2f} |"
+        f"| bare script, glibc's allocator as it comes | {statistics.median(untuned):,.0f} samples/s | with / without "
+        f"= {gain:.2f} |"
     )
     return content["machine"], rows, bounds
 

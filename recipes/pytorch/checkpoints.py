@@ -1,7 +1,9 @@
-"""Sharded checkpoints of the model-parallel modes: every process writes what it holds, together they are the whole model.
+"""Sharded checkpoints of the model-parallel modes.
 
-torch.distributed.checkpoint stores tensors by name with their place in the whole, so another number of processes can read
-them. A folder gets its final name only when all parts are in it.
+Every process writes what it holds; together they are the whole model.
+
+torch.distributed.checkpoint stores tensors by name with their place in the whole, so another number of processes can
+read them. A folder gets its final name only when all parts are in it.
 """
 
 import json
@@ -19,8 +21,8 @@ from settings import depends_on
 # One process without a process group is a use that is meant here, not an oversight.
 warnings.filterwarnings("ignore", message=".*torch.distributed is (disabled|unavailable).*")
 
-# Distributed: optimizer state goes by its parameter's name. Pipeline stages have different parameters, and a list of groups
-# from each of them would overwrite the others'.
+# Distributed: optimizer state goes by its parameter's name. Pipeline stages have different parameters, and a list of
+# groups from each of them would overwrite the others'.
 OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
@@ -42,7 +44,8 @@ def save(model, optimizer, step, config, num_rows, rank=0):
         for old in sorted(path.parent.glob("step-*")):
             if old != path:
                 shutil.rmtree(old, ignore_errors=True)
-    barrier()  # Distributed: nobody goes on before the checkpoint has its name: whoever is lost now is restarted from it.
+    # Distributed: nobody goes on before the checkpoint has its name: whoever is lost now is restarted from it.
+    barrier()
     return path
 
 

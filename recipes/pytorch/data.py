@@ -37,8 +37,9 @@ class ImageData:
 class Batches:
     """Deals the rows of each epoch in global batches, and each global batch among the workers.
 
-    The order depends on the seed and the epoch only, never on the number of workers. So one worker and many take the same
-    steps, a run may go on with another number of workers, and every row is seen once an epoch: nothing is dropped or padded.
+    The order depends on the seed and the epoch only, never on the number of workers. So one worker and many take the
+    same steps, a run may go on with another number of workers, and every row is seen once an epoch: nothing is
+    dropped or padded.
     """
 
     def __init__(self, num_rows, global_batch_size, seed):
@@ -50,13 +51,15 @@ class Batches:
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
 
     def share(self, order, step, rank, world_size):
-        """This worker's rows of one global batch, and the size of that batch (the last one of an epoch may be smaller)."""
+        """This worker's rows of one global batch, and the size of that batch (an epoch's last one may be smaller)."""
         batch = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
         return batch[rank::world_size], len(batch)
 
 
 def loader_of(data, batches, epoch, steps, rank, world_size, num_loader_workers):
-    """An iterator over this worker's shares: (ids int64 (n,), rows of the global batch, images (n, c, h, w), labels (n,)).
+    """An iterator over this worker's shares.
+
+    Each is (ids int64 (n,), rows of the global batch, images (n, c, h, w), labels (n,)).
 
     A DataLoader with a batch sampler of our own: `DistributedSampler` pads or drops rows to make all shares equal, and
     cannot begin in the middle of an epoch.
@@ -72,9 +75,14 @@ def loader_of(data, batches, epoch, steps, rank, world_size, num_loader_workers)
         def __len__(self):
             return len(data)
 
-    # A generator of its own: the loader draws from it, and a resumed epoch's second loader must not shift the worker's numbers.
+    # A generator of its own: the loader draws from it, and a resumed epoch's second loader must not shift the
+    # worker's numbers.
     loader = torch.utils.data.DataLoader(
-        Rows(), batch_sampler=[ids.tolist() for ids, _ in shares], collate_fn=lambda rows: rows, num_workers=num_loader_workers, generator=torch.Generator()
-    )  # fmt: skip
+        Rows(),
+        batch_sampler=[ids.tolist() for ids, _ in shares],
+        collate_fn=lambda rows: rows,
+        num_workers=num_loader_workers,
+        generator=torch.Generator(),
+    )
     for (ids, batch_size), (images, labels) in zip(shares, loader, strict=True):
         yield ids, batch_size, images, labels

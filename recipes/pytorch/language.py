@@ -1,4 +1,6 @@
-"""A small decoder-only language model over bytes, its training loop and its baselines: what the model-parallel modes share.
+"""A small decoder-only language model over bytes, its training loop and its baselines.
+
+The model-parallel modes share them.
 
 The model follows Vaswani et al. 2017, "Attention Is All You Need" (decoder only), with root mean square normalisation
 (Zhang and Sennrich 2019) and rotary positions (Su et al. 2021). Nothing in this file knows of other processes.
@@ -34,7 +36,10 @@ class Attention(nn.Module):
 
 
 def rotate(x):
-    """Rotary positions: turns pairs of features of x (batch, heads, length, head_width) by angles that grow with the position."""
+    """Rotary positions.
+
+    Turns pairs of features of x (batch, heads, length, head_width) by angles that grow with the position.
+    """
     length, half = x.shape[2], x.shape[3] // 2
     frequencies = 10000.0 ** (-torch.arange(half, device=x.device) / half)
     angles = torch.arange(length, device=x.device)[:, None] * frequencies
@@ -63,7 +68,10 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Bytes int64 (batch, length) to logits (batch, length, 256). A part that is None is another process's (pipeline stages)."""
+    """Bytes int64 (batch, length) to logits (batch, length, 256).
+
+    A part that is None is another process's (pipeline stages).
+    """
 
     def __init__(self, width, num_layers, num_heads):
         super().__init__()
@@ -72,7 +80,8 @@ class LanguageModel(nn.Module):
         self.norm, self.output = nn.RMSNorm(width, eps=1e-5), nn.Linear(width, NUM_BYTES, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                # Radford et al. 2019 ("GPT-2"): what the layers add to the residual stream shall not grow with their number.
+                # Radford et al. 2019 ("GPT-2"): what the layers add to the residual stream shall not grow
+                # with their number.
                 adds = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * num_layers) if adds else 0.02)
 
@@ -95,7 +104,10 @@ def loss_of(logits, targets):
 
 
 class TextData:
-    """Windows of text, one row each: `read` gives inputs and targets, int64 (n, context_length); a target is the next byte."""
+    """Windows of text, one row each: `read` gives inputs and targets, int64 (n, context_length).
+
+    A target is the next byte.
+    """
 
     def __init__(self, data_dir, split, max_rows=None):
         try:
@@ -112,7 +124,10 @@ class TextData:
 
 
 def baselines(data_dir):
-    """Bits per byte on the test windows of a unigram and a bigram model, counted on the training windows (add-one smoothing)."""
+    """Bits per byte on the test windows of a unigram and a bigram model.
+
+    They are counted on the training windows (add-one smoothing).
+    """
     train, test = (TextData(data_dir, split).rows for split in ("train", "test"))
     single = np.bincount(train[:, 1:].ravel(), minlength=NUM_BYTES) + 1.0
     pairs = np.ones((NUM_BYTES, NUM_BYTES))
@@ -132,7 +147,9 @@ def learning_rate_at(step, num_steps, config):
 
 
 def train_language_model(parallel, optimizer, batches, num_steps, start, config, run):
-    """Takes `parallel` from step `start` to `num_steps`; returns bits per byte on the test windows, equal on all processes.
+    """Takes `parallel` from step `start` to `num_steps`.
+
+    Returns bits per byte on the test windows, equal on all processes.
 
     All that is parallel is in that object:
 
@@ -176,7 +193,8 @@ def train_language_model(parallel, optimizer, batches, num_steps, start, config,
 def report_baselines(config, run, bits_per_byte):
     """Leaves the comparison with the counted models in the report."""
     counted = baselines(config.data_dir)
-    run.table("bits per byte on held-out files", [{"model": f"{name} counts", "bits per byte": bits} for name, bits in counted.items()]
-              + [{"model": f"transformer ({config.mode})", "bits per byte": bits_per_byte}])  # fmt: skip
+    rows = [{"model": f"{name} counts", "bits per byte": bits} for name, bits in counted.items()]
+    rows.append({"model": f"transformer ({config.mode})", "bits per byte": bits_per_byte})
+    run.table("bits per byte on held-out files", rows)
     for name, bits in counted.items():
         run.metric(f"eval/{name}_bits_per_byte", bits, 0)

@@ -1,11 +1,14 @@
 """Data parallelism with DistributedDataParallel: every worker has the whole model and its own share of each batch.
 
-Shows:   the sampler, the overlapped exchange of gradient buckets, accumulation without exchange (`no_sync`), uneven inputs
-         (`join`), mixed precision, `torch.compile`, a checkpoint in the middle of an epoch, and restarts by torchrun.
-Choose:  first, as long as the model fits one device. main_fsdp.py, main_tensor_parallel.py and main_pipeline.py divide the model.
+Shows:   the sampler, the overlapped exchange of gradient buckets, accumulation without exchange (`no_sync`),
+         uneven inputs (`join`), mixed precision, `torch.compile`, a checkpoint in the middle of an epoch, and
+         restarts by torchrun.
+Choose:  first, as long as the model fits one device. main_fsdp.py, main_tensor_parallel.py and main_pipeline.py
+         divide the model.
 Run:     torchrun --nproc-per-node 2 main.py config.yaml
 Expect:  test accuracy of at least 0.97 on handwritten digits, within a minute on two CPU cores.
-Source:  Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel Training"; PyTorch's documentation.
+Source:  Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel Training";
+         PyTorch's documentation.
 """
 
 import contextlib
@@ -57,7 +60,8 @@ def train(model, network, optimizer, position, train_data, test_data, config, ru
     num_steps, device = num_steps_of(config, batches), next(network.parameters()).device
     while position["epoch"] * batches.steps_per_epoch < num_steps:
         epoch = position["epoch"]
-        # Distributed: uneven inputs: while the others still step, `join` answers in the exchanges for who has no rows left.
+        # Distributed: uneven inputs: while the others still step, `join` answers in the exchanges for who
+        # has no rows left.
         with model.join() if config.join else contextlib.nullcontext():
             seconds, num_rows = train_epoch(
                 model, network, optimizer, position, train_data, batches, num_steps, config, run
@@ -106,19 +110,23 @@ def train_epoch(model, network, optimizer, position, train_data, batches, num_st
 
 
 def train_step(model, optimizer, images, labels, batch_size, config):
-    """One optimizer step on this worker's share of a global batch of `batch_size` rows; returns the share's summed loss."""
+    """One optimizer step on this worker's share of a global batch of `batch_size` rows.
+
+    Returns the share's summed loss.
+    """
     device = next(model.parameters()).device
     images, labels = shifted(images.to(device), config.max_shift), labels.to(device)
     num_parts, loss_sum = config.accumulation_steps, 0.0
     parts = zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True)
     optimizer.zero_grad()
     for number, (part, part_labels) in enumerate(parts):
-        # Distributed: gradients of all parts but the last only add up on this worker; the last one's `backward` sends the sum.
+        # Distributed: gradients of all parts but the last only add up on this worker; the last one's `backward`
+        # sends the sum.
         with model.no_sync() if number + 1 < num_parts else contextlib.nullcontext():
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 loss = F.cross_entropy(model(part).float(), part_labels, reduction="sum")
-            # Distributed: DDP averages over the workers. Dividing by the rows of the whole batch, not by one's own share,
-            # gives each row the same weight even where the shares differ in size.
+            # Distributed: DDP averages over the workers. Dividing by the rows of the whole batch, not by one's own
+            # share, gives each row the same weight even where the shares differ in size.
             (loss * dist.get_world_size() / batch_size).backward()
         loss_sum += loss.item()
     optimizer.step()
@@ -136,7 +144,10 @@ def shifted(images, most):
 
 @torch.no_grad()
 def evaluate(network, data, config):
-    """Accuracy over the whole split, each rank judging its share of it. Without DDP around it: nothing is exchanged here."""
+    """Accuracy over the whole split, each rank judging its share of it.
+
+    Without DDP around it: nothing is exchanged here.
+    """
     network.eval()
     device, num_correct = next(network.parameters()).device, 0
     rows = torch.arange(dist.get_rank(), len(data), dist.get_world_size())  # Distributed: every world_size-th row
@@ -148,8 +159,8 @@ def evaluate(network, data, config):
 
 
 def share_momentum(optimizer):
-    # Distributed: `join` hands the parameters of who stepped last to all, but no optimizer state: without this the momentum
-    # of a worker that left early stays behind, and the workers drift apart. Rank 0 has a row in every batch.
+    # Distributed: `join` hands the parameters of who stepped last to all, but no optimizer state: without this the
+    # momentum of a worker that left early stays behind, and the workers drift apart. Rank 0 has a row in every batch.
     for state in optimizer.state.values():
         dist.broadcast(state["momentum_buffer"], src=0)
 
@@ -158,7 +169,8 @@ def save_checkpoint(network, optimizer, position, config, run, num_rows):
     """Model, optimizer, position and all ranks' random states: beside the last checkpoint, then renamed."""
     total = sum(parameter.detach().sum() for parameter in network.parameters())
     run.finite(total, position["epoch"], position["step"] - 1, "the sum of the parameters")
-    # Distributed: parameters are equal everywhere, so one rank writes; what differs between ranks is gathered to it first.
+    # Distributed: parameters are equal everywhere, so one rank writes; what differs between ranks is
+    # gathered to it first.
     own = {"random": torch.get_rng_state(), "loss_sum": position["loss_sum"]}
     of_ranks = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(own, of_ranks)
@@ -167,11 +179,16 @@ def save_checkpoint(network, optimizer, position, config, run, num_rows):
     path = Path(config.checkpoint_dir) / "last.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".partial"), "wb") as file:
-        torch.save(
-            {"mode": config.mode, "model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": position["epoch"],
-             "step": position["step"], "of_ranks": of_ranks, "depends_on": depends_on(config, num_rows)},
-            file,
-        )  # fmt: skip
+        content = {
+            "mode": config.mode,
+            "model": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "epoch": position["epoch"],
+            "step": position["step"],
+            "of_ranks": of_ranks,
+            "depends_on": depends_on(config, num_rows),
+        }
+        torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
     path.with_suffix(".partial").replace(path)

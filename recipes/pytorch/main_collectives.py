@@ -30,7 +30,8 @@ def ring_all_reduce(tensor):
     right, left = (rank + 1) % world_size, (rank - 1) % world_size
 
     def pass_on(outgoing, incoming):
-        # Distributed: sending and receiving are begun together; one after the other, the whole ring would wait for itself.
+        # Distributed: sending and receiving are begun together; one after the other, the whole ring would
+        # wait for itself.
         received = torch.empty_like(chunks[incoming])
         sends = dist.P2POp(dist.isend, chunks[outgoing].contiguous(), right)
         receives = dist.P2POp(dist.irecv, received, left)
@@ -38,8 +39,8 @@ def ring_all_reduce(tensor):
             exchange.wait()
         return received
 
-    # Distributed: reduce-scatter: in round k each rank adds what comes to its chunk; in the end rank r has the whole sum of
-    # chunk r + 1.
+    # Distributed: reduce-scatter: in round k each rank adds what comes to its chunk; in the end rank r has the whole
+    # sum of chunk r + 1.
     for k in range(world_size - 1):
         incoming = (rank - k - 1) % world_size
         chunks[incoming] += pass_on((rank - k) % world_size, incoming)
@@ -51,7 +52,10 @@ def ring_all_reduce(tensor):
 
 
 def given(rank, num_values):
-    """What rank `rank` brings: whole numbers, so that sums are exact in any order. Every rank can compute everybody's."""
+    """What rank `rank` brings: whole numbers, so that sums are exact in any order.
+
+    Every rank can compute everybody's.
+    """
     generator = torch.Generator().manual_seed(rank)
     return torch.randint(-1000, 1000, (num_values,), generator=generator).float()
 
@@ -88,7 +92,8 @@ def check_all(rank, world_size, device, num_values=1200):
     dist.all_to_all_single(got, mine)  # Distributed: rank r gets the r-th part of everybody: a transposition.
     compare("all_to_all", got, whole[:, parts].flatten())
 
-    # Distributed: nobody passes a barrier before all have reached it: the last rank comes late, and the others wait for it.
+    # Distributed: nobody passes a barrier before all have reached it: the last rank comes late, and the
+    # others wait for it.
     dist.barrier()
     if rank == world_size - 1:
         time.sleep(0.2)

@@ -1,9 +1,11 @@
 """Fully sharded data parallelism (FSDP2): each process keeps a share of every parameter, gradient and optimizer state.
 
-Shows:   `fully_shard` block by block, a mixed precision policy, activation checkpointing, CPU offload, sharded checkpoints.
+Shows:   `fully_shard` block by block, a mixed precision policy, activation checkpointing, CPU offload,
+         sharded checkpoints.
 Choose:  when the model fits a device only in parts; each layer's parameters are gathered just before they are needed.
 Run:     torchrun --nproc-per-node 2 main_fsdp.py config.yaml
-Expect:  the loss curve of main_single.py, with about half the memory for parameters and optimizer on each of two workers.
+Expect:  the loss curve of main_single.py, with about half the memory for parameters and optimizer on
+         each of two workers.
 Source:  Zhao et al. 2023, "PyTorch FSDP"; PyTorch's documentation of torch.distributed.fsdp.fully_shard.
 """
 
@@ -85,10 +87,10 @@ class FullySharded:
         return checkpoints.save(self.model, self.optimizer, step, self.config, len(self.train_data), self.rank)
 
     def report_memory(self, run):
-        """What this process holds of the parameters, and the most memory that parameters and optimizer state take, in MB.
+        """What this process holds of the parameters, and the most memory that they and the optimizer state take, in MB.
 
-        Seen by PyTorch's own tracker in one more pass, at the borders of each unit: there the gathered parameters come and
-        go. Gradients and activations are other kinds of memory to it, and are left out.
+        Seen by PyTorch's own tracker in one more pass, at the borders of each unit: there the gathered parameters come
+        and go. Gradients and activations are other kinds of memory to it, and are left out.
         """
         tracker = FSDPMemTracker(self.model, self.optimizer)
         with tracker:
@@ -98,9 +100,11 @@ class FullySharded:
         gathered = ("UNSHARDED_PARAM", "ALL_GATHER")
         snapshots = [
             {kind.name: size for kind, size in memory.items() if kind != "Total"}
-            for module in tracker.memory_tracking.values() for state in module.snapshots.values()
-            for snapshot in state for memory in snapshot.values()
-        ]  # fmt: skip
+            for module in tracker.memory_tracking.values()
+            for state in module.snapshots.values()
+            for snapshot in state
+            for memory in snapshot.values()
+        ]
         held = sum(parameter.to_local().numel() for parameter in self.model.parameters())
         run.parameters(held=held, total=self.num_parameters)
         for name, kinds in (("kept", own), ("peak", own + gathered)):

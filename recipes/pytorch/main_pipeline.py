@@ -1,10 +1,12 @@
 """Pipeline parallelism: the model's layers are divided among the processes, and micro-batches flow through them.
 
 Shows:   `PipelineStage`, the GPipe and 1F1B schedules, micro-batches; only activations travel, from stage to stage.
-Choose:  when the model is deep and the link between hosts slow; the price is the bubble at the start and end of each step.
+Choose:  when the model is deep and the link between hosts slow; the price is the bubble at the start and
+         end of each step.
 Run:     torchrun --nproc-per-node 2 main_pipeline.py config.yaml
 Expect:  the loss curve of main_single.py; each process holds its own layers and nothing else.
-Source:  Huang et al. 2019, "GPipe"; Narayanan et al. 2019, "PipeDream" (1F1B); PyTorch's documentation of torch.distributed.pipelining.
+Source:  Huang et al. 2019, "GPipe"; Narayanan et al. 2019, "PipeDream" (1F1B); PyTorch's documentation of
+         torch.distributed.pipelining.
 """
 
 import torch
@@ -50,7 +52,8 @@ class Pipeline:
         self.schedule = schedule(stage, config.num_microbatches, loss_fn=loss_of)
 
     def ids(self, order, step):
-        # Distributed: every process knows the batch; the first one feeds its inputs in, the last one compares its targets.
+        # Distributed: every process knows the batch; the first one feeds its inputs in, the last one
+        # compares its targets.
         return order[step * self.config.global_batch_size : (step + 1) * self.config.global_batch_size]
 
     def run_schedule(self, pass_through, rows):

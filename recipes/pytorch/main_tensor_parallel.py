@@ -4,7 +4,8 @@ Shows:   `parallelize_module` with column- and row-wise plans, and sequence-para
 Choose:  inside one host with fast links, when a single layer is too large or too slow for one device.
 Run:     torchrun --nproc-per-node 2 main_tensor_parallel.py config.yaml
 Expect:  the loss curve of main_single.py; every process sees every row, and holds its part of each matrix.
-Source:  Shoeybi et al. 2019, "Megatron-LM"; Korthikanti et al. 2022 (sequence parallelism); PyTorch's tensor parallel tutorial.
+Source:  Shoeybi et al. 2019, "Megatron-LM"; Korthikanti et al. 2022 (sequence parallelism); PyTorch's tensor
+         parallel tutorial.
 """
 
 import torch
@@ -27,29 +28,39 @@ from workers import facts, joined_world, shared_now
 
 
 def divide(model, mesh):
-    """Divides the model's matrices over the mesh. Between the layers each process keeps its share of the sequence (dimension 1)."""
+    """Divides the model's matrices over the mesh.
+
+    Between the layers each process keeps its share of the sequence (dimension 1).
+    """
     gathered = PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),))
     for layer in model.layers.values():
-        parallelize_module(layer, mesh, {
+        plan = {
             # Distributed: normalisation looks at one position at a time, so it works on the share of the sequence.
             "attention_norm": SequenceParallel(),
             "feed_forward_norm": SequenceParallel(),
             # Distributed: an all-gather brings the whole sequence together before the matrices.
             "attention": gathered,
             "feed_forward": gathered,
-            # Distributed: by columns: each process computes its own heads and its own hidden features, without exchange.
-            "attention.query": ColwiseParallel(), "attention.key": ColwiseParallel(), "attention.value": ColwiseParallel(),
+            # Distributed: by columns: each process computes its own heads and its own hidden features,
+            # without exchange.
+            "attention.query": ColwiseParallel(),
+            "attention.key": ColwiseParallel(),
+            "attention.value": ColwiseParallel(),
             "feed_forward.up": ColwiseParallel(),
-            # Distributed: by rows: each process has a part of every sum; a reduce-scatter adds them and deals out the sequence.
+            # Distributed: by rows: each process has a part of every sum; a reduce-scatter adds them and deals
+            # out the sequence.
             "attention.out": RowwiseParallel(output_layouts=Shard(1)),
             "feed_forward.down": RowwiseParallel(output_layouts=Shard(1)),
-        })  # fmt: skip
-    return parallelize_module(model, mesh, {
+        }
+        # Distributed: from here on each process keeps its part of the layer's matrices only.
+        parallelize_module(layer, mesh, plan)
+    plan = {
         "embedding": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
         "norm": SequenceParallel(),
         # Distributed: each process scores its part of the byte values; gathered, because the loss needs all of them.
         "output": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
-    })  # fmt: skip
+    }
+    return parallelize_module(model, mesh, plan)
 
 
 class TensorParallel:

@@ -14,8 +14,8 @@ CHOICES = {
     "precision": ["float32", "bfloat16"],
     "schedule": ["gpipe", "1f1b"],
 }
-AT_LEAST_ONE = ["num_epochs", "global_batch_size", "base_batch_size", "accumulation_steps", "num_layers", "num_heads",
-                "num_microbatches", "num_message_sizes", "num_repeats", "exchange_timeout_seconds"]  # fmt: skip
+AT_LEAST_ONE = ["num_epochs", "global_batch_size", "base_batch_size", "accumulation_steps", "num_layers"]
+AT_LEAST_ONE += ["num_heads", "num_microbatches", "num_message_sizes", "num_repeats", "exchange_timeout_seconds"]
 
 
 def check_settings(config, world_size=None):
@@ -35,8 +35,9 @@ def check_settings(config, world_size=None):
         raise SystemExit(f"width={config.width}: expected a multiple of 8 (the network normalises in 8 groups)")
     if config.model_width % (2 * config.num_heads):
         raise SystemExit(
-            f"model_width={config.model_width} is not a multiple of 2 x num_heads={config.num_heads}: a head needs an even "
-            f"number of features; try model_width={2 * config.num_heads * max(1, config.model_width // (2 * config.num_heads))}"
+            f"model_width={config.model_width} is not a multiple of 2 x num_heads={config.num_heads}: a head needs an "
+            "even number of features; try "
+            f"model_width={2 * config.num_heads * max(1, config.model_width // (2 * config.num_heads))}"
         )
     if world_size is not None:
         check_world(config, world_size)
@@ -61,8 +62,8 @@ def check_world(config, world_size):
         divides("global_batch_size", batch, "num_microbatches", config.num_microbatches)
         if config.schedule == "1f1b" and config.num_microbatches < world_size:
             raise SystemExit(
-                f"num_microbatches={config.num_microbatches} is less than the {world_size} stages that schedule=1f1b has "
-                f"to fill: set it to {world_size} at least"
+                f"num_microbatches={config.num_microbatches} is less than the {world_size} stages that schedule=1f1b "
+                f"has to fill: set it to {world_size} at least"
             )
 
 
@@ -70,8 +71,8 @@ def divides(name, value, of, parts):
     if value % parts:
         below, above = value // parts * parts, (value // parts + 1) * parts
         raise SystemExit(
-            f"{name}={value} cannot be divided among {parts} {of}: {value} = {parts} x {value // parts} + {value % parts}; "
-            f"try {name}={below or above} or {above}"
+            f"{name}={value} cannot be divided among {parts} {of}: {value} = {parts} x {value // parts} + "
+            f"{value % parts}; try {name}={below or above} or {above}"
         )
 
 
@@ -80,8 +81,9 @@ def check_rows(num_rows, config, split="train"):
     batch = config.global_batch_size
     if num_rows % batch:
         raise SystemExit(
-            f"{num_rows} {split} rows are no multiple of global_batch_size={batch} ({num_rows} = {batch} x {num_rows // batch} + "
-            f"{num_rows % batch}): set data.parameters.num_{split}_rows or scale.max_rows to {num_rows // batch * batch or batch}"
+            f"{num_rows} {split} rows are no multiple of global_batch_size={batch} ({num_rows} = {batch} x "
+            f"{num_rows // batch} + {num_rows % batch}): set data.parameters.num_{split}_rows or scale.max_rows to "
+            f"{num_rows // batch * batch or batch}"
         )
     return num_rows
 
@@ -98,9 +100,12 @@ def depends_on(config, num_rows):
 
 
 def learning_rate_at(epoch, config):
-    """The classifier's rate at a fractional epoch: grows with the batch, after a warm-up from 0, and ends at 0 (half a cosine).
+    """The classifier's rate at a fractional epoch.
 
-    Sources: Goyal et al. 2017, "Accurate, Large Minibatch SGD" (linear scaling, warm-up); Loshchilov and Hutter 2016, "SGDR".
+    It grows with the batch, after a warm-up from 0, and ends at 0 (half a cosine).
+
+    Sources: Goyal et al. 2017, "Accurate, Large Minibatch SGD" (linear scaling, warm-up); Loshchilov and
+    Hutter 2016, "SGDR".
     """
     peak = config.learning_rate * config.global_batch_size / config.base_batch_size
     if epoch < config.warmup_epochs:

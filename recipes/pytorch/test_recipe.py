@@ -25,7 +25,10 @@ def test_two_workers_classify_digits(run_recipe):
 
 
 def test_accumulation_takes_the_same_steps(run_recipe):
-    """Four micro-batches without exchange, then one with it, add up to the same gradient but for the rounding of float32 sums."""
+    """Four micro-batches without exchange, then one with it, add up to the same gradient.
+
+    Only the rounding of float32 sums differs.
+    """
     whole = run_recipe(num_workers=2, num_epochs=1)
     parts = run_recipe(num_workers=2, num_epochs=1, accumulation_steps=4, num_loader_workers=1)
     assert values(parts, "train/loss")[-1] == pytest.approx(values(whole, "train/loss")[-1], rel=1e-3)

@@ -26,8 +26,9 @@ def joined_world(config):
     # Distributed: torchrun put rank, world size and the address of the store into the environment. The timeout bounds
     # how long a rank waits in an exchange for one that hangs.
     timeout = datetime.timedelta(seconds=config.exchange_timeout_seconds)
-    # Distributed: in the store the ranks find each other's addresses. After a restart PyTorch 2.13's env:// finds the dead workers',
-    # still in torchrun's store, and connects to them (sometimes: it is a race). A prefix for each attempt keeps them apart.
+    # Distributed: in the store the ranks find each other's addresses. After a restart PyTorch 2.13's env:// finds the
+    # dead workers', still in torchrun's store, and connects to them (sometimes: it is a race). A prefix for each
+    # attempt keeps them apart.
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
     store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -35,11 +36,13 @@ def joined_world(config):
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
         yield dist.get_rank(), dist.get_world_size(), device  # Distributed: who am I, among how many?
-        # Distributed: nobody leaves while another still waits for an answer. They meet in the store: that is no exchange.
+        # Distributed: nobody leaves while another still waits for an answer. They meet in the store: that
+        # is no exchange.
         store.set(f"done{rank}", "")
         store.wait([f"done{other}" for other in range(world_size)], timeout)
-        # PyTorch 2.13's Gloo thread needs Python's lock to let go of the last exchange. If the interpreter ends while it waits
-        # for the lock, the process is aborted ("terminate called without an active exception"): leave it the lock for a while.
+        # PyTorch 2.13's Gloo thread needs Python's lock to let go of the last exchange. If the interpreter ends while
+        # it waits for the lock, the process is aborted ("terminate called without an active exception"): leave it the
+        # lock for a while.
         time.sleep(0.2)
     finally:
         dist.destroy_process_group()  # Distributed: leaves the others in order.

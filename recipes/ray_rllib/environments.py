@@ -1,8 +1,11 @@
-"""A scheduler as an environment: jobs arrive at a cluster of two unlike machines, and the policy says which job starts where.
+"""A scheduler as an environment.
 
-Each job takes another time on each machine (one of them has an accelerator, say, that half of the jobs profit from). All that counts is
-how long jobs spend in the system: the reward of a time step is minus the number of jobs that are there, so that the return is minus the
-sum of all their times (Little's law; Mao et al. 2016, "Resource Management with Deep Reinforcement Learning", has the same reward).
+Jobs arrive at a cluster of two unlike machines, and the policy says which job starts where.
+
+Each job takes another time on each machine (one of them has an accelerator, say, that half of the jobs profit from).
+All that counts is how long jobs spend in the system: the reward of a time step is minus the number of jobs that are
+there, so that the return is minus the sum of all their times (Little's law; Mao et al. 2016, "Resource Management with
+Deep Reinforcement Learning", has the same reward).
 """
 
 import gymnasium
@@ -14,11 +17,13 @@ MOST_STEPS = 400  # decisions of an episode
 
 
 class Scheduling(gymnasium.Env):
-    """Actions: slot * NUM_MACHINES + machine starts the job in that slot on that machine; the last one waits a time step.
+    """Actions: slot * NUM_MACHINES + machine starts the job in that slot on that machine.
 
-    Starting a job takes no time, so both machines can be filled in one time step. What cannot be done (an empty slot, a busy
-    machine) counts as waiting. Observation, float32: for each slot both durations and the age of the job, for each machine its
-    remaining time, and the number of jobs behind the slots.
+    The last one waits a time step.
+
+    Starting a job takes no time, so both machines can be filled in one time step. What cannot be done (an empty slot, a
+    busy machine) counts as waiting. Observation, float32: for each slot both durations and the age of the job, for each
+    machine its remaining time, and the number of jobs behind the slots.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 12}  # noqa: RUF012
@@ -116,7 +121,10 @@ def any_action(environment):
 
 
 def make_environment(name, **options):
-    """An environment by its name. What it shows becomes a vector where it is neither that nor a picture: a state's number, one of n."""
+    """An environment by its name.
+
+    What it shows becomes a vector where it is neither that nor a picture: a state's number, one of n.
+    """
     made = Scheduling(**options) if name == "scheduling" else gymnasium.make(name, **options)
     space = made.observation_space
     if not isinstance(space, gymnasium.spaces.Box) and space.is_np_flattenable:
@@ -128,7 +136,10 @@ def make_environment(name, **options):
 
 
 def returns_of(name, policy, num_episodes, seed):
-    """Returns of so many episodes in which `policy(environment)` gives the actions: what the learnt policy is compared with."""
+    """Returns of so many episodes in which `policy(environment)` gives the actions.
+
+    The learnt policy is compared with them.
+    """
     environment, found = make_environment(name), []
     environment.action_space.seed(seed)
     for episode in range(num_episodes):

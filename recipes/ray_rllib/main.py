@@ -1,11 +1,13 @@
-"""Reinforcement learning with RLlib: many copies of an environment are played in processes of their own, one learner improves the policy.
+"""Reinforcement learning with RLlib: many processes play copies of an environment, one learner improves the policy.
 
-Shows:   PPO, APPO, IMPALA and DQN behind one configuration; environment runners in parallel, evaluation beside the training, checkpoints and
-         restoring, an environment of one's own with a rule to beat, and the spread over seeds, without which a learning curve says little.
+Shows:   PPO, APPO, IMPALA and DQN behind one configuration; environment runners in parallel, evaluation beside the
+         training, checkpoints and restoring, an environment of one's own with a rule to beat, and the spread over
+         seeds, without which a learning curve says little.
 Choose:  when playing the environment is what takes the time. For one fast environment a single-file program is simpler.
 Run:     python -m rayrun --num-cpus 4 main.py config.yaml num_workers=2
 Expect:  CartPole: a mean return of at least 450 of 500, within five minutes on two CPU cores, for three seeds.
-Source:  Schulman et al. 2017, "Proximal Policy Optimization Algorithms"; Liang et al. 2018, "RLlib"; RLlib's documentation.
+Source:  Schulman et al. 2017, "Proximal Policy Optimization Algorithms"; Liang et al. 2018, "RLlib";
+         RLlib's documentation.
 """
 
 import json
@@ -45,7 +47,10 @@ def main():
 
 
 def train(config, number, run):
-    """One training, from its own seed; goes on from its last checkpoint. Returns {curve: [...], eval: mean return, iterations, seconds}."""
+    """One training, from its own seed.
+
+    Goes on from its last checkpoint. Returns {curve: [...], eval: mean return, iterations, seconds}.
+    """
     folder = Path(config.checkpoint_dir) / f"seed-{number}"
     state = {"curve": [], "evaluations": [], "seconds": 0.0, "iterations": 0, "done": False}
     if (folder / "state.json").exists():
@@ -91,7 +96,8 @@ def train(config, number, run):
 
 
 def take_iteration(algorithm, state, config):
-    # Distributed: all runners play with the latest policy, the learner improves it on what they bring, and the runners get it back.
+    # Distributed: all runners play with the latest policy, the learner improves it on what they bring, and the
+    # runners get it back.
     result = algorithm.train()
     sampled = result.get("env_runners", {})
     mean = sampled.get("episode_return_mean")
@@ -171,11 +177,14 @@ def compare(config, results, run):
     run.metric("eval/return_lowest", min(evals), step=len(evals))
     rows = [
         {
-            "policy": f"{config.algorithm}, seed {number}", "mean return": round(result["eval"], 2), "iterations": result["iterations"],
-            "environment steps": result["curve"][-1][0], "seconds": round(result["seconds"], 1),
+            "policy": f"{config.algorithm}, seed {number}",
+            "mean return": round(result["eval"], 2),
+            "iterations": result["iterations"],
+            "environment steps": result["curve"][-1][0],
+            "seconds": round(result["seconds"], 1),
         }
         for number, result in enumerate(results)
-    ]  # fmt: skip
+    ]
     rules = {"any action": any_action} | (
         {"shortest job first": shortest_job_first} if config.environment == "scheduling" else {}
     )

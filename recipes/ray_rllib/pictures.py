@@ -13,7 +13,10 @@ MOST_FRAMES = 150
 
 
 def draw_curves(config, results, baselines):
-    """<output_dir>/pictures/learning curve.svg: mean over the seeds, with its 95 % confidence interval where there are several."""
+    """Draws <output_dir>/pictures/learning curve.svg.
+
+    It shows the mean over the seeds, with its 95 % confidence interval where there are several.
+    """
     import matplotlib
 
     matplotlib.use("svg")
@@ -59,7 +62,10 @@ T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # Stud
 
 
 def film(algorithm, config, number):
-    """<output_dir>/pictures/episode.gif: the first seed's final policy, without exploration; not for environments that draw no pictures."""
+    """<output_dir>/pictures/episode.gif: the first seed's final policy, without exploration.
+
+    Not for environments that draw no pictures.
+    """
     if number > 0:
         return
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # Gymnasium draws with pygame, which looks for a sound card too
@@ -75,7 +81,8 @@ def film(algorithm, config, number):
         environment.close()
         path = Path(config.output_dir) / "pictures" / f"episode, return {total:.0f}.gif"
         write_gif(frames[:: -(-len(frames) // MOST_FRAMES)], path)
-    except Exception as error:  # whatever an environment's own drawing needs and does not find: the training is worth more than its picture
+    except Exception as error:
+        # Whatever an environment's own drawing needs and does not find: the training is worth more than its picture.
         print(f"no picture of an episode: {type(error).__name__}: {error}", flush=True)
         return
 

@@ -1,11 +1,15 @@
-"""Which settings make no sense. As a program it checks a config without loading Ray: python settings.py CONFIG.yaml NUM_WORKERS"""
+"""Which settings make no sense.
+
+As a program it checks a config without loading Ray: python settings.py CONFIG.yaml NUM_WORKERS
+"""
 
 import sys
 
 from runrecord import load_config
 
 ALGORITHMS = ["ppo", "appo", "impala", "dqn"]
-AT_LEAST_ONE = ["num_envs_per_worker", "num_iterations", "num_seeds", "train_batch_size", "evaluation_every", "evaluation_episodes", "checkpoint_every", "num_data_cpus"]  # fmt: skip
+AT_LEAST_ONE = ["num_envs_per_worker", "num_iterations", "num_seeds", "train_batch_size"]
+AT_LEAST_ONE += ["evaluation_every", "evaluation_episodes", "checkpoint_every", "num_data_cpus"]
 
 
 def check_settings(config):
@@ -27,7 +31,10 @@ def check_settings(config):
 
 
 def check_environment(config):
-    """Raises SystemExit when the environment is unknown, cannot be made here, or has actions that the algorithm cannot choose."""
+    """Raises SystemExit when the environment does not fit.
+
+    It is unknown, cannot be made here, or has actions that the algorithm cannot choose.
+    """
     import gymnasium
 
     from environments import make_environment
@@ -54,14 +61,18 @@ def check_environment(config):
         )
     if not isinstance(actions, spaces.Discrete | spaces.Box | spaces.MultiDiscrete):
         raise SystemExit(
-            f"environment={name!r} has the actions {actions}; expected Discrete, MultiDiscrete or Box: wrap the environment"
+            f"environment={name!r} has the actions {actions}; expected Discrete, MultiDiscrete or Box: wrap the "
+            "environment"
         )
     if not isinstance(seen, spaces.Box):
         raise SystemExit(f"environment={name!r} shows {seen}, which cannot be made a vector: wrap the environment")
 
 
 def check_known(name, gymnasium):
-    """Raises SystemExit with the nearest names; `module:Name-v0` has its module imported, which registers the environment."""
+    """Raises SystemExit with the nearest names.
+
+    `module:Name-v0` has its module imported, which registers the environment.
+    """
     import difflib
     import importlib
 
@@ -71,8 +82,8 @@ def check_known(name, gymnasium):
             importlib.import_module(module)
         except Exception as error:  # it is the user's: it may raise anything
             raise SystemExit(
-                f"environment={name!r}: the module {module} cannot be imported ({type(error).__name__}: {error}); it must lie "
-                "beside main.py, or be installed in the recipe's environment"
+                f"environment={name!r}: the module {module} cannot be imported ({type(error).__name__}: {error}); it "
+                "must lie beside main.py, or be installed in the recipe's environment"
             ) from None
         name = name.removeprefix(f"{module}:")
     if name not in gymnasium.registry:

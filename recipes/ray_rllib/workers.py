@@ -24,11 +24,13 @@ def connect(run):
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, ValueError) as error:
         raise SystemExit(
-            f"no Ray cluster answers at {address}: {error}; start one (`ray start --head`), or leave cluster.ray_address=null"
+            f"no Ray cluster answers at {address}: {error}; start one (`ray start --head`), or leave "
+            "cluster.ray_address=null"
         ) from None
     options = {}
     if "RAYRUN_SECONDS" not in os.environ:
-        # Distributed: the processes of a running cluster have neither this folder's modules nor runrecord: they are sent along.
+        # Distributed: the processes of a running cluster have neither this folder's modules nor runrecord: they
+        # are sent along.
         options["runtime_env"] = {"working_dir": str(Path(__file__).parent), "py_modules": [runrecord.__file__]}
     try:
         ray.init(address, log_to_driver=True, logging_level="warning", **options)
@@ -36,8 +38,9 @@ def connect(run):
         words = " ".join(f"{error} {error.__cause__ or ''}".split())
         if "authentication token" in words.lower():
             raise SystemExit(
-                f"the cluster at {address} does not take this token: put the cluster's own into RAY_AUTH_TOKEN, or into the file that "
-                "RAY_AUTH_TOKEN_PATH names (`ray get-auth-token` prints it on a machine of the cluster)"
+                f"the cluster at {address} does not take this token: put the cluster's own into RAY_AUTH_TOKEN, or "
+                "into the file that RAY_AUTH_TOKEN_PATH names (`ray get-auth-token` prints it on a machine of the "
+                "cluster)"
             ) from None
         if "version mismatch" in words.lower():
             raise SystemExit(f"the cluster at {address} has other versions: {words}") from None
@@ -52,5 +55,6 @@ def require_free(number, need):
         if free.get(name, 0) < number * amount:
             raise SystemExit(
                 f"{number} workers need {number * amount:g} {name}, and the cluster has {free.get(name, 0):g} free of "
-                f"{ray.cluster_resources().get(name, 0):g}: ask for fewer (cluster.num_workers), or wait for others to end"
+                f"{ray.cluster_resources().get(name, 0):g}: ask for fewer (cluster.num_workers), or wait for others "
+                "to end"
             )

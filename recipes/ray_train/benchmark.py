@@ -1,4 +1,6 @@
-"""Measures the recipe against a bare torchrun script on the same model and data, and Ray itself: make bench RECIPE=ray_train
+"""Measures the recipe against a bare torchrun script on the same model and data, and Ray itself.
+
+Call: make bench RECIPE=ray_train
 
 Prints the tables of the recipe's README.
 """
@@ -18,9 +20,13 @@ REPEATS, ROWS, BATCH, STEPS, WIDTH = 3, 16384, 256, 30, 32
 def training(root):
     """Rows of the table: steady state and start, each repetition by turns."""
     words = [
-        "scale=bench", "data=images", f"scale.max_steps={STEPS}", f"recipe.global_batch_size={BATCH}",
-        f"recipe.base_batch_size={BATCH}", f"recipe.width={WIDTH}",
-    ]  # fmt: skip
+        "scale=bench",
+        "data=images",
+        f"scale.max_steps={STEPS}",
+        f"recipe.global_batch_size={BATCH}",
+        f"recipe.base_batch_size={BATCH}",
+        f"recipe.width={WIDTH}",
+    ]
     launcher = [BINARIES / "torchrun", "--standalone", "--nproc-per-node", 2]
     found = {name: [] for name in ("ours", "bare", "start", "pytorch start", "ray")}
     for number in range(REPEATS):
@@ -37,7 +43,10 @@ def training(root):
     every = [a / b for a, b in zip(found["ours"], found["bare"], strict=True)]
     ratio = statistics.median(every)
     rows = [
-        f"| recipe, 2 workers ({ROWS:,} images 32x32x3, global batch {BATCH}), rows prepared beside the training | {middle['ours']:,.0f} samples/s | |",
+        (
+            f"| recipe, 2 workers ({ROWS:,} images 32x32x3, global batch {BATCH}), "
+            f"rows prepared beside the training | {middle['ours']:,.0f} samples/s | |"
+        ),
         f"| bare torchrun script, same model and data | {middle['bare']:,.0f} samples/s | "
         f"recipe / bare = {ratio:.3f} ({min(every):.3f} to {max(every):.3f}) |",
     ]

@@ -1,10 +1,13 @@
-"""Data-parallel training by Ray Train: Ray starts the workers wherever there is room, feeds them, and starts them anew when one dies.
+"""Data-parallel training by Ray Train: Ray starts the workers where there is room, feeds them, and replaces the dead.
 
-Shows:   TorchTrainer with its scaling, failure and checkpoint configuration, input by Ray Data that is prepared by tasks beside the
-         training, checkpoints that any later attempt goes on from, and how a run that Ray drives can be repeated bit for bit.
-Choose:  when training is one part of a larger Python program on a cluster: preparation on CPUs, training on GPUs, tuning, serving.
+Shows:   TorchTrainer with its scaling, failure and checkpoint configuration, input by Ray Data that is prepared by
+         tasks beside the training, checkpoints that any later attempt goes on from, and how a run that Ray drives can
+         be repeated bit for bit.
+Choose:  when training is one part of a larger Python program on a cluster: preparation on CPUs, training on GPUs,
+         tuning, serving.
 Run:     python -m rayrun --num-cpus 4 main.py config.yaml num_workers=2
-Expect:  test accuracy of at least 0.97 on handwritten digits, in under a minute on two CPU cores; 20 seconds pass before the first step.
+Expect:  test accuracy of at least 0.97 on handwritten digits, in under a minute on two CPU cores; 20 seconds pass
+         before the first step.
 Source:  Moritz et al. 2018, "Ray: A Distributed Framework for Emerging AI Applications"; Ray Train's documentation.
 """
 
@@ -46,22 +49,31 @@ def main():
         shards = write_shards(config, manifest)
         datasets = datasets_of(config, manifest, shards)
         trainer = TorchTrainer(
-            train_worker, train_loop_config={"config": vars(config), "manifest": manifest, "began": began},
+            train_worker,
+            train_loop_config={"config": vars(config), "manifest": manifest, "began": began},
             # Distributed: so many workers, each with these resources, placed together or not at all.
             # Distributed: SPREAD: on as many nodes as there are; left alone, Ray packs workers together.
-            scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=need, placement_strategy="SPREAD"),
+            scaling_config=ScalingConfig(
+                num_workers=config.num_workers,
+                use_gpu=config.use_gpu,
+                resources_per_worker=need,
+                placement_strategy="SPREAD",
+            ),
             run_config=RunConfig(
                 # The same name and path again: Ray Train goes on from the last checkpoint that it finds there.
-                name="train", storage_path=config.checkpoint_dir, checkpoint_config=CheckpointConfig(num_to_keep=2),
+                name="train",
+                storage_path=config.checkpoint_dir,
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
                 # Distributed: when a worker dies, all are started anew, so many times, from the last checkpoint.
                 failure_config=FailureConfig(max_failures=config.max_restarts),
             ),
             torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
             datasets=datasets,
-            # Distributed: left alone, Ray Train gives each worker whichever blocks are ready, and drops rows to make all shares equal.
-            # That balances the load, but no two runs see the same batches. Here shards belong to workers, by number.
+            # Distributed: left alone, Ray Train gives each worker whichever blocks are ready, and drops rows to make
+            # all shares equal. That balances the load, but no two runs see the same batches. Here shards belong to
+            # workers, by number.
             dataset_config=DataConfig(datasets_to_split=[]),
-        )  # fmt: skip
+        )
         run.metric("seconds/prepare", time.perf_counter() - clock, step=0, unit="s")
         with told_in_one_line():
             trainer.fit()
@@ -85,7 +97,7 @@ def train_worker(settings):
     torch.manual_seed(config.seed)
     channels = manifest["schema"]["images"]["shape"][3]
     network = torch_network(channels, len(manifest["classes"]), config.width)
-    # Distributed: moves the network to this worker's device, and averages gradients over the workers while `backward` computes them.
+    # Distributed: moves the network to this worker's device; `backward` then averages gradients over the workers.
     model = ray.train.torch.prepare_model(network)
     optimizer = torch.optim.SGD(
         network.parameters(), config.learning_rate, config.momentum, nesterov=config.momentum > 0
@@ -101,10 +113,9 @@ def train_worker(settings):
 
 
 def agreed_attempt(config, began):
-    """(how often the workers have been started before by this program, a number newer than any before): rank 0's, on all ranks."""
-    own = [
-        events for events in read_records(config.output_dir) if events[0]["rank"] == 0 and events[0]["role"] == "worker"
-    ]
+    """(how often this program has started the workers before, a number newer than any before), equal on all ranks."""
+    workers = [events for events in read_records(config.output_dir) if events[0]["role"] == "worker"]
+    own = [events for events in workers if events[0]["rank"] == 0]
     # Distributed: the ranks must agree, and only one of them can count.
     told = torch.tensor([sum(events[0]["time"] >= began for events in own), time.time()], dtype=torch.float64)
     told = told.to(ray.train.torch.get_device())
@@ -155,26 +166,28 @@ def train(model, network, optimizer, epoch, config, manifest, run):
 
 
 def joined(shards, num_steps, config, epoch, device):
-    """Yields this worker's part of each global batch, {id, label, image}: an equal number of rows of each of its shards, shuffled."""
-    streams = [
-        # Distributed: blocks arrive from Ray Data's tasks, and the next batches are made ready in a thread, while this worker computes.
-        iter(shard.iter_torch_batches(
-            batch_size=config.global_batch_size // config.num_shards, prefetch_batches=config.prefetch_batches, device=device,
-            local_shuffle_buffer_size=config.shuffle_rows, local_shuffle_seed=config.seed * 1000 + epoch,
-        )) for shard in shards
-    ]  # fmt: skip
+    """Yields this worker's part of each global batch, {id, label, image}: equally many rows of each of its shards."""
+    how = {
+        "batch_size": config.global_batch_size // config.num_shards,
+        "prefetch_batches": config.prefetch_batches,
+        "device": device,
+        "local_shuffle_buffer_size": config.shuffle_rows,
+        "local_shuffle_seed": config.seed * 1000 + epoch,
+    }
+    # Distributed: tasks of Ray Data send blocks, and a thread prepares the next batches, while this worker computes.
+    streams = [iter(shard.iter_torch_batches(**how)) for shard in shards]
     batch = None
     for _ in range(num_steps):
         parts = [part for stream in streams if (part := next(stream, None)) is not None]
-        # Distributed: shards may differ by a row, and a last batch may have none for this worker. It takes part all the same, with
-        # nothing to add: the others wait for it in the exchange.
+        # Distributed: shards may differ by a row, and a last batch may have none for this worker. It takes part all the
+        # same, with nothing to add: the others wait for it in the exchange.
         parts = parts or [{name: values[:0] for name, values in batch.items()}]
         batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         yield seen_as_channels_first(batch)
 
 
 def seen_as_channels_first(batch):
-    """(n, height, width, channels) as (n, channels, height, width), without moving anything: on a CPU convolutions are faster so."""
+    """(n, height, width, channels) as (n, channels, height, width), not moved: on a CPU convolutions are faster so."""
     return {**batch, "image": batch["image"].permute(0, 3, 1, 2)}
 
 
@@ -182,8 +195,8 @@ def train_step(model, optimizer, batch, size):
     """One optimizer step on this worker's share of a global batch of `size` rows; returns the share's summed loss."""
     optimizer.zero_grad()
     loss = F.cross_entropy(model(batch["image"]), batch["label"], reduction="sum")
-    # Distributed: gradients are averaged over the workers. Dividing by the rows of the whole batch, not by one's own share, gives each
-    # row the same weight even where the shares differ in size.
+    # Distributed: gradients are averaged over the workers. Dividing by the rows of the whole batch, not by one's own
+    # share, gives each row the same weight even where the shares differ in size.
     (loss * dist.get_world_size() / size).backward()
     optimizer.step()
     return loss.item()
@@ -224,7 +237,7 @@ def save_checkpoint(network, optimizer, epoch, accuracy, config, run, num_rows):
 
 
 def load_checkpoint(network, optimizer, config, num_rows):
-    """Fills network and optimizer from the checkpoint that Ray Train hands to every attempt; returns the epoch to go on with."""
+    """Fills network and optimizer from the checkpoint that Ray Train hands over; returns the epoch to go on with."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0

@@ -1,10 +1,14 @@
-"""What is beneath Ray Train: tasks, actors, the object store, placement groups, resources, back pressure. Each is used, checked and timed.
+"""What is beneath Ray Train: tasks, actors, the object store, placement groups, resources, back pressure.
 
-Shows:   how Python functions become tasks and classes become processes that keep state; one copy of an object for all processes of a node;
-         objects that outgrow memory; places for workers that belong together; and how to keep a producer from running ahead.
+Each is used, checked and timed.
+
+Shows:   how Python functions become tasks and classes become processes that keep state; one copy of an object for all
+         processes of a node; objects that outgrow memory; places for workers that belong together; and how to keep a
+         producer from running ahead.
 Choose:  when work is neither a data frame nor a training loop: simulations, crawlers, pipelines of unequal steps.
 Run:     python -m rayrun --num-cpus 4 main_core.py config.yaml num_workers=2
-Expect:  some thousand tasks and actor calls a second on two cores; objects read at many GB/s, because nobody copies them.
+Expect:  some thousand tasks and actor calls a second on two cores; objects read at many GB/s, because
+         nobody copies them.
 Source:  Moritz et al. 2018, "Ray: A Distributed Framework for Emerging AI Applications"; Ray Core's documentation.
 """
 
@@ -23,7 +27,8 @@ from settings import check_settings
 from workers import connect, require_free
 
 
-# Distributed: calls of this function are tasks: each runs in one of Ray's worker processes, on any node with a free CPU.
+# Distributed: calls of this function are tasks: each runs in one of Ray's worker processes, on any node
+# with a free CPU.
 @ray.remote(num_cpus=1)
 def square(number):
     return number * number
@@ -37,7 +42,10 @@ def where(number):
 
 @ray.remote(num_cpus=1)
 def look_into(array):
-    """(sum, whether this process may write into the array, address of its memory's owner): the array is a view of the store's memory."""
+    """(sum, whether this process may write into the array, address of its memory's owner).
+
+    The array is a view of the store's memory.
+    """
     return float(array[::4096].sum()), bool(array.flags.writeable), array.flags.owndata
 
 
@@ -170,7 +178,8 @@ def spilling(config, run, workers):
 
 
 def placement(config, run, workers):
-    # Distributed: room for two tasks beside each other on one node, taken together or not at all; SPREAD would want different nodes.
+    # Distributed: room for two tasks beside each other on one node, taken together or not at all; SPREAD would want
+    # different nodes.
     group, seconds = timed(lambda: _ready(placement_group([{"CPU": 1}], strategy="PACK")))
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
     found = ray.get(square.options(scheduling_strategy=strategy).remote(12))
@@ -193,7 +202,10 @@ def _ready(group):
 
 
 def back_pressure(config, run, workers):
-    """At most `most` tasks at a time, although there are many more to do: `ray.wait` returns as soon as one of them is done."""
+    """At most `most` tasks at a time, although there are many more to do.
+
+    `ray.wait` returns as soon as one of them is done.
+    """
     most, total, running, done, peak = 4, 200, [], 0, 0
     numbers, started = itertools.count(), time.perf_counter()
     while done < total:

@@ -1,10 +1,11 @@
-"""Ray Train with TensorFlow: TensorflowTrainer gives each worker its TF_CONFIG, MultiWorkerMirroredStrategy does the rest.
+"""Ray Train with TensorFlow: the trainer gives each worker its TF_CONFIG, MultiWorkerMirroredStrategy does the rest.
 
 Shows:   the same input, scaling, failures and checkpoints as main.py, with another framework inside the workers.
 Choose:  when the model is TensorFlow's and the rest of the program is Ray's. Else `tensorflow` or main.py.
 Run:     python -m rayrun --num-cpus 4 main_tensorflow.py config.yaml num_workers=2
 Expect:  test accuracy of at least 0.97 on handwritten digits, about a minute on two CPU cores.
-Source:  Ray Train's documentation, "Get Started with Distributed Training using TensorFlow/Keras"; TensorFlow's multi-worker guide.
+Source:  Ray Train's documentation, "Get Started with Distributed Training using TensorFlow/Keras"; TensorFlow's
+         multi-worker guide.
 """
 
 import json
@@ -43,16 +44,26 @@ def main():
         run.progress(0, 1, "preparing the rows")
         shards = write_shards(config, manifest)
         trainer = TensorflowTrainer(
-            train_worker, train_loop_config={"config": vars(config), "manifest": manifest, "began": began},
-            # Distributed: so many workers, on as many nodes as there are. Ray tells each the addresses of all, in TF_CONFIG.
-            scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=need, placement_strategy="SPREAD"),
+            train_worker,
+            train_loop_config={"config": vars(config), "manifest": manifest, "began": began},
+            # Distributed: so many workers, on as many nodes as there are. Ray tells each the addresses of
+            # all, in TF_CONFIG.
+            scaling_config=ScalingConfig(
+                num_workers=config.num_workers,
+                use_gpu=config.use_gpu,
+                resources_per_worker=need,
+                placement_strategy="SPREAD",
+            ),
             run_config=RunConfig(
-                name="train", storage_path=config.checkpoint_dir, checkpoint_config=CheckpointConfig(num_to_keep=2),
+                name="train",
+                storage_path=config.checkpoint_dir,
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
                 # Distributed: when a worker dies, all are started anew, so many times, from the last checkpoint.
                 failure_config=FailureConfig(max_failures=config.max_restarts),
             ),
-            datasets=datasets_of(config, manifest, shards), dataset_config=DataConfig(datasets_to_split=[]),
-        )  # fmt: skip
+            datasets=datasets_of(config, manifest, shards),
+            dataset_config=DataConfig(datasets_to_split=[]),
+        )
         run.metric("seconds/prepare", time.perf_counter() - clock, step=0, unit="s")
         try:
             trainer.fit()
@@ -65,7 +76,9 @@ def train_worker(settings):
     """Runs in each worker process that Ray Train has started."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     import tensorflow as tf
-    import tf_keras as keras  # Keras 2, by its own name (Ray has loaded tf.keras before): Keras 3 cannot train under this strategy
+
+    # Keras 2, by its own name (Ray has loaded tf.keras before): Keras 3 cannot train under this strategy.
+    import tf_keras as keras
 
     config, manifest = SimpleNamespace(**settings["config"]), settings["manifest"]
     context = ray.train.get_context()
@@ -163,14 +176,18 @@ def train(tf, strategy, model, optimizer, epoch, keeper, exchange, config, manif
 
 
 def joined(shards, num_steps, config, epoch):
-    """Yields this worker's part of each global batch, {id, label, image}: an equal number of rows of each of its shards, shuffled."""
-    streams = [
-        # Distributed: blocks arrive from Ray Data's tasks while this worker computes.
-        iter(shard.iter_batches(
-            batch_size=config.global_batch_size // config.num_shards, prefetch_batches=config.prefetch_batches,
-            local_shuffle_buffer_size=config.shuffle_rows, local_shuffle_seed=config.seed * 1000 + epoch,
-        )) for shard in shards
-    ]  # fmt: skip
+    """Yields this worker's part of each global batch, {id, label, image}.
+
+    It has an equal number of rows of each of the worker's shards, shuffled.
+    """
+    how = {
+        "batch_size": config.global_batch_size // config.num_shards,
+        "prefetch_batches": config.prefetch_batches,
+        "local_shuffle_buffer_size": config.shuffle_rows,
+        "local_shuffle_seed": config.seed * 1000 + epoch,
+    }
+    # Distributed: blocks arrive from Ray Data's tasks while this worker computes.
+    streams = [iter(shard.iter_batches(**how)) for shard in shards]
     batch = None
     for _ in range(num_steps):
         parts = [part for stream in streams if (part := next(stream, None)) is not None]
@@ -184,7 +201,8 @@ def save(keeper, number, accuracy, config, run, num_rows):
     """Hands a checkpoint to Ray Train, which copies it to `storage_path` and only then counts it as one."""
     metrics = {"epoch": number, "accuracy": accuracy}
     with tempfile.TemporaryDirectory() as folder:
-        # Distributed: reading mirrored variables can take all workers, so all write; the first one's files are handed on.
+        # Distributed: reading mirrored variables can take all workers, so all write; the first one's files
+        # are handed on.
         keeper.save(str(Path(folder) / "epoch"))
         (Path(folder) / "depends_on.json").write_text(json.dumps(depends_on(config, num_rows)))
         first = ray.train.get_context().get_world_rank() == 0

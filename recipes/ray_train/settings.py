@@ -8,8 +8,8 @@ import sys
 
 from runrecord import load_config
 
-AT_LEAST_ONE = ["num_epochs", "global_batch_size", "base_batch_size", "num_shards", "rows_per_file", "shuffle_rows",
-                "num_data_cpus", "num_tasks", "object_mb"]  # fmt: skip
+AT_LEAST_ONE = ["num_epochs", "global_batch_size", "base_batch_size", "num_shards", "rows_per_file"]
+AT_LEAST_ONE += ["shuffle_rows", "num_data_cpus", "num_tasks", "object_mb"]
 
 
 def check_settings(config):
@@ -36,8 +36,8 @@ def check_settings(config):
         )
     if batch % shards:
         raise SystemExit(
-            f"global_batch_size={batch} cannot be divided among num_shards={shards}: each step takes the same number of rows from "
-            f"every shard; try {batch // shards * shards or shards}"
+            f"global_batch_size={batch} cannot be divided among num_shards={shards}: each step takes the same number "
+            f"of rows from every shard; try {batch // shards * shards or shards}"
         )
     return config
 
@@ -52,15 +52,19 @@ def num_steps_of(config, num_rows):
 def depends_on(config, num_rows):
     """What a position (epoch) depends on: with other values the same position stands for other rows."""
     return {
-        "seed": config.seed, "global_batch_size": config.global_batch_size, "num_shards": config.num_shards,
-        "shuffle_rows": config.shuffle_rows, "num_rows": num_rows,
-    }  # fmt: skip
+        "seed": config.seed,
+        "global_batch_size": config.global_batch_size,
+        "num_shards": config.num_shards,
+        "shuffle_rows": config.shuffle_rows,
+        "num_rows": num_rows,
+    }
 
 
 def learning_rate_at(epoch, config):
     """The rate at a fractional epoch: grows with the batch, after a warm-up from 0, and ends at 0 (half a cosine).
 
-    Sources: Goyal et al. 2017, "Accurate, Large Minibatch SGD" (linear scaling, warm-up); Loshchilov and Hutter 2016, "SGDR".
+    Sources: Goyal et al. 2017, "Accurate, Large Minibatch SGD" (linear scaling, warm-up); Loshchilov and
+    Hutter 2016, "SGDR".
     """
     peak = config.learning_rate * config.global_batch_size / config.base_batch_size
     if epoch < config.warmup_epochs:

@@ -1,11 +1,14 @@
-"""Hyperparameter search with Ray Tune: grid, random, Bayesian, successive halving and population based training, at the same budget.
+"""Hyperparameter search with Ray Tune: five searches at the same budget.
 
-Shows:   one trainable under five searches, trials in parallel as far as resources go, processes kept from trial to trial, a killed trial
-         that goes on from its checkpoint, a killed experiment that is restored, and what each search found for how many epochs.
+Shows:   one trainable under grid, random and Bayesian search, successive halving and population based training, trials
+         in parallel as far as resources go, processes kept from trial to trial, a killed trial that goes on from its
+         checkpoint, a killed experiment that is restored, and what each search found for how many epochs.
 Choose:  when a training is too small to divide and has to be done many times.
 Run:     python -m rayrun --num-cpus 3 main.py config.yaml num_workers=2
-Expect:  validation accuracy of at least 0.94 after 144 epochs in all, by each search; two to three minutes on two CPU cores.
-Source:  Liaw et al. 2018, "Tune: A Research Platform for Distributed Model Selection and Training"; searches.py names the searches' papers.
+Expect:  validation accuracy of at least 0.94 after 144 epochs in all, by each search; two to three minutes
+         on two CPU cores.
+Source:  Liaw et al. 2018, "Tune: A Research Platform for Distributed Model Selection and Training"; searches.py names
+         the searches' papers.
 """
 
 import json
@@ -29,7 +32,8 @@ def main():
     rows = read_rows(config)
     most = most_epochs(config, len(rows["train_labels"]))
     with RunRecord(config.output_dir, 0, 1, role="driver", ray=ray.__version__) as run:
-        # Tune notes the experiment's state every ten seconds or less often; what comes later is trained again after a kill.
+        # Tune notes the experiment's state every ten seconds or less often; what comes later is trained
+        # again after a kill.
         os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(config.snapshot_seconds)
         connect(run)  # Distributed: this program proposes and judges; trials run in processes that Ray starts.
         need = {"CPU": float(config.cpus_per_trial), **({"GPU": 1.0} if config.use_gpu else {})}
@@ -74,31 +78,46 @@ def tuner_of(under_way, plan, config, need, rows):
     settings["places"] = 1 if restored else min(config.num_workers, plan["num_trials"])
     # Distributed: the rows go into the object store once; all trials of a node read that one copy.
     trainable = tune.with_parameters(Classifier, rows=rows, settings=settings, meeting=Meeting.remote())
-    # Distributed: a trial begins when this is free; that, not a number of threads, decides how many run at the same time.
+    # Distributed: a trial begins when this is free; that, not a number of threads, decides how many run at
+    # the same time.
     trainable = tune.with_resources(trainable, {resource.lower(): amount for resource, amount in need.items()})
     if restored:
-        # Distributed: the experiment's state is on disk: trials that have ended stay as they are, the others go on from their checkpoints.
+        # Distributed: the experiment's state is on disk: trials that have ended stay as they are, the others go on from
+        # their checkpoints.
         return tune.Tuner.restore(under_way.folder, trainable, resume_unfinished=True, resume_errored=True)
     folder = Path(under_way.folder)
     return tune.Tuner(
-        trainable, param_space=plan["space"],
+        trainable,
+        param_space=plan["space"],
         tune_config=tune.TuneConfig(
-            **METRIC, num_samples=plan["num_samples"], search_alg=plan["search_alg"], scheduler=plan["scheduler"],
+            **METRIC,
+            num_samples=plan["num_samples"],
+            search_alg=plan["search_alg"],
+            scheduler=plan["scheduler"],
             reuse_actors=True,  # Distributed: a process that has finished one trial takes the next.
         ),
         run_config=tune.RunConfig(
-            name=folder.name, storage_path=str(folder.parent), verbose=0, callbacks=[Reporter()], stop=Budget(),
+            name=folder.name,
+            storage_path=str(folder.parent),
+            verbose=0,
+            callbacks=[Reporter()],
+            stop=Budget(),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
             # Distributed: a trial whose process dies is started again elsewhere, from its last checkpoint.
             failure_config=tune.FailureConfig(max_failures=config.max_trial_failures),
         ),
-    )  # fmt: skip
+    )
 
 
 def check_same_space(config):
-    """Raises SystemExit when what is to be gone on with has searched another space, or another budget: its trials would not fit."""
+    """Raises SystemExit when what is to be gone on with has searched another space, or another budget.
+
+    Its trials would not fit.
+    """
     path = Path(config.checkpoint_dir) / "space.json"
-    names = ["learning_rates", "momenta", "weight_decays", "budget_epochs", "epochs_per_trial", "population", "perturb_every", "width", "batch_size", "validation_share", "max_rows", "max_steps", "data_dir", "seed"]  # fmt: skip
+    names = ["learning_rates", "momenta", "weight_decays"]
+    names += ["budget_epochs", "epochs_per_trial", "population", "perturb_every"]
+    names += ["width", "batch_size", "validation_share", "max_rows", "max_steps", "data_dir", "seed"]
     mine = {name: getattr(config, name) for name in names}
     if path.exists():
         theirs = json.loads(path.read_text())
@@ -106,7 +125,8 @@ def check_same_space(config):
             f"{name} is {theirs[name]} there and {mine[name]} here" for name in names if theirs[name] != mine[name]
         ]:
             raise SystemExit(
-                f"{path.parent} holds an experiment of another search space: {'; '.join(other)}; use another checkpoint_dir"
+                f"{path.parent} holds an experiment of another search space: {'; '.join(other)}; use another "
+                "checkpoint_dir"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".partial").write_text(json.dumps(mine) + "\n")
@@ -114,15 +134,24 @@ def check_same_space(config):
 
 
 def compare(config, found, rows, run):
-    """A row and a curve for each search; the best settings of all are trained again, and judged on rows that no search has seen."""
+    """A row and a curve for each search.
+
+    The best settings of all are trained again, and judged on rows that no search has seen.
+    """
     table = []
     for content in found:
         best = best_of(content)
-        table.append({
-            "search": content["search"], "seed": content["seed"], "trials": len(content["trials"]), "epochs": len(content["history"]),
-            "seconds": round(content["seconds"], 1), "validation accuracy": round(best["accuracy"], 4), "test accuracy": round(best["test_accuracy"], 4),
-            **{key: f"{value:.3g}" for key, value in best["settings"].items()},
-        })  # fmt: skip
+        row = {
+            "search": content["search"],
+            "seed": content["seed"],
+            "trials": len(content["trials"]),
+            "epochs": len(content["history"]),
+            "seconds": round(content["seconds"], 1),
+            "validation accuracy": round(best["accuracy"], 4),
+            "test accuracy": round(best["test_accuracy"], 4),
+        }
+        row |= {key: f"{value:.3g}" for key, value in best["settings"].items()}
+        table.append(row)
     run.table("searches", table)
     draw_comparison(config, found)
     for content in found:
@@ -131,8 +160,8 @@ def compare(config, found, rows, run):
     winner = max(found, key=lambda content: rank_of(best_of(content)))
     if best_of(winner)["diverged"]:
         raise SystemExit(
-            f"all {sum(len(content['trials']) for content in found)} trials diverged: the loss is no number in any of them. "
-            f"learning_rates={config.learning_rates} is too high: choose smaller ones"
+            f"all {sum(len(content['trials']) for content in found)} trials diverged: the loss is no number in any of "
+            f"them. learning_rates={config.learning_rates} is too high: choose smaller ones"
         )
     run.metric("best/accuracy", best_of(winner)["accuracy"], step=0)
     # On rows that no search has looked at: what the choice among so many trials has made of luck is gone.
@@ -141,7 +170,10 @@ def compare(config, found, rows, run):
 
 
 def best_of(content):
-    """The best epoch of the best trial: {accuracy, test_accuracy, settings, diverged, ...}; one that diverged is best only among such."""
+    """The best epoch of the best trial: {accuracy, test_accuracy, settings, diverged, ...}.
+
+    One that diverged is best only among such.
+    """
     return max((epoch for trial in content["trials"] for epoch in trial["results"]), key=rank_of)
 
 

@@ -24,7 +24,10 @@ def draw_comparison(config, found):
 
 
 def draw_schedule(config, content):
-    """<output_dir>/pictures/population based training.svg: each trial's settings and accuracy over its epochs; a jump is a take-over."""
+    """<output_dir>/pictures/population based training.svg: each trial's settings and accuracy over its epochs.
+
+    A jump is a take-over.
+    """
     pyplot = plotting()
     figure, axes = pyplot.subplots(1, 4, figsize=(12, 3), layout="constrained")
     best = max(content["trials"], key=lambda trial: max(result["accuracy"] for result in trial["results"]))

@@ -1,5 +1,8 @@
-"""What a search has tried so far, and which processes did it. Tune keeps its callbacks in a file, to restore an experiment from: they
-hold nothing themselves, and speak to the search that is under way."""
+"""What a search has tried so far, and which processes did it.
+
+Tune keeps its callbacks in a file, to restore an experiment from: they hold nothing themselves, and speak to the search
+that is under way.
+"""
 
 import json
 import time
@@ -98,9 +101,14 @@ class Search:
         self.process_of[trial] = place
         keys = ("learning_rate", "momentum", "weight_decay")
         entry = {
-            "trial": trial, "epoch": result["training_iteration"], "accuracy": result["accuracy"], "test_accuracy": result["test_accuracy"], "diverged": result["diverged"],
-            "seconds": round(self.before + time.perf_counter() - self.started, 3), "settings": {key: result["config"][key] for key in keys},
-        }  # fmt: skip
+            "trial": trial,
+            "epoch": result["training_iteration"],
+            "accuracy": result["accuracy"],
+            "test_accuracy": result["test_accuracy"],
+            "diverged": result["diverged"],
+            "seconds": round(self.before + time.perf_counter() - self.started, 3),
+            "settings": {key: result["config"][key] for key in keys},
+        }
         self.results[trial, entry["epoch"]] = entry
         self.log.write(json.dumps(entry) + "\n")
         budget, best = (
@@ -118,13 +126,21 @@ class Search:
         self.records.pop(place, None)
 
     def content(self):
-        """{search, seed, trials: [{id, results: [...]}, ...], best, seconds, history: [[epochs, seconds, best accuracy so far], ...]}"""
+        """What the search has found so far.
+
+        {search, seed, trials: [{id, results: [...]}, ...], best, seconds,
+        history: [[epochs, seconds, best accuracy so far], ...]}
+        """
         trials, history, best = {}, [], 0.0
         for (trial, _), result in self.results.items():
             trials.setdefault(trial, {"id": trial, "results": []})["results"].append(result)
             best = best if result["diverged"] else max(best, result["accuracy"])
             history.append([len(history) + 1, result["seconds"], best])
         return {
-            "search": self.name, "seed": self.seed, "trials": list(trials.values()), "best": best, "history": history,
+            "search": self.name,
+            "seed": self.seed,
+            "trials": list(trials.values()),
+            "best": best,
+            "history": history,
             "seconds": history[-1][1] if history else 0.0,
-        }  # fmt: skip
+        }

@@ -1,8 +1,8 @@
 """Five ways to spend a budget of epochs, each as what Tune calls search algorithm and scheduler.
 
-Sources: Bergstra and Bengio 2012, "Random Search for Hyper-Parameter Optimization"; Bergstra et al. 2011, "Algorithms for Hyper-Parameter
-Optimization" (TPE); Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning" (ASHA); Jaderberg et al. 2017,
-"Population Based Training of Neural Networks".
+Sources: Bergstra and Bengio 2012, "Random Search for Hyper-Parameter Optimization"; Bergstra et al. 2011, "Algorithms
+for Hyper-Parameter Optimization" (TPE); Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning" (ASHA);
+Jaderberg et al. 2017, "Population Based Training of Neural Networks".
 """
 
 import math
@@ -27,7 +27,10 @@ def space_of(config):
 
 
 def most_epochs(config, num_rows):
-    """How many epochs over these rows a trial may train: `max_steps` bounds its optimizer steps; None: there is no bound."""
+    """How many epochs over these rows a trial may train: `max_steps` bounds its optimizer steps.
+
+    None: there is no bound.
+    """
     return max(1, config.max_steps // -(-num_rows // config.batch_size)) if config.max_steps else None
 
 
@@ -58,21 +61,27 @@ def search_of(name, config, seed, most=None):
         found = ConcurrencyLimiter(OptunaSearch(**METRIC, seed=seed), config.num_workers)
         return plain | {"search_alg": found}
     if name == "asha":
-        # Distributed: a trial that is among the worse ones at an epoch where trials are compared is stopped, without waiting for the others:
-        # no worker is ever idle. More trials than the budget can finish; the budget ends the search.
+        # Distributed: a trial that is among the worse ones at an epoch where trials are compared is stopped,
+        # without waiting for the others: no worker is ever idle. More trials than the budget can finish; the budget
+        # ends the search.
         halving = ASHAScheduler(max_t=longest, grace_period=max(1, longest // 9), reduction_factor=3)
         return plain | {"num_samples": 3 * num_trials, "scheduler": halving}
     if name == "pbt":
-        # Distributed: the worst quarter of the population takes over the weights of the best one, and tries other settings from there.
+        # Distributed: the worst quarter of the population takes over the weights of the best one, and tries other
+        # settings from there.
         random.seed(seed)  # it draws from Python's and NumPy's own generators
         np.random.seed(seed)
         exploit = PopulationBasedTraining(
-            time_attr="training_iteration", perturbation_interval=config.perturb_every, hyperparam_mutations=space, synch=True,
-        )  # fmt: skip
+            time_attr="training_iteration",
+            perturbation_interval=config.perturb_every,
+            hyperparam_mutations=space,
+            synch=True,
+        )
         return plain | {
             "num_samples": config.population,
             "num_trials": config.population,
-            # A population is compared as a whole: who has to wait for it is paused, and counts as one that runs. So no limit but the resources.
+            # A population is compared as a whole: who has to wait for it is paused, and counts as one that runs. So no
+            # limit but the resources.
             "search_alg": BasicVariantGenerator(random_state=seed),
             "scheduler": exploit,
             "epochs": min(config.budget_epochs // config.population, most or config.budget_epochs),

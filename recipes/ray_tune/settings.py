@@ -1,11 +1,15 @@
-"""Which settings make no sense. As a program it checks a config without loading Ray: python settings.py CONFIG.yaml NUM_WORKERS"""
+"""Which settings make no sense.
+
+As a program it checks a config without loading Ray: python settings.py CONFIG.yaml NUM_WORKERS
+"""
 
 import sys
 
 from runrecord import load_config
 
 SEARCHES = ["grid", "random", "bayesian", "asha", "pbt"]
-AT_LEAST_ONE = ["cpus_per_trial", "budget_epochs", "epochs_per_trial", "population", "perturb_every", "num_seeds", "batch_size"]  # fmt: skip
+AT_LEAST_ONE = ["cpus_per_trial", "budget_epochs", "epochs_per_trial", "population"]
+AT_LEAST_ONE += ["perturb_every", "num_seeds", "batch_size"]
 
 
 def check_settings(config):
@@ -30,11 +34,13 @@ def check_settings(config):
         setattr(config, key, [low, high])
     if config.epochs_per_trial > config.budget_epochs:
         raise SystemExit(
-            f"epochs_per_trial={config.epochs_per_trial} is more than budget_epochs={config.budget_epochs}: not one trial could end"
+            f"epochs_per_trial={config.epochs_per_trial} is more than budget_epochs={config.budget_epochs}: not one "
+            "trial could end"
         )
     if "pbt" in config.searches and config.population > config.budget_epochs:
         raise SystemExit(
-            f"population={config.population} is more than budget_epochs={config.budget_epochs}: less than an epoch for each"
+            f"population={config.population} is more than budget_epochs={config.budget_epochs}: less than an epoch "
+            "for each"
         )
     if not 0 < config.validation_share < 1:
         raise SystemExit(f"validation_share={config.validation_share}: expected a share between 0 and 1")

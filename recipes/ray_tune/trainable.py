@@ -1,4 +1,7 @@
-"""What is tuned: one trial trains the image classifier, an epoch at a time, and can be stopped, kept, cloned and gone on with."""
+"""What is tuned: one trial trains the image classifier, an epoch at a time.
+
+A trial can be stopped, kept, cloned and gone on with.
+"""
 
 import json
 import time
@@ -28,7 +31,9 @@ class Meeting:
 
 
 class Classifier(tune.Trainable):
-    """A class, not a function: its process is kept for the next trial (`reset_config`), which saves the seconds of its start.
+    """A class, not a function.
+
+    Its process is kept for the next trial (`reset_config`), which saves the seconds of its start.
 
     Settings: learning_rate, momentum, weight_decay. Result of a step: accuracy (validation: what is searched for),
     test_accuracy (for the record: no search looks at it), loss, epoch_seconds.
@@ -36,7 +41,8 @@ class Classifier(tune.Trainable):
 
     def setup(self, config, rows=None, settings=None, meeting=None):
         self.rows, self.settings = rows, settings
-        # Distributed: a process takes seconds to start, and the first one ready would be given all short trials: wait for the others.
+        # Distributed: a process takes seconds to start, and the first one ready would be given all short trials: wait
+        # for the others.
         deadline = time.monotonic() + MEETING_SECONDS
         me = ray.get_runtime_context().get_worker_id()
         while ray.get(meeting.arrive.remote(me)) < settings["places"] and time.monotonic() < deadline:

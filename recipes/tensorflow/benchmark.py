@@ -18,7 +18,8 @@ os.environ.update(TF_USE_LEGACY_KERAS="1", TF_CPP_MIN_LOG_LEVEL="2")
 import numpy as np, tensorflow as tf
 tf.config.threading.set_intra_op_parallelism_threads(1); tf.config.threading.set_inter_op_parallelism_threads(1)
 kinds = tf.distribute.experimental
-strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=kinds.CommunicationOptions(implementation=kinds.CommunicationImplementation.AUTO))
+options = kinds.CommunicationOptions(implementation=kinds.CommunicationImplementation.AUTO)
+strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
 sys.path.insert(0, sys.argv[1])
 from model import build
 folder, batch, steps = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -28,7 +29,8 @@ data = tf.data.Dataset.from_tensor_slices((images[order], labels[order])).batch(
 data = data.map(lambda x, y: (tf.cast(x, tf.float32) / 255, y)).prefetch(2)
 with strategy.scope():
     model = build(images.shape[1:], 10, int(sys.argv[5]))
-    model.compile(tf.keras.optimizers.SGD(0.03, 0.9, nesterov=True), tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(tf.keras.optimizers.SGD(0.03, 0.9, nesterov=True), loss)
 times = []
 class Clock(tf.keras.callbacks.Callback):
     def on_train_batch_begin(self, step, logs=None):
@@ -41,9 +43,13 @@ if json.loads(os.environ["TF_CONFIG"])["task"]["index"] == 0:
 
 def main():
     words = [
-        "scale=bench", "data=images", f"scale.max_steps={STEPS}", f"recipe.global_batch_size={BATCH}",
-        f"recipe.base_batch_size={BATCH}", f"recipe.width={WIDTH}",
-    ]  # fmt: skip
+        "scale=bench",
+        "data=images",
+        f"scale.max_steps={STEPS}",
+        f"recipe.global_batch_size={BATCH}",
+        f"recipe.base_batch_size={BATCH}",
+        f"recipe.width={WIDTH}",
+    ]
     launcher, ours, bare, one = [PYTHON, "-m", "tfrun", "--num-workers", 2], [], [], []
     with tempfile.TemporaryDirectory() as root:
         for number in range(REPEATS):

@@ -1,4 +1,4 @@
-"""Reads the dataset folder, decides which rows each worker takes through each step, and makes a tf.data pipeline of it."""
+"""Reads the dataset folder, decides which rows each worker takes through each step, and makes a tf.data pipeline."""
 
 import functools
 import json
@@ -33,7 +33,10 @@ class ImageData:
         return len(self.labels)
 
     def read(self, rows):
-        """Images float32 in [0, 1] (n, height, width, channels) and labels int64 (n,); zeros where the row number is -1."""
+        """Images float32 in [0, 1] (n, height, width, channels) and labels int64 (n,).
+
+        Zeros where the row number is -1.
+        """
         images = self.images[rows].astype(np.float32) / self.max_value
         return np.where((rows >= 0)[:, None, None, None], images, 0), np.where(rows >= 0, self.labels[rows], 0)
 
@@ -42,8 +45,8 @@ class Batches:
     """Deals the rows of each epoch in global batches, and each global batch among the replicas.
 
     The order depends on the seed and the epoch only, never on the number of replicas: one worker and many take the same
-    steps. Every batch has the same shape, as TPUs and XLA want it: the last one of an epoch is filled up with places that
-    hold no row (number -1) and weigh nothing.
+    steps. Every batch has the same shape, as TPUs and XLA want it: the last one of an epoch is filled up with places
+    that hold no row (number -1) and weigh nothing.
     """
 
     def __init__(self, num_rows, global_batch_size, seed):
@@ -59,7 +62,10 @@ class Batches:
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
 
     def shares(self, order, step, num_replicas):
-        """Each replica's rows of one global batch, int64 (num_replicas, rows), and each row's weight: 1 / rows of the batch."""
+        """Each replica's rows of one global batch, int64 (num_replicas, rows), and each row's weight.
+
+        The weight is 1 / rows of the batch.
+        """
         batch = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
         rows = np.full((num_replicas, self.global_batch_size // num_replicas), -1, np.int64)
         for replica in range(num_replicas):
@@ -69,10 +75,13 @@ class Batches:
 
 
 def elements(data, batches, num_replicas, steps, mine=None, forever=False):
-    """A tf.data.Dataset of the steps in `steps` (a range of numbers that count on from epoch to epoch), over and over if `forever`.
+    """A tf.data.Dataset of the steps in `steps`, over and over if `forever`.
 
-    An element is a dictionary of tensors with one entry per row: image float32 (n, height, width, channels), label, row,
-    epoch, step int64 (n,) and weight float32 (n,). n is the global batch, or one replica's share when `mine` is its number.
+    `steps` is a range of numbers that count on from epoch to epoch.
+
+    An element is a dictionary of tensors with one entry per row: image float32 (n, height, width, channels),
+    label, row, epoch, step int64 (n,) and weight float32 (n,). n is the global batch, or one replica's share when
+    `mine` is its number.
     """
     kinds = {
         "image": tf.float32,
@@ -113,7 +122,10 @@ def with_options(dataset, config, policy):
 
 
 def distributed(data, batches, strategy, config, steps, forever=False):
-    """The pipeline as the strategy's `fit` wants it: each replica gets global_batch_size / replicas rows of every step."""
+    """The pipeline as the strategy's `fit` wants it.
+
+    Each replica gets global_batch_size / replicas rows of every step.
+    """
     num_replicas = strategy.num_replicas_in_sync
     if config.input == "tfrecord" and not forever:
         return from_tfrecords(data, batches, strategy, config, steps)
@@ -137,7 +149,10 @@ def distributed(data, batches, strategy, config, steps, forever=False):
 
 
 def write_tfrecords(data, folder, num_files):
-    """Writes the rows as TFRecord files, row r into file r modulo num_files: whole or not at all. Elements: see `parse`."""
+    """Writes the rows as TFRecord files, row r into file r modulo num_files: whole or not at all.
+
+    Elements: see `parse`.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -52,8 +52,8 @@ def train(model, strategy, batches, train_data, test_data, config, run):
     if config.input == "tfrecord" and task().index == 0:
         # Distributed: one worker writes the files that all read; the exchange just below makes the others wait for it.
         write_tfrecords(train_data, Path(config.output_dir) / "tfrecords", config.num_files)
-    # Distributed: the mean of the workers' clocks is a number that all share and that is larger than any before. From it
-    # the reader of the record knows which steps an earlier start took in vain.
+    # Distributed: the mean of the workers' clocks is a number that all share and that is larger than any before. From
+    # it the reader of the record knows which steps an earlier start took in vain.
     run.restore(first_epoch, 0, generation=mean_over_workers(time.time()))
     if config.mode == "tpu":
         batches.handed_out = []  # no Python runs in a compiled step: there the pipeline on the host says what it fed
@@ -73,8 +73,9 @@ def train(model, strategy, batches, train_data, test_data, config, run):
         verbose=0,
         callbacks=[
             Report(run, mean_over_workers, batches, num_steps),
-            # Distributed: all workers call it at the end of an epoch, since reading a variable can take all of them; the
-            # files of the first one count, the others write theirs to a temporary folder. At the start all read the same.
+            # Distributed: all workers call it at the end of an epoch, since reading a variable can take all of
+            # them; the files of the first one count, the others write theirs to a temporary folder. At the start
+            # all read the same.
             tf.keras.callbacks.BackupAndRestore(str(folder), delete_checkpoint=False),
             ReportCheckpoint(run, folder),
         ],
@@ -92,7 +93,10 @@ def epoch_to_go_on_with(folder):
 
 
 def row_recorder(run):
-    """A function for the training step to call with what arrives on a replica. Replicas of one process call it by turns."""
+    """A function for the training step to call with what arrives on a replica.
+
+    Replicas of one process call it by turns.
+    """
     lock = threading.Lock()
 
     def record(epochs, steps, rows):

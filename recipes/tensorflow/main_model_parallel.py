@@ -1,7 +1,7 @@
 """Model parallelism with TensorFlow: DTensor lays the layers of one model over several devices of one process.
 
-Shows:   a mesh of devices, a layout for each variable (first layer cut by columns, second by rows), and that a training step
-         written for one device needs no change: TensorFlow puts the exchanges where the layouts demand them.
+Shows:   a mesh of devices, a layout for each variable (first layer cut by columns, second by rows), and that a training
+         step written for one device needs no change: TensorFlow puts the exchanges where the layouts demand them.
 Choose:  when a layer does not fit on one device. Plain DTensor variables, not Keras layers: those that know layouts are
          gone from Keras 3, and DTensor itself is still called experimental.
 Run:     python -m tfrun --num-workers 1 main_model_parallel.py config.yaml
@@ -51,7 +51,10 @@ def make_mesh(config):
 
 
 def initial_values(data, config):
-    """Start of a perceptron with one hidden layer of 16 x width units: (weights, velocities, epoch 0), NumPy float32."""
+    """Start of a perceptron with one hidden layer of 16 x width units.
+
+    (weights, velocities, epoch 0), NumPy float32.
+    """
     random, num_inputs, num_hidden = (
         np.random.default_rng(config.seed),
         int(np.prod(data.images.shape[1:])),

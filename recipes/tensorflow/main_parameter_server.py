@@ -1,7 +1,7 @@
 """Asynchronous training with TensorFlow: ParameterServerStrategy with a loop of our own over a ClusterCoordinator.
 
-Shows:   a chief that gives out work, workers that do it, ps (parameter servers) that hold the variables: real processes of
-         three roles. A worker that dies is replaced while the others go on, and no row is lost.
+Shows:   a chief that gives out work, workers that do it, ps (parameter servers) that hold the variables: real processes
+         of three roles. A worker that dies is replaced while the others go on, and no row is lost.
 Choose:  when workers differ in speed, come and go, or the variables (large embeddings) do not fit on one machine.
          Otherwise synchronous training is better: here every gradient is computed with variables that are already old.
 Run:     python -m tfrun --num-workers 2 --chief --num-ps 1 main_parameter_server.py config.yaml
@@ -48,7 +48,8 @@ def coordinate(config, run):
     coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
     with strategy.scope():
         model = build(train_data.images.shape[1:], train_data.num_classes, config.width)
-        # Distributed: after a worker was replaced the loss has been seen to jump; clipping bounds what one gradient can do.
+        # Distributed: after a worker was replaced the loss has been seen to jump; clipping bounds what one
+        # gradient can do.
         optimizer = make_optimizer(config, config.learning_rate, config.clip_norm)
         optimizer.build(model.trainable_variables)
     # Distributed: what was done is written down on a ps, where it outlives the worker that did it.
@@ -73,7 +74,10 @@ def coordinate(config, run):
 
 
 def train_epoch(job, epoch, num_steps, config, run):
-    """Within an epoch nobody waits for anybody. Returns the sum of all rows' losses, the number of rows and the seconds."""
+    """Within an epoch nobody waits for anybody.
+
+    Returns the sum of all rows' losses, the number of rows and the seconds.
+    """
     started, batches = time.perf_counter(), job.batches
     last_step = min(batches.steps_per_epoch, num_steps - epoch * batches.steps_per_epoch)
     clear(job.log)
@@ -125,7 +129,10 @@ def make_step(strategy, model, optimizer, log):
 
 
 def table_of(data):
-    """All rows as one element, again and again: images float32 (rows, height, width, channels), labels int64 (rows,)."""
+    """All rows as one element, again and again.
+
+    Images float32 (rows, height, width, channels), labels int64 (rows,).
+    """
     images, labels = data.read(np.arange(len(data)))
     return tf.data.Dataset.from_tensors((images, labels)).repeat()
 

@@ -1,8 +1,11 @@
-"""Asynchronous training with TensorFlow by Keras `fit`: the chief only calls it, and Keras gives the steps to the workers.
+"""Asynchronous training with TensorFlow by Keras `fit`.
+
+The chief only calls it, and Keras gives the steps to the workers.
 
 Shows:   ParameterServerStrategy under `model.fit`, with a dataset that every worker makes for itself.
-Choose:  when a Keras program is to run on parameter servers as it is. main_parameter_server.py, with a loop of its own, can
-         say who takes which rows, and that each is taken once; `fit` cannot: each worker draws from an endless stream.
+Choose:  when a Keras program is to run on parameter servers as it is. main_parameter_server.py, with a loop of
+         its own, can say who takes which rows, and that each is taken once; `fit` cannot: each worker draws from
+         an endless stream.
 Run:     python -m tfrun --num-workers 2 --chief --num-ps 1 main_parameter_server_fit.py config.yaml
 Expect:  test accuracy of at least 0.95 on handwritten digits, within a minute on two CPU cores.
 Source:  TensorFlow's tutorial "Parameter server training", section "Training with Model.fit".
@@ -28,7 +31,7 @@ from parameter_servers import (
     report_epoch,
     report_steps,
     serve,
-)  # fmt: skip
+)
 from runrecord import RunRecord, load_config
 from runtime import claim_checkpoints, prepare, task, tf
 from settings import check_settings, num_steps_of
@@ -124,7 +127,8 @@ class Report(tf.keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         clear(self.log)
         self.started, self.over, self.noted = time.perf_counter(), threading.Event(), set()
-        # Distributed: `fit` gives its steps out without waiting, so it has no callback for a batch that is done; the ps knows.
+        # Distributed: `fit` gives its steps out without waiting, so it has no callback for a batch that is
+        # done; the ps knows.
         self.teller = threading.Thread(target=self.tell, args=(epoch,), daemon=True)
         self.teller.start()
 

@@ -1,7 +1,8 @@
 """A small residual network, its training step, and the Keras model that `fit` trains with that step.
 
-Group normalisation instead of batch normalisation: it looks at one sample at a time, so the result does not depend on
-how a batch is divided among the replicas (Wu and He 2018, "Group Normalization"), and one worker and many can be compared.
+Group normalisation instead of batch normalisation: it looks at one sample at a time, so the result does not
+depend on how a batch is divided among the replicas (Wu and He 2018, "Group Normalization"), and one worker and
+many can be compared.
 """
 
 import math
@@ -12,7 +13,9 @@ NUM_GROUPS = 8
 
 
 def build(image_shape, num_classes, width, kind=tf.keras.Model):
-    """A Keras model of class `kind`: images float32 (batch, height, width, channels) to logits float32 (batch, num_classes).
+    """A Keras model of class `kind`.
+
+    It takes images float32 (batch, height, width, channels) to logits float32 (batch, num_classes).
 
     Layout: 3x3 stem, residual block, 3x3 convolution of stride 2, residual block, mean over the picture, linear layer.
     """
@@ -57,12 +60,14 @@ class Classifier(tf.keras.Model):
 
     def compile(self, **options):
         super().compile(**options)
-        # Distributed: each replica keeps its own sums, which are added up when the metric is read: exact means over all rows.
+        # Distributed: each replica keeps its own sums, which are added up when the metric is read: exact means
+        # over all rows.
         self.loss_per_row, self.accuracy = tf.keras.metrics.Mean("loss"), tf.keras.metrics.Mean("accuracy")
 
     @property
     def metrics(self):
-        # Both steps return all of them: of any other dictionary Keras adds up the replicas' values, though each is the total.
+        # Both steps return all of them: of any other dictionary Keras adds up the replicas' values, though
+        # each is the total.
         return [self.loss_per_row, self.accuracy]
 
     def train_step(self, batch):
@@ -82,7 +87,7 @@ class Classifier(tf.keras.Model):
 
 
 class WarmupThenCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """`settings.learning_rate_at` as a function of the optimizer's step counter: it needs nothing but that to resume."""
+    """`settings.learning_rate_at` as a function of the optimizer's step counter: it needs only that to resume."""
 
     def __init__(self, config, steps_per_epoch):
         self.peak = config.learning_rate * config.global_batch_size / config.base_batch_size
@@ -99,5 +104,8 @@ class WarmupThenCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
 
 
 def make_optimizer(config, rate, clip_norm=None):
-    """SGD with Nesterov momentum; `rate` is a number or a schedule; `clip_norm`: longer gradients are shortened to it."""
+    """SGD with Nesterov momentum.
+
+    `rate` is a number or a schedule. `clip_norm`: longer gradients are shortened to it.
+    """
     return tf.keras.optimizers.SGD(rate, config.momentum, nesterov=config.momentum > 0, global_clipnorm=clip_norm)

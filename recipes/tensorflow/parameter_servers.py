@@ -11,8 +11,8 @@ from runtime import tf
 
 def serve(me, config, facts):
     """The life of a ps or a worker: a server that computes what the chief asks for, until it is told to end."""
-    # Distributed: SIGTERM is how the launcher ends the services. Blocked before TensorFlow's threads start, which inherit
-    # that, it waits for `sigwait` below instead of cutting this process off.
+    # Distributed: SIGTERM is how the launcher ends the services. Blocked before TensorFlow's threads start, which
+    # inherit that, it waits for `sigwait` below instead of cutting this process off.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     with RunRecord(config.output_dir, me.index, me.num_workers, 0, me.kind, me.attempt, **facts):
@@ -22,7 +22,10 @@ def serve(me, config, facts):
 
 
 def make_checkpoints(model, optimizer, config):
-    """A CheckpointManager of the folder, with the variable `epoch` to go on with; what the last checkpoint holds is restored."""
+    """A CheckpointManager of the folder, with the variable `epoch` to go on with.
+
+    What the last checkpoint holds is restored.
+    """
     epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
     checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, epoch=epoch)
     manager = tf.train.CheckpointManager(checkpoint, str(Path(config.checkpoint_dir)), max_to_keep=1)
@@ -33,7 +36,9 @@ def make_checkpoints(model, optimizer, config):
 
 
 def make_log(num_steps, batch_size):
-    """Variables on the first ps with a place for each step of an epoch: who took it (process, then its rows), and the sum of their losses.
+    """Variables on the first ps with a place for each step of an epoch.
+
+    They hold who took it (process, then its rows), and the sum of their losses.
 
     Process and rows share one variable, so that they are written at once: a worker can die between any two operations.
     Results stay on the worker until they are fetched, so that those of a worker that dies would be lost, although its
@@ -63,7 +68,10 @@ def note(log, step, rows, losses):
 
 
 def next_place(log):
-    """The number of a step among all workers' steps, each given once: the ps counts while it holds the variable's lock."""
+    """The number of a step among all workers' steps, each given once.
+
+    The ps counts while it holds the variable's lock.
+    """
     return tf.raw_ops.ResourceCountUpTo(resource=log["next"].handle, limit=2**62, T=tf.int64)
 
 

@@ -1,4 +1,7 @@
-"""The one place that imports TensorFlow, because some of its switches count only before that; and what this process is."""
+"""The one place that imports TensorFlow, because some of its switches count only before that.
+
+It also says what this process is.
+"""
 
 import json
 import os
@@ -16,13 +19,19 @@ from settings import depends_on
 
 
 def task():
-    """What TF_CONFIG makes of this process: kind (chief, ps, worker), index, num_workers, num_ps, attempt. Alone: worker 0 of 1."""
+    """What TF_CONFIG makes of this process: kind (chief, ps, worker), index, num_workers, num_ps, attempt.
+
+    Alone: worker 0 of 1.
+    """
     config = json.loads(os.environ.get("TF_CONFIG", "{}"))
     mine, cluster = config.get("task", {}), config.get("cluster", {})
     return SimpleNamespace(
-        kind=mine.get("type", "worker"), index=int(mine.get("index", 0)), num_workers=len(cluster.get("worker", [0])),
-        num_ps=len(cluster.get("ps", [])), attempt=int(os.environ.get("TFRUN_ATTEMPT", "0")),
-    )  # fmt: skip
+        kind=mine.get("type", "worker"),
+        index=int(mine.get("index", 0)),
+        num_workers=len(cluster.get("worker", [0])),
+        num_ps=len(cluster.get("ps", [])),
+        attempt=int(os.environ.get("TFRUN_ATTEMPT", "0")),
+    )
 
 
 def claim_checkpoints(config, program):
@@ -33,18 +42,20 @@ def claim_checkpoints(config, program):
     note = Path(config.checkpoint_dir) / "program.txt"
     if note.exists() and (theirs := note.read_text()) != program:
         raise SystemExit(
-            f"checkpoint_dir={config.checkpoint_dir} has the checkpoints of {theirs}, this is {program} (mode={config.mode}): "
-            "use another checkpoint_dir, or the mode of that run"
+            f"checkpoint_dir={config.checkpoint_dir} has the checkpoints of {theirs}, this is {program} "
+            f"(mode={config.mode}): use another checkpoint_dir, or the mode of that run"
         )
     num_rows = json.loads((Path(config.data_dir) / "manifest.json").read_text())["rows"]["train"]
     mine, batches = depends_on(config, min(num_rows, config.max_rows or num_rows)), note.with_name("depends_on.json")
-    # Without one of this note, nobody knows of which batches the checkpoints are; without a checkpoint, it does not matter.
+    # Without one of this note, nobody knows of which batches the checkpoints are; without a checkpoint, it
+    # does not matter.
     saved = any(note.parent.rglob("*.index")) or (note.parent / "last.npz").exists()
     if saved and batches.exists():
         check_position(note.parent, json.loads(batches.read_text()), mine)
     note.parent.mkdir(parents=True, exist_ok=True)
     for path, text in [(note, program), *([] if saved else [(batches, json.dumps(mine))])]:
-        # Distributed: all write the same; renamed, so that nobody reads half of it. Not named by process: in containers the numbers are alike.
+        # Distributed: all write the same; renamed, so that nobody reads half of it. Not named by process: in containers
+        # the numbers are alike.
         partial = path.with_suffix(f".{task().kind}-{task().index}")
         partial.write_text(text)
         partial.replace(path)

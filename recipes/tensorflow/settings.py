@@ -17,9 +17,8 @@ CHOICES = {
     "partitioner": ["none", "min_size", "max_size", "fixed_shards"],
 }
 PROGRAMS = {name: f"main_{name}.py" for name in ("parameter_server", "parameter_server_fit", "model_parallel")}
-AT_LEAST_ONE = [
-    "num_epochs", "global_batch_size", "base_batch_size", "num_devices", "num_ps", "num_files", "prefetch_batches", "steps_per_execution",
-]  # fmt: skip
+AT_LEAST_ONE = ["num_epochs", "global_batch_size", "base_batch_size", "num_devices", "num_ps"]
+AT_LEAST_ONE += ["num_files", "prefetch_batches", "steps_per_execution"]
 
 
 def check_settings(config, num_workers, program=None):
@@ -48,7 +47,8 @@ def check_settings(config, num_workers, program=None):
         check_tpu(config)
     elif config.steps_per_execution > 1:
         raise SystemExit(
-            f"steps_per_execution={config.steps_per_execution} is for mode=tpu; elsewhere every step is reported by itself: say 1"
+            f"steps_per_execution={config.steps_per_execution} is for mode=tpu; elsewhere every step is reported by "
+            "itself: say 1"
         )
     return config
 
@@ -62,23 +62,25 @@ def check_batch(config, num_workers):
     if config.mode in ("multi_worker", "mirrored") and config.global_batch_size % number:
         batch = config.global_batch_size
         raise SystemExit(
-            f"global_batch_size={batch} cannot be divided by {what}, {number}: {batch} = {batch // number} x {number} + "
-            f"{batch % number}; choose {batch // number * number or number} or {(batch // number + 1) * number}"
+            f"global_batch_size={batch} cannot be divided by {what}, {number}: {batch} = {batch // number} x {number} "
+            f"+ {batch % number}; choose {batch // number * number or number} or {(batch // number + 1) * number}"
         )
     if config.mode == "model_parallel" and 16 * config.width % number:
         raise SystemExit(
-            f"num_devices={number} does not divide the hidden layer's 16 x width = {16 * config.width} units: choose a divisor, or another width"
+            f"num_devices={number} does not divide the hidden layer's 16 x width = {16 * config.width} units: choose "
+            "a divisor, or another width"
         )
     if config.auto_shard == "file" and config.input != "tfrecord":
         raise SystemExit(
-            "auto_shard=file divides files: it needs input=tfrecord; in memory there are rows: say auto_shard=data or own"
+            "auto_shard=file divides files: it needs input=tfrecord; in memory there are rows: say auto_shard=data or "
+            "own"
         )
     if config.input == "tfrecord" and config.mode != "multi_worker":
         raise SystemExit(f"input=tfrecord is shown by mode=multi_worker, not {config.mode}: say input=memory")
     if config.auto_shard == "file" and config.num_files % num_workers:
         raise SystemExit(
-            f"num_files={config.num_files} cannot be divided by {num_workers} workers: some would have more rows than others; "
-            f"choose {-(-config.num_files // num_workers) * num_workers}"
+            f"num_files={config.num_files} cannot be divided by {num_workers} workers: some would have more rows than "
+            f"others; choose {-(-config.num_files // num_workers) * num_workers}"
         )
 
 
@@ -88,19 +90,21 @@ def check_tpu(config):
         raise SystemExit(
             "mode=tpu needs a TPU and none is named: set tpu_name=local on a TPU VM, or tpu_name=NAME tpu_zone=ZONE "
             "tpu_project=PROJECT for a TPU node. To get one: `gcloud compute tpus tpu-vm create NAME --zone=ZONE "
-            "--accelerator-type=v5litepod-1 --version=tpu-vm-tf-<version>`; delete it when you are done, it costs money until then"
+            "--accelerator-type=v5litepod-1 --version=tpu-vm-tf-<version>`; delete it when you are done, it costs "
+            "money until then"
         )
     if config.tpu_name == "local" and not (Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()):
         raise SystemExit(
-            "tpu_name=local, but this machine has no TPU (neither /dev/accel0 nor /dev/vfio/0): run on a TPU VM, or name a TPU "
-            "node with tpu_name=NAME tpu_zone=ZONE tpu_project=PROJECT"
+            "tpu_name=local, but this machine has no TPU (neither /dev/accel0 nor /dev/vfio/0): run on a TPU VM, or "
+            "name a TPU node with tpu_name=NAME tpu_zone=ZONE tpu_project=PROJECT"
         )
     found = (
         config.tpu_name == "local" or config.tpu_name.startswith("grpc://") or (config.tpu_zone and config.tpu_project)
     )
     if not found:
         raise SystemExit(
-            f"tpu_name={config.tpu_name} needs tpu_zone=ZONE and tpu_project=PROJECT to be found, or tpu_name=grpc://ADDRESS:8470"
+            f"tpu_name={config.tpu_name} needs tpu_zone=ZONE and tpu_project=PROJECT to be found, or "
+            "tpu_name=grpc://ADDRESS:8470"
         )
 
 
@@ -116,10 +120,12 @@ def depends_on(config, num_rows):
 
 
 def learning_rate_at(epoch, config):
-    """The learning rate at a fractional epoch: grows with the batch, after a warm-up from 0, and ends at 0 (half a cosine).
+    """The learning rate at a fractional epoch.
 
-    Sources: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2 (linear scaling, warm-up); Loshchilov and Hutter
-    2016, "SGDR" (cosine).
+    It grows with the batch, after a warm-up from 0, and ends at 0 (half a cosine).
+
+    Sources: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2 (linear scaling, warm-up); Loshchilov and
+    Hutter 2016, "SGDR" (cosine).
     """
     peak = config.learning_rate * config.global_batch_size / config.base_batch_size
     if epoch < config.warmup_epochs:

@@ -15,7 +15,8 @@ def make_strategy(config):
     if config.communication == "nccl" and not tf.config.list_physical_devices("GPU"):
         raise SystemExit("communication=nccl needs GPUs and this worker has none: choose communication=ring or auto")
     kinds = tf.distribute.experimental.CommunicationImplementation
-    # Distributed: how the gradients travel. RING works over gRPC on any device, NCCL between GPUs; AUTO leaves it to TensorFlow.
+    # Distributed: how the gradients travel. RING works over gRPC on any device, NCCL between GPUs; AUTO leaves it
+    # to TensorFlow.
     options = tf.distribute.experimental.CommunicationOptions(implementation=kinds[config.communication.upper()])
     return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
 
@@ -30,10 +31,11 @@ def tpu_strategy(config):
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, OSError, RuntimeError, tf.errors.OpError) as error:
         raise SystemExit(
-            f"no TPU answers as tpu_name={config.tpu_name!r}, tpu_zone={config.tpu_zone}, tpu_project={config.tpu_project}: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. On a TPU VM say tpu_name=local; "
-            "create one with `gcloud compute tpus tpu-vm create NAME --zone=ZONE --accelerator-type=v5litepod-1 "
-            "--version=tpu-vm-tf-<version>`, and delete it when you are done: it costs money as long as it exists"
+            f"no TPU answers as tpu_name={config.tpu_name!r}, tpu_zone={config.tpu_zone}, "
+            f"tpu_project={config.tpu_project}: {str(error).splitlines()[0] if str(error) else type(error).__name__}. "
+            "On a TPU VM say tpu_name=local; create one with `gcloud compute tpus tpu-vm create NAME --zone=ZONE "
+            "--accelerator-type=v5litepod-1 --version=tpu-vm-tf-<version>`, and delete it when you are done: it "
+            "costs money as long as it exists"
         ) from None
     # The matrix unit's own format; variables stay float32.
     tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
