@@ -228,7 +228,8 @@ def download(mirrors, name, md5, folder, attempts=4, timeout_seconds=30):
             reasons.append(f"{shown}: MD5 is {got}, expected {md5}")
     raise DatasetError(
         f"{name} could not be fetched:\n  " + "\n  ".join(dict.fromkeys(reasons)) + "\n"
-        f"Without network: put the file at {path} by hand and run again, or set a mirror (data.parameters.mirrors=[http://...])."
+        f"Without network: put the file at {path} by hand and run again, or set a mirror "
+        "(data.parameters.mirrors=[http://...])."
     )
 
 

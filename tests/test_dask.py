@@ -150,7 +150,8 @@ def test_a_cluster_that_is_there_already(recipe_python, tmp_path):
 
 GOOD = "2013,1,{day},517,515,2,830,819,11,UA,1545,N14228,EWR,IAH,227,1400,5,15,2013-01-0{day}T10:00:00Z"
 HEADER = (
-    "year,month,day,dep_time,sched_dep_time,dep_delay,arr_time,sched_arr_time,arr_delay,carrier,flight,tailnum,origin,dest,"
+    "year,month,day,dep_time,sched_dep_time,dep_delay,arr_time,sched_arr_time,arr_delay,carrier,flight,tailnum,"
+    "origin,dest,"
     "air_time,distance,hour,minute,time_hour"
 )
 
