@@ -54,7 +54,7 @@ eject: $(SETUP) ## copy a recipe out so that it runs by itself: RECIPE=horovod T
 	@$(BIN)/python -m cookbook.eject "$(RECIPE)" "$(TO)" @ARGS
 
 bench: $(SETUP) ## measure a recipe against the bare framework: RECIPE=horovod
-	@PYTHONPATH=. $(BIN)/python recipes/$(RECIPE)/benchmark.py
+	@$(BIN)/python -m benchmarks.$(RECIPE)
 
 bench-hosts: $(SETUP) ## all-reduce over limited links against a model (as root, Linux)
 	@PYTHONPATH=. $(BIN)/python infra/local/benchmark.py

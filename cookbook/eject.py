@@ -54,9 +54,9 @@ def eject(recipe: str, to: str | Path, overrides: Sequence[str] = ()) -> Path:
 
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    ignored = shutil.ignore_patterns("README.md", "benchmark*", "__pycache__")
+    ignored = shutil.ignore_patterns("README.md", "__pycache__")
     shutil.copytree(source, partial, ignore=ignored)
-    sources = "".join(path.read_text() for path in source.glob("*.py") if not path.name.startswith("benchmark"))
+    sources = "".join(path.read_text() for path in source.glob("*.py"))
     # The cookbook's own launchers, which the command or one of the recipe's programs starts.
     launchers = {name for name in ("tfrun", "rayrun", "netrun") if name in process.argv or f'"-m", "{name}"' in sources}
     for name in ["runrecord", *launchers, *(["loopback"] if launchers else [])]:

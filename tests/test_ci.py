@@ -158,7 +158,7 @@ def test_a_night_is_green_a_broken_recipe_is_red_and_the_page_has_both(tmp_path)
         assert [one["recipe"] for one in run.matrix("recipe")] == recipes()
         assert f"{RECIPE}" in [one["area"] for one in run.matrix("area")]
         assert run.job("recipe", {"recipe": RECIPE}).ok, (tmp_path / "log").read_text()[-6000:]
-        assert f"recipes/{RECIPE}/benchmark.py" in (tmp_path / "log").read_text()
+        assert f"-m benchmarks.{RECIPE}" in (tmp_path / "log").read_text()
         assert run.job("health").ok, (tmp_path / "log").read_text()[-6000:]
         # The next night.
         run.names["github"]["run_id"] = "2"

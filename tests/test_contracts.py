@@ -88,8 +88,7 @@ def test_a_recipe_imports_only_what_it_may(recipe):
     for file in folder.glob("requirements*.in"):
         wanted |= set(re.findall(r"^([A-Za-z0-9_-]+)", file.read_text(), re.MULTILINE))
     allowed = set(sys.stdlib_module_names) | {"runrecord", "pytest"} | {path.stem for path in folder.glob("*.py")}
-    # The benchmark compares the recipe with other programs: eject leaves it out.
-    files = sorted(path for path in folder.glob("*.py") if path.name != "benchmark.py")
+    files = sorted(folder.glob("*.py"))
     assert files
     for path in files:
         strange = {name for name in imports_of(path) - allowed if not {name, PACKAGES.get(name)} & wanted}

@@ -44,7 +44,7 @@ PROGRAMS = [
     path
     for recipe in recipes()
     for path in sorted((ROOT / "recipes" / recipe).glob("*.py"))
-    if not path.name.startswith(("benchmark", "test_"))
+    if not path.name.startswith("test_")
 ]
 
 

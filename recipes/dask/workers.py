@@ -88,7 +88,7 @@ def modules_in(folder):
     Dask imports each module in it, on the scheduler too.
     """
     path = Path(folder) / "modules.zip"
-    programs = re.compile(r"main|benchmark|test_")
+    programs = re.compile(r"main|test_")
     with zipfile.ZipFile(path, "w") as archive:
         for module in [Path(runrecord.__file__), *sorted(Path(__file__).parent.glob("*.py"))]:
             if not programs.match(module.name):

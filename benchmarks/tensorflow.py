@@ -4,12 +4,11 @@ Prints the tables of the recipe's README.
 """
 
 import tempfile
-from pathlib import Path
 
 from cookbook import ROOT
 from cookbook.bench import print_table, run_bare, run_recipe, say, steady, steady_table, times_of_steps
 
-HERE, PYTHON = Path(__file__).resolve().parent, ROOT / ".venvs/tensorflow/bin/python"
+HERE, PYTHON = ROOT / "recipes/tensorflow", ROOT / ".venvs/tensorflow/bin/python"
 REPEATS, ROWS, BATCH, STEPS, WIDTH = 5, 16384, 256, 18, 32
 
 BARE = """

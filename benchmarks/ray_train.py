@@ -13,7 +13,7 @@ from pathlib import Path
 from cookbook import ROOT
 from cookbook.bench import BARE_DDP, print_table, run_bare, run_recipe, say, steady, times_of_steps
 
-HERE, BINARIES = Path(__file__).resolve().parent, ROOT / ".venvs/ray_train/bin"
+HERE, BINARIES = ROOT / "recipes/ray_train", ROOT / ".venvs/ray_train/bin"
 REPEATS, ROWS, BATCH, STEPS, WIDTH = 3, 16384, 256, 30, 32
 
 

@@ -13,12 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from cookbook import datasets, environments, report
+from cookbook import ROOT, datasets, environments, report
 from cookbook.bench import print_table
 from cookbook.settings import compose_recipe, worker_settings
 from tests.helpers import Silent
 
-HERE = Path(__file__).resolve().parent
+HERE = ROOT / "recipes/kubeflow"
 REPEATS = 5
 DIRECT = """
 import json, os, sys, time, types

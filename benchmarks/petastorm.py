@@ -7,12 +7,11 @@ repetitions by turns.
 import json
 import os
 import subprocess
-from pathlib import Path
 
 from cookbook import ROOT, report
 from cookbook.bench import print_table, run_recipe, say
 
-HERE, PYTHON = Path(__file__).resolve().parent, ROOT / ".venvs/petastorm/bin/python"
+HERE, PYTHON = ROOT / "recipes/petastorm", ROOT / ".venvs/petastorm/bin/python"
 PROGRAM = """
 import json, statistics, sys, time, warnings
 warnings.filterwarnings("ignore")

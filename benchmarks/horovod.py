@@ -13,7 +13,7 @@ from pathlib import Path
 from cookbook import ROOT
 from cookbook.bench import print_table, run_bare, run_recipe, say, steady, steady_table, times_of_steps
 
-HERE = Path(__file__).resolve().parent
+HERE = ROOT / "recipes/horovod"
 REPEATS = 5
 # With a worker on every core, Horovod's own thread shares it: waking up each millisecond, as it does by
 # default, costs speed.

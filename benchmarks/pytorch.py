@@ -12,7 +12,7 @@ from cookbook import ROOT
 from cookbook.bench import BARE_DDP, print_table, run_bare, run_recipe, say, steady, steady_table, times_of_steps
 from cookbook.job import ALLOCATOR
 
-HERE, BINARIES = Path(__file__).resolve().parent, ROOT / ".venvs/pytorch/bin"
+HERE, BINARIES = ROOT / "recipes/pytorch", ROOT / ".venvs/pytorch/bin"
 REPEATS, ROWS, BATCH, STEPS, WIDTH = 5, 16384, 256, 30, 32
 
 MODES = ("single", "fsdp", "tensor_parallel", "pipeline")

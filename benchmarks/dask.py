@@ -14,7 +14,7 @@ from pathlib import Path
 from cookbook import ROOT, environments, run_folder
 from cookbook.bench import print_table, say, watched
 
-HERE, PYTHON = Path(__file__).resolve().parent, ROOT / ".venvs/dask/bin/python"
+HERE, PYTHON = ROOT / "recipes/dask", ROOT / ".venvs/dask/bin/python"
 REPEATS = 3  # of each, by turns
 
 PANDAS = """

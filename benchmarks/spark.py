@@ -16,7 +16,7 @@ from pathlib import Path
 from cookbook import ROOT, environments, run_folder
 from cookbook.bench import print_table, run_recipe, say, watched
 
-HERE, PYTHON = Path(__file__).resolve().parent, ROOT / ".venvs/spark/bin/python"
+HERE, PYTHON = ROOT / "recipes/spark", ROOT / ".venvs/spark/bin/python"
 REPEATS = 3  # of each engine, by turns; each time in a new process, after a run that warms it up
 
 SPARK = """
