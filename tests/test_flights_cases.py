@@ -905,9 +905,9 @@ def test_whatever_comes_is_good_or_quarantined_or_refused(server, folder, made):
 
 
 @pytest.mark.full
-@settings(max_examples=1500, **COMMON)
+@settings(max_examples=5000, **COMMON)
 @given(files())
-def test_whatever_comes_is_good_or_quarantined_or_refused_1500_times(server, folder, made):
+def test_whatever_comes_is_good_or_quarantined_or_refused_5000_times(server, folder, made):
     check_any(server, folder, *made)
 
 
