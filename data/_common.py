@@ -120,8 +120,11 @@ def refuse_tables(folder):
 
 def same_file(path):
     """What two names of one file (links, hard links) have in common."""
-    state = os.stat(path)
-    return (state.st_dev, state.st_ino) if state.st_ino else os.path.realpath(path)
+    with contextlib.suppress(OSError):  # a link to nothing is only itself
+        state = os.stat(path)
+        if state.st_ino:
+            return state.st_dev, state.st_ino
+    return os.path.realpath(path)
 
 
 def same_bytes(files):

@@ -889,3 +889,10 @@ def test_a_bom_and_windows_line_ends_and_letters_that_end_no_line(tmp_path):
     assert built(tmp_path)["format"] == "combined"
     line = "Mar 29 22:00:00 web01 app[1]: grüße\u2028zweite \x85 Zeile"
     assert logformat.parse(logformat.entries()["syslog"], line, DATED)[0]["message"] == "grüße\u2028zweite \x85 Zeile"
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    write(tmp_path / "a.log", access(5))
+    (tmp_path / "b.log").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match=r"1 of 2 log files cannot be read:\n  .*nowhere: No such file"):
+        built(tmp_path, "combined")
