@@ -97,7 +97,7 @@ class Driver:
         """The process of the worker that started last with this rank."""
         return max((e["time"], e["pid"]) for e in self.events() if e["event"] == "start" and e["rank"] == rank)[1]
 
-    def end(self, seconds=240):
+    def end(self, seconds=600):
         """Waits for the driver; returns (exit status, output)."""
         output = self.process.communicate(timeout=seconds)[0]
         return self.process.returncode, output
