@@ -164,7 +164,7 @@ def test_the_printed_command_does_the_same_by_hand(recipe, undisturbed, tmp_path
     content, folder, _ = undisturbed(f"recipe={recipe}", *SHORT[recipe])
     before = {path: path.read_bytes() for path in folder.glob("workers/*")}
     done = subprocess.run(
-        ["bash", "-c", content["workers_command"]], cwd=tmp_path, capture_output=True, text=True, timeout=200, env=CLEAN
+        ["bash", "-c", content["workers_command"]], cwd=tmp_path, capture_output=True, text=True, timeout=600, env=CLEAN
     )
     assert done.returncode == 0, done.stdout + done.stderr
     records = read_records(folder / "by-hand")
@@ -181,7 +181,7 @@ def test_a_checkpoint_of_other_batches_is_refused(recipe, undisturbed, tmp_path)
     folders = f" seed=7 output_dir={tmp_path} checkpoint_dir={mine}"
     command = re.sub(r" output_dir=\S+ checkpoint_dir=\S+", folders, content["workers_command"])
     assert command != content["workers_command"]
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=200, env=CLEAN)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=600, env=CLEAN)
     assert done.returncode, "it went on with the checkpoints of another seed"
     assert "was made with other settings: seed=7 (0 there)" in done.stdout + done.stderr
 
