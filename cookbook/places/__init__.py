@@ -7,6 +7,7 @@ behind.
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -29,7 +30,7 @@ class Watch(Protocol):
         """
 
 
-class Place:
+class Place(ABC):
     """One run's place; it keeps what `prepare` has found."""
 
     def __init__(self, job: Job, run_id: str) -> None:
@@ -48,17 +49,17 @@ class Place:
     def prepare(self, system: System, data_dir: Path | None, stage: Progress) -> None:
         """Looks at the place, and brings it what the run needs. Raises UserError when the run is not possible there."""
 
+    @abstractmethod
     def plan(self, system: System) -> list[Process]:
         """What to start. Raises UserError for a system that does not work here."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, processes: Sequence[Process], watch: Watch) -> Mapping[str, Status]:
         """Starts all, and calls `watch` until they have ended. When one fails, the others are ended.
 
         Returns the processes' states at the end by their names. The output of each goes to <run_dir>/logs/<name>.log.
         Nothing is left behind, however this ends.
         """
-        raise NotImplementedError
 
 
 def names() -> list[str]:
