@@ -46,7 +46,9 @@ class Place(ABC):
         """Whether this machine's operating system can confirm a worker's process id."""
         return False
 
-    def prepare(self, system: System, data_dir: Path | None, stage: Progress) -> None:
+    def prepare(  # noqa: B027 (not abstract: this machine needs nothing)
+        self, system: System, data_dir: Path | None, stage: Progress
+    ) -> None:
         """Looks at the place, and brings it what the run needs. Raises UserError when the run is not possible there."""
 
     @abstractmethod
