@@ -136,6 +136,14 @@ TOOLS = [
         packages={"apt": "util-linux", "dnf": "util-linux"},
     ),
     Tool(
+        "sudo",
+        "the user of the workflows in tests",
+        ("sudo",),
+        used_by=("tests",),
+        system="Linux",
+        packages=same("sudo"),
+    ),
+    Tool(
         "mount",
         "small disks in tests",
         ("mount",),

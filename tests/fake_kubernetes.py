@@ -506,7 +506,7 @@ class FakeKubernetes:
             }
         }
 
-    def wait_for_text(self, pod, text, seconds=60):
+    def wait_for_text(self, pod, text, seconds=300):
         deadline = time.monotonic() + seconds
         while text not in (said := self.pods[pod]["log"].read_text(errors="replace")):
             assert self.pods[pod]["process"].poll() is None and time.monotonic() < deadline, said

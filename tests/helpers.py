@@ -71,7 +71,7 @@ class Driver:
             stderr=subprocess.STDOUT,
         )
 
-    def wait_until(self, condition, seconds=120):
+    def wait_until(self, condition, seconds=600):
         """Calls `condition` until it returns something true, and returns that."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

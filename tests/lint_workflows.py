@@ -30,7 +30,7 @@ def actionlint(files):
     if not shutil.which("npx"):
         return None
     node = ["npx", "--yes", NODE_BUILD]
-    if subprocess.run([*node, "--help"], capture_output=True, timeout=120).returncode:
+    if subprocess.run([*node, "--help"], capture_output=True, timeout=300).returncode:
         return None
     # It heeds only the first file of several.
     done = [subprocess.run([*node, file], capture_output=True, text=True) for file in files]

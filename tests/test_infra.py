@@ -632,7 +632,7 @@ def test_variables_of_clusters(tmp_path, target, values, message):
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             env={**CLEAN, "TF_DATA_DIR": f"{tmp_path}/.terraform"},
         )
     text = " ".join(re.sub(r"[╷│╵]", " ", done.stderr).split())

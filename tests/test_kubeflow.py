@@ -172,7 +172,7 @@ def test_no_cluster_is_an_error_that_says_what_to_do(tmp_path):
 def call(python, code, **environment):
     """Runs Python code beside the recipe's modules; returns the finished process."""
     own = {**CLEAN, "PYTHONPATH": str(RECIPE), "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run([python, "-c", code], env=own, capture_output=True, text=True, timeout=120)
+    return subprocess.run([python, "-c", code], env=own, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +346,7 @@ on_cluster.train({str(rows)!r}, 0.1, 50, pipeline.settings_of_training(config, T
         ):
             time.sleep(0.1)
         step.terminate()
-        _, output = step.communicate(timeout=60)
+        _, output = step.communicate(timeout=300)
         assert "the step was told to end" in output
         assert cluster.objects == {}
 

@@ -108,7 +108,7 @@ def test_every_golden_file_is_looked_at():
 
 def schemas(tools, *paths):
     return subprocess.run(
-        [tools, ROOT / "tests/kubernetes_schemas.py", *paths], capture_output=True, text=True, timeout=120
+        [tools, ROOT / "tests/kubernetes_schemas.py", *paths], capture_output=True, text=True, timeout=300
     )
 
 
@@ -302,7 +302,7 @@ def test_what_pods_wait_for():
 
 def podrun(tmp_path, *words, environment=None):
     words = [sys.executable, ROOT / "runrecord/podrun.py", "--output-dir", tmp_path, *words]
-    return subprocess.run(words, capture_output=True, text=True, env={**os.environ, **(environment or {})}, timeout=60)
+    return subprocess.run(words, capture_output=True, text=True, env={**os.environ, **(environment or {})}, timeout=300)
 
 
 WRITE = """

@@ -192,7 +192,7 @@ def test_an_environment_is_taken_or_refused_before_any_work(tmp_path, recipe_pyt
         recipe=str(ROOT / "recipes/ray_rllib"), runrecord=str(ROOT / "runrecord"), here=str(tmp_path)
     )
     words = [recipe_python("ray_rllib"), "-c", program, environment, algorithm]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert said in done.stdout + done.stderr and (done.returncode == 0) == said.startswith("(")
     assert "Traceback" not in done.stderr
 

@@ -48,7 +48,7 @@ def tfrun(folder, program, *options, environment=None):
         words_of(folder, program, *options),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         env={**os.environ, **(environment or {})},
     )
     return done.returncode, done.stdout + done.stderr
