@@ -31,27 +31,27 @@ HAS_PYTHON = test -n "$(PYTHON)" || { echo "error: there is no Python; README.md
 
 tools-for-%:
 	@$(HAS_PYTHON)
-	@$(PYTHON) -m cookbook.tools before $* @ARGS
+	@$(PYTHON) -m cookbook.prepare.install before $* @ARGS
 
 doctor: ## what the recipes need from the machine, found or missing (or: RECIPE=horovod)
 	@$(HAS_PYTHON)
-	@$(PYTHON) -m cookbook.doctor $(RECIPE)
+	@$(PYTHON) -m cookbook.prepare.doctor $(RECIPE)
 
 tools: ## install what is missing; asks first (YES=1: does not; RECIPE=horovod; USE=tests)
 	@$(HAS_PYTHON)
-	@YES="$(YES)" $(PYTHON) -m cookbook.tools install $(RECIPE) $(USE)
+	@YES="$(YES)" $(PYTHON) -m cookbook.prepare.install install $(RECIPE) $(USE)
 
 report: $(SETUP) ## one page over all past runs
-	@$(BIN)/python -m cookbook.report @ARGS
+	@$(BIN)/python -m cookbook.report.pages @ARGS
 
 send: $(SETUP) ## send a finished run to its tracker, later: RUN=outputs/horovod/latest ARGS="tracking=mlflow"
-	@$(BIN)/python -m cookbook.tracking "$(RUN)" @ARGS
+	@$(BIN)/python -m cookbook.report.tracking "$(RUN)" @ARGS
 
 compare: $(SETUP) ## the same task in several recipes: RECIPES="horovod pytorch" ARGS="recipe.num_epochs=4"
-	@$(BIN)/python -m cookbook.compare "$(RECIPES)" @ARGS
+	@$(BIN)/python -m cookbook.tools.compare "$(RECIPES)" @ARGS
 
 eject: $(SETUP) ## copy a recipe out so that it runs by itself: RECIPE=horovod TO=../mine
-	@$(BIN)/python -m cookbook.eject "$(RECIPE)" "$(TO)" @ARGS
+	@$(BIN)/python -m cookbook.tools.eject "$(RECIPE)" "$(TO)" @ARGS
 
 bench: $(SETUP) ## measure a recipe against the bare framework: RECIPE=horovod
 	@$(BIN)/python -m benchmarks.$(RECIPE)
@@ -60,7 +60,7 @@ bench-hosts: $(SETUP) ## all-reduce over limited links against a model (as root,
 	@PYTHONPATH=. $(BIN)/python infra/local/benchmark.py
 
 infra-%: $(SETUP) ## machines: infra-plan, -up, -status, -down: TARGET=local|aws|gcp|eks|gke|kubernetes ARGS="infra.variables.num_hosts=3"
-	@$(BIN)/python -m cookbook.infra $* "$(TARGET)" $(ARGS)
+	@$(BIN)/python -m cookbook.tools.infra $* "$(TARGET)" $(ARGS)
 
 # Two tests at a time: most of a run is waiting. Those that make networks stay on one of the two (tests/areas.py).
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
@@ -85,16 +85,16 @@ docs: $(SETUP) ## the pages in docs/ as a site, with all settings; a link that l
 	@$(BIN)/python -m docs.build
 
 nightly-record: $(SETUP) ## run a recipe and append its line to a history: RECIPE=horovod HISTORY=history.jsonl
-	@$(BIN)/python -m cookbook.health record "$(RECIPE)" "$(HISTORY)" $(ARGS)
+	@$(BIN)/python -m cookbook.tools.health record "$(RECIPE)" "$(HISTORY)" $(ARGS)
 
 health: $(SETUP) ## one page over a history of nightly runs: HISTORY=history.jsonl TO=outputs/health
-	@$(BIN)/python -m cookbook.health page "$(HISTORY)" "$(or $(TO),outputs/health)"
+	@$(BIN)/python -m cookbook.tools.health page "$(HISTORY)" "$(or $(TO),outputs/health)"
 
 canary: $(SETUP) ## try newer versions than the lock's in a copy, name the upgrade that breaks: RECIPE=horovod HISTORY=history.jsonl
-	@$(BIN)/python -m cookbook.canary "$(RECIPE)" $(if $(HISTORY),--history "$(HISTORY)") $(if $(MINUTES),--minutes "$(MINUTES)")
+	@$(BIN)/python -m cookbook.tools.canary "$(RECIPE)" $(if $(HISTORY),--history "$(HISTORY)") $(if $(MINUTES),--minutes "$(MINUTES)")
 
 lock: $(SETUP) ## renew all locks (or: RECIPE=horovod)
-	@$(BIN)/python -m cookbook.environments lock $(RECIPE)
+	@$(BIN)/python -m cookbook.prepare.environments lock $(RECIPE)
 
 clean: ## remove environments, runs and caches of this checkout
 	@rm -rf .venv .venvs outputs .pytest_cache .mypy_cache .ruff_cache runrecord/build runrecord/*.egg-info

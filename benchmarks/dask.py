@@ -11,8 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cookbook import ROOT, environments, run_folder
-from cookbook.bench import print_table, say, watched
+from benchmarks.measure import print_table, say, watched
+from cookbook import ROOT, run_folder
+from cookbook.prepare import environments
 
 HERE, PYTHON = ROOT / "recipes/dask", ROOT / ".venvs/dask/bin/python"
 REPEATS = 3  # of each, by turns

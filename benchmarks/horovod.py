@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.measure import print_table, run_bare, run_recipe, say, steady, steady_table, times_of_steps
 from cookbook import ROOT
-from cookbook.bench import print_table, run_bare, run_recipe, say, steady, steady_table, times_of_steps
 
 HERE = ROOT / "recipes/horovod"
 REPEATS = 5

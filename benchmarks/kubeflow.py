@@ -13,8 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from cookbook import ROOT, datasets, environments, report
-from cookbook.bench import print_table
+from benchmarks.measure import print_table
+from cookbook import ROOT
+from cookbook.prepare import datasets, environments
+from cookbook.report import pages
 from cookbook.settings import compose_recipe, worker_settings
 from tests.helpers import Silent
 
@@ -71,7 +73,7 @@ def main():
         ),
         f"| kfp, more per step | {each:.2f} s | |",
     ]
-    print_table("kubeflow", report.machine(), rows, {})
+    print_table("kubeflow", pages.machine(), rows, {})
 
 
 def run(way, python, out):

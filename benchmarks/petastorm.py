@@ -8,8 +8,9 @@ import json
 import os
 import subprocess
 
-from cookbook import ROOT, report
-from cookbook.bench import print_table, run_recipe, say
+from benchmarks.measure import print_table, run_recipe, say
+from cookbook import ROOT
+from cookbook.report import pages
 
 HERE, PYTHON = ROOT / "recipes/petastorm", ROOT / ".venvs/petastorm/bin/python"
 PROGRAM = """
@@ -86,7 +87,7 @@ def main():
         "batch reader / raw scan >= 0.8": rates["batch, 1 thread (default)"] >= 0.8 * raw,
         "equal results": len(set(digests.values())) == 1,
     }
-    print_table("petastorm", report.machine(), rows, bounds)
+    print_table("petastorm", pages.machine(), rows, bounds)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from benchmarks.measure import BARE_DDP, print_table, run_bare, run_recipe, say, steady, steady_table, times_of_steps
 from cookbook import ROOT
-from cookbook.bench import BARE_DDP, print_table, run_bare, run_recipe, say, steady, steady_table, times_of_steps
 from cookbook.job import ALLOCATOR
 
 HERE, BINARIES = ROOT / "recipes/pytorch", ROOT / ".venvs/pytorch/bin"

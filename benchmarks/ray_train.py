@@ -10,8 +10,8 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from benchmarks.measure import BARE_DDP, print_table, run_bare, run_recipe, say, steady, times_of_steps
 from cookbook import ROOT
-from cookbook.bench import BARE_DDP, print_table, run_bare, run_recipe, say, steady, times_of_steps
 
 HERE, BINARIES = ROOT / "recipes/ray_train", ROOT / ".venvs/ray_train/bin"
 REPEATS, ROWS, BATCH, STEPS, WIDTH = 3, 16384, 256, 30, 32

@@ -13,8 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cookbook import ROOT, environments, run_folder
-from cookbook.bench import print_table, run_recipe, say, watched
+from benchmarks.measure import print_table, run_recipe, say, watched
+from cookbook import ROOT, run_folder
+from cookbook.prepare import environments
 
 HERE, PYTHON = ROOT / "recipes/spark", ROOT / ".venvs/spark/bin/python"
 REPEATS = 3  # of each engine, by turns; each time in a new process, after a run that warms it up

@@ -5,8 +5,8 @@ Prints the tables of the recipe's README.
 
 import tempfile
 
+from benchmarks.measure import print_table, run_bare, run_recipe, say, steady, steady_table, times_of_steps
 from cookbook import ROOT
-from cookbook.bench import print_table, run_bare, run_recipe, say, steady, steady_table, times_of_steps
 
 HERE, PYTHON = ROOT / "recipes/tensorflow", ROOT / ".venvs/tensorflow/bin/python"
 REPEATS, ROWS, BATCH, STEPS, WIDTH = 5, 16384, 256, 18, 32

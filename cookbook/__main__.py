@@ -20,7 +20,6 @@ from omegaconf import DictConfig
 from cookbook import (
     ROOT,
     UserError,
-    doctor,
     inventory,
     places,
     redact,
@@ -28,13 +27,15 @@ from cookbook import (
     run_folder,
     settings,
     signals,
-    summary,
     surroundings,
     systems,
 )
-from cookbook.console import console
 from cookbook.job import Settings
+from cookbook.prepare import doctor
+from cookbook.report import summary
+from cookbook.report.console import console
 from cookbook.run import Run
+from cookbook.settings import checks, files, overrides
 from cookbook.signals import Interrupted
 from cookbook.words import words_of_make
 
@@ -48,11 +49,11 @@ def main() -> None:
         settings.refuse_to_be_a_worker()
         argv = sys.argv[1:] = words_of_make(sys.argv[1:])
         if not any(word in ("--help", "-h", "--hydra-help", "--version", "--info", "-i") for word in argv):
-            settings.check_choices(argv)
-            sys.argv[1:] = settings.with_defaults_of_mode(settings.prepared(argv))
+            checks.check_choices(argv)
+            sys.argv[1:] = overrides.with_defaults_of_mode(overrides.prepared(argv))
         elif not any(word.startswith("recipe=") for word in argv):
-            sys.argv.append(f"recipe={min(path.stem for path in (settings.CONF / 'recipe').glob('*.yaml'))}")
-        hydra.main(config_path=str(settings.CONF), config_name="config", version_base="1.3")(run)()
+            sys.argv.append(f"recipe={min(path.stem for path in (files.CONF / 'recipe').glob('*.yaml'))}")
+        hydra.main(config_path=str(files.CONF), config_name="config", version_base="1.3")(run)()
     except UserError as error:
         raise SystemExit(_message(error)) from None
     except Interrupted:
@@ -67,20 +68,20 @@ def run(composed: DictConfig) -> float:
     """Runs the composed settings. Returns the run's objective for Hydra's sweepers; nan when the run failed."""
     hydra_config = HydraConfig.get()
     choices = {group: name for group, name in hydra_config.runtime.choices.items() if "/" not in group}
-    overrides = [redact.redacted_text(word) for word in hydra_config.overrides.task]
+    typed = [redact.redacted_text(word) for word in hydra_config.overrides.task]
     recipe = choices["recipe"]
     try:
         config = settings.plain(composed)
-        settings.check_kinds(config, choices)
+        checks.check_kinds(config, choices)
         notes = surroundings.settle(config["cluster"])
         config["cluster"] = inventory.with_hosts(config["cluster"])
-        warning = settings.check_workers(config, os.cpu_count() or 1)
+        warning = checks.check_workers(config, os.cpu_count() or 1)
         places.load(config["cluster"]["kind"])
         doctor.require(config["recipe"]["driver"]["tools"], recipe)
         if config["cluster"]["kind"] == "local":
             systems.load(config["recipe"]["driver"]["system"]).check_machine(config)
         if config["tracking"]["kind"] != "none":
-            from cookbook import tracking
+            from cookbook.report import tracking
 
             tracking.check(config["tracking"])
         _check_recipe_settings(recipe, config)
@@ -98,14 +99,14 @@ def run(composed: DictConfig) -> float:
         if hydra_config.mode != RunMode.MULTIRUN:
             raise SystemExit(_message(error)) from None  # Hydra would add a traceback to any other exception
         console.print(_message(error), markup=False)
-        FINISHED.append((overrides, {"status": "failed", "reason": redact.redacted_text(str(error))}))
+        FINISHED.append((typed, {"status": "failed", "reason": redact.redacted_text(str(error))}))
         return math.nan
     for note in notes:
         console.print(f"note: {note}", markup=False)
     if warning:
         console.print(f"warning: {warning}", markup=False)
-    content = Run(recipe, config, choices, overrides, this_run).go().as_dict()
-    FINISHED.append((overrides, content))
+    content = Run(recipe, config, choices, typed, this_run).go().as_dict()
+    FINISHED.append((typed, content))
     if content["reason"].startswith("interrupted"):
         raise Interrupted(content["reason"])
     value: float | None = content["objective"]["value"]

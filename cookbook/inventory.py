@@ -168,8 +168,8 @@ def access_to(services: str, recipe: str) -> Settings | None:
     state = json.loads(path.with_name("supervisor.json").read_text())
     if state["host"] == socket.gethostname() and not supervisor(state):
         raise UserError(
-            f"{path}: the cluster that it describes is gone. `python -m cookbook.services up` with this inventory "
-            "starts it again; cluster.use_services=false: the run starts its own"
+            f"{path}: the cluster that it describes is gone. `python -m cookbook.tools.services up` with this "
+            "inventory starts it again; cluster.use_services=false: the run starts its own"
         )
     access: Settings = json.loads(path.read_text())
     return access
@@ -179,6 +179,6 @@ def supervisor(state: Settings) -> psutil.Process | None:
     """The process that keeps a service up; None when it is gone. `state`: the service's supervisor.json."""
     with contextlib.suppress(KeyError, psutil.Error):
         process = psutil.Process(state["pid"])
-        if process.status() != psutil.STATUS_ZOMBIE and "cookbook.services" in process.cmdline():
+        if process.status() != psutil.STATUS_ZOMBIE and "cookbook.tools.services" in process.cmdline():
             return process
     return None

@@ -19,7 +19,7 @@ from typing import IO, Self
 import psutil
 
 from cookbook import ROOT, UserError, certificates, signals, surroundings
-from cookbook.console import Progress
+from cookbook.report.console import Progress
 
 # This environment variable has the run's id. By it a run's processes are found, also those that left its process group.
 RUN_VARIABLE = "COOKBOOK_RUN"

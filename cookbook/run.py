@@ -14,29 +14,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cookbook import (
-    ROOT,
-    UserError,
-    causes,
-    datasets,
-    environments,
-    evidence,
-    processes,
-    redact,
-    report,
-    resume,
-    run_folder,
-    settings,
-    signals,
-    systems,
-)
-from cookbook.console import Stage, console, timed_stage
+from cookbook import ROOT, UserError, evidence, processes, redact, resume, run_folder, settings, signals, systems
+from cookbook.evidence import causes
+from cookbook.evidence.watch import Watcher
 from cookbook.job import Job, Result, Settings, num_processes
 from cookbook.places import Place, Status
+from cookbook.prepare import datasets, environments
+from cookbook.report import pages
+from cookbook.report.console import Stage, console, timed_stage
+from cookbook.report.summary import print_summary, shown_path
 from cookbook.run_folder import RunFolder
 from cookbook.signals import Interrupted
-from cookbook.summary import print_summary, shown_path
-from cookbook.watch import Watcher
 
 # What a worker's record says of the worker itself. Everything else in its last event is the version of a library.
 PLACE_OF_WORKER = ("rank", "local_rank", "world_size", "host", "pid")
@@ -73,7 +61,7 @@ class Run:
         driver, shown = config["recipe"]["driver"], [redact.redacted_text(word) for word in overrides]
         self.result = Result(
             recipe=recipe,
-            machine=report.machine(),
+            machine=pages.machine(),
             identity=run_folder.identity(recipe, config),
             started=time.time(),
             each_row_once=any(rule.startswith("rows_once") for rule in driver["proof"]),
@@ -271,7 +259,7 @@ class Run:
         self.result.resumable = resumable
 
     def _track(self) -> None:
-        from cookbook import tracking
+        from cookbook.report import tracking
 
         try:
             tracking.send(self.config["tracking"], self.folder, self.result.as_dict())
@@ -290,7 +278,7 @@ class Run:
         self.result.seconds = spent | {"total": round(time.time() - self.result.started, 3)}
         try:
             self.run_folder.write(self.result.as_dict())
-            page = report.write_run_page(self.folder)
+            page = pages.write_run_page(self.folder)
             print_summary(self.result.as_dict(), page)
             if self.result.status == "ok" and self.config["tracking"]["kind"] != "none":
                 self._track()

@@ -9,8 +9,9 @@ import pytest
 from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
-from cookbook import ROOT, bootstrap, environments
-from cookbook.environments import uv, uv_environment
+from cookbook import ROOT, bootstrap
+from cookbook.prepare import environments
+from cookbook.prepare.environments import uv, uv_environment
 from cookbook.settings import compose_recipe
 from tests.areas import NETWORK, area_of, areas, group_of
 from tests.helpers import CLEAN, Silent, latest, recipes, run_cookbook

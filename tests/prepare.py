@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from cookbook.environments import make_all
+from cookbook.prepare.environments import make_all
 from tests.areas import area_of
 from tests.helpers import recipes
 

@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 
-from cookbook import canary, health
-from cookbook.environments import resolve
+from cookbook.prepare.environments import resolve
+from cookbook.tools import canary, health
 from tests.helpers import ROOT
 
 TEXT = """torch==2.13.0      # a GPU machine gets more

@@ -8,9 +8,11 @@ import sys
 import pytest
 import yaml
 
-from cookbook import ROOT, UserError, compare, report, run_folder, settings
-from cookbook.eject import eject
-from cookbook.settings import compose_recipe
+from cookbook import ROOT, UserError, run_folder
+from cookbook.report import pages
+from cookbook.settings import compose_recipe, files, overrides
+from cookbook.tools import compare
+from cookbook.tools.eject import eject
 from cookbook.words import words_of_make
 from tests.helpers import CLEAN
 
@@ -138,7 +140,7 @@ def test_numbers_that_make_no_sense_are_refused(word, text):
 
 
 def test_every_default_is_within_its_range():
-    for recipe in sorted(path.stem for path in (settings.CONF / "recipe").glob("*.yaml")):
+    for recipe in sorted(path.stem for path in (files.CONF / "recipe").glob("*.yaml")):
         for cluster in ("local", "slurm", "kubernetes"):
             compose_recipe(recipe, [f"cluster={cluster}"])  # raises where not
 
@@ -156,13 +158,13 @@ def test_one_text_given_twice_was_made_two_by_a_shell():
 
 def test_a_sweep_stays_one():
     words = ["-m", "recipe=pytorch", "recipe.learning_rate=0.1,0.2", "recipe.precision=float32,bfloat16"]
-    assert settings.prepared([*words, "output_root=/a,b"]) == [*words, "output_root='/a,b'"]
+    assert overrides.prepared([*words, "output_root=/a,b"]) == [*words, "output_root='/a,b'"]
 
 
 def test_what_was_typed_reaches_the_driver_through_make(tmp_path):
     """make, its shell and `words_of_make`: a program that prints its words stands for the driver's Python."""
     for name in ("Makefile", "requirements.txt", "cookbook/bootstrap.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     show = "import json, os, sys; from cookbook.words import words_of_make; "
     show += "print(json.dumps([words_of_make(sys.argv[1:]), sorted(n for n in os.environ if n.startswith(chr(80)))]))"
@@ -214,14 +216,14 @@ def run_of(root, name, started, recipe="pytorch"):
 
 def test_report_heeds_output_root(tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(report, "write_overview", lambda root: (seen.append(root), (root, 3))[1])
-    report.main([f"output_root={tmp_path}"])
-    report.main([str(tmp_path)])
+    monkeypatch.setattr(pages, "write_overview", lambda root: (seen.append(root), (root, 3))[1])
+    pages.main([f"output_root={tmp_path}"])
+    pages.main([str(tmp_path)])
     assert seen == [str(tmp_path)] * 2
     with pytest.raises(SystemExit, match="there are no runs in '/nowhere' yet"):
-        report.main(["output_root=/nowhere"])
+        pages.main(["output_root=/nowhere"])
     with pytest.raises(SystemExit, match="expected output_root=FOLDER"):
-        report.main(["seed=3"])
+        pages.main(["seed=3"])
 
 
 def test_compare_heeds_output_root(tmp_path, monkeypatch):
@@ -234,7 +236,7 @@ def test_compare_heeds_output_root(tmp_path, monkeypatch):
 
     monkeypatch.setattr(compare.subprocess, "run", run)
     monkeypatch.setattr(compare, "show", lambda *args: None)
-    monkeypatch.setattr(compare.report, "write_compare_page", lambda folder, members, *rest: [m[1] for m in members])
+    monkeypatch.setattr(compare.pages, "write_compare_page", lambda folder, members, *rest: [m[1] for m in members])
     folders, _ = compare.compare(["pytorch", "pytorch:recipe.num_epochs=2"], [f"output_root={tmp_path}/out"])
     assert [str(folder).startswith(f"{tmp_path}/out/compare/") for folder in folders] == [True, True]
     assert all(sum(word.startswith("output_root=") for word in words) == 1 for words in started)

@@ -278,7 +278,7 @@ def run_ejected(recipe, tmp_path, environment_folder, words=()):
     `environment_folder`: an environment of this recipe's lock to work in; None: the copy makes its own, by pip.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "cookbook.eject", recipe, tmp_path / "mine", *words],
+        [sys.executable, "-m", "cookbook.tools.eject", recipe, tmp_path / "mine", *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -318,7 +318,7 @@ def test_eject_overwrites_nothing(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/precious.txt").write_text("mine")
     done = subprocess.run(
-        [sys.executable, "-m", "cookbook.eject", RECIPES[0], str(tmp_path / "mine")],
+        [sys.executable, "-m", "cookbook.tools.eject", RECIPES[0], str(tmp_path / "mine")],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from cookbook import ROOT, UserError, datasets
+from cookbook import ROOT, UserError
+from cookbook.prepare import datasets
 
 sys.path.insert(0, str(ROOT / "data"))
 import _common

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from cookbook.rules import RULES
+from cookbook.evidence.rules import RULES
 from docs import build, settings
 from tests.helpers import ROOT, recipes
 

@@ -10,7 +10,8 @@ import sys
 import pytest
 import yaml
 
-from cookbook import ROOT, UserError, doctor, environments, tools
+from cookbook import ROOT, UserError
+from cookbook.prepare import doctor, environments, install
 
 RECIPES = doctor.recipes()
 
@@ -167,7 +168,7 @@ def test_space_that_is_short_is_named(monkeypatch):
     assert short["disk"].startswith("0.1 GB are free where ") and "COOKBOOK_CACHE=" in short["disk"]
     assert short["memory"].startswith("0.1 GB of memory are free") and "cluster.num_workers=1" in short["memory"]
     with pytest.raises(UserError, match=r"0\.1 GB are free"):
-        tools.before("dask", [])
+        install.before("dask", [])
     monkeypatch.setattr(doctor, "is_made", lambda recipe: True)
     assert set(doctor.lack_of_space(["horovod"])) == {"memory"}
 
@@ -176,9 +177,9 @@ def test_a_recipe_stops_with_the_line_where_nobody_can_be_asked(machine):
     with pytest.raises(
         UserError, match=r"(?s)recipe horovod needs what this machine lacks.*apt-get install -y .*g\+\+"
     ):
-        tools.before("horovod", [])
+        install.before("horovod", [])
     with pytest.raises(UserError, match="ssh: missing"):
-        tools.before("dask", ["cluster=hosts"])
+        install.before("dask", ["cluster=hosts"])
 
 
 def test_yes_installs_and_goes_on(machine, monkeypatch):
@@ -186,25 +187,25 @@ def test_yes_installs_and_goes_on(machine, monkeypatch):
     missing, lines = ["c++"], []
     monkeypatch.setattr(doctor, "missing_for", lambda *_: [doctor.Finding(tool(name), None) for name in missing])
 
-    def install(words, **_):
+    def run(words, **_):
         lines.append(words[-1])
         missing.clear()
         return subprocess.CompletedProcess(words, 0)
 
-    monkeypatch.setattr(subprocess, "run", install)
+    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(doctor, "manager", lambda: "dnf")
-    tools.before("horovod", [])
+    install.before("horovod", [])
     assert lines == ["dnf install -y gcc-c++"]
 
 
 def test_without_rights_it_says_who_can(machine, monkeypatch):
     monkeypatch.setattr(doctor, "is_root", lambda: False)
     with pytest.raises(UserError, match=r"(?s)no sudo.*\n  apt-get update && apt-get install -y g\+\+"):
-        tools.install([doctor.Finding(tool("c++"), None)])
+        install.install([doctor.Finding(tool("c++"), None)])
 
 
 def test_doctor_lists_every_tool_and_needs_nothing_installed():
-    words = [sys.executable, "-S", "-E", "-m", "cookbook.doctor"]  # -S: without site-packages
+    words = [sys.executable, "-S", "-E", "-m", "cookbook.prepare.doctor"]  # -S: without site-packages
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     for each in doctor.TOOLS:
         assert f" {each.name} " in done.stdout, done.stderr
@@ -214,7 +215,7 @@ def test_doctor_lists_every_tool_and_needs_nothing_installed():
 
 def test_doctor_s_status_says_whether_a_recipe_can_run(tmp_path):
     environment = {"PATH": str(tmp_path), "HOME": os.environ.get("HOME", "/")}
-    words = [shutil.which("python3.11") and sys.executable, "-m", "cookbook.doctor", "spark"]
+    words = [shutil.which("python3.11") and sys.executable, "-m", "cookbook.prepare.doctor", "spark"]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "--  java " in done.stdout
     unknown = subprocess.run([*words[:-1], "sparc"], cwd=ROOT, capture_output=True, text=True)

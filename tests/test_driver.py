@@ -10,7 +10,9 @@ import time
 
 import pytest
 
-from cookbook import ROOT, UserError, bootstrap, doctor, report, run_folder
+from cookbook import ROOT, UserError, bootstrap, run_folder
+from cookbook.prepare import doctor
+from cookbook.report import pages
 from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook
 from tests.requirements import skip
 
@@ -289,7 +291,11 @@ def test_mlflow_has_what_the_run_record_says(past_runs):
 def send(past_runs, *words):
     folder = next(f for f, c in run_folder.load_all(past_runs) if c["choices"]["tracking"] == "mlflow")
     return subprocess.run(
-        [sys.executable, "-m", "cookbook.tracking", folder, *words], cwd=ROOT, env=CLEAN, capture_output=True, text=True
+        [sys.executable, "-m", "cookbook.report.tracking", folder, *words],
+        cwd=ROOT,
+        env=CLEAN,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -335,7 +341,7 @@ def test_tensorboard_has_what_the_run_record_says(past_runs):
 
 
 def test_one_page_over_all_runs(past_runs):
-    path, count = report.write_overview(past_runs)
+    path, count = pages.write_overview(past_runs)
     page = path.read_text()
     assert count == 2
     for folder, content in run_folder.load_all(past_runs):

@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cookbook import ROOT, UserError, causes, evidence, processes
-from cookbook.watch import Watcher
+from cookbook import ROOT, UserError, evidence, processes
+from cookbook.evidence import causes
+from cookbook.evidence.watch import Watcher
 from runrecord import Diverged, RunRecord, read_records
 from tests.helpers import CLEAN, Driver, Silent, latest
 

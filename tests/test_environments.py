@@ -13,8 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cookbook import ROOT, UserError, environments
+from cookbook import ROOT, UserError
 from cookbook.bootstrap import complete
+from cookbook.prepare import environments
 from tests import test_petastorm, test_spark, test_store_cases
 from tests.helpers import Silent
 from tests.prepare import recipes_of

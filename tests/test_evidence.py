@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cookbook import evidence
-from cookbook.rules import RULES
+from cookbook.evidence.rules import RULES
 from runrecord import RunRecord, read_records
 
 NUM_ROWS, BATCH, NUM_EPOCHS = 50, 8, 3

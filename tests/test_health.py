@@ -9,7 +9,9 @@ import subprocess
 
 import pytest
 
-from cookbook import UserError, bench, health
+from benchmarks import measure
+from cookbook import UserError
+from cookbook.tools import health
 
 DAY, NOW = 86400, 1_800_000_000
 CLASS = "Some Processor, 2 cores, 8 GiB"
@@ -250,20 +252,20 @@ def test_a_benchmark_reports_ratios_and_is_judged_by_its_history(tmp_path, monke
     ]
     bounds = {"recipe / bare >= 0.97": False}
     monkeypatch.delenv("HISTORY", raising=False)
-    bench.print_table("pytorch", CONTENT["machine"], table, bounds)
+    measure.print_table("pytorch", CONTENT["machine"], table, bounds)
     assert "missed on this machine (reported, not a failure): recipe / bare >= 0.97" in capsys.readouterr().out
     history = tmp_path / "history.jsonl"
     monkeypatch.setenv("HISTORY", str(history))
     for _ in range(5):
-        bench.print_table("pytorch", CONTENT["machine"], table, bounds)
+        measure.print_table("pytorch", CONTENT["machine"], table, bounds)
     assert [one.ratios for one in health.read(history)[1]] == [{"recipe / bare": 0.9}] * 5
     assert "ratio recipe / bare 0.9, usual than the last 4 runs" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="a ratio fell out of its history"):
-        bench.print_table("pytorch", CONTENT["machine"], [table[0], table[1].replace("0.900", "0.500")], bounds)
+        measure.print_table("pytorch", CONTENT["machine"], [table[0], table[1].replace("0.900", "0.500")], bounds)
     assert "ratio recipe / bare 0.5, worse than the last 5 runs: median 0.9" in capsys.readouterr().out
 
 
 def test_a_wrong_result_of_a_benchmark_still_fails(monkeypatch):
     monkeypatch.delenv("HISTORY", raising=False)
     with pytest.raises(SystemExit, match="wrong: equal results"):
-        bench.print_table("petastorm", "m", ["| a | b | |"], {"equal results": False, "a / b >= 2": False})
+        measure.print_table("petastorm", "m", ["| a | b | |"], {"equal results": False, "a / b >= 2": False})

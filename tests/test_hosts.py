@@ -14,9 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cookbook import UserError, inventory, services
+from cookbook import UserError, inventory
 from cookbook.places.hosts.ssh import Ssh
 from cookbook.settings import compose_recipe
+from cookbook.tools import services
 from tests.helpers import ROOT, Driver, latest, plan, run_cookbook
 from tests.requirements import needs, skip
 from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch, quick
@@ -212,7 +213,7 @@ def test_a_cluster_that_stays_up_loses_a_part_or_its_supervisor(two, service, tm
         time.sleep(0.1)
     assert agents_of_this_machine() - agents == set(), "nor is its key left with anybody"
     _, _, output = run_cookbook("recipe=dask", *SHORT["dask"], *two.words, output_root=tmp_path, status=1)
-    assert "the cluster that it describes is gone. `python -m cookbook.services up` with this inventory" in output
+    assert "the cluster that it describes is gone. `python -m cookbook.tools.services up` with this inventory" in output
     assert list(running.folder.glob("service-*")) != []
 
 

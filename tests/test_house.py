@@ -48,6 +48,15 @@ def test_imports_go_one_way():
 
     circles = {name for name in graph if name in reached(name)}
     assert circles == set()
+    folders = {name.split(".")[1] for name in graph if name.count(".") > 1 and "__main__" not in name}
+    between = {
+        (name.split(".")[1], other.split(".")[1])
+        for name in graph
+        for other in reached(name)
+        if name.split(".")[1:2] != other.split(".")[1:2] and "." in name
+    }
+    assert {"evidence", "places", "prepare", "report", "settings", "systems", "tools"} <= folders
+    assert {(one, other) for one, other in between if (other, one) in between} == set(), "folders stand in a circle"
     knows_no_places = [name for name in graph if name.startswith("cookbook.systems")]
     assert knows_no_places
     upward = {name: other for name in knows_no_places for other in reached(name) if other.startswith("cookbook.places")}
@@ -63,7 +72,8 @@ def test_only_settings_and_the_command_line_know_hydra():
         for line in path.read_text().splitlines()
         if line.startswith(("import hydra", "from hydra", "from omegaconf"))
     }
-    assert users == {"cookbook/__main__.py", "cookbook/settings.py"}
+    package = {f"cookbook/settings/{name}.py" for name in ("__init__", "overrides")}
+    assert users == {"cookbook/__main__.py", *package}
 
 
 def test_each_system_names_the_places_that_can_start_it():

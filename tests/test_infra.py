@@ -14,7 +14,8 @@ import zipfile
 import pytest
 import yaml
 
-from cookbook import ROOT, UserError, infra, inventory, prices
+from cookbook import ROOT, UserError, inventory
+from cookbook.tools import infra, prices
 from tests.helpers import CLEAN, run_cookbook
 from tests.requirements import skip
 from tests.test_hosts import links_namespaces_and_mounts, local_hosts, needs_hosts
@@ -61,7 +62,7 @@ def test_an_apply_that_was_killed_can_be_cleaned_up(tmp_path):
     words = [
         sys.executable,
         "-m",
-        "cookbook.infra",
+        "cookbook.tools.infra",
         "up",
         "local",
         f"infra.folder={tmp_path}",
@@ -114,14 +115,16 @@ def test_terraform_test(tmp_path):
 )
 def test_words_that_make_no_sense(tmp_path, words, message):
     words += [f"infra.folder={tmp_path}"] if words[1] == "local" else []
-    done = subprocess.run([sys.executable, "-m", "cookbook.infra", *words], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "cookbook.tools.infra", *words], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert message in done.stderr
 
 
 def test_no_terraform(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "cookbook.infra", "up", "local"],
+        [sys.executable, "-m", "cookbook.tools.infra", "up", "local"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cookbook import ROOT, UserError, settings
-from cookbook.settings import compose_recipe
+from cookbook import ROOT, UserError
+from cookbook.settings import compose_recipe, files
 from tests.helpers import plan as planned
 
 
@@ -87,8 +87,8 @@ def test_an_unknown_launcher():
 
 
 def test_comments_are_found():
-    path = settings.CONF / "recipe/horovod.yaml"
-    assert settings.comments_of(path)["num_epochs"] == "passes over the training rows"
+    path = files.CONF / "recipe/horovod.yaml"
+    assert files.comments_of(path)["num_epochs"] == "passes over the training rows"
 
 
 def plan_of(recipe, *overrides):

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from cookbook import ROOT, evidence, report
-from cookbook.console import console
-from cookbook.summary import print_summary
+from cookbook import ROOT, evidence
+from cookbook.report import pages
+from cookbook.report.console import console
+from cookbook.report.summary import print_summary
 from runrecord import RunRecord, read_records
 
 sys.path.insert(0, str(ROOT / "recipes/spark"))
@@ -51,7 +52,7 @@ def test_a_skipped_step_and_a_file_left_out_are_in_terminal_and_report(tmp_path)
         "command": "python -m cookbook",
     }
     (tmp_path / "run.json").write_text(json.dumps(content))
-    page = report.write_run_page(tmp_path).read_text()
+    page = pages.write_run_page(tmp_path).read_text()
     assert f"<td>anomalies</td><td>{REASON}</td>" in page
     assert "<td>notes.pdf</td><td>its ending is not that of a log</td>" in page.replace("&#39;", "'")
     with console.capture() as shown:

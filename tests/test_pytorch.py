@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from cookbook import compare
+from cookbook.tools import compare
 from tests.helpers import CLEAN, ROOT, Driver, latest, run_cookbook
 
 MODES = ["fsdp", "tensor_parallel", "pipeline"]

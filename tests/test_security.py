@@ -14,10 +14,12 @@ from threading import Thread
 import psutil
 import pytest
 
-from cookbook import ROOT, UserError, inventory, processes, redact, services, tracking
+from cookbook import ROOT, UserError, inventory, processes, redact
 from cookbook.places.hosts.ssh import Ssh
 from cookbook.places.kubernetes import logs as pod_logs
+from cookbook.report import tracking
 from cookbook.settings import compose_recipe
+from cookbook.tools import services
 from tests.helpers import Driver, plan, recipes, run_cookbook
 from tests.requirements import skip
 
@@ -75,7 +77,7 @@ def test_a_copy_with_a_secret_is_refused(tmp_path, word):
     words = [
         sys.executable,
         "-m",
-        "cookbook.eject",
+        "cookbook.tools.eject",
         "spark",
         tmp_path / "mine",
         "data=log_files",

@@ -7,7 +7,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from cookbook import ROOT, UserError, settings, systems
-from cookbook.settings import compose_recipe
+from cookbook.settings import checks, compose_recipe, files
 from runrecord import load_config, same_kind
 from tests.helpers import recipes
 
@@ -26,7 +26,7 @@ def test_no_group_is_empty():
 )
 def test_every_combination_composes(choice):
     words = [f"{group}={name}" for group, name in zip(("recipe", "cluster", "scale", "tracking"), choice, strict=True)]
-    with initialize_config_dir(str(settings.CONF), version_base="1.3"):
+    with initialize_config_dir(str(files.CONF), version_base="1.3"):
         composed = compose("config", overrides=words, return_hydra_config=True)
     assert composed.recipe.driver.system in systems.names()
     if composed.cluster.kind == "hosts":
@@ -152,12 +152,12 @@ def test_the_nearest_name_is_suggested():
     with pytest.raises(
         UserError, match=r"recipe=horovodd does not exist; did you mean recipe=horovod\? There are: .*horovod"
     ):
-        settings.check_choices(["recipe=horovodd"])
+        checks.check_choices(["recipe=horovodd"])
     with pytest.raises(UserError, match=r"did you mean scale=smoke\?"):
-        settings.check_choices(["recipe=horovod", "scale=smokee"])
+        checks.check_choices(["recipe=horovod", "scale=smokee"])
     with pytest.raises(UserError, match="which recipe"):
-        settings.check_choices(["recipe.num_epochs=3"])
-    settings.check_choices(["-m", "recipe=horovod", "data=digits,images"])
+        checks.check_choices(["recipe.num_epochs=3"])
+    checks.check_choices(["-m", "recipe=horovod", "data=digits,images"])
 
 
 @pytest.mark.parametrize(
@@ -187,13 +187,13 @@ def test_worker_config_overrides(tmp_path):
 def test_numbers_of_workers():
     config, _ = compose_recipe("horovod", ["cluster.num_workers=0"])
     with pytest.raises(UserError, match="cluster.num_workers=0: expected at least 1"):
-        settings.check_workers(config, 2)
+        checks.check_workers(config, 2)
     config, _ = compose_recipe("horovod", ["cluster.num_workers=9", "scale=smoke"])
     with pytest.raises(UserError, match=r"cluster.num_workers=9 is more than this scale allows \(4\)"):
-        settings.check_workers(config, 2)
+        checks.check_workers(config, 2)
     config, _ = compose_recipe("horovod", ["cluster.num_workers=4"])
-    assert settings.check_workers(config, 2) == "4 worker threads share 2 cores: this runs, but its speed says nothing"
-    assert settings.check_workers(config, 4) is None
+    assert checks.check_workers(config, 2) == "4 worker threads share 2 cores: this runs, but its speed says nothing"
+    assert checks.check_workers(config, 4) is None
 
 
 def test_null_and_nothing_in_a_group_that_takes_any_name():

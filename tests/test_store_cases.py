@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from cookbook import ROOT, UserError, datasets
+from cookbook import ROOT, UserError
+from cookbook.prepare import datasets
 from cookbook.settings import compose_recipe
 from tests.helpers import Silent
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from cookbook import UserError
-from cookbook.console import Progress
 from cookbook.job import Job, Process
+from cookbook.report.console import Progress
 from cookbook.systems import System
 
 Status = int | str  # a process's exit status, or why its host could not be cleaned up

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cookbook import UserError, processes
-from cookbook.console import Progress
 from cookbook.job import Job, Process
 from cookbook.places import Place, Watch
 from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
+from cookbook.report.console import Progress
 from cookbook.systems import System
 
 TOOLS = ("sbatch", "squeue", "scancel", "scontrol")

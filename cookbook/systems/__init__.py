@@ -130,7 +130,7 @@ def refuse_address(job: Job) -> None:
     if address := job.cluster.get(setting):
         raise UserError(
             f"cluster.{setting}={address} is for cluster=local: with cluster=hosts a run starts its cluster, or uses "
-            "one of cookbook/services.py"
+            "one of cookbook/tools/services.py"
         )
 
 
@@ -160,6 +160,6 @@ def running_or_own_cluster(system: System, job: Job, hosts: Hosts) -> Cluster:
         needed = ", ".join(f"{key} {value}" for key, value in mine.items())
         raise UserError(
             f"the running cluster {service['address']} has {theirs}; this run needs {needed}: start it anew with these "
-            "settings (python -m cookbook.services), or cluster.use_services=false"
+            "settings (python -m cookbook.tools.services), or cluster.use_services=false"
         )
     return [], service

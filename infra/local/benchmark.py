@@ -17,8 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import hosts as local_hosts
 
-from cookbook import ROOT, report
-from cookbook.bench import say
+from benchmarks.measure import say
+from cookbook import ROOT
+from cookbook.report import pages
 from tests.helpers import run_cookbook
 
 LIMITS = (None, 2000, 1000, 400, 100)  # Mbit/s
@@ -69,7 +70,7 @@ def main():
             place.down()
     smallest = sorted(times[None])[:2]
     alpha = statistics.median(times[None][size] for size in smallest) / 2
-    print(f"Machine: {report.machine()}. Command: `make bench-hosts`. alpha {alpha * 1e6:.0f} us.\n")
+    print(f"Machine: {pages.machine()}. Command: `make bench-hosts`. alpha {alpha * 1e6:.0f} us.\n")
     print("| limit | message | measured | model | model and processors |\n| --- | --- | --- | --- | --- |")
     errors, fuller = [], []
     for limit in LIMITS[1:]:

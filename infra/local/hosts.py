@@ -194,7 +194,7 @@ class Hosts:
             raise SystemExit(f"error: {self.folder} has other files, and no state.json of ours: choose an empty folder")
         # Who keeps services up first: it ends them in order.
         states = [json.loads(path.read_text()) for path in self.folder.glob("services/*/supervisor.json")]
-        end([state["pid"] for state in states if "cookbook.services" in words_of(state["pid"])], grace=20)
+        end([state["pid"] for state in states if "cookbook.tools.services" in words_of(state["pid"])], grace=20)
         for name in sh("ip", "netns", "list", check=False).split() if self.namespaces else []:
             if name.startswith(f"cb-{self.id}-"):
                 end([int(pid) for pid in sh("ip", "netns", "pids", name, check=False).split()])

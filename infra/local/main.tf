@@ -22,7 +22,7 @@ resource "terraform_data" "hosts" {
   }
 }
 
-# Spark, Dask and Ray clusters that stay up on them, for run after run (cookbook/services.py).
+# Spark, Dask and Ray clusters that stay up on them, for run after run (cookbook/tools/services.py).
 resource "terraform_data" "service" {
   for_each = toset(var.services)
 
@@ -35,14 +35,14 @@ resource "terraform_data" "service" {
   triggers_replace = [terraform_data.hosts.id, each.key]
 
   provisioner "local-exec" {
-    command     = "'${self.input.python}' -m cookbook.services up '${self.input.folder}' ${self.input.name}"
+    command     = "'${self.input.python}' -m cookbook.tools.services up '${self.input.folder}' ${self.input.name}"
     working_dir = self.input.root
   }
 
   provisioner "local-exec" {
     when        = destroy
     on_failure  = continue # the hosts' end is also theirs
-    command     = "'${self.input.python}' -m cookbook.services down '${self.input.folder}' ${self.input.name}"
+    command     = "'${self.input.python}' -m cookbook.tools.services down '${self.input.folder}' ${self.input.name}"
     working_dir = self.input.root
   }
 }

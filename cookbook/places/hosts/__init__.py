@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from cookbook import ROOT, UserError, inventory, processes
-from cookbook.console import Progress
 from cookbook.inventory import Host
 from cookbook.job import Hosts, Job, Node, Process, Settings
 from cookbook.places import Place, Status, Watch
 from cookbook.places.hosts.ssh import Ssh, pull, push
 from cookbook.places.local import POLL_SECONDS
+from cookbook.report.console import Progress
 from cookbook.systems import System
 
 NEEDED_BYTES = 500 << 20  # free on a host, beyond what is copied there

@@ -17,8 +17,6 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from cookbook import UserError, systems
-from cookbook.console import Progress, console
-from cookbook.environments import lock_of
 from cookbook.job import Job, Process
 from cookbook.places import Place, Watch
 from cookbook.places.kubernetes.api import COMMON_KINDS, JOB_ENDS, Api, reason_of
@@ -26,6 +24,8 @@ from cookbook.places.kubernetes.logs import Logs
 from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
 from cookbook.places.local import run_here
 from cookbook.pods import RUN_LABEL, Object, Pods
+from cookbook.prepare.environments import lock_of
+from cookbook.report.console import Progress, console
 from cookbook.systems import System
 
 POLL_SECONDS = 2.0

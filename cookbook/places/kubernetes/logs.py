@@ -14,9 +14,9 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from cookbook import UserError
-from cookbook.console import console
 from cookbook.places.kubernetes.api import Api
 from cookbook.pods import Object
+from cookbook.report.console import console
 from runrecord import parse_line
 
 PREFIX = "podrun: "  # of podrun's own lines; see runrecord/podrun.py

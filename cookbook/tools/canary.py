@@ -28,8 +28,18 @@ from filelock import FileLock
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from cookbook import ROOT, UserError, bootstrap, health, report, run_folder
-from cookbook.environments import NoSolution, environment_name, fingerprint, lock_of, overrides_of, resolve, variants_of
+from cookbook import ROOT, UserError, bootstrap, run_folder
+from cookbook.prepare.environments import (
+    NoSolution,
+    environment_name,
+    fingerprint,
+    lock_of,
+    overrides_of,
+    resolve,
+    variants_of,
+)
+from cookbook.report import pages
+from cookbook.tools import health
 
 MINUTES = 40  # after this time no trial begins
 TRIAL_SECONDS = 1500  # the most that one trial may take: the environment (Horovod is compiled) and the run
@@ -369,7 +379,7 @@ def main(argv: list[str]) -> None:
         content = {
             "recipe": wanted.recipe,
             "time": began,
-            "machine": health.machine_class(report.machine()),
+            "machine": health.machine_class(pages.machine()),
             "commit": health.commit_of(),
             "proposals": [asdict(one) for one in found],
         }

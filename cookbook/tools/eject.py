@@ -12,9 +12,10 @@ from pathlib import Path
 
 import jinja2
 
-from cookbook import ROOT, UserError, datasets, redact, settings, systems
-from cookbook.environments import PYTHON, lock_of
+from cookbook import ROOT, UserError, redact, settings, systems
 from cookbook.job import Job
+from cookbook.prepare import datasets
+from cookbook.prepare.environments import PYTHON, lock_of
 from cookbook.words import words_of_make
 
 HERE = "/HERE"  # stands for the copy's folder until the command is a template
@@ -70,7 +71,7 @@ def eject(recipe: str, to: str | Path, overrides: Sequence[str] = ()) -> Path:
     if parameters.get("path"):
         parameters["path"] = str(Path(parameters["path"]).expanduser().absolute())
     scripts = {as_template(path): content for path, content in process.files.items()}
-    loader = jinja2.FileSystemLoader(ROOT / "cookbook/templates/eject")
+    loader = jinja2.FileSystemLoader(ROOT / "cookbook/tools/eject_templates")
     templates = jinja2.Environment(
         loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True
     )

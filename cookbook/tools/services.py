@@ -1,6 +1,6 @@
 """Spark, Dask or Ray clusters that stay up on the hosts of an inventory, for run after run.
 
-Run: python -m cookbook.services up|down|status INVENTORY RECIPE [SETTING=VALUE ...]
+Run: python -m cookbook.tools.services up|down|status INVENTORY RECIPE [SETTING=VALUE ...]
 
 A cluster is started by the code that starts one for a single run. Runs with cluster=hosts and that inventory then start
 their program only. A process on this machine, the supervisor, keeps the cluster up. When the hosts no longer hear from
@@ -25,10 +25,11 @@ from typing import Any, NoReturn
 import psutil
 from filelock import FileLock
 
-from cookbook import ROOT, UserError, doctor, environments, inventory, systems
+from cookbook import ROOT, UserError, inventory, systems
 from cookbook.job import Job, Process, Settings
 from cookbook.places import hosts as on_hosts
 from cookbook.places.hosts.ssh import Ssh
+from cookbook.prepare import doctor, environments
 from cookbook.settings import compose_recipe
 
 FIRST_PORT = 29600  # of the first recipe's service; runs have those from 29500 on
@@ -87,7 +88,7 @@ class Service:
             self.folder.mkdir(mode=0o700)
             (self.folder / MADE_HERE).touch()
             with open(self.folder / "supervisor.log", "w") as log:
-                argv = [sys.executable, "-m", "cookbook.services", "supervise"]
+                argv = [sys.executable, "-m", "cookbook.tools.services", "supervise"]
                 process = subprocess.Popen(
                     [*argv, str(self.where), self.recipe, *self.overrides],
                     cwd=ROOT,
@@ -209,7 +210,7 @@ def write(path: Path, content: Settings) -> None:
 
 def main(argv: Sequence[str]) -> int | None:
     if len(argv) < 3 or argv[0] not in ("up", "down", "status", "supervise"):
-        raise SystemExit("usage: python -m cookbook.services up|down|status INVENTORY RECIPE [SETTING=VALUE ...]")
+        raise SystemExit("usage: python -m cookbook.tools.services up|down|status INVENTORY RECIPE [SETTING=VALUE ...]")
     try:
         command: Callable[[], int | None] = getattr(Service(argv[1], argv[2], argv[3:]), argv[0])
         return command()

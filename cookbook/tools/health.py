@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from cookbook import ROOT, UserError, report, run_folder
-from cookbook.environments import lock_of
+from cookbook import ROOT, UserError, run_folder
+from cookbook.prepare.environments import lock_of
+from cookbook.report import pages
 
 WINDOW = 10  # how many earlier good runs are a figure's history
 LEAST = 4  # with fewer of them nothing is judged
@@ -94,8 +95,8 @@ class Judgement:
 
     def __str__(self) -> str:
         return (
-            f"{self.name} {report.number(self.value)}, {self.state} than the last {self.count} runs: "
-            f"median {report.number(self.median)}, spread {report.number(self.spread)}"
+            f"{self.name} {pages.number(self.value)}, {self.state} than the last {self.count} runs: "
+            f"median {pages.number(self.median)}, spread {pages.number(self.spread)}"
         )
 
 
@@ -400,7 +401,7 @@ def sparkline(entries: Sequence[Entry], name: str, width: int = 150, height: int
         parts.append(f'<circle class="line" cx="{left}" cy="{top}" r="2"/>')
     elif line:
         parts.append(f'<polyline class="line" points="{" ".join(line)}"/>')
-    label = f"{name}: {report.number(low)} to {report.number(high)}" if known else f"{name}: no figures"
+    label = f"{name}: {pages.number(low)} to {pages.number(high)}" if known else f"{name}: no figures"
     label = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     size = f'width="{width}" height="{height}"'
     return f'<svg class="spark" {size} role="img" aria-label="{label}">{"".join(parts)}</svg>'
@@ -417,7 +418,7 @@ def page(history: str | Path, recipes: Collection[str], now: float) -> tuple[str
     spells = [(row, spell) for row in rows for spell in row.spells]
     newest_bench = {entry.recipe: entry for entry in benches}
     newest_canary = {content["recipe"]: content for content in canaries}
-    environment = report.environment()
+    environment = pages.environment()
     environment.filters |= {"day": day}
     environment.globals |= {"sparkline": sparkline, "OLD_LOCK_DAYS": OLD_LOCK_DAYS}
     rule = f"median and spread of the last {WINDOW} good runs on the same class of machine"
@@ -431,7 +432,7 @@ def page(history: str | Path, recipes: Collection[str], now: float) -> tuple[str
         problems=problems,
         now=now,
         counts=Counter(row.state for row in rows),
-        machine=report.machine(),
+        machine=pages.machine(),
         rule=f"{rule}; fewer than {LEAST} judge nothing",
     )
     return text, rows, problems
@@ -471,7 +472,7 @@ def record(recipe: str, history: str | Path, overrides: Sequence[str]) -> int:
     else:
         reason = f"the driver ended with status {status} and left no finished run; its words are in the job's log"
         settings = " ".join(sorted(overrides))
-        machine, versions = machine_class(report.machine()), pins_of(lock_of(recipe))
+        machine, versions = machine_class(pages.machine()), pins_of(lock_of(recipe))
         entry = Entry(recipe, started, commit, machine, settings, "failed", reason, versions)
     earlier = read(history).runs if Path(history).is_file() else []
     append(history, "run", asdict(entry))

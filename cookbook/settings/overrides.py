@@ -1,245 +1,43 @@
-"""Settings: Hydra composes them, and this module checks what Hydra does not check.
-
-Nothing else imports Hydra but the command line.
-"""
+"""Overrides as people type them, made into those that Hydra can take: each name exists, each text stays what it is."""
 
 import difflib
 import json
-import math
-import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from cookbook import ROOT, UserError, bootstrap
+from cookbook import UserError
 from cookbook.job import Settings
-from runrecord import same_kind
-
-CONF = ROOT / "conf"
-
-
-OmegaConf.register_new_resolver("cookbook_cache", lambda: str(bootstrap.cache_dir()), replace=True)
-
-
-# The variable that has a worker's rank, the one that says among how many, and the launcher that sets both.
-LAUNCHED = (
-    ("RANK", "WORLD_SIZE", "torchrun"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "mpirun"),
-    ("HOROVOD_RANK", "HOROVOD_SIZE", "horovodrun"),
-    ("PMI_RANK", "PMI_SIZE", "mpiexec"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "srun"),
-)
-ALONE_IS_NONE = ("PMI_RANK", "SLURM_PROCID")  # every shell of an interactive srun has these
-
-
-def refuse_to_be_a_worker(environment: Mapping[str, str] = os.environ) -> None:
-    """Raises UserError when the driver itself was started once per rank.
-
-    A world of one process is no launch: these variables were left behind by one.
-    """
-    for name, size, launcher in LAUNCHED:
-        number = environment.get(size, "" if name not in ALONE_IS_NONE else "1")
-        if name in environment and number != "1":
-            raise UserError(
-                f"{name}={environment[name]}: the driver was started by {launcher}, once per rank. It starts the "
-                "workers itself: "
-                "run `python -m cookbook recipe=...` alone. (Workers by hand: the command that each run prints, with "
-                "main.py.) "
-                f"If {name} is left over from something else: unset {name} {size}"
-            )
-
-
-def check_choices(arguments: Sequence[str]) -> None:
-    """Raises UserError, with the nearest name, when a group=choice names no file, or when no recipe is named."""
-    matches = (re.match(r"(\w+)=(.*)", word) for word in arguments)
-    chosen = {match[1]: match[2] for match in matches if match}
-    groups = {
-        folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()
-    }
-    if "recipe" not in chosen:
-        raise UserError(f"which recipe? Say recipe=NAME; there are: {', '.join(groups['recipe'])}")
-    for group, names in groups.items():
-        for name in chosen.get(group, "").split(","):
-            if name and name not in names:
-                near = difflib.get_close_matches(name, names, 1, 0.5)
-                hint = f"; did you mean {group}={near[0]}?" if near else ""
-                raise UserError(f"{group}={name} does not exist{hint} There are: {', '.join(names)}")
-
-
-def check_kinds(config: Settings, choices: Mapping[str, str]) -> None:
-    """Raises UserError when an override is of another kind than the value in the file that defines the setting."""
-    if config["resume"] not in ("auto", "never") and not (Path(config["resume"]) / "run.json").exists():
-        raise UserError(f"resume={config['resume']!r}: expected auto or never, or the folder of a run to go on with")
-    for key, value in config["scale"].items():
-        if value is not None and (type(value) is not int or value < 1):
-            raise UserError(f"scale.{key}={value!r}: expected a whole number of at least 1, or null for no limit")
-    sources = [(group, CONF / group / f"{name}.yaml") for group, name in choices.items()]
-    for group, path in [("", CONF / "config.yaml"), *sources]:
-        if path.exists():
-            _compare(yaml.safe_load(path.read_text()) or {}, config[group] if group else config, group, path)
-    for group in ("", *(group for group in choices if group in config)):
-        check_ranges(config[group] if group else {"seed": config["seed"]}, group)
-
-
-def _compare(defaults: Settings, values: Settings, prefix: str, path: Path) -> None:
-    for key, default in defaults.items():
-        name = f"{prefix}.{key}" if prefix else key
-        if key in ("defaults", "hydra") or key not in values or (isinstance(default, str) and "${" in default):
-            continue
-        value = values[key]
-        if isinstance(default, dict) and isinstance(value, dict):
-            _compare(default, value, name, path)
-        elif value is None and re.search(r"\bnull:", comments_of(path).get(key, "")):
-            continue  # the file says what null means
-        elif not same_kind(value, default):
-            raise UserError(
-                f"{name}={value!r}: expected {_kind(default)}, like the default {default!r} in {path.relative_to(ROOT)}"
-            )
-
-
-# (lowest, highest) that a setting of this name may have, in whatever group it stands; None: no bound. Settings that
-# only one recipe has are bounded by its own settings.py.
-AT_LEAST_0 = (
-    "max_restarts num_retries num_failures checkpoint_every_steps image_timeout_seconds warmup_epochs max_shift "
-    "gpus_per_worker"
-)
-AT_LEAST_1 = (
-    "num_hosts num_copies num_lines num_hours num_train_rows num_test_rows rows_per_group context_length keep_every "
-    "object_mb "
-    "time_minutes commit_every_steps start_timeout_seconds stall_timeout_seconds connect_timeout_seconds "
-    "silence_seconds "
-    "exchange_timeout_seconds"
-)
-PARTS_OF_A_SECOND = "pull_seconds poll_seconds snapshot_seconds"
-SHARES = "warmup_share momentum test_fraction"
-RANGES: dict[str, tuple[float, float | None]] = {
-    **dict.fromkeys(AT_LEAST_0.split(), (0, None)),
-    **dict.fromkeys(AT_LEAST_1.split(), (1, None)),
-    **dict.fromkeys(PARTS_OF_A_SECOND.split(), (0.01, None)),
-    **dict.fromkeys(SHARES.split(), (0, 1)),
-    **dict.fromkeys(("seed", "split_seed"), (0, 2**32 - 1)),
-    "port": (1, 65535),
-    "num_threads_per_worker": (1, 4096),
-    "num_loader_workers": (0, 1024),
-    "cpus_per_worker": (0.01, None),
-    "memory_mb_per_worker": (64, None),
-    "stop_grace_seconds": (0, 3600),
-    "size": (1, 16384),
-}
-
-
-def check_ranges(values: Settings, prefix: str) -> None:
-    """Raises UserError for a number that no such setting can have: out of RANGES, infinite, or none at all."""
-    for key, value in values.items():
-        name = f"{prefix}.{key}" if prefix else key
-        if isinstance(value, dict):
-            if key != "driver":
-                check_ranges(value, name)
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        if not math.isfinite(value):
-            raise UserError(f"{name}={value}: expected a finite number")
-        low, high = RANGES.get(key, (None, None))
-        if (low, high) == (0, 1) and not 0 <= value <= 1 and key.endswith(("_share", "_fraction")):
-            example = f"{value / 100:g} for {value:g} %" if 1 < value <= 100 else "0.2 for 20 %"
-            raise UserError(f"{name}={value}: expected a share between 0 and 1 ({example})")
-        if (low is not None and value < low) or (high is not None and value > high):
-            bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-            kind = "a whole number" if type(low) is int and type(value) is int else "a number"
-            raise UserError(f"{name}={value}: expected {kind} {'of ' if high is None else ''}{bounds}")
-
-
-def _kind(value: object) -> str:
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}.get(
-        type(value), type(value).__name__
-    )
-
-
-def plain(config: DictConfig) -> dict[str, Any]:
-    """The composed settings as plain, resolved dictionaries, with what the chosen mode brings for the driver."""
-    try:
-        made = _as_dict(config)
-    except OmegaConfBaseException as error:
-        raise UserError(f"the settings cannot be resolved: {error}") from None
-    driver = made["recipe"]["driver"]
-    if "modes" in driver:
-        chosen, modes = made["recipe"]["mode"], driver.pop("modes")
-        if chosen not in modes:
-            raise UserError(f"recipe.mode={chosen!r} is unknown; expected one of: {', '.join(modes)}")
-        driver.update(modes[chosen], variant=chosen)
-    return made
-
-
-def composed(name: str, overrides: Sequence[str]) -> DictConfig:
-    """What Hydra makes of conf/<name>.yaml and overrides. Raises UserError with Hydra's own first line."""
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose(name, overrides=list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(str(error).splitlines()[0]) from None
-
-
-def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
-    """The settings of `recipe=... overrides` as plain data, and the chosen file of each group."""
-    found = composed("config", with_defaults_of_mode(prepared([f"recipe={recipe}", *overrides])))
-    choices = {group: name for group, name in found.hydra.runtime.choices.items() if "/" not in group}
-    with open_dict(found):
-        del found["hydra"]
-        del found["tracking"]
-    config = plain(found)
-    check_kinds(config, {group: name for group, name in choices.items() if group in config})
-    return config, choices
-
-
-def compose_infra(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The settings of conf/infra/<name>.yaml with overrides. Raises UserError for a wrong name or kind."""
-    names = sorted(path.stem for path in (CONF / "infra").glob("*.yaml"))
-    if name not in names:
-        raise UserError(f"TARGET={name} does not exist. There are: {', '.join(names)}")
-    try:
-        return _as_dict(composed("infra", [f"infra={name}", *overrides])["infra"])
-    except (UserError, OmegaConfBaseException) as error:
-        known = yaml.safe_load((CONF / f"infra/{name}.yaml").read_text())
-        raise UserError(f"{str(error).splitlines()[0]} There are: {', '.join(known['variables'])}") from None
-
-
-def compose_tracking(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The settings of the tracker, as a run of this recipe with these overrides would have them."""
-    found = composed("config", prepared([f"recipe={recipe}", *overrides]))
-    HydraConfig.instance().set_config(found)
-    return _as_dict(found["tracking"])
-
-
-def _as_dict(config: DictConfig) -> dict[str, Any]:
-    made = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(made, dict)
-    return {str(key): value for key, value in made.items()}
-
+from cookbook.settings.files import CONF
 
 # Values of these are texts whatever they look like, although the default is null.
 TEXTS = re.compile(
     r"(^|\.)(path|inventory|uri|format|time_format|label|separator|encoding"
     r"|\w+_(dir|root|address|host|master|scheduler))$"
 )
+
+
 # These are lists of texts, or one text, although the default is null.
 LISTS = re.compile(r"^data\.(parameters\.)?(features|missing)$")
+
+
 # Folders that are made where they are not there.
 FOLDERS = re.compile(r"(^|\.)\w+_(dir|root)$")
+
+
 # Mappings that take keys of the user's own: recipe.spark_conf.spark.ui.port=4050
 OPEN = ("recipe.spark_conf", "data.columns")
+
+
 HYDRA_OPTIONS = (
     "--cfg -c --package -p --info -i --config-path -cp --config-name -cn --config-dir -cd --experimental-rerun"
 )
+
+
 HYDRA_WITH_VALUE = HYDRA_OPTIONS.split()  # a value follows them, as a word of its own
 
 
@@ -491,61 +289,3 @@ def _as_word(value: object) -> str:
     if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value):
         return value
     return json.dumps(value)
-
-
-def comments_of(*files: Path) -> dict[str, str]:
-    """{key: comment} of the one-line comments in settings files; the first file that explains a key wins."""
-    found: dict[str, str] = {}
-    for file in files:
-        for key, comment in re.findall(r"^\s*(\w+):[^#\n]*#\s*(.+)$", file.read_text(), re.MULTILINE):
-            found.setdefault(key, comment)
-    return found
-
-
-def worker_settings(config: Settings, data_dir: str | Path, run_dir: str | Path) -> dict[str, Any]:
-    """The flat settings that the workers read: the recipe's own (but its `driver` part), the caps and the folders."""
-    recipe = {key: value for key, value in config["recipe"].items() if key != "driver"}
-    return {
-        "seed": config["seed"],
-        **recipe,
-        "max_rows": config["scale"]["max_rows"],
-        "max_steps": config["scale"]["max_steps"],
-        "data_dir": str(data_dir),
-        "output_dir": str(run_dir),
-        "checkpoint_dir": str(Path(run_dir) / "checkpoints"),
-    }
-
-
-def check_workers(config: Settings, num_cores: int) -> str | None:
-    """Raises UserError for a number of workers that cannot be started; returns a warning for one that will be slow."""
-    num_workers, most = config["cluster"]["num_workers"], config["scale"]["max_workers"]
-    if num_workers < 1:
-        raise UserError(f"cluster.num_workers={num_workers}: expected at least 1")
-    if most is not None and num_workers > most:
-        raise UserError(
-            f"cluster.num_workers={num_workers} is more than this scale allows ({most}); choose scale=default, or "
-            "fewer workers"
-        )
-    threads = num_workers * config["cluster"]["num_threads_per_worker"]
-    if threads > num_cores:
-        return f"{threads} worker threads share {num_cores} cores: this runs, but its speed says nothing"
-    return None
-
-
-FOLDER_COMMENTS = {
-    "data_dir": "the dataset folder, with its manifest.json",
-    "output_dir": "where this run writes its record",
-    "checkpoint_dir": "where checkpoints are written, and looked for at the start",
-}
-
-
-def commented_yaml(settings: Settings, choices: Mapping[str, str]) -> str:
-    """Flat settings as YAML, each with the comment that explains it where it is defined."""
-    files = [CONF / group / f"{choices[group]}.yaml" for group in ("recipe", "scale")] + [CONF / "config.yaml"]
-    comments = FOLDER_COMMENTS | comments_of(*files)
-    lines = [f"{key}: {json.dumps(value)}" for key, value in settings.items()]
-    width = min(48, max(map(len, lines)))
-    return "".join(
-        f"{line:<{width}}  # {comments[key]}\n" if key in comments else f"{line}\n"
-        for key, line in zip(settings, lines, strict=True)
-    )

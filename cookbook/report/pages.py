@@ -28,7 +28,7 @@ Series = Sequence[tuple[str, Sequence[tuple[float, float]]]]  # [(label, [(x, va
 
 def environment() -> jinja2.Environment:
     """The templates' environment."""
-    loader = jinja2.FileSystemLoader(ROOT / "cookbook/templates")
+    loader = jinja2.FileSystemLoader(ROOT / "cookbook/report/templates")
     made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     made.filters["number"] = number
     return made

@@ -8,8 +8,8 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from cookbook.rules import RULES
-from cookbook.verdict import Asked, Curves, Finding, Verdict, Worker
+from cookbook.evidence.rules import RULES
+from cookbook.evidence.verdict import Asked, Curves, Finding, Verdict, Worker
 from runrecord import Event, Record
 
 __all__ = ["Asked", "Verdict", "judge"]

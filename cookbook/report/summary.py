@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from cookbook.console import console, print_table
+from cookbook.report.console import console, print_table
 
 
 def shown_path(path: str | Path) -> str:

@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from cookbook import ROOT, UserError, report, run_folder, settings
-from cookbook.console import console, print_table
+from cookbook import ROOT, UserError, run_folder
+from cookbook.report import pages
+from cookbook.report.console import console, print_table
+from cookbook.settings import checks, overrides
 from cookbook.words import words_of_make
 
 ALIKE = ("seed", "num_epochs", "global_batch_size", "max_rows", "max_steps", "data_dir")  # what makes a comparison fair
@@ -35,8 +37,8 @@ def compare(entries: Sequence[str], common: Iterable[str], root: str = "outputs"
     for entry in entries:
         name, *own = entry.split(":")
         words = [f"recipe={name}", *own, *common]
-        settings.check_choices(words)
-        settings.prepared(words)  # a mistake is an error now, not after the first run
+        checks.check_choices(words)
+        overrides.prepared(words)  # a mistake is an error now, not after the first run
         planned.append((entry.replace("recipe.", ""), words))
     folder = Path(root).absolute() / "compare" / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     members: list[Member] = []
@@ -48,7 +50,7 @@ def compare(entries: Sequence[str], common: Iterable[str], root: str = "outputs"
         made = run_folder.newest(own_root, name) or own_root / name
         members.append((label, made.resolve(), run_folder.load(made)))
     rows, problems = table_of(members), problems_of(members)
-    page = report.write_compare_page(folder, members, rows, losses_per_epoch(members), problems)
+    page = pages.write_compare_page(folder, members, rows, losses_per_epoch(members), problems)
     show(rows, problems)
     return page, problems
 
@@ -117,7 +119,7 @@ def show(rows: Sequence[Mapping[str, Any]], problems: Iterable[str]) -> None:
     for key in rows[0]:
         table.add_column(key, justify="left" if key in ("run", "status") else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(value if isinstance(value, str) else report.number(value) for value in row.values()))
+        table.add_row(*(value if isinstance(value, str) else pages.number(value) for value in row.values()))
     print_table(table, width=170)
     for problem in problems:
         console.print(f"problem: {problem}", markup=False)

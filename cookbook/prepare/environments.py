@@ -1,6 +1,7 @@
 """One virtual environment per recipe, made from its lock and used again as long as nothing that went into it changes.
 
-As a program it renews the locks or makes the environments: python -m cookbook.environments lock|make [recipe ...]
+As a program it renews the locks or makes the environments:
+python -m cookbook.prepare.environments lock|make [recipe ...]
 """
 
 import contextlib
@@ -20,8 +21,8 @@ from filelock import FileLock, Timeout
 
 from cookbook import ROOT, UserError
 from cookbook.bootstrap import complete, interpreter, mark_as_used, point, uv_environment
-from cookbook.console import Progress, Stage
 from cookbook.processes import run_tool
+from cookbook.report.console import Progress, Stage
 
 PYTHON = "3.11"  # the Python of every recipe's environment
 UNUSED_DAYS = 30  # an environment that was not used for so long is removed when another one is made
@@ -203,7 +204,7 @@ def main(argv: Sequence[str]) -> None:
     if unknown := set(wanted) - set(recipes):
         raise SystemExit(f"error: no such recipe: {', '.join(sorted(unknown))}; there are: {', '.join(recipes)}")
     if command not in ("lock", "make"):
-        raise SystemExit("usage: python -m cookbook.environments lock|make [recipe ...]")
+        raise SystemExit("usage: python -m cookbook.prepare.environments lock|make [recipe ...]")
     try:
         if command == "make":
             make_all(wanted or recipes)

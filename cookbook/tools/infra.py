@@ -16,7 +16,9 @@ import yaml
 from filelock import FileLock, Timeout
 from python_terraform import IsFlagged, Terraform
 
-from cookbook import ROOT, UserError, doctor, inventory, prices, settings
+from cookbook import ROOT, UserError, inventory, settings
+from cookbook.prepare import doctor
+from cookbook.tools import prices
 
 COMMANDS = ("plan", "up", "status", "down")
 # Google Cloud cannot list all kinds of things by label. These commands list what costs most.
@@ -144,7 +146,9 @@ class Target:
                 if inventory.access_to(inventory.load(path)["services"], name):
                     print(words.replace("recipe-pytorch", f"recipe-{name}"), "uses its running cluster")
                 else:
-                    print(f"its {name} cluster has ended; {sys.executable} -m cookbook.services up {shown} {name}")
+                    print(
+                        f"its {name} cluster has ended; {sys.executable} -m cookbook.tools.services up {shown} {name}"
+                    )
         else:
             print(f"on the head, with {path} and your key (`ssh.key` in it) brought there: {words}")
 

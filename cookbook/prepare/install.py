@@ -13,7 +13,8 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
-from cookbook import UserError, doctor
+from cookbook import UserError
+from cookbook.prepare import doctor
 from cookbook.words import words_of_make
 
 

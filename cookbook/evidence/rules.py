@@ -6,7 +6,7 @@ Each takes the records, the verdict so far and what was asked. It returns senten
 import math
 from collections.abc import Callable, Sequence
 
-from cookbook.verdict import Asked, Verdict
+from cookbook.evidence.verdict import Asked, Verdict
 from runrecord import Event, Record
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import psutil
 
-from cookbook import UserError, causes
-from cookbook.console import Stage
+from cookbook import UserError
+from cookbook.evidence import causes
 from cookbook.processes import has_mark, marked
+from cookbook.report.console import Stage
 from runrecord import Event, parse_line
 
 LOOK_SECONDS = 0.5  # between two looks at all processes of the machine, until the first worker has spoken

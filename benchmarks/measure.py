@@ -164,7 +164,7 @@ def print_table(recipe: str, machine: str, rows: Sequence[str], bounds: Mapping[
     if figures := [name for name in missed if re.search(r"[<>]", name)]:
         print(f"\nmissed on this machine (reported, not a failure): {', '.join(figures)}")
     if history := os.environ.get("HISTORY"):
-        from cookbook import health
+        from cookbook.tools import health
 
         if health.record_ratios(recipe, machine, ratios_of(rows), history):
             raise SystemExit(f"{recipe}: a ratio fell out of its history (the lines above); look at `make health`")

@@ -18,8 +18,8 @@ from typing import Any
 from filelock import FileLock
 
 from cookbook import ROOT, UserError
-from cookbook.console import Progress
 from cookbook.processes import run_tool
+from cookbook.report.console import Progress
 
 DATA = ROOT / "data"
 

@@ -1,0 +1,1 @@
+"""What a run needs before its workers start: tools, environments, datasets, and clean surroundings."""

@@ -1,0 +1,149 @@
+"""Settings: Hydra composes them from conf/ and the command line, once a run.
+
+Only this package and the command line import Hydra.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from cookbook import UserError, bootstrap
+from cookbook.job import Settings
+from cookbook.settings.checks import check_kinds
+from cookbook.settings.files import CONF, comments_of
+from cookbook.settings.overrides import prepared, with_defaults_of_mode
+
+OmegaConf.register_new_resolver("cookbook_cache", lambda: str(bootstrap.cache_dir()), replace=True)
+
+
+# The variable that has a worker's rank, the one that says among how many, and the launcher that sets both.
+LAUNCHED = (
+    ("RANK", "WORLD_SIZE", "torchrun"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "mpirun"),
+    ("HOROVOD_RANK", "HOROVOD_SIZE", "horovodrun"),
+    ("PMI_RANK", "PMI_SIZE", "mpiexec"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "srun"),
+)
+
+
+ALONE_IS_NONE = ("PMI_RANK", "SLURM_PROCID")  # every shell of an interactive srun has these
+
+
+def refuse_to_be_a_worker(environment: Mapping[str, str] = os.environ) -> None:
+    """Raises UserError when the driver itself was started once per rank.
+
+    A world of one process is no launch: these variables were left behind by one.
+    """
+    for name, size, launcher in LAUNCHED:
+        number = environment.get(size, "" if name not in ALONE_IS_NONE else "1")
+        if name in environment and number != "1":
+            raise UserError(
+                f"{name}={environment[name]}: the driver was started by {launcher}, once per rank. It starts the "
+                "workers itself: "
+                "run `python -m cookbook recipe=...` alone. (Workers by hand: the command that each run prints, with "
+                "main.py.) "
+                f"If {name} is left over from something else: unset {name} {size}"
+            )
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The composed settings as plain, resolved dictionaries, with what the chosen mode brings for the driver."""
+    try:
+        made = _as_dict(config)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the settings cannot be resolved: {error}") from None
+    driver = made["recipe"]["driver"]
+    if "modes" in driver:
+        chosen, modes = made["recipe"]["mode"], driver.pop("modes")
+        if chosen not in modes:
+            raise UserError(f"recipe.mode={chosen!r} is unknown; expected one of: {', '.join(modes)}")
+        driver.update(modes[chosen], variant=chosen)
+    return made
+
+
+def composed(name: str, overrides: Sequence[str]) -> DictConfig:
+    """What Hydra makes of conf/<name>.yaml and overrides. Raises UserError with Hydra's own first line."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose(name, overrides=list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(str(error).splitlines()[0]) from None
+
+
+def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings of `recipe=... overrides` as plain data, and the chosen file of each group."""
+    found = composed("config", with_defaults_of_mode(prepared([f"recipe={recipe}", *overrides])))
+    choices = {group: name for group, name in found.hydra.runtime.choices.items() if "/" not in group}
+    with open_dict(found):
+        del found["hydra"]
+        del found["tracking"]
+    config = plain(found)
+    check_kinds(config, {group: name for group, name in choices.items() if group in config})
+    return config, choices
+
+
+def compose_infra(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of conf/infra/<name>.yaml with overrides. Raises UserError for a wrong name or kind."""
+    names = sorted(path.stem for path in (CONF / "infra").glob("*.yaml"))
+    if name not in names:
+        raise UserError(f"TARGET={name} does not exist. There are: {', '.join(names)}")
+    try:
+        return _as_dict(composed("infra", [f"infra={name}", *overrides])["infra"])
+    except (UserError, OmegaConfBaseException) as error:
+        known = yaml.safe_load((CONF / f"infra/{name}.yaml").read_text())
+        raise UserError(f"{str(error).splitlines()[0]} There are: {', '.join(known['variables'])}") from None
+
+
+def compose_tracking(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of the tracker, as a run of this recipe with these overrides would have them."""
+    found = composed("config", prepared([f"recipe={recipe}", *overrides]))
+    HydraConfig.instance().set_config(found)
+    return _as_dict(found["tracking"])
+
+
+def _as_dict(config: DictConfig) -> dict[str, Any]:
+    made = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(made, dict)
+    return {str(key): value for key, value in made.items()}
+
+
+def worker_settings(config: Settings, data_dir: str | Path, run_dir: str | Path) -> dict[str, Any]:
+    """The flat settings that the workers read: the recipe's own (but its `driver` part), the caps and the folders."""
+    recipe = {key: value for key, value in config["recipe"].items() if key != "driver"}
+    return {
+        "seed": config["seed"],
+        **recipe,
+        "max_rows": config["scale"]["max_rows"],
+        "max_steps": config["scale"]["max_steps"],
+        "data_dir": str(data_dir),
+        "output_dir": str(run_dir),
+        "checkpoint_dir": str(Path(run_dir) / "checkpoints"),
+    }
+
+
+FOLDER_COMMENTS = {
+    "data_dir": "the dataset folder, with its manifest.json",
+    "output_dir": "where this run writes its record",
+    "checkpoint_dir": "where checkpoints are written, and looked for at the start",
+}
+
+
+def commented_yaml(settings: Settings, choices: Mapping[str, str]) -> str:
+    """Flat settings as YAML, each with the comment that explains it where it is defined."""
+    files = [CONF / group / f"{choices[group]}.yaml" for group in ("recipe", "scale")] + [CONF / "config.yaml"]
+    comments = FOLDER_COMMENTS | comments_of(*files)
+    lines = [f"{key}: {json.dumps(value)}" for key, value in settings.items()]
+    width = min(48, max(map(len, lines)))
+    return "".join(
+        f"{line:<{width}}  # {comments[key]}\n" if key in comments else f"{line}\n"
+        for key, line in zip(settings, lines, strict=True)
+    )
