@@ -134,8 +134,8 @@ def parse_rates(folder, log, tools):
         "duckdb": "DuckDB, `regexp_extract` with a list of names",
     }
     table = [
-        f"| parse {megabytes:,.0f} MB, {names[name]} "
-        f"| {rate[name]:,.0f} MB/s | recipe / this = {rate['split'] / rate[name]:.2f} |"
+        f"| parse {megabytes:,.0f} MB, {names[name]} | {rate[name]:,.0f} MB/s | recipe / this = "
+        f"{rate['split'] / rate[name]:.2f} |"
         for name in names
     ]
     bounds = {

@@ -70,6 +70,6 @@ def check_dataset(before: Mapping[str, Any] | None, data_dir: Path, manifest: Ma
     if Path(before["folder"]).name != Path(data_dir).name:
         raise UserError(
             f"{folder} cannot be gone on with: the dataset is {Path(data_dir).name} now and was "
-            f"{Path(before['folder']).name} there "
-            f"({rows} rows each): its files, its settings or its builder have changed. Start afresh with resume=never"
+            f"{Path(before['folder']).name} there ({rows} rows each): its files, its settings or its builder have "
+            "changed. Start afresh with resume=never"
         )

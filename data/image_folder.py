@@ -170,29 +170,26 @@ def find_parts(pictures, split):
         if parts["train"][0] not in below or not usable:
             raise DatasetError(
                 f"{listed(name for part in ('train', 'val', 'test') for name in parts.get(part, ()))} are called like "
-                "the parts of a dataset, "
-                f"but not both of train and test (or val) have a folder of pictures for each class. {told}"
+                "the parts of a dataset, but not both of train and test (or val) have a folder of pictures for each "
+                f"class. {told}"
             )
         if None in parts:
             raise DatasetError(
                 f"{listed(parts['train'] + usable)} are called like the parts of a dataset, but beside them are: "
-                f"{listed(parts[None])}. "
-                f"Move those away. {told}"
+                f"{listed(parts[None])}. Move those away. {told}"
             )
         return {"train": parts["train"][0], "test": usable[0]}
     for name in names:
         if part_of(name) and name not in flat and len(below[name]) > 1 and len(names) > 1:
             raise DatasetError(
                 f"{name} is called like a part of a dataset and holds folders of pictures, but there are no train and "
-                "test (or val) "
-                f"beside each other: {listed(names)}. {told}"
+                f"test (or val) beside each other: {listed(names)}. {told}"
             )
     inside = [name for name in names if has_parts(below.get(name, ()))]
     if len(inside) == 1:
         raise DatasetError(
             f"{inside[0]} is a dataset with parts of its own ({listed(sorted(below[inside[0]]))}): did you mean "
-            f"data.path=.../{inside[0]}? "
-            f"{told}, to mix the parts and draw a test part anew"
+            f"data.path=.../{inside[0]}? {told}, to mix the parts and draw a test part anew"
         )
     if inside:
         raise DatasetError(
@@ -392,9 +389,8 @@ def build(folder, path, split, size, channels, background, test_fraction, split_
         raise DatasetError(f"{root}: no readable training picture in: {listed(empty)}{why}")
     if len(unreadable) > max_unreadable_share * len(taken):
         raise DatasetError(
-            f"{len(unreadable)} of {len(taken)} pictures cannot be read, more than the share of {max_unreadable_share} "
-            "that may be left out "
-            f"(data.parameters.max_unreadable_share){such_as(unreadable)}"
+            f"{len(unreadable)} of {len(taken)} pictures cannot be read, more than the share of "
+            f"{max_unreadable_share} that may be left out (data.parameters.max_unreadable_share){such_as(unreadable)}"
         )
     if not given:
         images, labels = parts["train"]
@@ -452,8 +448,7 @@ def check_classes(root, base, classes, chosen, left_out):
     if lost:
         raise DatasetError(
             f"{printable(base)}: these classes have no picture of a kind that can be read: {listed(lost)}. Convert "
-            "them to PNG or JPEG, or move "
-            "the folders away to leave the classes out"
+            "them to PNG or JPEG, or move the folders away to leave the classes out"
         )
     if len(classes) < 2:
         inner = {inside.parts[1] for paths in chosen["train"][0].values() for inside in paths if len(inside.parts) > 2}

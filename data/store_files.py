@@ -65,8 +65,7 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
             name = next(name for name, column in values.items() if not np.isfinite(column).all())
             raise DatasetError(
                 f"{file}: column {name!r} has {np.sum(~np.isfinite(values[name]))} values that are null, not a number "
-                "or infinite (as float32); "
-                "fill them, or say data.nulls=drop to leave such rows out"
+                "or infinite (as float32); fill them, or say data.nulls=drop to leave such rows out"
             )
         if strange := set(values[label][good].tolist()) - {0.0, 1.0}:
             raise DatasetError(f"{file}: label {label!r} has the value {min(strange)!r}; expected 0 or 1 in each row")

@@ -72,10 +72,8 @@ AT_LEAST_0 = (
 
 AT_LEAST_1 = (
     "num_hosts num_copies num_lines num_hours num_train_rows num_test_rows rows_per_group context_length keep_every "
-    "object_mb "
-    "time_minutes commit_every_steps start_timeout_seconds stall_timeout_seconds connect_timeout_seconds "
-    "silence_seconds "
-    "exchange_timeout_seconds"
+    "object_mb time_minutes commit_every_steps start_timeout_seconds stall_timeout_seconds connect_timeout_seconds "
+    "silence_seconds exchange_timeout_seconds"
 )
 
 

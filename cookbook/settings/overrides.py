@@ -145,9 +145,8 @@ def prepared(words: Sequence[str]) -> list[str]:
         text = (isinstance(default, str) or default is None) and (isinstance(default, str) or TEXTS.search(key))
         if text and given.setdefault(key, value) != value:
             raise UserError(
-                f"{key} is given twice, as {given[key]} and as {value}: say one. If a shell has made two of one "
-                f"value with {{a,b}}, "
-                f"put quotes around it: '{key}=...{{a,b}}...'"
+                f"{key} is given twice, as {given[key]} and as {value}: say one. If a shell has made two of one value "
+                f"with {{a,b}}, put quotes around it: '{key}=...{{a,b}}...'"
             )
         texts = LISTS.search(key) and not several
         if "${" in value and (FOLDERS.search(key) or several or not (text or texts)):
@@ -178,8 +177,7 @@ def _for_hydra(key: str, value: str, text: bool, several: bool, default: object)
         if isinstance(default, list):
             raise UserError(
                 f"{key}={value} is not a list: expected something like {json.dumps(default)}; texts in it with other "
-                "characters than "
-                "letters, digits and -_./ need quotes"
+                "characters than letters, digits and -_./ need quotes"
             ) from None
         return _quoted(value)
     if sweep and several and key not in ("output_root", "cache_dir", "resume"):
@@ -277,8 +275,7 @@ def _overrides_of(key: str, choices: Settings, chosen: Mapping[str, str]) -> dic
     if any(overrides != wanted[0] for overrides in wanted):
         raise UserError(
             f"{key}={','.join(names)} needs different settings ({wanted}): sweep over choices that share theirs, or "
-            "say "
-            "them all on the command line"
+            "say them all on the command line"
         )
     first: dict[str, Any] = wanted[0]
     return first

@@ -201,10 +201,9 @@ def too_many_malformed(spark, counts, folder, fmt, config, known):
     file = known.get(plain_path(worst["file"]), worst["file"])
     return (
         f"{counts['quarantined']:,} of {counts['read']:,} lines are malformed, more than "
-        f"max_malformed_share={config.max_malformed_share:g} allows. "
-        f"One of them ({first['reason']}): {bytes(first['line'][:120]).decode(errors='replace')!r}. {worst['count']:,} "
-        f"of them are in {file}. "
-        f"Is data.format={fmt.pattern if fmt.name == 'regex' else fmt.name} the right format? data.format=auto looks "
+        f"max_malformed_share={config.max_malformed_share:g} allows. One of them ({first['reason']}): "
+        f"{bytes(first['line'][:120]).decode(errors='replace')!r}. {worst['count']:,} of them are in {file}. Is "
+        f"data.format={fmt.pattern if fmt.name == 'regex' else fmt.name} the right format? data.format=auto looks "
         "which one is"
     )
 
@@ -294,6 +293,5 @@ def unreadable(error, known):
     damaged = re.search("EOFException|incorrect|invalid|corrupt|ZipException|Truncated", text, re.I)
     return (
         f"{max(named, key=len) if named else file[0]} {'is cut off or damaged' if damaged else 'cannot be read'}: "
-        "nothing was written. "
-        "Mend or remove it, or leave it out of data.path"
+        "nothing was written. Mend or remove it, or leave it out of data.path"
     )

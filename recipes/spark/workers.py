@@ -54,8 +54,7 @@ class Executors:
             if time.monotonic() > deadline:
                 raise SystemExit(
                     f"{there} of {num_executors} executors are there after {seconds} s: has the cluster room for "
-                    f"{num_executors} x {cores} cores "
-                    "and recipe.memory_mb each? Fewer: cluster.num_workers"
+                    f"{num_executors} x {cores} cores and recipe.memory_mb each? Fewer: cluster.num_workers"
                 )
             if there < num_executors:
                 time.sleep(0.1)
