@@ -204,6 +204,14 @@ def test_without_rights_it_says_who_can(machine, monkeypatch):
         install.install([doctor.Finding(tool("c++"), None)])
 
 
+def test_the_python_of_the_tools_is_that_of_the_environments():
+    python = tool("python")
+    assert python.minimum == doctor.PYTHON
+    assert {python.packages[name] for name in ("dnf", "brew", "conda")} == {
+        f"python{sign}{doctor.PYTHON}" for sign in ("", "@", "=")
+    }
+
+
 def test_doctor_lists_every_tool_and_needs_nothing_installed():
     words = [sys.executable, "-S", "-E", "-m", "cookbook.prepare.doctor"]  # -S: without site-packages
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)

@@ -6,6 +6,7 @@ This runs with the system's own Python, old or new, before anything is installed
 
 from __future__ import annotations
 
+import configparser
 import os
 import platform
 import re
@@ -33,7 +34,7 @@ class Tool:
     name: str
     why: str  # what it is for
     programs: tuple[str, ...] = ()  # the first one that is on PATH counts
-    version: tuple[str, ...] = ("--version",)  # arguments that make it print its version; none: not asked
+    version: tuple[str, ...] = ()  # arguments that make it print its version; none: not asked
     minimum: str = ""  # lowest version that will do
     packages: dict[str, str] = field(default_factory=dict)  # package manager -> packages
     elsewhere: str = ""  # where to get it when no package manager has it
@@ -42,165 +43,33 @@ class Tool:
     only_for_environment: bool = False  # not needed any more once the recipe's environment is made
 
 
-def same(name: str) -> dict[str, str]:
-    """The packages of a tool that has the same name for every package manager."""
-    return dict.fromkeys(("apt", "dnf", "brew", "conda"), name)
+def read_tools() -> list[Tool]:
+    """The tools in tools.ini, in its order."""
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(Path(__file__).with_name("tools.ini"), encoding="utf-8")
+
+    def words(section: configparser.SectionProxy, key: str) -> tuple[str, ...]:
+        return tuple(filter(None, map(str.strip, section.get(key, "").split(","))))
+
+    return [
+        Tool(
+            name,
+            section["why"],
+            words(section, "programs"),
+            words(section, "version"),
+            section.get("minimum", ""),
+            {manager: section[manager] for manager in MANAGERS if manager in section},
+            section.get("elsewhere", ""),
+            words(section, "used_by"),
+            section.get("system", ""),
+            section.get("only_for") == "environment",
+        )
+        for name, section in ((name, parser[name]) for name in parser.sections())
+    ]
 
 
-PYTHONS = {"dnf": f"python{PYTHON}", "brew": f"python@{PYTHON}", "conda": f"python={PYTHON}"}
-JAVAS = {"dnf": "java-17-openjdk-headless", "brew": "openjdk@17", "conda": "openjdk=17"}
-
-# Debian cuts Python into three packages. Their names here are those of a release whose python3 is the right one.
-TOOLS = [
-    Tool(
-        "python",
-        f"Python {PYTHON}, which every environment is made with",
-        packages={"apt": "python3", **PYTHONS},
-        elsewhere=f"`uv python install {PYTHON}` (docs.astral.sh/uv), conda, or python.org",
-        used_by=(EVERY_RECIPE,),
-        minimum=PYTHON,
-    ),
-    Tool(
-        "venv",
-        "Python's modules venv and ensurepip: the environments",
-        used_by=(EVERY_RECIPE,),
-        packages={"apt": "python3-venv", **PYTHONS},
-    ),
-    Tool(
-        "headers",
-        "Python.h: compiling against Python",
-        only_for_environment=True,
-        packages={"apt": "python3-dev", **PYTHONS, "dnf": f"python{PYTHON}-devel"},
-    ),
-    Tool(
-        "make",
-        "the front door",
-        ("make", "gmake"),
-        used_by=(EVERY_RECIPE,),
-        packages=same("make"),
-    ),
-    Tool(
-        "c++",
-        "compiling",
-        only_for_environment=True,
-        packages={"apt": "g++", "dnf": "gcc-c++", "brew": "gcc", "conda": "cxx-compiler"},
-    ),
-    Tool(
-        "java",
-        "Spark",
-        ("java",),
-        ("-version",),
-        "17",
-        packages={"apt": "openjdk-17-jre-headless", **JAVAS},
-    ),
-    Tool(
-        "column",
-        "the table that `make` alone prints",
-        ("column",),
-        (),
-        used_by=(MAKE_HELP,),
-        packages={"apt": "bsdextrautils", "dnf": "util-linux"},
-        elsewhere="the util-linux of your system",
-    ),
-    Tool(
-        "ssh",
-        "workers on other hosts",
-        ("ssh",),
-        ("-V",),
-        used_by=("hosts", "tests"),
-        packages={"apt": "openssh-client", "dnf": "openssh-clients", "brew": "openssh", "conda": "openssh"},
-    ),
-    Tool(
-        "rsync",
-        "files of other hosts",
-        ("rsync",),
-        used_by=("hosts", "tests"),
-        packages=same("rsync"),
-    ),
-    Tool(
-        "terraform",
-        "machines (make infra-up)",
-        ("terraform",),
-        ("version",),
-        "1",
-        used_by=("infra",),
-        packages={"brew": "hashicorp/tap/terraform", "conda": "terraform"},
-        elsewhere="HashiCorp's package source (developer.hashicorp.com/terraform/install), or conda-forge",
-    ),
-    Tool(
-        "unshare",
-        "namespaces: hosts and hidden folders in tests",
-        ("unshare",),
-        used_by=("tests",),
-        system="Linux",
-        packages={"apt": "util-linux", "dnf": "util-linux"},
-    ),
-    Tool(
-        "sudo",
-        "the user of the workflows in tests",
-        ("sudo",),
-        used_by=("tests",),
-        system="Linux",
-        packages=same("sudo"),
-    ),
-    Tool(
-        "mount",
-        "small disks in tests",
-        ("mount",),
-        used_by=("tests",),
-        system="Linux",
-        packages={"apt": "mount", "dnf": "util-linux"},
-    ),
-    Tool(
-        "git",
-        "clones in tests",
-        ("git",),
-        used_by=("tests",),
-        packages=same("git"),
-    ),
-    Tool(
-        "ip",
-        "networks of hosts in tests",
-        ("ip",),
-        (),
-        used_by=("tests",),
-        system="Linux",
-        packages={"apt": "iproute2", "dnf": "iproute"},
-    ),
-    Tool(
-        "sshd",
-        "hosts in tests",
-        ("sshd",),
-        (),
-        used_by=("tests",),
-        system="Linux",
-        packages={"apt": "openssh-server", "dnf": "openssh-server"},
-    ),
-    Tool(
-        "slurmctld",
-        "Slurm in tests",
-        ("slurmctld",),
-        ("-V",),
-        used_by=("tests",),
-        system="Linux",
-        packages={"apt": "slurm-wlm", "dnf": "slurm-slurmctld slurm-slurmd"},
-    ),
-    Tool(
-        "munged",
-        "Slurm in tests",
-        ("munged",),
-        used_by=("tests",),
-        system="Linux",
-        packages={"apt": "munge", "dnf": "munge"},
-    ),
-    Tool(
-        "node",
-        "the report's script in tests",
-        ("node",),
-        used_by=("tests",),
-        packages={"apt": "nodejs", "dnf": "nodejs", "brew": "node", "conda": "nodejs"},
-    ),
-]
+MANAGERS = ("apt", "dnf", "brew", "conda")
+TOOLS = read_tools()
 
 
 @dataclass(frozen=True)
