@@ -21,4 +21,4 @@ slots=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed 's/$/:4/' | paste -s
 address=$(getent ahostsv4 "$SLURMD_NODENAME" | awk 'NR==1 {print $1}')
 interface=$(ip -o -4 addr show | awk -v a="$address/" 'index($4, a) == 1 {print $2; exit}')
 export GLOO_SOCKET_IFNAME=$interface NCCL_SOCKET_IFNAME=$interface
-exec /shared/.venvs/x/bin/horovodrun --disable-cache -np 8 --start-timeout 60 -H "$slots" --gloo --network-interfaces "$interface" /shared/.venvs/x/bin/python /shared/recipes/horovod/main.py /shared/outputs/horovod/2026-01-31_12-00-00/config.yaml
+exec /shared/.venvs/x/bin/horovodrun --disable-cache -np 8 --start-timeout 180 -H "$slots" --gloo --network-interfaces "$interface" /shared/.venvs/x/bin/python /shared/recipes/horovod/main.py /shared/outputs/horovod/2026-01-31_12-00-00/config.yaml
