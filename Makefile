@@ -9,7 +9,7 @@ ARGS ?=
 # What ARGS holds reaches the programs as it was typed: neither make nor the shell looks for $, braces or brackets in it.
 export COOKBOOK_ARGS := $(value ARGS)
 # Another Python's packages and switches have no place in the driver.
-unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS PYTHONINSPECT PYTHONIOENCODING
+unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS PYTHONHASHSEED PYTHONMALLOC PYTHONINSPECT PYTHONIOENCODING
 SETUP := .venv/.complete
 
 help: ## this help

@@ -75,10 +75,11 @@ def run(composed: DictConfig) -> float:
         checks.check_kinds(config, choices)
         notes = surroundings.settle(config["cluster"])
         config["cluster"] = inventory.with_hosts(config["cluster"])
-        warning = checks.check_workers(config, os.cpu_count() or 1)
+        warning = checks.check_workers(config, surroundings.num_cores())
         places.load(config["cluster"]["kind"])
         doctor.require(config["recipe"]["driver"]["tools"], recipe)
         if config["cluster"]["kind"] == "local":
+            surroundings.check_open_files(config["cluster"]["num_workers"])
             systems.load(config["recipe"]["driver"]["system"]).check_machine(config)
         if config["tracking"]["kind"] != "none":
             from cookbook.report import tracking
@@ -107,6 +108,8 @@ def run(composed: DictConfig) -> float:
         console.print(f"warning: {warning}", markup=False)
     content = Run(recipe, config, choices, typed, this_run).go().as_dict()
     FINISHED.append((typed, content))
+    signals.check()  # one that came while the report was written
+    signals.listen()
     if content["reason"].startswith("interrupted"):
         raise Interrupted(content["reason"])
     value: float | None = content["objective"]["value"]

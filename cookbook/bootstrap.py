@@ -18,19 +18,33 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from cookbook import certificates
+from cookbook import UserError, certificates
 
 ROOT = Path(__file__).resolve().parent.parent
+OWN_CACHE = "choose a folder of yours: COOKBOOK_CACHE=/its/name make ..."
 
 
 def cache_dir() -> Path:
-    """The folder for what all checkouts of this user share: datasets, compiled wheels, environments."""
+    """The folder for what all checkouts of this user share: datasets, compiled wheels, environments.
+
+    Raises UserError for a user without a home.
+    """
     if own := os.environ.get("COOKBOOK_CACHE"):
         return Path(own).expanduser()
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base).expanduser() / "distributed-ml-cookbook"
-    home = os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir
+    try:
+        home = os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        raise UserError(f"user {os.getuid()} has no home for the cache folder; {OWN_CACHE}") from None
     return Path(home) / ".cache/distributed-ml-cookbook"
+
+
+def usable(cache: Path) -> Path:
+    """The cache folder. Raises UserError for a name that no environment can have."""
+    if os.pathsep in str(cache):
+        raise UserError(f"the cache folder {cache} has {os.pathsep!r} in its name, which divides PATH; {OWN_CACHE}")
+    return cache
 
 
 def interpreter(python: str) -> str:
@@ -95,17 +109,22 @@ def make(folder: Path) -> None:
 def main() -> None:
     content = [(ROOT / "requirements.txt").read_bytes(), interpreter(sys.executable).encode()]
     name = f"driver-{hashlib.sha256(b'-'.join(content)).hexdigest()[:12]}"
-    folder = cache_dir() / "environments" / name
-    if not complete(folder).exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_suffix(".lock")):
-            if not complete(folder).exists():
-                print(f"setup        the driver's environment ({folder})", flush=True)
-                try:
+    try:
+        folder = usable(cache_dir()) / "environments" / name
+        if not complete(folder).exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with locked(folder.with_suffix(".lock")):
+                if not complete(folder).exists():
+                    print(f"setup        the driver's environment ({folder})", flush=True)
                     make(folder)
-                except subprocess.CalledProcessError as error:
-                    raise SystemExit(f"error: the driver's environment cannot be made: {error}") from None
-    point(ROOT / ".venv", folder)
+        point(ROOT / ".venv", folder)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"error: the driver's environment cannot be made: {error}") from None
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}"
+        raise SystemExit(f"error: the driver's environment cannot be made: {what}; {OWN_CACHE}") from None
     mark_as_used(folder)
 
 

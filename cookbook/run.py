@@ -200,9 +200,10 @@ class Run:
         if verdict.diverged:
             self._fail(verdict.diverged)  # the same settings would diverge again
         elif problems:
-            if failed and not verdict.errors:
+            if failed and all(causes.CONSEQUENCE.search(error) for error in verdict.errors):
                 said = causes.cause_of(self.folder / "logs", outcome.watcher.log_sizes)
-                problems = [said, *problems] if said else problems
+                if said and not (verdict.errors and causes.CONSEQUENCE.search(said)):
+                    problems = [said, *problems]
             # Another try may help where a worker, chief or ps was lost. Other problems would only come again.
             lost = bool(verdict.lost) or any("did not finish" in problem for problem in problems)
             self._fail("; ".join(problems), resumable=lost)
@@ -231,6 +232,7 @@ class Run:
             resumed=self.run_folder.resumed_from is not None,
             since=outcome.launched,
             seen_pids=seen,
+            unwatched_pids=frozenset(outcome.watcher.unwatched_pids),
         )
 
     def _take_over(self, verdict: evidence.Verdict, dataset: Dataset) -> None:
@@ -272,6 +274,7 @@ class Run:
             )
 
     def _close(self) -> None:
+        signals.hold()
         seconds = self.result.seconds
         spent = {stage: seconds.get(stage, 0.0) for stage in ("environment", "data", "launch", "run")}
         spent["run"] = round(spent["run"] - spent["launch"], 3)  # this stage began with the launch

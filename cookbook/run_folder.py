@@ -87,7 +87,8 @@ def _chosen(folder: Path, recipe: str) -> RunFolder:
 
 
 def _interrupted(parent: Path, run_identity: str) -> RunFolder | None:
-    for folder in sorted((path.parent for path in parent.glob("*/run.json")), reverse=True):
+    folders = [path.parent for path in parent.glob("*/run.json")]
+    for folder in sorted(folders, key=_age, reverse=True):
         if folder.is_symlink() or load(folder).get("identity") != run_identity:
             continue
         # The newest run of this command decides.
@@ -121,7 +122,12 @@ def _point_latest(parent: Path, folder: Path) -> None:
 def newest(root: str | Path, recipe: str) -> Path | None:
     """The folder of a recipe's newest run, whether or not there is a link to it; None without any."""
     folders = [path.parent for path in (Path(root) / recipe).glob("*/run.json") if not path.parent.is_symlink()]
-    return max(folders, key=lambda folder: (load(folder).get("started", 0), folder.name), default=None)
+    return max(folders, key=_age, default=None)
+
+
+def _age(folder: Path) -> tuple[float, str]:
+    """What orders runs by time. A folder's name is local time, which another zone and winter time set back."""
+    return load(folder).get("started", 0.0), folder.name
 
 
 def load(folder: str | Path) -> dict[str, Any]:
@@ -136,4 +142,4 @@ def load(folder: str | Path) -> dict[str, Any]:
 def load_all(root: str | Path) -> list[tuple[Path, dict[str, Any]]]:
     """[(folder, content)] of all runs below `root`, oldest first."""
     folders = {path.parent.resolve() for path in Path(root).glob("*/*/run.json")}
-    return [(folder, content) for folder in sorted(folders, key=lambda f: f.name) if (content := load(folder))]
+    return [(folder, content) for folder in sorted(folders, key=_age) if (content := load(folder))]

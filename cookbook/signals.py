@@ -37,6 +37,8 @@ def note(number: int, frame: FrameType | None) -> None:
     CAME.append(signal.Signals(number).name)
     if number == signal.SIGHUP:
         _let_go_of_the_terminal()
+    if signal.getsignal(signal.SIGALRM) == signal.SIG_IGN:  # see hold()
+        return
     if again:
         _interrupt()
     signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
@@ -72,6 +74,12 @@ def check() -> None:
     """A safe point: raises Interrupted if a signal has come."""
     if CAME:
         _interrupt()
+
+
+def hold() -> None:
+    """From here on signals are only noted, however many come: what is being written is short, and must be whole."""
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def terminal_is_gone() -> bool:

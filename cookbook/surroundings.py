@@ -6,7 +6,9 @@ all its children inherit. `cluster.inherit` names variables that are kept all th
 """
 
 import fnmatch
+import math
 import os
+import resource
 import shutil
 import socket
 import tempfile
@@ -23,6 +25,7 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy", "grpc_proxy")
 # The most characters that a run's own folder in TMPDIR may have. The path of a socket may have 107; Ray's sockets take
 # up to 87 of them behind the folder.
 LONGEST_TMPDIR = 20
+SHORTER = "set TMPDIR to a folder with a shorter name"
 SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 LOADER_BYTES = 8 << 20  # of shared memory, for each process that reads ahead
 
@@ -43,7 +46,7 @@ RULES = (
         (
             *("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP", "PYTHONUSERBASE", "PYTHONPLATLIBDIR"),
             *("PYTHONEXECUTABLE", "PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONIOENCODING"),
-            "__PYVENV_LAUNCHER__",
+            *("PYTHONHASHSEED", "PYTHONMALLOC", "__PYVENV_LAUNCHER__"),
         ),
         "the recipe's environment is whole: nothing of another Python belongs into it",
     ),
@@ -207,15 +210,19 @@ def temporary_folder(environment: Mapping[str, str]) -> tuple[str | None, list[s
     Raises UserError where its name is too long for sockets, and no folder with a shorter name can take a link to it.
     """
     wanted = environment.get("TMPDIR", "")
+    try:
+        usual = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise UserError(f"{error.strerror}: set TMPDIR to a folder that can be written") from None
     if not wanted:
         return None, []
     if not os.access(wanted, os.W_OK | os.X_OK) or not Path(wanted).is_dir():
-        return None, [f"TMPDIR={wanted} is no folder that can be written: {tempfile.gettempdir()} is used instead"]
+        return None, [f"TMPDIR={wanted} is no folder that can be written: {usual} is used instead"]
     if len(os.fsencode(f"{wanted}/{own_name('0' * 32)}")) > LONGEST_TMPDIR and not any(map(_can_write, SHORT_PLACES)):
         raise UserError(
             f"TMPDIR={wanted} has {len(os.fsencode(wanted))} characters, and the names of sockets in it would be too "
             f"long for the system (107 in all); none of {', '.join(SHORT_PLACES)} can take a link to it: "
-            "set TMPDIR to a folder with a shorter name"
+            f"{SHORTER}"
         )
     return wanted, []
 
@@ -232,7 +239,10 @@ def own_folder(mark: str) -> list[Path]:
     folder = Path(tempfile.gettempdir()).absolute() / own_name(mark)
     folder.mkdir(mode=0o700)
     if len(os.fsencode(folder)) > LONGEST_TMPDIR:
-        link = Path(next(filter(_can_write, SHORT_PLACES)), folder.name)
+        place = next(filter(_can_write, SHORT_PLACES), None)
+        if place is None:
+            raise UserError(f"{folder.parent} has too long a name for the sockets in it; {SHORTER}")
+        link = Path(place, folder.name)
         link.symlink_to(folder)
         return [folder, link]
     return [folder]
@@ -247,6 +257,27 @@ def check_object_store(megabytes: int, available: int) -> None:
         raise UserError(
             f"recipe.object_store_mb={megabytes}: this machine has {available >> 20} MB of memory for everything; "
             f"expected at most {int(available * 0.8) >> 20}"
+        )
+
+
+def num_cores() -> int:
+    """The processors that this process may use: fewer than there are under taskset, or in a container with a quota."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        found = min(found, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # not there, or "max"
+        pass
+    return max(1, found)
+
+
+def check_open_files(num_workers: int) -> None:
+    """Raises UserError for a limit of open files that no launcher can work with: it has pipes to each worker."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 32 + 16 * num_workers
+    if 0 <= limit < wanted:
+        raise UserError(
+            f"this shell allows {limit} open files, and {num_workers} workers need {wanted}: ulimit -n 1024"
         )
 
 

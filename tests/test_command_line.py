@@ -125,6 +125,12 @@ def test_what_is_no_setting_is_refused(word, text):
         ("cluster.port=0", "cluster.port=0: expected a whole number from 1 to 65535"),
         ("cluster.num_threads_per_worker=0", "cluster.num_threads_per_worker=0: expected a whole number"),
         ("cluster.start_timeout_seconds=-5", "cluster.start_timeout_seconds=-5: expected a whole number of at least 1"),
+        ("cluster.inherit=[5]", "cluster.inherit has 5 in it: expected names of environment variables"),
+        ("cache_dir=", "cache_dir=: expected a folder"),
+        ("output_root=", "output_root=: expected a folder"),
+        ("resume=null", "resume=None: expected auto or never"),
+        ("data=flights", "data=flights holds flights, and recipe=pytorch recipe.mode=ddp takes images: choose data="),
+        ("data=none", "data=none holds nothing, and recipe=pytorch recipe.mode=ddp takes images: choose data=cifar10"),
         ("recipe.learning_rate=inf", "recipe.learning_rate=inf: expected a finite number"),
         ("recipe.learning_rate=nan", "recipe.learning_rate=nan: expected a finite number"),
         ("recipe.momentum=1.5", "recipe.momentum=1.5: expected a number from 0 to 1"),
@@ -212,6 +218,23 @@ def run_of(root, name, started, recipe="pytorch"):
     (folder / "run.json").write_text(json.dumps(content))
     (folder / "config.yaml").write_text("seed: 0\n")
     return folder
+
+
+def test_the_newest_run_is_the_one_that_began_last(tmp_path):
+    """Not the one with the largest name: that is local time, which a change of zone sets back."""
+    for name, started in (("2026-11-27_19-00-00", 1000.0), ("2026-11-27_04-00-00", 2000.0)):
+        folder = tmp_path / "pytorch" / name
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints/last.pt").touch()
+        content = {"identity": "x", "resumable": started == 2000.0, "started": started, "reason": "cut off"}
+        (folder / "run.json").write_text(json.dumps(content))
+    assert [folder.name for folder, _ in run_folder.load_all(tmp_path)] == [
+        "2026-11-27_19-00-00",
+        "2026-11-27_04-00-00",
+    ]
+    run = run_folder.open_run(tmp_path, "pytorch", "x", "auto")
+    assert (run.path.name, run.resumed_from) == ("2026-11-27_04-00-00", "cut off")
+    run.close()
 
 
 def test_report_heeds_output_root(tmp_path, monkeypatch, capsys):

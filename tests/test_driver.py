@@ -13,6 +13,7 @@ import pytest
 from cookbook import ROOT, UserError, bootstrap, run_folder
 from cookbook.prepare import doctor
 from cookbook.report import pages
+from cookbook.surroundings import num_cores
 from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook
 from tests.requirements import skip
 
@@ -106,9 +107,9 @@ def test_a_user_s_folder_that_is_not_there(tmp_path):
 
 @pytest.mark.full
 def test_more_workers_than_cores_warns_and_goes_on(tmp_path):
-    num_workers = (os.cpu_count() or 1) + 1
+    num_workers = num_cores() + 1
     content, _, output = run_cookbook(*SMOKE, f"cluster.num_workers={num_workers}", output_root=tmp_path)
-    assert f"warning: {num_workers} worker threads share {os.cpu_count()} cores" in output
+    assert f"warning: {num_workers} worker threads share {num_cores()} cores" in output
     assert content["world_size"] == num_workers
 
 

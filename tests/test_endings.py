@@ -168,6 +168,70 @@ Root Cause (first observed failure):
   rank      : 1 (local_rank: 1)
   exitcode  : 1 (pid: 3)
 """
+TORCHRUN_REFUSED = """\
+[default1]:backend=nccl needs NVIDIA GPUs, and this machine shows none to PyTorch: set backend=gloo or auto
+[default0]:backend=nccl needs NVIDIA GPUs, and this machine shows none to PyTorch: set backend=gloo or auto
+W1127 11:07:34.800000 22603 api.py:1028] Sending process 22611 closing signal SIGTERM
+Traceback (most recent call last):
+  File "torchrun", line 10, in <module>
+    raise ChildFailedError(
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+Failures:
+[1]:
+  rank      : 0 (local_rank: 0)
+  exitcode  : -15 (pid: 22611)  (SIGTERM)
+------------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-27_11:07:34
+  host      : localhost
+  rank      : 1 (local_rank: 1)
+  exitcode  : 1 (pid: 22612)
+  traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html
+============================================================
+"""
+TORCHRUN_KILLED = """\
+[default0]:[rank0]: Traceback (most recent call last):
+[default0]:[rank0]:     return Variable._execution_engine.run_backward(
+[default0]:[rank0]: RuntimeError: [pair.cc:537] Read error [127.0.0.1]:35033: Connection reset by peer
+Traceback (most recent call last):
+  File "torchrun", line 10, in <module>
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+Root Cause (first observed failure):
+[0]:
+  rank      : 1 (local_rank: 1)
+  exitcode  : -9 (pid: 27335)  (SIGKILL)
+"""
+HOROVOD_REFUSED = """\
+[0]<stderr>:data_dir=/x/flights cannot be read: there is no train_images.npy
+[1]<stderr>:data_dir=/x/flights cannot be read: there is no train_images.npy
+Process 0 exit with status code 1.
+[1]<stderr>:Terminated
+Traceback (most recent call last):
+  File "horovodrun", line 6, in <module>
+RuntimeError: Horovod detected that one or more processes exited with non-zero status. The first process to do so was:
+Process name: 0
+Exit code: 1
+"""
+HOROVOD_KILLED = """\
+[0]<stderr>:Traceback (most recent call last):
+[0]<stderr>:  File "main.py", line 117, in train_epoch
+[0]<stderr>:horovod.common.exceptions.HorovodInternalError: Horovod has been shut down.
+Process 1 exit with status code 137.
+[0]<stderr>:Terminated
+Traceback (most recent call last):
+  File "horovodrun", line 6, in <module>
+RuntimeError: Horovod detected that one or more processes exited with non-zero status. The first process to do so was:
+Process name: 1
+Exit code: 137
+"""
+HOROVOD_ITSELF = """\
+[0]<stderr>:a warning
+Traceback (most recent call last):
+  File "horovodrun", line 6, in <module>
+TimeoutError: Horovodrun was unable to start all tasks
+"""
 TFRUN = """\
 [worker:0] started
 [worker:1] data_dir=/x cannot be read: it is gone
@@ -192,6 +256,14 @@ pyspark.errors.AnalysisException: [UNRESOLVED_COLUMN] A column `x` cannot be res
         (HOROVOD, "rank 1: ModuleNotFoundError: No module named 'nothing'"),
         (TORCHRUN, "rank 0: OSError: [Errno 28] No space left on device: '/x/last.partial'"),
         (TORCHRUN_EXIT, "rank 1: momentum is missing in config.yaml"),
+        (
+            TORCHRUN_REFUSED,
+            "rank 1: backend=nccl needs NVIDIA GPUs, and this machine shows none to PyTorch: set backend=gloo or auto",
+        ),
+        (TORCHRUN_KILLED, "rank 1 was ended by SIGKILL: it may have needed more memory than there is"),
+        (HOROVOD_REFUSED, "data_dir=/x/flights cannot be read: there is no train_images.npy"),
+        (HOROVOD_KILLED, "rank 1 was ended by SIGKILL: it may have needed more memory than there is"),
+        (HOROVOD_ITSELF, "TimeoutError: Horovodrun was unable to start all tasks"),
         (TFRUN, "worker:1: data_dir=/x cannot be read: it is gone"),
         (MPI, "checkpoint /x/last.pt is from another model"),
         (PLAIN, "pyspark.errors.AnalysisException: [UNRESOLVED_COLUMN] A column `x` cannot be resolved"),
@@ -216,6 +288,18 @@ def watcher_of(folder, **cluster):
     (folder / "workers").mkdir()
     (folder / "logs").mkdir()
     return Watcher(folder, uuid.uuid4().hex, Silent(), 2, CLUSTER | cluster)
+
+
+def test_a_worker_that_came_and_went_while_the_driver_was_held_up_is_noted(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("cookbook.evidence.watch.time.monotonic", lambda: now[0])
+    watcher = watcher_of(tmp_path)
+    for pid, pause in ((2**22 + 1, 0.1), (2**22 + 2, 60.0)):  # larger than any process has
+        with RunRecord(tmp_path, pid % 2, 2, pid=pid):
+            pass
+        now[0] += pause
+        watcher()
+    assert (watcher.seen_pids, watcher.unwatched_pids) == (set(), {2**22 + 2})
 
 
 def test_a_start_that_never_comes_ends_at_its_bound_and_says_why(tmp_path):

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from cookbook import ROOT, UserError
+from cookbook import ROOT, UserError, bootstrap
 from cookbook.bootstrap import complete
 from cookbook.prepare import environments
 from tests import test_petastorm, test_spark, test_store_cases
-from tests.helpers import Silent
+from tests.helpers import CLEAN, Silent
 from tests.prepare import recipes_of
 
 
@@ -151,3 +151,27 @@ def test_only_what_the_chosen_tests_need_is_prepared():
     assert recipes_of([chosen(test_petastorm.test_fewer_row_groups_than_shards)]) == ["petastorm"], "by its own words"
     assert recipes_of([chosen(test_store_cases.test_stores_that_are_read)]) == ["petastorm"], "by its fixture"
     assert recipes_of([chosen(test_only_what_the_chosen_tests_need_is_prepared, recipe="dask")]) == ["dask"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "text"),
+    [
+        ({"HOME": "/proc/none"}, "No such file or directory; choose a folder of yours: COOKBOOK_CACHE="),
+        ({"COOKBOOK_CACHE": "/etc/passwd"}, "Not a directory; choose a folder of yours: COOKBOOK_CACHE="),
+        ({"COOKBOOK_CACHE": "/tmp/a:b"}, "the cache folder /tmp/a:b has ':' in its name, which divides PATH"),
+    ],
+)
+def test_a_cache_folder_that_cannot_be_made_is_said(environment, text):
+    kept = {name: value for name, value in CLEAN.items() if name not in ("XDG_CACHE_HOME", "COOKBOOK_CACHE")}
+    words = [sys.executable, "-m", "cookbook.bootstrap"]
+    done = subprocess.run(words, cwd=ROOT, env=kept | environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert text in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_user_without_a_home_is_told_so(monkeypatch):
+    for name in ("HOME", "XDG_CACHE_HOME", "COOKBOOK_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    with pytest.raises(UserError, match="user 54321 has no home for the cache folder; choose a folder of yours"):
+        bootstrap.cache_dir()

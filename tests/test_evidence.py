@@ -457,6 +457,18 @@ def test_workers_of_one_host_where_two_were_asked_for(tmp_path):
     assert "only host1 worked, although 2 hosts were asked for" in judge(tmp_path, proof=(), num_hosts=2).problems
 
 
+def test_a_driver_that_was_held_up_while_a_worker_lived_says_so(tmp_path, monkeypatch):
+    """Stopped by Ctrl-Z, or starved: how fast the driver looked is no verdict on the workers."""
+    write_run(tmp_path, monkeypatch)
+    held_up = {"seen_pids": frozenset({1000}), "unwatched_pids": frozenset({1001})}
+    verdict = judge(tmp_path, **held_up)
+    assert verdict.problems == []
+    found = {one.rule: one for one in verdict.findings}["seen_by_the_operating_system"]
+    assert found.outcome == "not applied"
+    assert found.says == "the driver was held up, and did not look while processes 1001 worked"
+    assert judge(tmp_path, **held_up | {"unwatched_pids": frozenset({7})}).problems
+
+
 def test_each_rule_is_told_with_its_figures(tmp_path, monkeypatch):
     write_run(tmp_path, monkeypatch)
     found = {one.rule: (one.outcome, one.says) for one in judge(tmp_path).findings}

@@ -37,11 +37,20 @@ def test_every_combination_composes(choice):
 
 
 @pytest.mark.parametrize("recipe", recipes())
-@pytest.mark.parametrize("data", GROUPS["data"])
-def test_data_on_the_command_line_beats_the_recipe(recipe, data):
-    config, choices = compose_recipe(recipe, [f"data={data}"])
-    assert choices["data"] == data
-    assert config["data"]["builder"] == (None if data == "none" else data)
+def test_data_on_the_command_line_beats_the_recipe_where_it_fits(recipe):
+    fitting = []
+    for data in GROUPS["data"]:
+        try:
+            config, choices = compose_recipe(recipe, [f"data={data}"])
+        except UserError as error:
+            assert f"data={data} holds " in str(error) and "choose data=" in str(error)
+            continue
+        assert choices["data"] == data
+        assert config["data"]["builder"] == (None if data == "none" else data)
+        assert config["data"]["holds"] == config["recipe"]["driver"]["takes"]
+        fitting.append(data)
+    assert compose_recipe(recipe)[1]["data"] in fitting
+    assert 1 <= len(fitting) < len(GROUPS["data"])
 
 
 @pytest.mark.parametrize("recipe", recipes())

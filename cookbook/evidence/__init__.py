@@ -55,7 +55,12 @@ def judge(records: Sequence[Record], asked: Asked) -> Verdict:
         why = "the workers do not run under this machine's operating system"
         verdict.findings.append(Finding("seen_by_the_operating_system", "not applied", why))
     else:
-        _find(verdict, "seen_by_the_operating_system", _unseen(verdict, asked.seen_pids))
+        _find(verdict, "seen_by_the_operating_system", _unseen(verdict, asked.seen_pids | asked.unwatched_pids))
+        unwatched = {worker["pid"] for worker in verdict.workers} & asked.unwatched_pids - asked.seen_pids
+        if unwatched and verdict.findings[-1].outcome == "held":
+            pids = ", ".join(map(str, sorted(unwatched)))
+            why = f"the driver was held up, and did not look while processes {pids} worked"
+            verdict.findings[-1] = Finding("seen_by_the_operating_system", "not applied", why)
     _find(verdict, "metrics_finite_and_agreed", _metrics(verdict, current + services))
     broken = bool(verdict.problems)
     for name in asked.proof:

@@ -1,6 +1,7 @@
 """Finds in the workers' logs why a run ended: the last line of the error that one of them wrote."""
 
 import re
+import signal
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -11,9 +12,15 @@ CULPRITS = (
     r"Root Cause \(first observed failure\):.*?local_rank: (\d+)",
     r"^tfrun: ([a-z]+:\d+) \(pid \d+\) (?:ended|died)",
 )
-# Errors of workers whose partner has gone. The cause is what ended the partner.
+# Which worker they say a signal ended first, and by which exit status: -9, or 128 + 9 as shells have it.
+KILLED = (
+    r"Root Cause \(first observed failure\):.*?local_rank: (\d+)\)\s+exitcode\s*: (-\d+) ",
+    r"The first process to do so was:\s+Process name: (\d+)\s+Exit code: (-?\d+)",
+)
+# Errors of workers whose partner has gone, and of their launchers. The cause is what ended the partner.
 CONSEQUENCE = re.compile(
     r"[Cc]onnection (closed|reset|refused)|HorovodInternalError|[Bb]roken ?[Pp]ipe|ChildFailedError|TrainingFailedError"
+    r"|processes exited with non-zero status"
 )
 HEAD = "Traceback (most recent call last):"
 LONGEST = 600  # characters of a reason
@@ -29,18 +36,40 @@ def error_in(text: str) -> str | None:
             line = line[found.end() :]
         streams.setdefault(tag, []).append((number, line.rstrip()))
     errors = {tag: error for tag, lines in streams.items() if (error := _traceback(lines))}
-    if any(tag is not None for tag in errors):
-        errors.pop(None, None)  # a launcher's own traceback only says that a worker has ended
-    if errors:
-        tag, (_, line) = min(errors.items(), key=lambda item: (bool(CONSEQUENCE.search(item[1][1])), item[1][0]))
+    # Where no line is tagged, an error is the program's own.
+    launcher = errors.pop(None, None) if len(streams) > 1 else None
+    causes = [(number, tag, line) for tag, (number, line) in errors.items() if not CONSEQUENCE.search(line)]
+    if causes:
+        _, tag, line = min(causes)
         return _said(tag, line)
+    if killed := _killed(text):
+        return killed
+    if errors:
+        _, tag, line = min((number, tag, line) for tag, (number, line) in errors.items())
+        return _said(tag, line)
+    if launcher and not CONSEQUENCE.search(launcher[1]):
+        return _said(None, launcher[1])
     if culprit := next((found[1] for sign in CULPRITS if (found := re.search(sign, text, re.M | re.S))), None):
         tag = f"default{culprit}" if culprit.isdigit() else culprit
         if lines := [line for _, line in streams.get(tag, []) if line.strip()]:
             return _said(tag, lines[-1])
     # No traceback: the words of a program that ended itself.
-    if lines := [TAG.sub("", line).rstrip() for line in text.splitlines() if "<stderr>" in line[:16]]:
-        return _said(None, next((line for line in reversed(lines) if line.strip()), ""))
+    lines = [TAG.sub("", line).strip() for line in text.splitlines() if "<stderr>" in line[:16]]
+    if lines := [line for line in lines if line not in ("", "Terminated")]:  # the shell's word for a launcher's signal
+        return _said(None, lines[-1])
+    return _said(None, launcher[1]) if launcher else None
+
+
+def _killed(text: str) -> str | None:
+    """Which worker a signal ended first, as the launcher says; None when none was, or by the launcher itself."""
+    for sign in KILLED:
+        if found := re.search(sign, text, re.S):
+            status = int(found[2])
+            number = -status if status < 0 else status - 128
+            names = {each.value: each.name for each in signal.Signals}
+            if number in names and number != signal.SIGTERM:
+                hint = ": it may have needed more memory than there is" if number == signal.SIGKILL else ""
+                return f"rank {found[1]} was ended by {names[number]}{hint}"
     return None
 
 

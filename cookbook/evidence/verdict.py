@@ -26,6 +26,7 @@ class Asked:
     since: float = 0.0  # seconds since 1970: workers that started earlier belong to an earlier try of this run
     resumed: bool = False  # it goes on with an earlier try
     seen_pids: frozenset[int] | None = None  # what the operating system confirmed; None where it was not asked
+    unwatched_pids: frozenset[int] = frozenset()  # of workers that came and went while the driver was held up
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from cookbook.processes import has_mark, marked
 from cookbook.report.console import Stage
 from runrecord import Event, parse_line
 
+HELD_UP_SECONDS = 2.0  # a longer pause between two looks may hide the whole life of a worker
 LOOK_SECONDS = 0.5  # between two looks at all processes of the machine, until the first worker has spoken
 
 
@@ -30,6 +31,8 @@ class Watcher:
         self.start_timeout_seconds: float = cluster["start_timeout_seconds"]
         self.logs, self.log_sizes = run_dir / "logs", causes.sizes(run_dir / "logs")
         self.seen_pids: set[int] = set()
+        self.unwatched_pids: set[int] = set()  # came and went while this process was held up (stopped, or starved)
+        self._held_up, self._last_look = False, time.monotonic()
         self.first_start: float | None = None
         self.num_started = 0
         self._numbers: dict[str, float] = {}  # metric -> its newest value
@@ -46,6 +49,8 @@ class Watcher:
         `waiting`: the run waits for a machine, or for a service that comes first. Then the time until the first
         worker must have started is not counted.
         """
+        self._held_up = time.monotonic() - self._last_look > HELD_UP_SECONDS
+        self._last_look = time.monotonic()
         for path in sorted(self.folder.glob("*.jsonl")):
             with open(path) as file:
                 file.seek(self._offsets.get(path, 0))
@@ -79,6 +84,8 @@ class Watcher:
             self.num_started += event.get("role", "worker") == "worker"
             if has_mark(event["pid"], self.mark):
                 self.seen_pids.add(event["pid"])
+            elif self._held_up:
+                self.unwatched_pids.add(event["pid"])
         elif event["event"] == "rows":
             # A coordinator notes rows for the process that took them.
             taker = event.get("pid") or self._who.get(path, {}).get("pid")

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cookbook import ROOT, UserError
+from cookbook import ROOT, UserError, bootstrap
 
 PYTHON = "3.11"  # of every environment
 EVERY_RECIPE = "every recipe"
@@ -350,10 +350,13 @@ def remedy(tools: Sequence[Tool]) -> str:
 # Space
 
 
-def cache_folder() -> Path:
-    """The folder of environments, datasets and compiled wheels, by the same rule as `cache_dir` in conf/config.yaml."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path(os.path.expanduser("~")) / ".cache")
-    return Path(os.environ.get("COOKBOOK_CACHE") or f"{home}/distributed-ml-cookbook")
+def can_be_made(folder: Path) -> bool:
+    """Whether files can be written in a folder, which may have to be made first; a read-only one must be there."""
+    if folder.is_dir():
+        return True
+    while not folder.exists():
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def free_disk_mb(folder: Path) -> int:
@@ -394,8 +397,11 @@ def lack_of_space(names: Sequence[str]) -> dict[str, str]:
     short: dict[str, str] = {}
     disk = sum(needs_of(name).get("disk_mb", 0) for name in names if not is_made(name))
     memory = max([need.get("memory_mb", 0) for need in needs], default=0)
-    folder, free, rest = cache_folder(), free_disk_mb(cache_folder()), free_memory_mb()
-    if free < disk:
+    folder = bootstrap.cache_dir()
+    free, rest = free_disk_mb(folder), free_memory_mb()
+    if not can_be_made(folder):
+        short["disk"] = f"{folder} cannot be written; {bootstrap.OWN_CACHE}"
+    elif free < disk:
         short["disk"] = (
             f"{_gb(free)} are free where {folder} is, expected {_gb(disk)} for the environments and data of "
             f"{', '.join(names)}; free some, or choose another disk: COOKBOOK_CACHE=/its/folder make ..."
@@ -429,7 +435,7 @@ def main(argv: Sequence[str]) -> int:
             if finding.problem:
                 print(f"    for: {tool.why}")
     short = lack_of_space(names)
-    folder, memory = cache_folder(), free_memory_mb()
+    folder, memory = bootstrap.cache_dir(), free_memory_mb()
     print("space:")
     room = f"{_gb(free_disk_mb(folder))} free where {folder} is"
     _print_line("disk", short.get("disk", room), bad="disk" in short)

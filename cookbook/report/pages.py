@@ -4,7 +4,6 @@ import base64
 import html
 import io
 import json
-import os
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import jinja2
 import psutil
 
-from cookbook import ROOT, UserError, run_folder
+from cookbook import ROOT, UserError, run_folder, surroundings
 from cookbook.words import words_of_make
 from runrecord import read_records
 
@@ -49,7 +48,8 @@ def machine() -> str:
     """What ran this: for people who compare figures."""
     memory = psutil.virtual_memory().total / 2**30
     system = f"{platform.system()} {platform.release()}"
-    return f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {system}, Python {platform.python_version()}"
+    cores, python = surroundings.num_cores(), platform.python_version()
+    return f"{_processor()}, {cores} cores, {memory:.0f} GiB, {system}, Python {python}"
 
 
 def _processor() -> str:

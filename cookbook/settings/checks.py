@@ -27,13 +27,13 @@ def check_choices(arguments: Sequence[str]) -> None:
         for name in chosen.get(group, "").split(","):
             if name and name not in names:
                 near = difflib.get_close_matches(name, names, 1, 0.5)
-                hint = f"; did you mean {group}={near[0]}?" if near else ""
+                hint = f"; did you mean {group}={near[0]}?" if near else "."
                 raise UserError(f"{group}={name} does not exist{hint} There are: {', '.join(names)}")
 
 
 def check_kinds(config: Settings, choices: Mapping[str, str]) -> None:
     """Raises UserError when an override is of another kind than the value in the file that defines the setting."""
-    if config["resume"] not in ("auto", "never") and not (Path(config["resume"]) / "run.json").exists():
+    if config["resume"] not in ("auto", "never") and not (Path(str(config["resume"])) / "run.json").exists():
         raise UserError(f"resume={config['resume']!r}: expected auto or never, or the folder of a run to go on with")
     for key, value in config["scale"].items():
         if value is not None and (type(value) is not int or value < 1):
@@ -42,8 +42,29 @@ def check_kinds(config: Settings, choices: Mapping[str, str]) -> None:
     for group, path in [("", CONF / "config.yaml"), *sources]:
         if path.exists():
             _compare(yaml.safe_load(path.read_text()) or {}, config[group] if group else config, group, path)
+    for key in ("cache_dir", "output_root"):
+        if not config[key]:
+            raise UserError(f"{key}={config[key] or ''}: expected a folder")
+    for name in config["cluster"].get("inherit") or ():
+        if not isinstance(name, str):
+            raise UserError(f"cluster.inherit has {name!r} in it: expected names of environment variables")
+    _check_dataset(config, choices)
     for group in ("", *(group for group in choices if group in config)):
         check_ranges(config[group] if group else {"seed": config["seed"]}, group)
+
+
+def _check_dataset(config: Settings, choices: Mapping[str, str]) -> None:
+    """Raises UserError for a dataset that holds something else than the recipe, in its mode, takes."""
+    takes, holds = config["recipe"]["driver"].get("takes"), config["data"].get("holds")
+    if takes is None or takes == holds:
+        return
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in (CONF / "data").glob("*.yaml")}
+    fitting = sorted(name for name, content in files.items() if content.get("holds") == takes)
+    mode = f" recipe.mode={config['recipe']['mode']}" if "mode" in config["recipe"] else ""
+    raise UserError(
+        f"data={choices['data']} holds {holds}, and recipe={choices['recipe']}{mode} takes {takes}: "
+        f"choose data={' or data='.join(fitting)}"
+    )
 
 
 def _compare(defaults: Settings, values: Settings, prefix: str, path: Path) -> None:
@@ -54,8 +75,8 @@ def _compare(defaults: Settings, values: Settings, prefix: str, path: Path) -> N
         value = values[key]
         if isinstance(default, dict) and isinstance(value, dict):
             _compare(default, value, name, path)
-        elif value is None and re.search(r"\bnull:", comments_of(path).get(key, "")):
-            continue  # the file says what null means
+        elif value is None and (prefix == "scale" or re.search(r"\bnull:", comments_of(path).get(key, ""))):
+            continue  # the file says what null means; of a scale it is: no limit
         elif not same_kind(value, default):
             raise UserError(
                 f"{name}={value!r}: expected {_kind(default)}, like the default {default!r} in {path.relative_to(ROOT)}"

@@ -13,6 +13,8 @@ CHOICES = {
     "pool": ["thread", "process", "dummy"],
     "cache": ["none", "local-disk"],
 }
+AT_LEAST_ONE = ["num_epochs", "num_shards", "shuffle_rows", "rows_per_chunk", "num_loader_workers", "width"]
+AT_LEAST_ONE += ["global_batch_size", "prefetch_chunks", "cache_mb"]
 
 
 def check_settings(config, num_workers=None):
@@ -20,9 +22,11 @@ def check_settings(config, num_workers=None):
     for key, known in CHOICES.items():
         if getattr(config, key) not in known:
             raise SystemExit(f"{key}={getattr(config, key)!r} is unknown; expected one of: {', '.join(known)}")
-    for key in ("num_epochs", "num_shards", "shuffle_rows", "rows_per_chunk", "num_loader_workers", "width"):
+    for key in AT_LEAST_ONE:
         if getattr(config, key) < 1:
             raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 1")
+    if config.learning_rate <= 0:
+        raise SystemExit(f"learning_rate={config.learning_rate}: expected a number above 0")
     if config.mode == "digits" and config.reader != "row":
         raise SystemExit(f"reader={config.reader} cannot decode the tensors of the digits store: use recipe.reader=row")
     if config.mode == "tensorflow" and config.reader != "batch":

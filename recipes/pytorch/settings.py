@@ -15,7 +15,14 @@ CHOICES = {
     "schedule": ["gpipe", "1f1b"],
 }
 AT_LEAST_ONE = ["num_epochs", "global_batch_size", "base_batch_size", "accumulation_steps", "num_layers"]
-AT_LEAST_ONE += ["num_heads", "num_microbatches", "num_message_sizes", "num_repeats", "exchange_timeout_seconds"]
+AT_LEAST_ONE += [
+    "model_width",
+    "num_heads",
+    "num_microbatches",
+    "num_message_sizes",
+    "num_repeats",
+    "exchange_timeout_seconds",
+]
 
 
 def check_settings(config, world_size=None):
