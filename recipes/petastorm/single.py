@@ -19,7 +19,6 @@ from model import make_network, scores_of, sum_of_losses
 from readers import batches_of, check_row_groups, chunks_of, leave
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on
-from stores import open_store
 
 
 def main():
@@ -30,10 +29,10 @@ def main():
     network = make_network(manifest, config.width)
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate)
     facts = {"petastorm": petastorm.__version__, "torch": torch.__version__, "device": "cpu"}
-    with (
-        RunRecord(config.output_dir, 0, 1, **facts) as run,
-        open_store(config, manifest) as store,
-    ):
+    store = (
+        f"{config.data_dir}/train"  # as it is, also with reader=converter: that only takes it through Spark once more
+    )
+    with RunRecord(config.output_dir, 0, 1, **facts) as run:
         first, step = load_checkpoint(network, optimizer, config, manifest)
         run.restore(first, 0, generation=time.time())
         for epoch in range(first, config.num_epochs):
