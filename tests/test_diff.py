@@ -8,6 +8,7 @@ import pytest
 
 from cookbook import ROOT, UserError
 from cookbook.tools import diff
+from cookbook.tools.eject import eject
 from runrecord import read_records
 from tests.helpers import CLEAN
 from tests.test_tags import TAG, named
@@ -16,7 +17,7 @@ TWINS = sorted(path.parent.name for path in ROOT.glob("recipes/*/single.py"))
 QUICK = "pytorch"  # the twin that runs in every suite
 # What makes a program one of several. Petastorm only reads the store; tf.distribute is looked for below.
 LIBRARIES = ("horovod", "ray", "torch.distributed", "torch.nn.parallel", "dask", "pyspark", "mpi4py")
-# Hidden while a twin runs: those that no other library imports, as PyTorch does torch.distributed and Petastorm PySpark.
+# Hidden while a twin runs. PyTorch imports torch.distributed itself, and Petastorm PySpark.
 HIDDEN = ["horovod", "ray", "dask", "mpi4py"]
 HIDING = """
 import runpy, sys
@@ -109,6 +110,12 @@ def test_a_twin_reaches_the_loss_of_one_worker(name, undisturbed, recipe_python,
     assert mine[min(mine)] == pytest.approx(theirs[min(theirs)], rel=1e-4)
     assert mine[max(mine)] == pytest.approx(theirs[max(theirs)], abs=0.05)
     assert record[-1]["samples"] == content["num_rows"]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_an_ejected_copy_has_the_twin(name, tmp_path):
+    copy = eject(name, tmp_path / "mine")
+    assert (copy / "single.py").read_bytes() == (ROOT / "recipes" / name / "single.py").read_bytes()
 
 
 def make_diff(*words):

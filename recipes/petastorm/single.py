@@ -29,9 +29,8 @@ def main():
     network = make_network(manifest, config.width)
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate)
     facts = {"petastorm": petastorm.__version__, "torch": torch.__version__, "device": "cpu"}
-    store = (
-        f"{config.data_dir}/train"  # as it is, also with reader=converter: that only takes it through Spark once more
-    )
+    # The store as it is, also with reader=converter, which takes the same rows through Spark once more.
+    store = f"{config.data_dir}/train"
     with RunRecord(config.output_dir, 0, 1, **facts) as run:
         first, step = load_checkpoint(network, optimizer, config, manifest)
         run.restore(first, 0, generation=time.time())
