@@ -53,6 +53,9 @@ compare: $(SETUP) ## the same task in several recipes: RECIPES="horovod pytorch"
 eject: $(SETUP) ## copy a recipe out so that it runs by itself: RECIPE=horovod TO=../mine
 	@$(BIN)/python -m cookbook.tools.eject "$(RECIPE)" "$(TO)" @ARGS
 
+diff: $(SETUP) ## what makes a recipe's program a distributed one, against its twin in one process: RECIPE=horovod
+	@$(BIN)/python -m cookbook.tools.diff "$(RECIPE)"
+
 bench: $(SETUP) ## measure a recipe against the bare framework: RECIPE=horovod
 	@$(BIN)/python -m benchmarks.$(RECIPE)
 
@@ -100,4 +103,4 @@ clean: ## remove environments, runs and caches of this checkout
 	@rm -rf .venv .venvs outputs .pytest_cache .mypy_cache .ruff_cache runrecord/build runrecord/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup doctor tools report send compare eject bench bench-hosts test test-all areas lint docs nightly-record health canary lock clean
+.PHONY: help setup doctor tools report send compare eject diff bench bench-hosts test test-all areas lint docs nightly-record health canary lock clean

@@ -5,6 +5,7 @@ pages that it makes from what is written elsewhere, so that nothing is written t
 
 - a page for each recipe and each target of infra/, from its README;
 - the settings, from conf/ and its comments (settings.py);
+- the difference between a recipe's program and its twin in one process, below the recipe's README;
 - a page for each source file that another page links to.
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 import yaml
 
 from cookbook.bootstrap import uv_environment
+from cookbook.tools import diff
 from docs import settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,6 +82,8 @@ class Site:
         for path in ROOT.glob("recipes/*/README.md"):
             name = path.parent.name
             self.pages[f"recipes/{name}.md"] += f"\n[All settings of this recipe](../settings/recipe.md#{name})\n"
+        for name in diff.recipes_with_twin():
+            self.pages[f"recipes/{name}.md"] += difference_section(name)
         self.pages |= settings.pages()
         self.pages |= {page_of(file): source_page(file) for file in sorted(self.sources)}
 
@@ -169,13 +173,25 @@ def outside_code(line: str, change: Callable[[str], str]) -> str:
     return re.sub("\0", lambda _: hidden.pop(0), change(CODE.sub("\0", line)))
 
 
+def difference_section(recipe: str) -> str:
+    """What makes the recipe's program a distributed one, as the end of its page."""
+    difference = diff.difference_of(recipe)
+    fence = fence_around(difference.text)
+    return f"\n## single.py and main.py\n\n{difference.summary}\n\n{fence}diff\n{difference.text}\n{fence}\n"
+
+
+def fence_around(text: str) -> str:
+    """A fence for a block of code that the text cannot end."""
+    return "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
+
+
 def source_page(file: str) -> str:
     """A page that shows a source file. The site's search leaves it out."""
     text = (ROOT / file).read_text()
     if file.endswith(".ipynb"):
         cells = json.loads(text)["cells"]
         text = "\n\n".join(f"# %% {cell['cell_type']}\n{''.join(cell['source'])}" for cell in cells)
-    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
+    fence = fence_around(text)
     language = LANGUAGES.get(Path(file).suffix, "text")
     return SOURCE_PAGE.format(file=file, fence=fence, language=language, text=text.rstrip())
 

@@ -166,6 +166,7 @@ def test_links_are_turned_to_the_pages_of_the_site():
     assert {f"recipes/{name}.md" for name in recipes()} <= set(site.pages)
     assert {f"infra/{path.parent.name}.md" for path in ROOT.glob("infra/*/README.md")} <= set(site.pages)
     assert re.findall(r"## (\w+)", site.pages["settings/recipe.md"]) == recipes()
+    assert "+    hvd.init()" in page, "the difference from the twin in one process"
 
 
 def test_ci_builds_the_site():

@@ -1,0 +1,178 @@
+"""Image classification in one process: main.py as it was before DistributedDataParallel.
+
+Shows:   what a distributed program begins as; `diff -uw single.py main.py` shows the lines that make it one.
+Choose:  as long as one process is fast enough.
+Run:     python single.py config.yaml output_dir=outputs/single checkpoint_dir=outputs/single
+Expect:  the losses of main.py on one worker.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from data import Batches, ImageData, loader_of
+from model import torch_network
+from runrecord import RunRecord, check_position, load_config
+from settings import check_settings, depends_on, learning_rate_at, num_steps_of
+
+
+def main():
+    config = check_settings(load_config())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train_data = ImageData(config.data_dir, "train", config.max_rows)
+    test_data = ImageData(config.data_dir, "test")
+    torch.manual_seed(config.seed)
+    network = torch_network(train_data.images.shape[3], train_data.num_classes, config.width).to(device)
+    # Numbers drawn from here on (shifts) do not depend on how many the network took.
+    torch.manual_seed(config.seed)
+    model = torch.compile(network) if config.compile else network
+    optimizer = torch.optim.SGD(
+        network.parameters(), config.learning_rate, config.momentum, nesterov=config.momentum > 0
+    )
+    with RunRecord(config.output_dir, 0, 1, device=str(device), torch=torch.__version__) as run:
+        position = load_checkpoint(network, optimizer, config, len(train_data))
+        run.restore(position["epoch"], position["step"], generation=time.time())
+        train(model, network, optimizer, position, train_data, test_data, config, run)
+        run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
+
+
+def train(model, network, optimizer, position, train_data, test_data, config, run):
+    """Trains from the position {epoch, step, loss_sum of the epoch so far} to the end."""
+    batches = Batches(len(train_data), config.global_batch_size, config.seed)
+    num_steps = num_steps_of(config, batches)
+    while position["epoch"] * batches.steps_per_epoch < num_steps:
+        epoch = position["epoch"]
+        seconds, num_rows = train_epoch(
+            model, network, optimizer, position, train_data, batches, num_steps, config, run
+        )
+        done = min(num_steps, (epoch + 1) * batches.steps_per_epoch)
+        rows_of_epoch = min((done - epoch * batches.steps_per_epoch) * config.global_batch_size, len(train_data))
+        run.metric("train/loss", position["loss_sum"] / rows_of_epoch, done, epoch)
+        run.metric("samples_per_second", num_rows / seconds, done, epoch, unit="samples/s")
+        accuracy = evaluate(network, test_data, config)
+        run.metric("eval/accuracy", accuracy, done, epoch)
+        run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
+        position.update(epoch=epoch + 1, step=0, loss_sum=0.0)
+        save_checkpoint(network, optimizer, position, config, run, len(train_data))
+
+
+def train_epoch(model, network, optimizer, position, train_data, batches, num_steps, config, run):
+    """Takes the position to the epoch's end (or to `num_steps`). Returns seconds and rows in them."""
+    epoch, first_step = position["epoch"], position["epoch"] * batches.steps_per_epoch
+    steps = range(position["step"], min(batches.steps_per_epoch, num_steps - first_step))
+    loader = loader_of(train_data, batches, epoch, steps, 0, 1, config.num_loader_workers)
+    started, num_rows = time.perf_counter(), 0
+    shown = started
+    network.train()
+    for step, (ids, batch_size, images, labels) in zip(steps, loader, strict=True):
+        run.rows(epoch, step, ids)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(epoch + step / batches.steps_per_epoch, config)
+        loss = train_step(model, optimizer, images, labels, batch_size, config)
+        position["loss_sum"] += run.finite(loss, epoch, step)
+        position["step"], num_rows = step + 1, num_rows + batch_size
+        if time.perf_counter() - shown > 2:
+            shown = time.perf_counter()
+            run.progress(first_step + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}")
+        every = config.checkpoint_every_steps
+        if every and (first_step + step + 1) % every == 0 and step + 1 < steps.stop:
+            save_checkpoint(network, optimizer, position, config, run, len(train_data))
+    return time.perf_counter() - started, num_rows
+
+
+def train_step(model, optimizer, images, labels, batch_size, config):
+    """One optimizer step on a batch of `batch_size` rows; returns the summed loss."""
+    device = next(model.parameters()).device
+    images, labels = shifted(images.to(device), config.max_shift), labels.to(device)
+    num_parts, loss_sum = config.accumulation_steps, 0.0
+    parts = zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True)
+    optimizer.zero_grad()
+    for part, part_labels in parts:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            loss = F.cross_entropy(model(part).float(), part_labels, reduction="sum")
+        (loss / batch_size).backward()
+        loss_sum += loss.item()
+    optimizer.step()
+    return loss_sum
+
+
+def shifted(images, most):
+    """Images (batch, channels, height, width) moved by a random number of pixels, the same for the whole batch."""
+    if not most:
+        return images
+    height, width = images.shape[2:]
+    top, left = torch.randint(0, 2 * most + 1, (2,)).tolist()
+    return F.pad(images, (most, most, most, most))[:, :, top : top + height, left : left + width]
+
+
+@torch.no_grad()
+def evaluate(network, data, config):
+    """Accuracy over the whole split."""
+    network.eval()
+    device, num_correct = next(network.parameters()).device, 0
+    rows = torch.arange(len(data))
+    for ids in rows.split(config.global_batch_size):
+        images, labels = data.read(ids.numpy())
+        logits = network(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
+        num_correct += (logits.argmax(1).cpu() == torch.from_numpy(labels)).sum().item()
+    return num_correct / len(data)
+
+
+def save_checkpoint(network, optimizer, position, config, run, num_rows):
+    """Model, optimizer, position and random state: beside the last checkpoint, then renamed."""
+    total = sum(parameter.detach().sum() for parameter in network.parameters())
+    run.finite(total, position["epoch"], position["step"] - 1, "the sum of the parameters")
+    of_ranks = [{"random": torch.get_rng_state(), "loss_sum": position["loss_sum"]}]
+    path = Path(config.checkpoint_dir) / "last.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".partial"), "wb") as file:
+        content = {
+            "mode": config.mode,
+            "model": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "epoch": position["epoch"],
+            "step": position["step"],
+            "of_ranks": of_ranks,
+            "depends_on": depends_on(config, num_rows),
+        }
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    path.with_suffix(".partial").replace(path)
+    run.checkpoint(path, position["epoch"], position["step"])
+
+
+def load_checkpoint(network, optimizer, config, num_rows):
+    """Reads the last checkpoint, if there is one; returns the position to go on with.
+
+    Raises SystemExit when it belongs to another mode or model, or to other batches.
+    """
+    path = Path(config.checkpoint_dir) / "last.pt"
+    if other := [found for found in path.parent.glob("step-*") if not found.suffix]:
+        raise SystemExit(f"checkpoint {other[0]} is of another mode than mode=ddp: use another checkpoint_dir")
+    if not path.exists():
+        return {"epoch": 0, "step": 0, "loss_sum": 0.0}
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    check_position(path, content.get("depends_on", {}), depends_on(config, num_rows))
+    mine = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}
+    for name in sorted(mine.keys() | theirs.keys()):
+        if mine.get(name) != theirs.get(name):
+            raise SystemExit(
+                f"checkpoint {path} is from another model: {name} is {theirs.get(name, 'missing')} there and "
+                f"{mine.get(name, 'missing')} here; use another checkpoint_dir, or the settings of that run"
+            )
+    network.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    position, of_ranks = {"epoch": content["epoch"], "step": content["step"]}, content["of_ranks"]
+    torch.set_rng_state(of_ranks[0]["random"])
+    position["loss_sum"] = sum(own["loss_sum"] for own in of_ranks)
+    print(f"going on from {path}: epoch {position['epoch']}, step {position['step']}", flush=True)
+    return position
+
+
+if __name__ == "__main__":
+    main()
