@@ -1,0 +1,33 @@
+"""The network of the last checkpoint on the test images: TensorFlow reads the weights, NumPy does the rest."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import tensorflow as tf
+
+from tests.image_network import accuracy, images_of
+
+TOLERANCE = 1e-6  # the claimed figure is a float32
+EXCEPT = {}
+BREAK = (
+    "model.py",
+    'right = tf.argmax(self(batch["image"], training=False), 1) == batch["label"]',
+    'right = batch["label"] >= 0',
+)
+BROKEN = ["eval/accuracy"]
+SMALLEST = ["scale=smoke", "recipe.num_epochs=1", "recipe.width=8"]
+
+
+def recomputed(run, dataset):
+    return {"eval/accuracy": accuracy(weights_of(run / "checkpoints/chief"), *images_of(dataset, "test"))}
+
+
+def weights_of(folder):
+    """In the order of the layers, which Keras numbers."""
+    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(folder))
+    layers, place = {}, ["kernel", "gamma", "beta", "bias"]
+    for name in reader.get_variable_to_shape_map():
+        if (parts := name.split("/"))[0] == "model" and parts[1].startswith("layer_with_weights-") and len(parts) == 5:
+            layers[int(parts[1].rpartition("-")[2]), place.index(parts[2])] = reader.get_tensor(name)
+    return [layers[number] for number in sorted(layers)]
