@@ -21,7 +21,8 @@ def about(recipe):
     assignments = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign)]
     found = {node.targets[0].id: node.value for node in assignments if isinstance(node.targets[0], ast.Name)}
     names = ("TOLERANCE", "EXCEPT", "BREAK", "BROKEN", "SMALLEST")
-    return {name: ast.literal_eval(found[name]) for name in names}
+    modes = ast.literal_eval(found["MODES"]) if "MODES" in found else []
+    return {name: ast.literal_eval(found[name]) for name in names} | {"MODES": modes}
 
 
 def differences(recipe, folder, python):
@@ -35,7 +36,7 @@ def differences(recipe, folder, python):
     recomputed, own = json.loads(done.stdout.splitlines()[-1]), about(recipe)
     claimed = json.loads((folder / "run.json").read_text())["metrics"]
     quality = {name for name in claimed if QUALITY & set(re.split(r"[/_]", name))}
-    assert quality, "the run claims nothing"
+    assert recomputed, "the module recomputes nothing"
     assert quality - set(own["EXCEPT"]) <= set(recomputed), "a figure that nothing recomputes"
     assert set(recomputed) <= set(claimed)
     found = {}
@@ -56,6 +57,25 @@ def test_each_module_belongs_to_a_recipe():
 def test_other_code_finds_the_figures_that_a_run_claims(recipe, undisturbed, recipe_python):
     _, folder, _ = undisturbed(f"recipe={recipe}", *short_words(recipe))
     assert differences(recipe, folder, recipe_python(recipe)) == {}
+
+
+def modes():
+    """(recipe, mode, its settings) of the other modes whose figures are recomputed."""
+    return [
+        pytest.param(path.stem, mode, words, id=f"{path.stem}-{mode}")
+        for path in sorted(ROOT.glob("tests/results/*.py"))
+        if path.stem in recipes()
+        for several, words in about(path.stem)["MODES"]
+        for mode in several
+    ]
+
+
+@pytest.mark.parametrize(("recipe", "mode", "words"), modes())
+@pytest.mark.full
+def test_other_code_finds_the_figures_of_a_mode(recipe, mode, words, undisturbed, recipe_python):
+    _, folder, _ = undisturbed(f"recipe={recipe}", f"recipe.mode={mode}", *words)
+    variant = mode if (ROOT / f"recipes/{recipe}/requirements-{mode}.txt").exists() else None
+    assert differences(recipe, folder, recipe_python(recipe, variant)) == {}
 
 
 @pytest.mark.parametrize("recipe", recipes())

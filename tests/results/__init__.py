@@ -11,4 +11,6 @@ A module has:
 - `BREAK`: (file, text, another text): a way to break the recipe so that it reports more than is true.
 - `BROKEN`: the figures that are wrong then; all others must still agree.
 - `SMALLEST`: settings of the shortest run that shows it.
+- `MODES`, where the recipe has others: [(modes, their settings), ...]. The settings are those of runs that other tests
+  look at, too.
 """
