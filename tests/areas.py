@@ -1,16 +1,18 @@
-"""Areas of the suite: a test file is one, and a contract test belongs to the area of its recipe. Run: make areas"""
+"""Areas of the suite: a test file is one; what all recipes are held to belongs to their areas. Run: make areas"""
 
 from pathlib import Path
 
 # One after the other: they make network namespaces, and look at what is left of them.
 NETWORK = ("hosts", "infra", "kubernetes", "slurm")
+# Their tests belong to the area of the recipe that they look at: one run serves all of them.
+OF_ALL_RECIPES = ("test_contracts", "test_results")
 FOLDER = Path(__file__).parent
 
 
 def area_of(item) -> str:
     """The area of a collected test."""
     recipe = getattr(item, "callspec", None) and item.callspec.params.get("recipe")
-    if recipe and item.path.stem == "test_contracts":
+    if recipe and item.path.stem in OF_ALL_RECIPES:
         return recipe
     return item.path.stem.removeprefix("test_")
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from cookbook.places.hosts import SshHosts
 from cookbook.places.kubernetes import Kubernetes
 from cookbook.pods import Pods
 from cookbook.run import plan_for
+from cookbook.settings import compose_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,6 +34,21 @@ def recipes():
     found = sorted(path.parent.name for path in ROOT.glob("recipes/*/main.py"))
     assert found, "no recipe was found"
     return found
+
+
+def short_words(recipe):
+    """Settings of the short run that serves many tests."""
+    return compose_recipe(recipe)[0]["recipe"]["driver"].get("short", ["recipe.num_epochs=4"])
+
+
+def copy_checkout(to):
+    """Copies what git knows of this checkout, as it is now; returns the copy's folder."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).exists():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, to / name)
+    return to
 
 
 def latest(output_root, recipe):

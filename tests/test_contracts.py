@@ -19,13 +19,13 @@ import yaml
 from cookbook import ROOT
 from cookbook.settings import compose_recipe
 from runrecord import read_records
-from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook
+from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook, short_words
 
 RECIPES = recipes()
 COMPOSED = {recipe: compose_recipe(recipe)[0] for recipe in RECIPES}
 DRIVER = {recipe: config["recipe"]["driver"] for recipe, config in COMPOSED.items()}
 # What makes a run of the recipe short.
-SHORT = {recipe: driver.get("short", ["recipe.num_epochs=4"]) for recipe, driver in DRIVER.items()}
+SHORT = {recipe: short_words(recipe) for recipe in RECIPES}
 FROM_NOTHING = "pytorch"  # its ejected copy makes its own environment; one is enough, and costs a gigabyte
 DATA_PARALLEL = [recipe for recipe, driver in DRIVER.items() if "same_parameters" in driver["proof"]]
 

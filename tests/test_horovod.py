@@ -15,8 +15,8 @@ def losses(content):
     return [value for _, value in content["curves"]["train/loss"]]
 
 
-def test_tensorflow_reaches_the_same_accuracy(tmp_path):
-    content, _, _ = run_cookbook("recipe=horovod", "recipe.mode=tensorflow", output_root=tmp_path)
+def test_tensorflow_reaches_the_same_accuracy(undisturbed):
+    content, _, _ = undisturbed("recipe=horovod", "recipe.mode=tensorflow")
     assert content["metrics"]["eval/accuracy"] >= 0.97
     assert content["versions"].keys() == {"tensorflow", "horovod"}
     assert content["num_rows"] == 15 * 1438

@@ -2,14 +2,13 @@
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
 
 import pytest
 
 from cookbook import ROOT, places, systems
-from tests.helpers import CLEAN, latest
+from tests.helpers import CLEAN, copy_checkout, latest
 
 
 def example(page, number=0):
@@ -87,12 +86,7 @@ def test_each_system_names_the_places_that_can_start_it():
 
 @pytest.mark.full
 def test_a_new_system_and_a_new_place_are_one_file_each(tmp_path):
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    copy = tmp_path / "copy"
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).exists():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, copy / name)
+    copy = copy_checkout(tmp_path / "copy")
     (copy / "cookbook/systems/standalone.py").write_text(example("add-system"))
     (copy / "cookbook/places/polite.py").write_text(example("add-place"))
     (copy / "conf/cluster/polite.yaml").write_text(example("add-place", 1))

@@ -102,8 +102,8 @@ def test_a_predicate_leaves_only_the_rows_that_were_asked_for(tmp_path):
     assert content["num_rows"] == 9000
 
 
-def test_tensors(tmp_path):
-    content, _, _ = run_cookbook("recipe=petastorm", "recipe.mode=digits", output_root=tmp_path)
+def test_tensors(undisturbed):
+    content, _, _ = undisturbed("recipe=petastorm", "recipe.mode=digits")
     assert content["metrics"]["eval/accuracy"] >= 0.95
     assert content["num_rows"] == 40 * content["dataset"]["rows"]["train"]
 
@@ -135,10 +135,9 @@ os._exit(0)  # see `leave` in readers.py
     assert rows == right == json.loads((folder / "manifest.json").read_text())["rows"]["train"] == 1438
 
 
-def test_tensorflow(tmp_path):
-    content, _, _ = run_cookbook(
-        "recipe=petastorm", "recipe.mode=tensorflow", "scale.keep_every=5", "recipe.num_epochs=2", output_root=tmp_path
-    )
+def test_tensorflow(undisturbed):
+    words = ["scale.keep_every=5", "recipe.num_epochs=2"]
+    content, _, _ = undisturbed("recipe=petastorm", "recipe.mode=tensorflow", *words)
     assert content["num_rows"] == 2 * content["dataset"]["rows"]["train"]
     assert content["metrics"]["eval/auc"] >= 0.65
     assert len(digests(content)) == 1

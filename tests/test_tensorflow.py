@@ -62,8 +62,8 @@ def test_ways_to_divide_the_input_and_devices_take_the_same_first_steps(undistur
         assert content["world_size"] == (1 if "recipe.mode=mirrored" in words else 2)
 
 
-def test_asynchronous_training_takes_every_row_once(tmp_path):
-    content, _, _ = run_cookbook(*PS, output_root=tmp_path)
+def test_asynchronous_training_takes_every_row_once(undisturbed):
+    content, _, _ = undisturbed(*PS)
     assert content["metrics"]["eval/accuracy"] >= 0.95
     assert content["num_rows"] == 15 * 1438
     assert sum(worker["samples"] for worker in content["workers"]) == 15 * 1438
@@ -136,11 +136,11 @@ def test_another_number_of_workers_goes_on_and_another_program_does_not(tmp_path
     assert content["num_rows"] == 4 * 1438
 
 
-def test_one_device_and_two_hold_the_same_model(tmp_path):
+def test_one_device_and_two_hold_the_same_model(undisturbed):
     contents = []
     for number in (1, 2):
         words = ["recipe=tensorflow", "recipe.mode=model_parallel", f"recipe.num_devices={number}"]
-        content, folder, _ = run_cookbook(*words, output_root=tmp_path / str(number))
+        content, folder, _ = undisturbed(*words)
         contents.append(content)
         assert content["metrics"]["eval/accuracy"] >= 0.94
     assert losses(contents[1]) == pytest.approx(losses(contents[0]), rel=1e-4)
