@@ -211,6 +211,31 @@ def test_a_metric_that_was_not_reduced(tmp_path, monkeypatch):
     assert judge(tmp_path).problems[0].startswith("the ranks disagree on train/loss at step 7: {0: 1.0, 1: 2.0}")
 
 
+def write_uneven(folder, steps_of_epochs):
+    """One worker; each epoch's steps as lists of row numbers."""
+    with RunRecord(folder, 0, 1) as run:
+        for epoch, steps in enumerate(steps_of_epochs):
+            for step, ids in enumerate(steps):
+                run.rows(epoch, step, np.array(ids))
+
+
+def test_an_epoch_of_more_but_smaller_steps_is_whole_and_the_next_may_be_cut_short(tmp_path):
+    """10 rows by 4: three steps, but two shards of unequal size make four."""
+    whole = [[0, 1, 2, 3], [4, 5, 6], [7, 8], [9]]
+    asked = {"num_workers": 1, "num_rows": 10, "global_batch_size": 4, "proof": ("rows_once_per_epoch",)}
+    write_uneven(tmp_path / "good", [whole, whole, [[3, 2], [1, 0]]])
+    assert judge(tmp_path / "good", **asked, num_epochs=9, max_steps=10).problems == []
+    write_uneven(tmp_path / "fewer", [whole, whole, [[3, 2]]])
+    assert judge(tmp_path / "fewer", **asked, num_epochs=9, max_steps=10).problems == [
+        "epoch 3: 6 of 8 rows were lost",
+    ]
+    write_uneven(tmp_path / "lost", [whole, [*whole[:3], []], [[3, 2], [1, 0]]])
+    assert "epoch 2: 1 of 10 rows were lost" in judge(tmp_path / "lost", **asked, num_epochs=9, max_steps=10).problems
+    write_uneven(tmp_path / "all", [whole, whole, whole])
+    assert judge(tmp_path / "all", **asked, num_epochs=3).problems == []
+    assert judge(tmp_path / "all", **asked, num_epochs=4).problems == ["epoch 4: 10 of 10 rows were lost"]
+
+
 def test_an_exception_in_a_worker_is_the_reason(tmp_path):
     with pytest.raises(ZeroDivisionError), RunRecord(tmp_path, 0, 1):
         raise ZeroDivisionError("no such luck")

@@ -49,16 +49,24 @@ def _epochs(taken: Sequence[Event], asked: Asked, exactly: bool = True) -> list[
         sums = per_epoch.setdefault(event["epoch"], [0, 0, 0])
         for index, key in enumerate(("count", "sum", "sum_sq")):
             sums[index] += event[key]
+    taken_steps: dict[int, int] = {}
+    for event in taken:
+        taken_steps[event["epoch"]] = max(taken_steps.get(event["epoch"], 0), event["step"] + 1)
     n, batch = asked.num_rows, asked.global_batch_size
     steps_per_epoch = -(-n // batch)
-    num_steps = asked.num_epochs * steps_per_epoch
-    if asked.max_steps is not None:
-        num_steps = min(num_steps, asked.max_steps)
-    problems = []
-    for epoch in range(-(-num_steps // steps_per_epoch)):
-        steps = min(steps_per_epoch, num_steps - epoch * steps_per_epoch)
-        wanted = min(n, steps * batch)
+    left = math.inf if asked.max_steps is None else asked.max_steps
+    problems, epoch, uneven = [], -1, False
+    while left > 0 and epoch + 1 < asked.num_epochs:
+        epoch += 1
+        steps, found = min(steps_per_epoch, left), taken_steps.get(epoch, 0)
+        wanted = min(n, int(steps * batch))
         count, total, total_sq = per_epoch.pop(epoch, [0, 0, 0])
+        # Shards of unequal size end at different times: an epoch then has more steps, and the last ones are smaller.
+        more_steps = count == n and found > steps_per_epoch
+        cut_short, left = uneven and found == left, left - (found if more_steps else steps)
+        uneven = uneven or more_steps
+        if cut_short and 0 < count < wanted:
+            continue  # by max_steps, among smaller steps
         if count < wanted:
             problems.append(f"epoch {epoch + 1}: {wanted - count:,} of {wanted:,} rows were lost")
         elif not exactly:
