@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-import zipfile
+import types
+from pathlib import Path
 
 import pytest
 import yaml
@@ -24,6 +25,7 @@ if not shutil.which("terraform"):
     skip("terraform", "terraform is missing: infra/ cannot be tested (see make doctor)", allow_module_level=True)
 
 AWS = ROOT / "infra/aws"
+PROVIDER = "5.100.0"  # the newest that could be had here; infra/ asks for 6
 
 
 # ---- this machine
@@ -157,16 +159,10 @@ def moto(tools, tmp_path_factory):
             stdout=log,
             stderr=log,
         )
-    mirror = folder / "mirror/registry.terraform.io/hashicorp/aws"
-    mirror.mkdir(parents=True)
-    (zipped,) = tools.parents[1].glob(
-        "lib/python3*/site-packages/cloudrail/terraform_plugins/terraform-provider-aws_3.39.0_linux_amd64.zip"
-    )
-    assert zipfile.is_zipfile(zipped)
-    shutil.copy(zipped, mirror)
-    (folder / "rc").write_text(
-        f'provider_installation {{\n  filesystem_mirror {{\n    path = "{folder}/mirror"\n  }}\n}}\n'
-    )
+    # Where packagers put providers. Without a mirror terraform fetches the provider itself.
+    mirrors = [path.parents[3] for path in Path("/").glob(f"opt/*/registry.terraform.io/hashicorp/aws/{PROVIDER}")]
+    where = f'filesystem_mirror {{\n    path = "{mirrors[0]}"\n  }}' if mirrors else "direct {}"
+    (folder / "rc").write_text(f"provider_installation {{\n  {where}\n}}\n")
     own = {
         "TF_CLI_CONFIG_FILE": str(folder / "rc"),
         "AWS_ACCESS_KEY_ID": "test",
@@ -185,45 +181,30 @@ def moto(tools, tmp_path_factory):
     process.wait()
 
 
-def for_old_provider(folder, url):
-    """A copy of infra/aws for provider 3.39, the newest that can be had here, without what came later."""
-    later = {"storage_settings.tf": "resources of version 4", "expiry.tf": "resources of version 4"}
-    shutil.copytree(AWS, folder, ignore=shutil.ignore_patterns(".*", "*.tfstate*", *later))
-    main, network = folder / "main.tf", folder / "network.tf"
-    text = re.sub(r"  launch_template \{.*?\n  \}\n", "", main.read_text(), flags=re.DOTALL)  # of aws_instance: 3.41
-    text = re.sub(r"    interface_type .*\n", "", text)  # of network_interfaces: 3.70
-    # moto hands the template's own tags back as those that it gives to machines.
-    text, count = re.subn(
-        r'(resource "aws_launch_template" "host" \{)',
-        r"\1\n  lifecycle {\n    ignore_changes = [tag_specifications]\n  }",
-        text,
-    )
-    assert count == 1
-    main.write_text(text)
-    # moto forgets an address's default tags.
-    network.write_text(
-        network.read_text().replace(
-            '  domain = "vpc"\n', "  vpc = true\n  lifecycle {\n    ignore_changes = all\n  }\n"
-        )
-    )
-    services = "".join(f'    {name} = "{url}"\n' for name in ("ec2", "iam", "s3", "sts", "ssm", "budgets"))
+def for_moto(folder, url, target="aws", more=""):
+    """A copy of a target of AWS's that asks for the provider that can be had here, and sends its calls to `url`."""
+    shutil.copytree(ROOT / f"infra/{target}", folder, ignore=shutil.ignore_patterns(".*", "*.tfstate*"))
+    for name in ("bootstrap.sh", "expiry.py"):
+        shutil.copy(ROOT / f"infra/{name}", folder.parent)
+    services = ("ec2", "iam", "s3", "sts", "ssm", "budgets", "scheduler", "eks", "efs", "kms")
+    endpoints = "".join(f'    {name} = "{url}"\n' for name in services)
     (folder / "test_override.tf").write_text(f"""
 terraform {{
   required_providers {{
     aws = {{
       source  = "hashicorp/aws"
-      version = "3.39.0"
+      version = "{PROVIDER}"
     }}
   }}
 }}
 provider "aws" {{
   skip_credentials_validation = true
   skip_metadata_api_check     = true
-  s3_force_path_style         = true
+  s3_use_path_style           = true
   endpoints {{
-{services}  }}
+{endpoints}  }}
 }}
-""")
+{more}""")
     return folder
 
 
@@ -239,7 +220,7 @@ def test_aws_apply_an_empty_second_plan_and_destroy(moto, tmp_path, monkeypatch,
 
     ec2, s3 = (boto3.client(name, region_name="us-east-1") for name in ("ec2", "s3"))
     target = infra.Target(
-        "aws", [*WORDS, f"infra.folder={tmp_path}/state"], source=for_old_provider(tmp_path / "aws", url)
+        "aws", [*WORDS, f"infra.folder={tmp_path}/state"], source=for_moto(tmp_path / "aws", url)
     )
     changes, price = target.plan()
     assert len(changes) == 35
@@ -365,7 +346,7 @@ def test_the_guard(moto, tmp_path, monkeypatch, words, message):
             prices.lines_of([{"type": "aws_vpc", "change": {"after": {}}}], {"region": "mars-east-1"}, table)
         return
     target = infra.Target(
-        "aws", [*WORDS, *words, f"infra.folder={tmp_path}/state"], source=for_old_provider(tmp_path / "aws", url)
+        "aws", [*WORDS, *words, f"infra.folder={tmp_path}/state"], source=for_moto(tmp_path / "aws", url)
     )
     with pytest.raises(UserError, match=message):
         target.up()
@@ -391,7 +372,7 @@ def test_variables_that_make_no_sense(moto, tmp_path, monkeypatch, word, message
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     target = infra.Target(
-        "aws", [*WORDS, word, f"infra.folder={tmp_path}/state"], source=for_old_provider(tmp_path / "aws", url)
+        "aws", [*WORDS, word, f"infra.folder={tmp_path}/state"], source=for_moto(tmp_path / "aws", url)
     )
     with pytest.raises(UserError) as error:
         target.plan()
@@ -403,7 +384,7 @@ def test_without_a_time_to_live_nothing_is_made(moto, tmp_path, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     target = infra.Target(
-        "aws", [*WORDS[1:], f"infra.folder={tmp_path}/state"], source=for_old_provider(tmp_path / "aws", url)
+        "aws", [*WORDS[1:], f"infra.folder={tmp_path}/state"], source=for_moto(tmp_path / "aws", url)
     )
     with pytest.raises(UserError, match="ttl_hours"):
         target.plan()

@@ -5,6 +5,7 @@ Run: make infra-plan|-up|-status|-down TARGET=aws ARGS="infra.variables.ttl_hour
 
 import datetime
 import json
+import math
 import os
 import re
 import sys
@@ -34,6 +35,7 @@ class Target:
     def __init__(self, name: str, overrides: Sequence[str] = (), source: str | Path | None = None) -> None:
         self.name, self.source = name, Path(source or ROOT / "infra" / name)
         self.settings = settings.compose_infra(name, overrides)
+        check_numbers(self.settings)
         self.folder = Path(self.settings["folder"] or ROOT / "infra" / name).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         given = self.settings["variables"]
@@ -41,7 +43,7 @@ class Target:
         if name == "local":
             self.variables |= {"folder": str(self.folder / "hosts"), "python": sys.executable}
         if "ttl_hours" in self.settings["variables"]:
-            self.variables["created"] = self.created()
+            self.variables |= {"created": self.created(), "max_cost_usd": self.settings["max_cost_usd"]}
         self.plan_file = self.folder / "plan.tfplan"
 
     def created(self) -> str:
@@ -101,7 +103,8 @@ class Target:
 
     def guard(self, plan: Mapping[str, Any]) -> prices.Price:
         """The plan's price until everything expires. Raises UserError when it may not be made: see prices.guard."""
-        return prices.guard(plan, self.variables, self.source / "prices.yaml", self.settings["max_cost_usd"])
+        now = datetime.datetime.now(datetime.UTC)
+        return prices.guard(plan, self.variables, self.source / "prices.yaml", self.settings["max_cost_usd"], now)
 
     def up(self) -> None:
         """Makes or changes the machines; prints how to use them and when they end."""
@@ -213,6 +216,15 @@ class Target:
             living = [gateway for gateway in gateways if gateway["State"] not in ("deleted", "deleting")]
             gone |= set(ids) - {gateway["NatGatewayId"] for gateway in living}
         return [arn for arn in found if arn.rpartition("/")[2] not in gone]
+
+
+def check_numbers(values: Mapping[str, Any], path: str = "infra") -> None:
+    """Raises UserError for a number that is none (nan) or has no end (inf): no limit would hold against it."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            check_numbers(value, f"{path}.{name}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{path}.{name}={value}: expected a number")
 
 
 def backend_of(state: str, name: str, region: str) -> tuple[str, dict[str, str]]:
