@@ -71,9 +71,12 @@ step() {
     retried "$ROOT/opt/uv/bin/pip" install -q uv || return 1
     export UV_PYTHON_INSTALL_DIR=$ROOT/opt/python
     retried "$ROOT/opt/uv/bin/uv" python install --no-bin "$PYTHON" || return 1
-    ln -sf "$("$ROOT/opt/uv/bin/uv" python find --managed-python "$PYTHON")" "$ROOT/usr/local/bin/python$PYTHON" || return 1
+    local found
+    found=$("$ROOT/opt/uv/bin/uv" python find --managed-python "$PYTHON") || return 1
+    ln -sf "$found" "$ROOT/usr/local/bin/python$PYTHON" || return 1
     "$ROOT/usr/local/bin/python$PYTHON" -c \
-        'import os, sysconfig; assert os.path.exists(sysconfig.get_path("include") + "/Python.h"), "no Python.h"' || return 1
+        'import os, sysconfig; assert os.path.exists(sysconfig.get_path("include") + "/Python.h"), "no headers"' \
+        || return 1
     if test -n "${REPOSITORY:-}"; then
         sudo -u ubuntu git clone --depth 1 "$REPOSITORY" /home/ubuntu/distributed-ml || return 1
         sudo -u ubuntu make -C /home/ubuntu/distributed-ml setup || return 1
@@ -82,18 +85,19 @@ step() {
 
 # Says how it ended, where `make infra-up` looks: in the set's bucket, or among the machine's guest attributes.
 report() {
-    local text here token
-    text=$(printf '%s\n' "$1"; tail -n 20 "$LOG")
+    local here token said=$STATE/said
+    { printf '%s\n' "$1"; tail -n 20 "$LOG"; } > "$said"
     if test "$CLOUD" = aws; then
         here=http://169.254.169.254/latest
         token=$(curl -sf -m 5 -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' $here/api/token)
         local aws=aws
         command -v aws > /dev/null || aws="$ROOT/opt/uv/bin/uv tool run --from awscli aws"
-        printf '%s\n' "$text" | retried $aws --region "$REGION" s3 cp - \
+        retried $aws --region "$REGION" s3 cp "$said" \
             "s3://$BUCKET/bootstrap/$(curl -sf -m 5 -H "X-aws-ec2-metadata-token: $token" $here/meta-data/instance-id)"
     else
         here=http://metadata.google.internal/computeMetadata/v1/instance
-        retried curl -sf -m 10 -X PUT -H 'Metadata-Flavor: Google' --data "$text" $here/guest-attributes/cookbook/bootstrap
+        retried curl -sf -m 10 -X PUT -H 'Metadata-Flavor: Google' --data-binary "@$said" \
+            $here/guest-attributes/cookbook/bootstrap
     fi
 }
 

@@ -191,6 +191,13 @@ def for_moto(folder, url, target="aws", more=""):
     if target == "aws":
         storage = folder / "storage.tf"
         storage.write_text(storage.read_text().replace('effect    = "Deny"', 'effect    = "Allow"'))
+        # moto hands the template's own tags back as those that it gives to machines.
+        main = folder / "main.tf"
+        text = main.read_text()
+        template = 'resource "aws_launch_template" "host" {'
+        assert template in text
+        ignored = "  lifecycle {\n    ignore_changes = [tag_specifications]\n  }\n"
+        main.write_text(text.replace(template, f"{template}\n{ignored}"))
     (folder / "more.tf").write_text(more)
     services = ("ec2", "iam", "s3", "sts", "ssm", "budgets", "scheduler", "eks", "efs", "kms")
     endpoints = "".join(f'    {name} = "{url}"\n' for name in services)
@@ -629,7 +636,7 @@ def guard_alone(folder, target, values, **environment):
     [
         ("aws", {}, {}, "+ usd = 9.39901"),
         ("aws", {"max_cost_usd": 5}, {}, "9.40 USD until everything expires is more than max_cost_usd = 5"),
-        ("aws", {}, {"TF_VAR_volume_gb": "16384"}, "30.34 USD until everything expires is more than max_cost_usd = 20"),
+        ("aws", {}, {"TF_VAR_volume_gb": "16384"}, "30.68 USD until everything expires is more than max_cost_usd = 20"),
         ("aws", {"worker_type": "x9.huge"}, {}, "the price of x9.huge is unknown"),
         ("aws", {"region": "mars-east-1"}, {}, "no prices for region mars-east-1"),
         ("aws", {"ttl_hours": 0.4}, {}, "in less than 30 minutes"),
@@ -942,3 +949,80 @@ def test_a_variable_that_leads_to_another_state_is_refused(name):
     with pytest.raises(UserError, match=f"{name}=dev is set.*Unset {name}; .*infra.folder=FOLDER"):
         infra.check_variables({"PATH": "/bin", name: "dev"})
     infra.check_variables({"TF_LOG": "debug"})
+
+
+# ---- what a machine does at its start
+
+
+def machine(folder, **programs):
+    """A root for infra/bootstrap.sh, with programs that only write down how they were called."""
+    (folder / "bin").mkdir()
+    for name in ("apt-get", "systemctl", "shutdown", "curl", "python3", "aws", "sleep", "nvidia-smi"):
+        text = programs.get(name.replace("-", "_"), "exit 0")
+        (folder / "bin" / name).write_text(f'#!/bin/bash\necho "{name} $*" >> {folder}/calls\n{text}\n')
+        (folder / "bin" / name).chmod(0o755)
+    return folder
+
+
+# What `python3 -m venv` leaves: a pip, and a uv that knows where its Python is.
+VENV = f"""mkdir -p "${{@: -1}}/bin" && cd "${{@: -1}}/bin"
+printf '#!/bin/bash\\nexit 0\\n' > pip
+printf '#!/bin/bash\\n[ "$2" = find ] && echo {sys.executable}\\nexit 0\\n' > uv
+chmod 755 pip uv"""
+AT_AWS = 'case "$*" in *api/token) echo token;; *instance-id) echo i-1;; *expires) cat "$ROOT/expires";; esac'
+
+
+def boot(folder, **environment):
+    own = {"PATH": f"{folder}/bin:{os.environ['PATH']}", "ROOT": str(folder), "CLOUD": "aws", "BUCKET": "ours"}
+    own |= {"REGION": "us-east-1", "RETRY_SECONDS": "0", **environment}
+    text = "#!/bin/bash\n" + (ROOT / "infra/bootstrap.sh").read_text()
+    done = subprocess.run(["bash", "-c", text], env=own, capture_output=True, text=True, timeout=60)
+    return done.returncode, (folder / "calls").read_text().splitlines()
+
+
+def test_a_machine_tries_again_and_says_that_it_is_done(tmp_path):
+    twice = 'test "$(grep -c ^apt-get $ROOT/calls)" -gt 2'
+    said = 'cp "$5" "$ROOT/said"'
+    status, calls = boot(machine(tmp_path, apt_get=twice, python3=VENV, curl=AT_AWS, aws=said))
+    assert status == 0
+    assert [call.rsplit(" ", 1)[-1] for call in calls if call.startswith("apt-get") and "update" in call] == ["-q"] * 3
+    assert (tmp_path / "said").read_text().splitlines()[0] == "done"
+    assert f"aws --region us-east-1 s3 cp {tmp_path}/var/lib/cookbook/said s3://ours/bootstrap/i-1" in calls
+    assert (tmp_path / "usr/local/bin/python3.11").resolve() == Path(sys.executable).resolve()
+    # Its end comes before anything else, and a reboot starts its timer again.
+    assert calls.index("systemctl enable --now cookbook-expiry.timer") < next(
+        number for number, call in enumerate(calls) if call.startswith("apt-get")
+    )
+    assert "WantedBy=timers.target" in (tmp_path / "etc/systemd/system/cookbook-expiry.timer").read_text()
+
+
+def test_a_machine_whose_bootstrap_fails_says_so(tmp_path):
+    broken = 'echo "E: no packages here"; exit 100'
+    status, calls = boot(machine(tmp_path, apt_get=broken, curl=AT_AWS, aws='cp "$5" "$ROOT/said"'))
+    assert status == 1
+    assert len([call for call in calls if call.startswith("apt-get")]) == 6
+    said = (tmp_path / "said").read_text()
+    assert said.startswith("failed\n") and "E: no packages here" in said
+
+
+def test_a_machine_ends_when_its_tag_says_so(tmp_path):
+    """The tag can be moved while it runs; a tag that cannot be read leaves the last one, or a week."""
+    folder = machine(tmp_path, curl=AT_AWS)
+    now = datetime.datetime.now(datetime.UTC)
+    boot(folder, ONLY_EXPIRY="1")
+    own = {"PATH": f"{folder}/bin:{os.environ['PATH']}", "ROOT": str(folder)}
+
+    def ended(expires):
+        (folder / "expires").write_text(expires)
+        (folder / "calls").write_text("")
+        subprocess.run([folder / "usr/local/sbin/cookbook-expiry"], env=own, check=False)
+        return "shutdown -P now" in (folder / "calls").read_text()
+
+    at = "%Y-%m-%dT%H:%M:%SZ"
+    week = int((folder / "var/lib/cookbook/latest").read_text()) - now.timestamp()
+    assert week == pytest.approx(168 * 3600, abs=60)
+    assert not ended("")
+    assert not ended((now + datetime.timedelta(hours=1)).strftime(at))
+    assert ended((now - datetime.timedelta(minutes=1)).strftime(at))
+    assert ended(""), "what was read last goes on holding"
+    assert not ended((now + datetime.timedelta(hours=2)).strftime(at))
