@@ -128,6 +128,10 @@ resource "aws_instance" "head" {
     id      = aws_launch_template.host["head"].id
     version = aws_launch_template.host["head"].latest_version
   }
+  lifecycle {
+    # The bootstrap runs once: another text of it must not stop a machine that runs.
+    ignore_changes = [user_data]
+  }
   # Its bootstrap fetches packages as soon as the machine is up, and it is never without an end.
   depends_on = [
     aws_scheduler_schedule.expiry, aws_route.nat, aws_route.out, aws_route_table_association.private,
@@ -166,6 +170,8 @@ resource "aws_instance" "worker" {
     aws_security_group_rule.apt, aws_iam_role_policy.host, aws_iam_role_policy_attachment.ssm
   ]
   lifecycle {
+    # The bootstrap runs once: another text of it must not stop a machine that runs.
+    ignore_changes = [user_data]
     precondition {
       condition     = var.nat || var.ami_id != null
       error_message = "nat = false: the machines cannot install anything; then ami_id must be an image that has all of it."
