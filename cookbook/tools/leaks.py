@@ -3,9 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import boto3
-from botocore.exceptions import ClientError
-
 # Service and kind of an ARN -> (the call that describes it, the argument that takes its name).
 CALLS: Mapping[tuple[str, str], tuple[str, str]] = {
     ("ec2", "instance"): ("describe_instances", "InstanceIds"),
@@ -30,11 +27,14 @@ ENDED = {"terminated", "shutting-down", "deleted", "deleting", "pendingdeletion"
 
 def gone(arn: str, region: str) -> bool:
     """Whether its service says that it is gone, or on its way. What no call is known for counts as there."""
+    import boto3  # only those have it who use AWS
+    from botocore.exceptions import ClientError
+
     _, _, service, _, _, rest = arn.split(":", 5)
     kind, _, name = rest.partition("/")
+    arguments: dict[str, str | list[str]]
     if service == "s3":
-        kind, name = "bucket", rest
-        call, arguments = "head_bucket", {"Bucket": name}
+        call, arguments = "head_bucket", {"Bucket": rest}
     elif (service, kind) in CALLS:
         call, argument = CALLS[service, kind]
         arguments = {argument: [name] if argument.endswith("Ids") else name}
