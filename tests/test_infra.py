@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from cookbook import ROOT, UserError, inventory
-from cookbook.tools import infra, prices
+from cookbook.tools import infra, leaks, prices
 from tests.helpers import CLEAN, run_cookbook
 from tests.requirements import skip
 from tests.test_hosts import links_namespaces_and_mounts, local_hosts, needs_hosts
@@ -1028,3 +1028,38 @@ def test_a_machine_ends_when_its_tag_says_so(tmp_path):
     assert ended((now - datetime.timedelta(minutes=1)).strftime(at))
     assert ended(""), "what was read last goes on holding"
     assert not ended((now + datetime.timedelta(hours=2)).strftime(at))
+
+
+def test_the_leak_scan_asks_the_service(aws, tmp_path):
+    """A key that waits for its deletion, and what is gone, do not count; what is there does."""
+    tags = [{"TagKey": "distributed-ml", "TagValue": "leaks"}]
+    key = client("kms").create_key(Tags=tags)["KeyMetadata"]
+    target = infra.Target("eks", ["infra.variables.name=leaks", f"infra.folder={tmp_path}"])
+    assert target.left_over() == [key["Arn"]]
+    client("kms").schedule_key_deletion(KeyId=key["KeyId"], PendingWindowInDays=7)
+    assert target.left_over() == []
+    account = "arn:aws:ec2:us-east-1:123456789012"
+    assert leaks.gone(f"{account}:vpc/vpc-00000000", "us-east-1")
+    assert leaks.gone("arn:aws:eks:us-east-1:123456789012:cluster/nowhere", "us-east-1")
+    assert not leaks.gone(f"{account}:new-kind/n-1", "us-east-1"), "what nobody can be asked about counts as there"
+
+
+@pytest.mark.parametrize(("answers", "left"), [(1, ""), (0, "terraform_data.inside")])
+def test_a_cluster_that_is_gone_is_forgotten_and_one_that_answers_is_not(tmp_path, monkeypatch, answers, left):
+    (tmp_path / "source").mkdir()
+    backend = 'terraform {\n  backend "local" {}\n}\n'
+    (tmp_path / "source/main.tf").write_text(backend + 'resource "terraform_data" "inside" {}\n')
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/kubectl").write_text(f"#!/bin/sh\nexit {answers}\n")
+    (tmp_path / "bin/kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    words = [f"infra.folder={tmp_path}/state", "infra.variables.context=mine", "infra.cluster_is_gone=true"]
+    target = infra.Target("kubernetes", words, source=tmp_path / "source")
+    target.init()
+    target.call("apply", "-input=false", "-auto-approve", failure="no apply")
+    if answers == 0:
+        with pytest.raises(UserError, match="the cluster mine answers"):
+            target.forget_a_gone_cluster()
+    else:
+        target.forget_a_gone_cluster()
+    assert target.call("state list", failure="no list").strip() == left

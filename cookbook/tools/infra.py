@@ -259,8 +259,8 @@ class Target:
         words += ["--context", self.variables["context"], "--request-timeout=20s", "get", "--raw", "/version"]
         if shutil.which("kubectl") and subprocess.run(["kubectl", *words], capture_output=True).returncode == 0:
             raise UserError(f"the cluster {self.variables['context']} answers: infra.cluster_is_gone=true is not true")
-        for address in self.call("state", "list", failure="the state cannot be read").split():
-            self.call("state", "rm", address, failure=f"the state cannot forget {address}")
+        for address in self.call("state list", failure="the state cannot be read").split():
+            self.call("state rm", address, failure=f"the state cannot forget {address}")
 
     def left_over(self) -> list[str]:
         """ARNs of what still has this set's tag, whatever the state says.
