@@ -1,6 +1,7 @@
 """infra/: hosts of this machine for real, AWS against moto on loopback with an old provider and against today's
 schema, the guard, a linter."""
 
+import datetime
 import json
 import os
 import re
@@ -8,14 +9,15 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
-import zipfile
+from pathlib import Path
 
 import pytest
 import yaml
 
 from cookbook import ROOT, UserError, inventory
-from cookbook.tools import infra, prices
+from cookbook.tools import infra, leaks, prices
 from tests.helpers import CLEAN, run_cookbook
 from tests.requirements import skip
 from tests.test_hosts import links_namespaces_and_mounts, local_hosts, needs_hosts
@@ -24,6 +26,7 @@ if not shutil.which("terraform"):
     skip("terraform", "terraform is missing: infra/ cannot be tested (see make doctor)", allow_module_level=True)
 
 AWS = ROOT / "infra/aws"
+PROVIDER = "5.100.0"  # the newest that could be had here; infra/ asks for 6
 
 
 # ---- this machine
@@ -157,16 +160,10 @@ def moto(tools, tmp_path_factory):
             stdout=log,
             stderr=log,
         )
-    mirror = folder / "mirror/registry.terraform.io/hashicorp/aws"
-    mirror.mkdir(parents=True)
-    (zipped,) = tools.parents[1].glob(
-        "lib/python3*/site-packages/cloudrail/terraform_plugins/terraform-provider-aws_3.39.0_linux_amd64.zip"
-    )
-    assert zipfile.is_zipfile(zipped)
-    shutil.copy(zipped, mirror)
-    (folder / "rc").write_text(
-        f'provider_installation {{\n  filesystem_mirror {{\n    path = "{folder}/mirror"\n  }}\n}}\n'
-    )
+    # Where packagers put providers. Without a mirror terraform fetches the provider itself.
+    mirrors = [path.parents[3] for path in Path("/").glob(f"opt/*/registry.terraform.io/hashicorp/aws/{PROVIDER}")]
+    where = f'filesystem_mirror {{\n    path = "{mirrors[0]}"\n  }}' if mirrors else "direct {}"
+    (folder / "rc").write_text(f"provider_installation {{\n  {where}\n}}\n")
     own = {
         "TF_CLI_CONFIG_FILE": str(folder / "rc"),
         "AWS_ACCESS_KEY_ID": "test",
@@ -185,69 +182,108 @@ def moto(tools, tmp_path_factory):
     process.wait()
 
 
-def for_old_provider(folder, url):
-    """A copy of infra/aws for provider 3.39, the newest that can be had here, without what came later."""
-    later = {"storage_settings.tf": "resources of version 4", "expiry.tf": "resources of version 4"}
-    shutil.copytree(AWS, folder, ignore=shutil.ignore_patterns(".*", "*.tfstate*", *later))
-    main, network = folder / "main.tf", folder / "network.tf"
-    text = re.sub(r"  launch_template \{.*?\n  \}\n", "", main.read_text(), flags=re.DOTALL)  # of aws_instance: 3.41
-    text = re.sub(r"    interface_type .*\n", "", text)  # of network_interfaces: 3.70
-    # moto hands the template's own tags back as those that it gives to machines.
-    text, count = re.subn(
-        r'(resource "aws_launch_template" "host" \{)',
-        r"\1\n  lifecycle {\n    ignore_changes = [tag_specifications]\n  }",
-        text,
-    )
-    assert count == 1
-    main.write_text(text)
-    # moto forgets an address's default tags.
-    network.write_text(
-        network.read_text().replace(
-            '  domain = "vpc"\n', "  vpc = true\n  lifecycle {\n    ignore_changes = all\n  }\n"
-        )
-    )
-    services = "".join(f'    {name} = "{url}"\n' for name in ("ec2", "iam", "s3", "sts", "ssm", "budgets"))
+def for_moto(folder, url, target="aws", more=""):
+    """A copy of a target of AWS's that asks for the provider that can be had here, and sends its calls to `url`."""
+    shutil.copytree(ROOT / f"infra/{target}", folder, ignore=shutil.ignore_patterns(".*", "*.tfstate*"))
+    for name in ("bootstrap.sh", "expiry.py"):
+        shutil.copy(ROOT / f"infra/{name}", folder.parent)
+    # moto heeds a bucket's policy without its condition, which would refuse everything.
+    if target == "aws":
+        storage = folder / "storage.tf"
+        storage.write_text(storage.read_text().replace('effect    = "Deny"', 'effect    = "Allow"'))
+        # moto hands the template's own tags back as those that it gives to machines.
+        main = folder / "main.tf"
+        text = main.read_text()
+        template = 'resource "aws_launch_template" "host" {'
+        assert template in text
+        ignored = "  lifecycle {\n    ignore_changes = [tag_specifications]\n  }\n"
+        main.write_text(text.replace(template, f"{template}\n{ignored}"))
+    (folder / "more.tf").write_text(more)
+    services = ("ec2", "iam", "s3", "sts", "ssm", "budgets", "scheduler", "eks", "efs", "kms")
+    endpoints = "".join(f'    {name} = "{url}"\n' for name in services)
     (folder / "test_override.tf").write_text(f"""
 terraform {{
   required_providers {{
     aws = {{
       source  = "hashicorp/aws"
-      version = "3.39.0"
+      version = "{PROVIDER}"
     }}
   }}
 }}
 provider "aws" {{
   skip_credentials_validation = true
   skip_metadata_api_check     = true
-  s3_force_path_style         = true
+  s3_use_path_style           = true
   endpoints {{
-{services}  }}
+{endpoints}  }}
 }}
 """)
     return folder
+
+
+@pytest.fixture
+def aws(moto, monkeypatch):
+    """The address of the AWS on loopback; this process and those that it starts use it."""
+    url, environment = moto
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(infra, "POLL_SECONDS", 0.2)
+    return url
+
+
+def client(service):
+    import boto3
+
+    return boto3.client(service, region_name="us-east-1")
+
+
+def machines_of_moto(*states):
+    found = [
+        one for reservation in client("ec2").describe_instances()["Reservations"] for one in reservation["Instances"]
+    ]
+    return [machine for machine in found if not states or machine["State"]["Name"] in states]
+
+
+class Bootstraps(threading.Thread):
+    """What the machines would say: moto starts none. `words`: by the machine's name, else `done`."""
+
+    def __init__(self, **words):
+        super().__init__(daemon=True)
+        self.words, self.ended = words, threading.Event()
+
+    def run(self):
+        while not self.ended.wait(0.5):
+            for machine in machines_of_moto("running"):
+                name = {tag["Key"]: tag["Value"] for tag in machine.get("Tags", [])}.get("Name", "").rpartition("-")[2]
+                for bucket in client("s3").list_buckets()["Buckets"]:
+                    body = self.words.get(name, "done\n")
+                    key = f"bootstrap/{machine['InstanceId']}"
+                    client("s3").put_object(Bucket=bucket["Name"], Key=key, Body=body)
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *error):
+        self.ended.set()
+        self.join()
 
 
 WORDS = ["infra.variables.ttl_hours=4", "infra.variables.ami_id=ami-12c6146b", "infra.variables.placement_group=false"]
 
 
 @pytest.mark.full
-def test_aws_apply_an_empty_second_plan_and_destroy(moto, tmp_path, monkeypatch, capfd):
-    url, environment = moto
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    import boto3
-
-    ec2, s3 = (boto3.client(name, region_name="us-east-1") for name in ("ec2", "s3"))
-    target = infra.Target(
-        "aws", [*WORDS, f"infra.folder={tmp_path}/state"], source=for_old_provider(tmp_path / "aws", url)
-    )
+def test_aws_apply_an_empty_second_plan_a_longer_time_and_destroy(aws, tmp_path):
+    url, ec2, s3 = aws, client("ec2"), client("s3")
+    target = infra.Target("aws", [*WORDS, f"infra.folder={tmp_path}/state"], source=for_moto(tmp_path / "aws", url))
     changes, price = target.plan()
-    assert len(changes) == 35
+    assert len(changes) == 45
     assert price.total == pytest.approx(4 * (0.192 + 2 * 1.006 + 0.045 + 0.005 + 3 * 0.01 + 600 * 0.08 / 730), rel=1e-9)
-    target.up()
-    machines = [
-        machine for reservation in ec2.describe_instances()["Reservations"] for machine in reservation["Instances"]
-    ]
+    plan = json.loads(target.call("show", "-json", str(target.plan_file), failure="no plan"))
+    assert plan["planned_values"]["outputs"]["cost_usd"]["value"] == pytest.approx(price.total), "terraform's own sum"
+    with Bootstraps():
+        target.up()
+    machines = machines_of_moto("running")
     assert sorted(machine["InstanceType"] for machine in machines) == ["g5.xlarge", "g5.xlarge", "m5.xlarge"]
     for machine in machines:
         tags = {tag["Key"]: tag["Value"] for tag in machine["Tags"]}
@@ -258,6 +294,7 @@ def test_aws_apply_an_empty_second_plan_and_destroy(moto, tmp_path, monkeypatch,
             "LaunchTemplateVersions"
         ]
         assert version["LaunchTemplateData"]["MetadataOptions"]["HttpTokens"] == "required"
+        assert version["LaunchTemplateData"]["MetadataOptions"]["InstanceMetadataTags"] == "enabled"
         assert version["LaunchTemplateData"]["BlockDeviceMappings"][0]["Ebs"]["Encrypted"] is True
     (bucket,) = (found["Name"] for found in s3.list_buckets()["Buckets"])
     assert set(s3.get_public_access_block(Bucket=bucket)["PublicAccessBlockConfiguration"].values()) == {True}
@@ -276,10 +313,27 @@ def test_aws_apply_an_empty_second_plan_and_destroy(moto, tmp_path, monkeypatch,
     ]
     changes, _ = target.plan()
     assert [change["address"] for change in changes] == []
-    target.down()
-    assert target.left_over() == []
-    left = [machine for reservation in ec2.describe_instances()["Reservations"] for machine in reservation["Instances"]]
-    assert {machine["State"]["Name"] for machine in left} == {"terminated"}
+    # More time: tags and schedules, in place.
+    longer = infra.Target(
+        "aws", [*WORDS, "infra.variables.ttl_hours=6", f"infra.folder={tmp_path}/state"], tmp_path / "aws"
+    )
+    changes, _ = longer.plan()
+    assert {(change["address"], *change["change"]["actions"]) for change in changes} == {
+        ("aws_instance.head", "update"),
+        ("aws_instance.worker[0]", "update"),
+        ("aws_instance.worker[1]", "update"),
+        ('aws_scheduler_schedule.expiry["again"]', "update"),
+        ('aws_scheduler_schedule.expiry["first"]', "update"),
+    }
+    with Bootstraps():
+        longer.up()
+    assert {one["InstanceId"] for one in machines_of_moto("running")} == {one["InstanceId"] for one in machines}
+    tags = [{tag["Key"]: tag["Value"] for tag in one["Tags"]} for one in machines_of_moto("running")]
+    assert {its["expires"] for its in tags} == {longer.outputs()["expires"]}
+    longer.down()
+    assert longer.left_over() == []
+    assert machines_of_moto("running", "pending", "stopped") == []
+    assert client("scheduler").list_schedules()["Schedules"] == []
     assert s3.list_buckets()["Buckets"] == []
     assert [vpc for vpc in ec2.describe_vpcs()["Vpcs"] if not vpc["IsDefault"]] == []
     # What the state does not know, the scan finds by its tag.
@@ -293,6 +347,107 @@ def test_aws_apply_an_empty_second_plan_and_destroy(moto, tmp_path, monkeypatch,
     ):
         target.down()
     ec2.delete_volume(VolumeId=stray["VolumeId"])
+
+
+@pytest.mark.full
+def test_an_apply_that_fails_in_the_middle_leaves_an_expiry(aws, tmp_path):
+    """And what the expiry runs removes the machines that are there, and nothing that has another tag."""
+    ec2 = client("ec2")
+    stranger = ec2.run_instances(ImageId="ami-12c6146b", MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
+    # A machine of an image that there is not: it comes last, and fails.
+    broken = """
+resource "aws_instance" "broken" {
+  ami           = "ami-00000000"
+  instance_type = "t3.micro"
+  subnet_id     = "subnet-00000000"
+  depends_on    = [aws_instance.worker]
+}
+"""
+    source = for_moto(tmp_path / "aws", aws, more=broken)
+    words = [*WORDS, "infra.variables.name=middle", f"infra.folder={tmp_path}/state"]
+    target = infra.Target("aws", words, source=source)
+    with pytest.raises(UserError, match="terraform could not make everything"):
+        target.up()
+    assert len(machines_of_moto("running")) == 4, "head, two workers, and the stranger"
+    schedules = client("scheduler").list_schedules()["Schedules"]
+    assert sorted(schedule["Name"] for schedule in schedules) == [
+        "middle-expiry-again",
+        "middle-expiry-first",
+    ]
+    first, again = (client("scheduler").get_schedule(Name=f"middle-expiry-{which}") for which in ("first", "again"))
+    created = datetime.datetime.fromisoformat((tmp_path / "state/created.txt").read_text())
+    assert first["ScheduleExpression"] == f"at({created + datetime.timedelta(hours=4):%Y-%m-%dT%H:%M:%S})"
+    assert again["ScheduleExpression"] == "rate(15 minutes)"
+    assert (again["EndDate"] - again["StartDate"]) == datetime.timedelta(hours=23, minutes=45)
+    assert json.loads(first["Target"]["Input"]) == {"DocumentName": "middle-expiry"}
+    document = json.loads(client("ssm").get_document(Name="middle-expiry")["Content"])
+    (step,) = document["mainSteps"]
+    policy = client("iam").get_role_policy(RoleName="middle-expiry", PolicyName="remove-what-has-the-tag")
+    removing = next(entry for entry in policy["PolicyDocument"]["Statement"] if entry["Sid"] == "RemoveWhatHasTheTag")
+    assert removing["Condition"] == {"StringEquals": {"aws:ResourceTag/distributed-ml": "middle"}}
+    # What the schedule would start: the script of the document, with what the document gives it.
+    space = {}
+    exec(step["inputs"]["Script"], space)
+    said = space[step["inputs"]["Handler"]](step["inputs"]["InputPayload"])
+    assert len([what for what in said["removed"] if what.startswith("i-")]) == 3
+    assert [what for what in said["removed"] if what.startswith("nat-")] != []
+    assert [machine["InstanceId"] for machine in machines_of_moto("running")] == [stranger]
+    addresses = [address for address in ec2.describe_addresses()["Addresses"]]
+    assert addresses == [] or said["later"], "an address that is in use goes with the next call"
+    ec2.terminate_instances(InstanceIds=[stranger])
+    target.down()
+
+
+def test_everything_that_costs_waits_for_the_expiry(aws, tmp_path):
+    """In terraform's own graph: nothing that has a price can be made before its end is."""
+    for name in ("aws", "eks"):
+        source = for_moto(tmp_path / name, aws, name)
+        target = infra.Target(
+            name, ["infra.variables.ttl_hours=4", f"infra.folder={tmp_path}/{name}-state"], source=source
+        )
+        target.init()
+        graph = target.call("graph", failure="no graph")
+        arrows = {}
+        for start, end in re.findall(r'"([^"]+)" -> "([^"]+)"', graph):
+            arrows.setdefault(start, set()).add(end)
+
+        def needs(node, seen, arrows=arrows):
+            for other in arrows.get(node, ()):
+                if other not in seen:
+                    seen.add(other)
+                    needs(other, seen)
+            return seen
+
+        table = yaml.safe_load((ROOT / f"infra/{name}/prices.yaml").read_text())
+        priced = [node for node in re.findall(r'"([^"]+)" \[label', graph) if node.split(".")[0] not in table["free"]]
+        priced = [node for node in priced if node.startswith("aws_")]
+        assert len(priced) >= 6, priced
+        for node in priced:
+            first = (
+                "terraform_data.guard" if node.startswith(("aws_kms", "aws_efs")) else "aws_scheduler_schedule.expiry"
+            )
+            assert first in needs(node, set()), node
+
+
+@pytest.mark.full
+def test_a_bootstrap_that_failed_is_shown_and_no_inventory_is_written(aws, tmp_path):
+    target = infra.Target(
+        "aws",
+        [*WORDS, "infra.variables.name=third", f"infra.folder={tmp_path}/state"],
+        source=for_moto(tmp_path / "aws", aws),
+    )
+    log = "failed\nE: Failed to fetch the package list\ntry 6 of: apt-get update failed\n"
+    with Bootstraps(worker2=log), pytest.raises(UserError) as error:
+        target.up()
+    assert re.search(
+        r"worker2 \(i-\w+\): its bootstrap failed.*try 6 of: apt-get update failed", str(error.value), re.S
+    )
+    assert not (tmp_path / "state/inventory.yaml").exists()
+    target.settings["bootstrap_minutes"] = 0.01
+    where = {"bucket": target.outputs()["bucket"], "hosts": {"worker9": "i-silent"}}
+    with pytest.raises(UserError, match=r"no word of worker9 \(i-silent\) after 0.01 minutes"):
+        target.wait_for_bootstrap(where)
+    target.down()
 
 
 @needs_hosts
@@ -343,33 +498,173 @@ def test_where_a_state_may_be(monkeypatch):
         infra.backend_of("/tmp/here", "aws", "")
 
 
+NOW = datetime.datetime(2026, 11, 27, 12, tzinfo=datetime.UTC)
+MACHINE = {"instance_type": "g5.xlarge", "root_block_device": [{"volume_type": "gp3", "volume_size": 200}]}
+
+
+def plan_of(*resources, **variables):
+    """A plan as terraform shows it, of (kind, values) and what its variables were in the end."""
+    given = {"region": "us-east-1", "ttl_hours": 4, "created": "2026-11-27T12:00:00Z"} | variables
+    changes = [{"mode": "managed", "type": kind, "change": {"after": after}} for kind, after in resources]
+    return {"resource_changes": changes, "variables": {name: {"value": value} for name, value in given.items()}}
+
+
+def priced(target, *resources, limit=1000.0, **variables):
+    plan = plan_of(*resources, **variables)
+    return prices.guard(plan, {}, ROOT / f"infra/{target}/prices.yaml", limit, NOW)
+
+
+GROUP = {"instance_types": ["m5.xlarge"], "scaling_config": [{"desired_size": 0, "max_size": 3}]}
+GB = 0.08 / 730
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("target", "kind", "after", "variables", "usd"),
     [
+        ("aws", "aws_instance", MACHINE, {}, 4 * (1.006 + 200 * GB)),
+        # Whatever the driver's settings say: what the plan has is paid for.
         (
-            ["infra.max_cost_usd=5"],
-            r"9\.40 USD until everything expires \(4 h, prices of 2025-07-01\) is more than "
-            "infra.max_cost_usd=5: nothing was made",
+            "aws",
+            "aws_instance",
+            {**MACHINE, "root_block_device": [{"volume_type": "gp3", "volume_size": 16384}]},
+            {},
+            4 * (1.006 + 16384 * GB),
         ),
-        (["infra.variables.worker_type=x9.huge"], "the price of x9.huge is unknown"),
-        (["infra.variables.region=mars-east-1"], "no prices for region mars-east-1"),
+        (
+            "aws",
+            "aws_instance",
+            {
+                **MACHINE,
+                "root_block_device": [{"volume_type": "gp3", "volume_size": 200, "iops": 4000, "throughput": 225}],
+            },
+            {},
+            4 * (1.006 + 200 * GB + 1000 * 0.005 / 730 + 100 * 0.04 / 730),
+        ),
+        ("aws", "aws_instance", {**MACHINE, "associate_public_ip_address": True}, {}, 4 * (1.006 + 200 * GB + 0.005)),
+        ("aws", "aws_nat_gateway", {}, {}, 4 * 0.045),
+        ("aws", "aws_instance", {**MACHINE, "instance_type": "p5.48xlarge"}, {}, 4 * (55.04 + 200 * GB)),
+        ("aws", "aws_instance", {**MACHINE, "instance_type": "p4d.24xlarge"}, {}, 4 * (21.957642 + 200 * GB)),
+        ("eks", "aws_eks_node_group", GROUP, {}, 4 * 3 * (0.192 + 100 * GB)),
+        # A cluster ends an hour after its nodes, and its version's age has a price.
+        ("eks", "aws_eks_cluster", {"version": "1.35"}, {}, 5 * 0.10),
+        ("eks", "aws_eks_cluster", {"version": "1.34"}, {}, 5 * 0.10),
+        ("eks", "aws_eks_cluster", {"version": "1.34"}, {"ttl_hours": 110}, 111 * 0.60),
+        ("eks", "aws_eks_cluster", {"version": "1.33"}, {}, 5 * 0.60),
+        ("eks", "aws_eks_cluster", {"version": "1.99"}, {}, 5 * 0.60),
+        # One hour at least.
+        ("eks", "aws_eks_node_group", GROUP, {"ttl_hours": 0.6}, 1 * 3 * (0.192 + 100 * GB)),
+        ("eks", "aws_efs_file_system", {"throughput_mode": "bursting"}, {"shared_gb": 100}, 4 * 100 * 0.30 / 730),
+        (
+            "eks",
+            "aws_efs_file_system",
+            {"throughput_mode": "provisioned", "provisioned_throughput_in_mibps": 128},
+            {"shared_gb": 0},
+            4 * 128 * 6 / 730,
+        ),
+        (
+            "gke",
+            "google_container_cluster",
+            {},
+            {"region": "us-central1", "shared_gb": 1024},
+            4 * (0.10 + 1024 * 0.20 / 730),
+        ),
     ],
 )
-def test_the_guard(moto, tmp_path, monkeypatch, words, message):
-    url, environment = moto
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    if "region" in words[0]:  # terraform itself would ask that region first
-        table = yaml.safe_load((AWS / "prices.yaml").read_text())
-        with pytest.raises(UserError, match=message):
-            prices.lines_of([{"type": "aws_vpc", "change": {"after": {}}}], {"region": "mars-east-1"}, table)
-        return
-    target = infra.Target(
-        "aws", [*WORDS, *words, f"infra.folder={tmp_path}/state"], source=for_old_provider(tmp_path / "aws", url)
-    )
+def test_what_will_be_paid_is_counted_from_the_plan(target, kind, after, variables, usd):
+    assert priced(target, (kind, after), **variables).total == pytest.approx(usd)
+
+
+@pytest.mark.parametrize(
+    ("resource", "variables", "limit", "message"),
+    [
+        (MACHINE, {}, float("nan"), "infra.max_cost_usd=nan: expected US dollars"),
+        (MACHINE, {}, float("inf"), "infra.max_cost_usd=inf: expected US dollars"),
+        (MACHINE, {}, -1.0, "infra.max_cost_usd=-1.0: expected US dollars"),
+        (MACHINE, {}, 4.0, "4.11 USD until everything expires .4 h, prices of 2026-09-24. is more than"),
+        (MACHINE, {"ttl_hours": float("nan")}, 20.0, "ttl_hours=nan: expected after how many hours"),
+        (MACHINE, {"ttl_hours": None}, 20.0, "ttl_hours=None: expected after how many hours"),
+        (MACHINE, {"created": "2026-11-27T08:29:00Z"}, 20.0, "ends at 2026-11-27 12:29 UTC, in less than 30 minutes"),
+        (MACHINE, {"region": "mars-east-1"}, 20.0, "no prices for region mars-east-1"),
+        ({**MACHINE, "instance_type": "x9.huge"}, {}, 20.0, "the price of x9.huge is unknown"),
+        (
+            {**MACHINE, "root_block_device": [{"volume_type": "io2", "volume_size": 9}]},
+            {},
+            20.0,
+            "disks io2 .GB. is unknown",
+        ),
+    ],
+)
+def test_what_the_guard_refuses(resource, variables, limit, message):
     with pytest.raises(UserError, match=message):
-        target.up()
-    assert not (tmp_path / "state/terraform.tfstate").exists(), "refused before anything was made"
+        priced("aws", ("aws_instance", resource), limit=limit, **variables)
+
+
+def test_old_prices_are_warned_of():
+    table = {"date": datetime.date(2026, 9, 24)}
+    assert prices.stale(table, datetime.date(2026, 12, 23)) == ""
+    assert "of 2026-09-24, 91 days ago" in prices.stale(table, datetime.date(2026, 12, 24))
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["max_cost_usd=nan", "max_cost_usd=inf", "max_cost_usd=-inf", "variables.volume_gb=nan", "variables.ttl_hours=inf"],
+)
+def test_a_number_that_is_none_is_refused(tmp_path, word):
+    name = word.split("=")[0]
+    with pytest.raises(UserError, match=f"infra.{name}=-?(nan|inf): expected a number"):
+        infra.Target("aws", [f"infra.{word}", f"infra.folder={tmp_path}"])
+
+
+def guard_alone(folder, target, values, **environment):
+    """What a bare `terraform plan` says to the guard of a target: without its resources it needs no provider."""
+    for name in ("guard.tf", "variables.tf", "prices.yaml"):
+        shutil.copy(ROOT / f"infra/{target}/{name}", folder)
+    text = (ROOT / f"infra/{target}/main.tf").read_text()
+    made = re.search(r"^locals \{\n.*?^\}", text, re.MULTILINE | re.DOTALL).group()
+    made = re.sub(r"slice\(data\..*\)", "[]", made)
+    made = re.sub(r"file\(.*?bootstrap.sh\"\)", '""', made)
+    (folder / "main.tf").write_text(made + '\noutput "usd" {\n  value = local.cost_usd\n}\n')
+    (folder / "values.tfvars.json").write_text(json.dumps(values))
+    environment = {**CLEAN, "TF_DATA_DIR": f"{folder}/.terraform", **environment}
+    for words in (["init", "-input=false"], ["plan", "-input=false", "-no-color", "-var-file=values.tfvars.json"]):
+        done = subprocess.run(
+            ["terraform", *words], cwd=folder, capture_output=True, text=True, timeout=300, env=environment
+        )
+    return done.returncode, " ".join(re.sub(r"[╷│╵]", " ", done.stdout + done.stderr).split())
+
+
+@pytest.mark.parametrize(
+    ("target", "values", "environment", "message"),
+    [
+        ("aws", {}, {}, "+ usd = 9.39901"),
+        ("aws", {"max_cost_usd": 5}, {}, "9.40 USD until everything expires is more than max_cost_usd = 5"),
+        ("aws", {}, {"TF_VAR_volume_gb": "16384"}, "30.68 USD until everything expires is more than max_cost_usd = 20"),
+        ("aws", {"worker_type": "x9.huge"}, {}, "the price of x9.huge is unknown"),
+        ("aws", {"region": "mars-east-1"}, {}, "no prices for region mars-east-1"),
+        ("aws", {"ttl_hours": 0.4}, {}, "in less than 30 minutes"),
+        ("aws", {"max_cost_usd": None}, {"TF_VAR_max_cost_usd": "nan"}, "a number is required"),
+        ("aws", {"max_cost_usd": None}, {"TF_VAR_max_cost_usd": "inf"}, "a number"),
+        ("eks", {}, {}, "+ usd = 10.6293"),
+        ("eks", {"ttl_hours": 0.9}, {}, "ttl_hours must be at least 1"),
+        ("eks", {"shared_mibps": 1024}, {}, "USD until everything expires is more than max_cost_usd = 20"),
+        ("gcp", {"project": "mine"}, {}, "compare it with the provider's page"),
+        ("gke", {"project": "mine"}, {}, "+ usd = "),
+        (
+            "gke",
+            {"project": "mine", "shared_gb": 65433},
+            {},
+            "USD until everything expires is more than max_cost_usd = 20",
+        ),
+        ("gke", {"project": "mine", "ttl_hours": 0.9}, {}, "ttl_hours must be at least 1"),
+    ],
+)
+def test_a_bare_terraform_is_guarded(tmp_path, target, values, environment, message):
+    created = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    good = {"name": "abc", "created": created, "ttl_hours": 4, "max_cost_usd": 20}
+    given = {name: value for name, value in {**good, **values}.items() if value is not None}
+    status, text = guard_alone(tmp_path, target, given, **environment)
+    refused = "+ usd" not in message and "compare" not in message
+    assert message in text and (status != 0) == refused, text
 
 
 @pytest.mark.parametrize(
@@ -391,7 +686,7 @@ def test_variables_that_make_no_sense(moto, tmp_path, monkeypatch, word, message
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     target = infra.Target(
-        "aws", [*WORDS, word, f"infra.folder={tmp_path}/state"], source=for_old_provider(tmp_path / "aws", url)
+        "aws", [*WORDS, word, f"infra.folder={tmp_path}/state"], source=for_moto(tmp_path / "aws", url)
     )
     with pytest.raises(UserError) as error:
         target.plan()
@@ -402,9 +697,7 @@ def test_without_a_time_to_live_nothing_is_made(moto, tmp_path, monkeypatch):
     url, environment = moto
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    target = infra.Target(
-        "aws", [*WORDS[1:], f"infra.folder={tmp_path}/state"], source=for_old_provider(tmp_path / "aws", url)
-    )
+    target = infra.Target("aws", [*WORDS[1:], f"infra.folder={tmp_path}/state"], source=for_moto(tmp_path / "aws", url))
     with pytest.raises(UserError, match="ttl_hours"):
         target.plan()
     plan = {
@@ -548,7 +841,7 @@ def test_what_is_referred_to_is_there(target):
     assert named <= resources, named - resources
     assert set(re.findall(r"\bdata\.(\w+\.\w+)", text)) <= data
     settings = set(yaml.safe_load((ROOT / f"conf/infra/{target}.yaml").read_text())["variables"])
-    assert settings | {"created", "folder", "python"} >= defined >= settings, (
+    assert settings | {"created", "folder", "python", "max_cost_usd"} >= defined >= settings, (
         "conf/infra and the variables are the same"
     )
 
@@ -564,14 +857,15 @@ def test_every_target_has_its_files():
 
 
 def test_the_price_of_a_tpu():
-    table = yaml.safe_load((ROOT / "infra/gcp/prices.yaml").read_text())
+    disk = {"initialize_params": [{"type": "pd-balanced", "size": 100}]}
     planned = [
-        {"type": "google_tpu_v2_vm", "change": {"after": {"accelerator_type": "v5litepod-1"}}},
-        {"type": "google_compute_instance", "change": {"after": {"machine_type": "n2-standard-4"}}},
-        {"type": "google_storage_bucket", "change": {"after": {}}},
+        ("google_tpu_v2_vm", {"accelerator_type": "v5litepod-1"}),
+        ("google_compute_instance", {"machine_type": "n2-standard-4", "boot_disk": [disk]}),
+        ("google_storage_bucket", {}),
     ]
-    lines = prices.lines_of(planned, {"region": "us-central1", "volume_gb": 100}, table)
-    assert prices.Price(lines, 10).total == pytest.approx(10 * (1.20 + 0.1943 + 100 * 0.10 / 730))
+    price = priced("gcp", *planned, region="us-central1", ttl_hours=10)
+    assert price.total == pytest.approx(10 * (1.20 + 0.1943 + 100 * 0.10 / 730))
+    assert "these prices are of 2025-07-01, 514 days ago" in price.warning
 
 
 def test_checkov(tools):
@@ -589,13 +883,13 @@ def test_checkov(tools):
     skipped = {
         check["check_id"]: check["check_result"]["suppress_comment"] for check in found["results"]["skipped_checks"]
     }
-    assert len(skipped) == 25
+    assert len(skipped) == 26
     assert all(len(reason) > 20 for reason in skipped.values())
 
 
 GOOD = {
-    "eks": {"name": "abc", "created": "2026-01-31T12:00:00Z", "ttl_hours": 4},
-    "gke": {"name": "abc", "created": "2026-01-31T12:00:00Z", "ttl_hours": 4, "project": "mine"},
+    "eks": {"name": "abc", "created": "2026-01-31T12:00:00Z", "ttl_hours": 4, "max_cost_usd": 20},
+    "gke": {"name": "abc", "created": "2026-01-31T12:00:00Z", "ttl_hours": 4, "max_cost_usd": 20, "project": "mine"},
     "kubernetes": {"name": "abc", "context": "mine", "storage_class": "nfs"},
 }
 
@@ -604,7 +898,7 @@ GOOD = {
     ("target", "values", "message"),
     [
         *((target, {}, None) for target in GOOD),
-        *((target, {"ttl_hours": 0}, "ttl_hours must be more than 0") for target in ("eks", "gke")),
+        *((target, {"ttl_hours": 0}, "ttl_hours must be at least 1") for target in ("eks", "gke")),
         *((target, {"api_cidrs": ["0.0.0.0/0"]}, "0.0.0.0/0 would let everybody knock") for target in ("eks", "gke")),
         *((target, {"num_workers": 65}, "a whole number from 0 to 64") for target in ("eks", "gke")),
         ("eks", {"vpc_cidr": "8.8.0.0/16"}, "vpc_cidr must be a private range"),
@@ -642,20 +936,6 @@ def test_variables_of_clusters(tmp_path, target, values, message):
     assert (done.returncode == 0) if message is None else message in text, text
 
 
-def test_the_price_of_a_cluster():
-    """A group of nodes counts with as many as it may have."""
-    group = {"instance_types": ["g5.xlarge"], "scaling_config": [{"desired_size": 0, "max_size": 3}]}
-    pool = {"node_config": [{"machine_type": "g2-standard-4"}], "node_count": 3}
-    for target, kind, what, each in (
-        ("eks", "aws_eks_node_group", group, 1.006 + 100 * 0.08 / 730),
-        ("gke", "google_container_node_pool", pool, 0.7069 + 100 * 0.10 / 730),
-    ):
-        table = yaml.safe_load((ROOT / f"infra/{target}/prices.yaml").read_text())
-        planned = [{"type": kind, "change": {"after": what}}]
-        lines = prices.lines_of(planned, {"region": table["regions"][0], "volume_gb": 100}, table)
-        assert prices.Price(lines, 10).total == pytest.approx(30 * each)
-
-
 def test_what_is_paid_for_already_needs_no_time(tmp_path):
     target = infra.Target("kubernetes", [f"infra.folder={tmp_path}", "infra.variables.context=mine"])
     assert "created" not in target.variables
@@ -671,3 +951,115 @@ def test_a_variable_that_leads_to_another_state_is_refused(name):
     with pytest.raises(UserError, match=f"{name}=dev is set.*Unset {name}; .*infra.folder=FOLDER"):
         infra.check_variables({"PATH": "/bin", name: "dev"})
     infra.check_variables({"TF_LOG": "debug"})
+
+
+# ---- what a machine does at its start
+
+
+def machine(folder, **programs):
+    """A root for infra/bootstrap.sh, with programs that only write down how they were called."""
+    (folder / "bin").mkdir()
+    for name in ("apt-get", "systemctl", "shutdown", "curl", "python3", "aws", "sleep", "nvidia-smi"):
+        text = programs.get(name.replace("-", "_"), "exit 0")
+        (folder / "bin" / name).write_text(f'#!/bin/bash\necho "{name} $*" >> {folder}/calls\n{text}\n')
+        (folder / "bin" / name).chmod(0o755)
+    return folder
+
+
+# What `python3 -m venv` leaves: a pip, and a uv that knows where its Python is.
+VENV = f"""mkdir -p "${{@: -1}}/bin" && cd "${{@: -1}}/bin"
+printf '#!/bin/bash\\nexit 0\\n' > pip
+printf '#!/bin/bash\\n[ "$2" = find ] && echo {sys.executable}\\nexit 0\\n' > uv
+chmod 755 pip uv"""
+AT_AWS = 'case "$*" in *api/token) echo token;; *instance-id) echo i-1;; *expires) cat "$ROOT/expires";; esac'
+
+
+def boot(folder, **environment):
+    own = {"PATH": f"{folder}/bin:{os.environ['PATH']}", "ROOT": str(folder), "CLOUD": "aws", "BUCKET": "ours"}
+    own |= {"REGION": "us-east-1", "RETRY_SECONDS": "0", **environment}
+    text = "#!/bin/bash\n" + (ROOT / "infra/bootstrap.sh").read_text()
+    done = subprocess.run(["bash", "-c", text], env=own, capture_output=True, text=True, timeout=60)
+    return done.returncode, (folder / "calls").read_text().splitlines()
+
+
+def test_a_machine_tries_again_and_says_that_it_is_done(tmp_path):
+    twice = 'test "$(grep -c ^apt-get $ROOT/calls)" -gt 2'
+    said = 'cp "$5" "$ROOT/said"'
+    status, calls = boot(machine(tmp_path, apt_get=twice, python3=VENV, curl=AT_AWS, aws=said))
+    assert status == 0
+    assert [call.rsplit(" ", 1)[-1] for call in calls if call.startswith("apt-get") and "update" in call] == ["-q"] * 3
+    assert (tmp_path / "said").read_text().splitlines()[0] == "done"
+    assert f"aws --region us-east-1 s3 cp {tmp_path}/var/lib/cookbook/said s3://ours/bootstrap/i-1" in calls
+    assert (tmp_path / "usr/local/bin/python3.11").resolve() == Path(sys.executable).resolve()
+    # Its end comes before anything else, and a reboot starts its timer again.
+    assert calls.index("systemctl enable --now cookbook-expiry.timer") < next(
+        number for number, call in enumerate(calls) if call.startswith("apt-get")
+    )
+    assert "WantedBy=timers.target" in (tmp_path / "etc/systemd/system/cookbook-expiry.timer").read_text()
+
+
+def test_a_machine_whose_bootstrap_fails_says_so(tmp_path):
+    broken = 'echo "E: no packages here"; exit 100'
+    status, calls = boot(machine(tmp_path, apt_get=broken, curl=AT_AWS, aws='cp "$5" "$ROOT/said"'))
+    assert status == 1
+    assert len([call for call in calls if call.startswith("apt-get")]) == 6
+    said = (tmp_path / "said").read_text()
+    assert said.startswith("failed\n") and "E: no packages here" in said
+
+
+def test_a_machine_ends_when_its_tag_says_so(tmp_path):
+    """The tag can be moved while it runs; a tag that cannot be read leaves the last one, or a week."""
+    folder = machine(tmp_path, curl=AT_AWS)
+    now = datetime.datetime.now(datetime.UTC)
+    boot(folder, ONLY_EXPIRY="1")
+    own = {"PATH": f"{folder}/bin:{os.environ['PATH']}", "ROOT": str(folder)}
+
+    def ended(expires):
+        (folder / "expires").write_text(expires)
+        (folder / "calls").write_text("")
+        subprocess.run([folder / "usr/local/sbin/cookbook-expiry"], env=own, check=False)
+        return "shutdown -P now" in (folder / "calls").read_text()
+
+    at = "%Y-%m-%dT%H:%M:%SZ"
+    week = int((folder / "var/lib/cookbook/latest").read_text()) - now.timestamp()
+    assert week == pytest.approx(168 * 3600, abs=60)
+    assert not ended("")
+    assert not ended((now + datetime.timedelta(hours=1)).strftime(at))
+    assert ended((now - datetime.timedelta(minutes=1)).strftime(at))
+    assert ended(""), "what was read last goes on holding"
+    assert not ended((now + datetime.timedelta(hours=2)).strftime(at))
+
+
+def test_the_leak_scan_asks_the_service(aws, tmp_path):
+    """A key that waits for its deletion, and what is gone, do not count; what is there does."""
+    tags = [{"TagKey": "distributed-ml", "TagValue": "leaks"}]
+    key = client("kms").create_key(Tags=tags)["KeyMetadata"]
+    target = infra.Target("eks", ["infra.variables.name=leaks", f"infra.folder={tmp_path}"])
+    assert target.left_over() == [key["Arn"]]
+    client("kms").schedule_key_deletion(KeyId=key["KeyId"], PendingWindowInDays=7)
+    assert target.left_over() == []
+    account = "arn:aws:ec2:us-east-1:123456789012"
+    assert leaks.gone(f"{account}:vpc/vpc-00000000", "us-east-1")
+    assert leaks.gone("arn:aws:eks:us-east-1:123456789012:cluster/nowhere", "us-east-1")
+    assert not leaks.gone(f"{account}:new-kind/n-1", "us-east-1"), "what nobody can be asked about counts as there"
+
+
+@pytest.mark.parametrize(("answers", "left"), [(1, ""), (0, "terraform_data.inside")])
+def test_a_cluster_that_is_gone_is_forgotten_and_one_that_answers_is_not(tmp_path, monkeypatch, answers, left):
+    (tmp_path / "source").mkdir()
+    backend = 'terraform {\n  backend "local" {}\n}\n'
+    (tmp_path / "source/main.tf").write_text(backend + 'resource "terraform_data" "inside" {}\n')
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/kubectl").write_text(f"#!/bin/sh\nexit {answers}\n")
+    (tmp_path / "bin/kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    words = [f"infra.folder={tmp_path}/state", "infra.variables.context=mine", "infra.cluster_is_gone=true"]
+    target = infra.Target("kubernetes", words, source=tmp_path / "source")
+    target.init()
+    target.call("apply", "-input=false", "-auto-approve", failure="no apply")
+    if answers == 0:
+        with pytest.raises(UserError, match="the cluster mine answers"):
+            target.forget_a_gone_cluster()
+    else:
+        target.forget_a_gone_cluster()
+    assert target.call("state list", failure="no list").strip() == left

@@ -5,9 +5,13 @@ Run: make infra-plan|-up|-status|-down TARGET=aws ARGS="infra.variables.ttl_hour
 
 import datetime
 import json
+import math
 import os
 import re
+import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +22,9 @@ from python_terraform import IsFlagged, Terraform
 
 from cookbook import ROOT, UserError, inventory, settings
 from cookbook.prepare import doctor
-from cookbook.tools import prices
+from cookbook.tools import leaks, prices
 
+POLL_SECONDS = 10.0  # between two looks at what machines say about their software
 COMMANDS = ("plan", "up", "status", "down")
 # Google Cloud cannot list all kinds of things by label. These commands list what costs most.
 LISTED_BY = {
@@ -34,6 +39,7 @@ class Target:
     def __init__(self, name: str, overrides: Sequence[str] = (), source: str | Path | None = None) -> None:
         self.name, self.source = name, Path(source or ROOT / "infra" / name)
         self.settings = settings.compose_infra(name, overrides)
+        check_numbers(self.settings)
         self.folder = Path(self.settings["folder"] or ROOT / "infra" / name).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         given = self.settings["variables"]
@@ -41,7 +47,7 @@ class Target:
         if name == "local":
             self.variables |= {"folder": str(self.folder / "hosts"), "python": sys.executable}
         if "ttl_hours" in self.settings["variables"]:
-            self.variables["created"] = self.created()
+            self.variables |= {"created": self.created(), "max_cost_usd": self.settings["max_cost_usd"]}
         self.plan_file = self.folder / "plan.tfplan"
 
     def created(self) -> str:
@@ -101,7 +107,8 @@ class Target:
 
     def guard(self, plan: Mapping[str, Any]) -> prices.Price:
         """The plan's price until everything expires. Raises UserError when it may not be made: see prices.guard."""
-        return prices.guard(plan, self.variables, self.source / "prices.yaml", self.settings["max_cost_usd"])
+        now = datetime.datetime.now(datetime.UTC)
+        return prices.guard(plan, self.variables, self.source / "prices.yaml", self.settings["max_cost_usd"], now)
 
     def up(self) -> None:
         """Makes or changes the machines; prints how to use them and when they end."""
@@ -120,6 +127,7 @@ class Target:
         if "next" in found:
             print(found["next"])
         else:
+            self.wait_for_bootstrap(found.get("bootstrap"))
             self.write_inventory(found)
         if expires := found.get("expires"):
             print(f"everything is terminated at {expires}; make infra-down TARGET={self.name} does it before")
@@ -128,6 +136,55 @@ class Target:
         """Terraform's outputs: {name: value}."""
         text = self.call("output", "-json", failure="the outputs cannot be read")
         return {name: entry["value"] for name, entry in json.loads(text or "{}").items()}
+
+    def wait_for_bootstrap(self, where: Mapping[str, Any] | None) -> None:
+        """Waits until every machine has said that its software is there (infra/bootstrap.sh). `where`: an output.
+
+        Raises UserError with the end of a machine's log when that failed, or when one says nothing for too long.
+        """
+        waiting: dict[str, str] = dict((where or {}).get("hosts", {}))
+        minutes = self.settings.get("bootstrap_minutes") or 0
+        deadline = time.monotonic() + minutes * 60
+        if waiting:
+            print(f"waiting for the software of {', '.join(waiting)}, {minutes} minutes at most", flush=True)
+        while where and waiting:
+            for name, machine in list(waiting.items()):
+                word, _, log = self.said(where, machine).partition("\n")
+                if word == "done":
+                    del waiting[name]
+                elif word:
+                    raise UserError(
+                        f"{name} ({machine}): its bootstrap failed, so there is no inventory. "
+                        f"Its log ends:\n{readable(log)}\n`make infra-down` removes what is there"
+                    )
+            if waiting and time.monotonic() > deadline:
+                raise UserError(
+                    f"no word of {', '.join(f'{name} ({machine})' for name, machine in waiting.items())} after "
+                    f"{minutes} minutes (infra.bootstrap_minutes), so there is no inventory. On the machine, "
+                    "/var/log/bootstrap.log says how far it came; infra-up again goes on waiting"
+                )
+            if waiting:
+                time.sleep(POLL_SECONDS)
+
+    def said(self, where: Mapping[str, Any], machine: str) -> str:
+        """What a machine said about its bootstrap: `done` or `failed`, and the end of its log; empty: nothing yet."""
+        if self.name == "aws":
+            import boto3
+            from botocore.exceptions import ClientError
+
+            s3 = boto3.client("s3", region_name=self.variables["region"])
+            try:
+                reply = s3.get_object(Bucket=where["bucket"], Key=f"bootstrap/{machine}")
+            except ClientError as error:
+                if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+                    return ""
+                raise UserError(f"the bucket {where['bucket']} cannot be read: {error}") from None
+            return str(reply["Body"].read().decode(errors="replace"))
+        if not shutil.which("gcloud"):
+            raise UserError("gcloud is missing: what the machines say about their software cannot be read without it")
+        words = ["gcloud", "compute", "instances", "get-guest-attributes", machine, f"--zone={where['zone']}"]
+        words += [f"--project={self.variables['project']}", "--query-path=cookbook/", "--format=value(value)"]
+        return subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
 
     def write_inventory(self, found: Mapping[str, Any]) -> None:
         """Writes inventory.yaml of these outputs; prints the command that uses it."""
@@ -173,6 +230,7 @@ class Target:
         elif "created" in self.variables:
             self.variables.setdefault("ttl_hours", 1)  # terraform wants a value even to remove things
         self.init()
+        self.forget_a_gone_cluster()
         # force=None: python-terraform would send -force, which terraform no longer knows.
         options = {"force": None, "auto_approve": True, **self.variables_file()}
         failure = "terraform could not remove everything; run it again"
@@ -190,29 +248,45 @@ class Target:
             print(f"what the state did not know: {LISTED_BY[self.name]}={self.variables['name']}")
         print("nothing is left")
 
+    def forget_a_gone_cluster(self) -> None:
+        """TARGET=kubernetes: when its cluster has been deleted, so is all that was in it; the state forgets it.
+
+        Only when you say so (infra.cluster_is_gone=true): a cluster that does not answer may be there.
+        """
+        if not self.settings.get("cluster_is_gone"):
+            return
+        words = ["--kubeconfig", str(Path(self.variables.get("kubeconfig") or "~/.kube/config").expanduser())]
+        words += ["--context", self.variables["context"], "--request-timeout=20s", "get", "--raw", "/version"]
+        if shutil.which("kubectl") and subprocess.run(["kubectl", *words], capture_output=True).returncode == 0:
+            raise UserError(f"the cluster {self.variables['context']} answers: infra.cluster_is_gone=true is not true")
+        for address in self.call("state list", failure="the state cannot be read").split():
+            self.call("state rm", address, failure=f"the state cannot forget {address}")
+
     def left_over(self) -> list[str]:
-        """ARNs of what still has this set's tag, whatever the state says."""
+        """ARNs of what still has this set's tag, whatever the state says.
+
+        The list of tags goes on naming for an hour or more what is gone, and keys for the week in which they can be
+        had back. So each service is asked whether its thing is there.
+        """
         if self.name not in ("aws", "eks"):
             return []
         import boto3
 
-        client = boto3.client("resourcegroupstaggingapi", region_name=self.variables["region"])
+        region = self.variables["region"]
+        client = boto3.client("resourcegroupstaggingapi", region_name=region)
         tag = {"Key": "distributed-ml", "Values": [self.variables["name"]]}
         pages = client.get_paginator("get_resources").paginate(TagFilters=[tag])
-        found: list[str] = [entry["ResourceARN"] for page in pages for entry in page["ResourceTagMappingList"]]
-        # Machines and gateways stay in the list for about an hour after their end.
-        ec2 = boto3.client("ec2", region_name=self.variables["region"])
-        gone: set[str] = set()
-        if ids := [arn.rpartition("/")[2] for arn in found if ":instance/" in arn]:
-            reply = ec2.describe_instances(InstanceIds=ids)
-            machines = [machine for reservation in reply["Reservations"] for machine in reservation["Instances"]]
-            ended = ("terminated", "shutting-down")
-            gone |= {machine["InstanceId"] for machine in machines if machine["State"]["Name"] in ended}
-        if ids := [arn.rpartition("/")[2] for arn in found if ":natgateway/" in arn]:
-            gateways = ec2.describe_nat_gateways(NatGatewayIds=ids)["NatGateways"]
-            living = [gateway for gateway in gateways if gateway["State"] not in ("deleted", "deleting")]
-            gone |= set(ids) - {gateway["NatGatewayId"] for gateway in living}
-        return [arn for arn in found if arn.rpartition("/")[2] not in gone]
+        found = {entry["ResourceARN"] for page in pages for entry in page["ResourceTagMappingList"]}
+        return sorted(arn for arn in found if not leaks.gone(arn, region))
+
+
+def check_numbers(values: Mapping[str, Any], path: str = "infra") -> None:
+    """Raises UserError for a number that is none (nan) or has no end (inf): no limit would hold against it."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            check_numbers(value, f"{path}.{name}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{path}.{name}={value}: expected a number")
 
 
 def backend_of(state: str, name: str, region: str) -> tuple[str, dict[str, str]]:

@@ -6,12 +6,21 @@ locals {
     "g6.xlarge"   = 1, "g6.12xlarge" = 4, "p3.2xlarge" = 1, "p3.8xlarge" = 4, "p4d.24xlarge" = 8, "p5.48xlarge" = 8,
   }
   gpus_per_worker = lookup(local.gpus, var.worker_type, 0)
-  ami_id          = var.ami_id != null ? var.ami_id : data.aws_ssm_parameter.ami[0].value
+  bastion_gb      = min(var.volume_gb, 100)
 }
 
 data "aws_ssm_parameter" "ami" {
   count = var.ami_id == null ? 1 : 0
   name  = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
+}
+
+# The newest image of the day on which the set was made: a newer one must not replace machines. Another ami_id does.
+resource "terraform_data" "image" {
+  input            = var.ami_id != null ? var.ami_id : data.aws_ssm_parameter.ami[0].value
+  triggers_replace = [var.ami_id]
+  lifecycle {
+    ignore_changes = [input]
+  }
 }
 
 resource "aws_key_pair" "hosts" {
@@ -29,15 +38,19 @@ resource "aws_placement_group" "workers" {
 resource "aws_launch_template" "host" {
   for_each               = { head = var.head_type, worker = var.worker_type }
   name                   = "${var.name}-${each.key}"
-  image_id               = local.ami_id
+  image_id               = terraform_data.image.output
   instance_type          = each.value
   key_name               = var.public_key == null ? null : aws_key_pair.hosts[0].key_name
   update_default_version = true
   # Ends itself, too, should the schedule fail.
   instance_initiated_shutdown_behavior = "terminate"
-  user_data = base64encode(templatefile("${path.module}/bootstrap.sh.tftpl", {
-    ttl_minutes = ceil(var.ttl_hours * 60), repository = var.repository == null ? "" : var.repository, gpus = each.key == "worker" ? local.gpus_per_worker : 0
-  }))
+  # Nothing here knows when the machines expire: they read it from their tag, so that a longer ttl_hours replaces none.
+  user_data = base64encode(join("\n", [
+    "#!/bin/bash",
+    "export CLOUD=aws REGION='${var.region}' BUCKET='${aws_s3_bucket.data.bucket}' REPOSITORY='${var.repository == null ? "" : var.repository}'",
+    "export GPUS=${each.key == "worker" ? local.gpus_per_worker : 0}",
+    file("${path.module}/../bootstrap.sh"),
+  ]))
 
   iam_instance_profile {
     arn = aws_iam_instance_profile.host.arn
@@ -47,6 +60,7 @@ resource "aws_launch_template" "host" {
     http_endpoint               = "enabled"
     http_tokens                 = "required"
     http_put_response_hop_limit = 1
+    instance_metadata_tags      = "enabled" # one of them says when the machine expires
   }
 
   block_device_mappings {
@@ -94,13 +108,14 @@ resource "aws_launch_template" "host" {
 
 resource "aws_instance" "head" {
   # checkov:skip=CKV_AWS_126:detailed monitoring costs by the metric; a training says itself how fast it is
-  ami                  = local.ami_id
+  ami                  = terraform_data.image.output
   iam_instance_profile = aws_iam_instance_profile.host.name
   ebs_optimized        = true
   # As in the launch template; said here, too, so that it holds whatever becomes of that.
   metadata_options {
-    http_endpoint = "enabled"
-    http_tokens   = "required"
+    http_endpoint          = "enabled"
+    http_tokens            = "required"
+    instance_metadata_tags = "enabled"
   }
   root_block_device {
     encrypted   = true
@@ -113,18 +128,29 @@ resource "aws_instance" "head" {
     id      = aws_launch_template.host["head"].id
     version = aws_launch_template.host["head"].latest_version
   }
+  lifecycle {
+    # The bootstrap runs once: another text of it must not stop a machine that runs.
+    ignore_changes = [user_data]
+  }
+  # Its bootstrap fetches packages as soon as the machine is up, and it is never without an end.
+  depends_on = [
+    aws_scheduler_schedule.expiry, aws_route.nat, aws_route.out, aws_route_table_association.private,
+    aws_route_table_association.public, aws_vpc_endpoint.s3, aws_vpc_endpoint.ssm, aws_security_group_rule.out,
+    aws_security_group_rule.apt, aws_iam_role_policy.host, aws_iam_role_policy_attachment.ssm
+  ]
 }
 
 resource "aws_instance" "worker" {
   # checkov:skip=CKV_AWS_126:detailed monitoring costs by the metric; a training says itself how fast it is
   count                = var.num_workers
-  ami                  = local.ami_id
+  ami                  = terraform_data.image.output
   iam_instance_profile = aws_iam_instance_profile.host.name
   ebs_optimized        = true
   # As in the launch template; said here, too, so that it holds whatever becomes of that.
   metadata_options {
-    http_endpoint = "enabled"
-    http_tokens   = "required"
+    http_endpoint          = "enabled"
+    http_tokens            = "required"
+    instance_metadata_tags = "enabled"
   }
   root_block_device {
     encrypted   = true
@@ -137,7 +163,15 @@ resource "aws_instance" "worker" {
     id      = aws_launch_template.host["worker"].id
     version = aws_launch_template.host["worker"].latest_version
   }
+  # Its bootstrap fetches packages as soon as the machine is up, and it is never without an end.
+  depends_on = [
+    aws_scheduler_schedule.expiry, aws_route.nat, aws_route.out, aws_route_table_association.private,
+    aws_route_table_association.public, aws_vpc_endpoint.s3, aws_vpc_endpoint.ssm, aws_security_group_rule.out,
+    aws_security_group_rule.apt, aws_iam_role_policy.host, aws_iam_role_policy_attachment.ssm
+  ]
   lifecycle {
+    # The bootstrap runs once: another text of it must not stop a machine that runs.
+    ignore_changes = [user_data]
     precondition {
       condition     = var.nat || var.ami_id != null
       error_message = "nat = false: the machines cannot install anything; then ami_id must be an image that has all of it."
@@ -153,7 +187,7 @@ resource "aws_instance" "bastion" {
   # checkov:skip=CKV_AWS_126:detailed monitoring costs by the metric; nothing happens here but ssh
   # checkov:skip=CKV_AWS_88:a bastion is what has a public address; only bastion_cidrs reach its one port
   count                       = var.access == "bastion" ? 1 : 0
-  ami                         = local.ami_id
+  ami                         = terraform_data.image.output
   instance_type               = "t3.micro"
   subnet_id                   = aws_subnet.public.id
   vpc_security_group_ids      = [aws_security_group.bastion[0].id]
@@ -161,17 +195,21 @@ resource "aws_instance" "bastion" {
   ebs_optimized               = true
   # Ends itself, too, should the schedule fail.
   instance_initiated_shutdown_behavior = "terminate"
-  user_data                            = "#!/bin/bash\nshutdown -P +${ceil(var.ttl_hours * 60)}\n"
+  user_data                            = "#!/bin/bash\nexport CLOUD=aws ONLY_EXPIRY=1\n${file("${path.module}/../bootstrap.sh")}"
   key_name                             = var.public_key == null ? null : aws_key_pair.hosts[0].key_name
   iam_instance_profile                 = aws_iam_instance_profile.host.name
   tags                                 = { Name = "${var.name}-bastion", expires = local.expires }
   metadata_options {
-    http_endpoint = "enabled"
-    http_tokens   = "required"
+    http_endpoint          = "enabled"
+    http_tokens            = "required"
+    instance_metadata_tags = "enabled"
   }
   root_block_device {
-    encrypted = true
+    encrypted   = true
+    volume_type = "gp3"
+    volume_size = local.bastion_gb
   }
+  depends_on = [aws_scheduler_schedule.expiry, aws_route.out, aws_route_table_association.public]
   lifecycle {
     precondition {
       condition     = length(var.bastion_cidrs) > 0 && var.public_key != null

@@ -4,6 +4,8 @@ resource "aws_vpc" "main" {
   enable_dns_support   = true
   enable_dns_hostnames = true
   tags                 = { Name = var.name }
+  # What costs something is in this network, so that it waits, too.
+  depends_on = [aws_scheduler_schedule.expiry]
 }
 
 data "aws_availability_zones" "here" {
@@ -49,8 +51,9 @@ resource "aws_route_table_association" "public" {
 
 resource "aws_eip" "nat" {
   # checkov:skip=CKV2_AWS_19:it belongs to the NAT gateway
-  count  = var.nat ? 1 : 0
-  domain = "vpc"
+  count      = var.nat ? 1 : 0
+  domain     = "vpc"
+  depends_on = [aws_scheduler_schedule.expiry]
 }
 
 resource "aws_nat_gateway" "main" {

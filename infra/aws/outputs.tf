@@ -18,6 +18,14 @@ output "head" {
   value       = { id = aws_instance.head.id, address = aws_instance.head.private_ip }
 }
 
+output "bootstrap" {
+  description = "Where each machine says how its bootstrap ended: infra-up waits for it."
+  value = {
+    bucket = aws_s3_bucket.data.bucket
+    hosts  = merge({ head = aws_instance.head.id }, { for index, instance in aws_instance.worker : "worker${index + 1}" => instance.id })
+  }
+}
+
 output "bastion" {
   description = "Public address of the bastion, if there is one."
   value       = one(aws_instance.bastion[*].public_ip)
@@ -31,4 +39,9 @@ output "bucket" {
 output "expires" {
   description = "When all machines are terminated, UTC."
   value       = local.expires
+}
+
+output "cost_usd" {
+  description = "What everything costs until it expires, in US dollars: an estimate of prices.yaml."
+  value       = local.cost_usd
 }

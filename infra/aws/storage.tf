@@ -4,6 +4,7 @@ resource "aws_s3_bucket" "data" {
   # checkov:skip=CKV2_AWS_62:nobody waits for its events
   # checkov:skip=CKV_AWS_144:what is to outlive the machines is copied elsewhere
   bucket_prefix = "${var.name}-"
+  depends_on    = [aws_scheduler_schedule.expiry]
   force_destroy = true # it goes with the machines; what is to be kept is copied elsewhere before
 }
 

@@ -1,9 +1,18 @@
 locals {
-  tags    = { "distributed-ml" = var.name, "expires" = local.expires }
+  tags    = { "distributed-ml" = var.name }
   expires = timeadd(var.created, "${var.ttl_hours}h")
   zones   = slice(data.aws_availability_zones.here.names, 0, 2)
-  addons  = ["vpc-cni", "coredns", "kube-proxy", "eks-pod-identity-agent", "aws-efs-csi-driver"]
-  # The nodes of a group, at most: for the guard, and for the schedule that ends them.
+  # The network, and who a pod is, before the first node: one that comes up without them stays unready. The others run on nodes.
+  addons = {
+    before = ["vpc-cni", "kube-proxy", "eks-pod-identity-agent"]
+    after  = ["coredns", "aws-efs-csi-driver", "aws-ebs-csi-driver"]
+  }
+  # A driver's account in the cluster, and what it may do in AWS.
+  drivers = {
+    aws-efs-csi-driver = { account = "efs-csi-controller-sa", policy = "AmazonEFSCSIDriverPolicy" }
+    aws-ebs-csi-driver = { account = "ebs-csi-controller-sa", policy = "AmazonEBSCSIDriverPolicy" }
+  }
+  # The nodes of a group, at most: for the guard, too.
   groups = {
     system  = { type = var.system_type, count = 2, ami = "AL2023_x86_64_STANDARD", capacity = "ON_DEMAND" }
     workers = { type = var.worker_type, count = var.num_workers, ami = "AL2023_x86_64_NVIDIA", capacity = var.spot ? "SPOT" : "ON_DEMAND" }
@@ -15,7 +24,6 @@ data "aws_iam_policy_document" "assume" {
     cluster = { service = "eks.amazonaws.com", actions = ["sts:AssumeRole"] }
     node    = { service = "ec2.amazonaws.com", actions = ["sts:AssumeRole"] }
     pods    = { service = "pods.eks.amazonaws.com", actions = ["sts:AssumeRole", "sts:TagSession"] }
-    expiry  = { service = "scheduler.amazonaws.com", actions = ["sts:AssumeRole"] }
   }
   statement {
     actions = each.value.actions
@@ -38,6 +46,7 @@ resource "aws_iam_role_policy_attachment" "cluster" {
 
 # Encrypts the cluster's secrets.
 resource "aws_kms_key" "secrets" {
+  depends_on = [terraform_data.guard]
   # checkov:skip=CKV2_AWS_64:the default policy, which lets the account's own IAM decide
   description             = "Secrets of the cluster ${var.name}"
   enable_key_rotation     = true
@@ -71,26 +80,33 @@ resource "aws_eks_cluster" "main" {
     }
   }
 
-  depends_on = [aws_iam_role_policy_attachment.cluster]
+  depends_on = [aws_iam_role_policy_attachment.cluster, aws_scheduler_schedule.expiry]
 }
 
-resource "aws_eks_addon" "main" {
-  for_each                    = toset(local.addons)
+resource "aws_eks_addon" "before" {
+  for_each                    = toset(local.addons.before)
   cluster_name                = aws_eks_cluster.main.name
   addon_name                  = each.value
   resolve_conflicts_on_create = "OVERWRITE" # EKS has put some of them there already
   # Network policies are only heeded when this says so.
   configuration_values = each.value == "vpc-cni" ? jsonencode({ enableNetworkPolicy = "true" }) : null
+}
+
+resource "aws_eks_addon" "after" {
+  for_each                    = toset(local.addons.after)
+  cluster_name                = aws_eks_cluster.main.name
+  addon_name                  = each.value
+  resolve_conflicts_on_create = "OVERWRITE"
 
   dynamic "pod_identity_association" {
-    for_each = each.value == "aws-efs-csi-driver" ? ["efs-csi-controller-sa"] : []
+    for_each = [for driver, its in local.drivers : its.account if driver == each.value]
     content {
-      role_arn        = aws_iam_role.efs.arn
+      role_arn        = aws_iam_role.driver[each.value].arn
       service_account = pod_identity_association.value
     }
   }
 
-  depends_on = [aws_eks_node_group.main]
+  depends_on = [aws_eks_node_group.main, aws_iam_role_policy_attachment.driver]
 }
 
 resource "aws_iam_role" "node" {
@@ -122,7 +138,7 @@ resource "aws_launch_template" "node" {
   }
   tag_specifications {
     resource_type = "instance"
-    tags          = local.tags
+    tags          = local.tags # without the time: a later one must not replace the nodes
   }
 }
 
@@ -147,16 +163,23 @@ resource "aws_eks_node_group" "main" {
     version = aws_launch_template.node.latest_version
   }
 
-  depends_on = [aws_iam_role_policy_attachment.node]
+  # Nodes fetch images as soon as they are up.
+  depends_on = [
+    aws_iam_role_policy_attachment.node, aws_eks_addon.before, aws_scheduler_schedule.expiry,
+    aws_route.nat, aws_route.out, aws_route_table_association.private, aws_route_table_association.public
+  ]
 }
 
 # What the pods share: datasets, checkpoints and results (ReadWriteMany).
 resource "aws_efs_file_system" "shared" {
   # checkov:skip=CKV_AWS_184:encrypted by AWS's key; a key of one's own would outlive the cluster
-  encrypted        = true
-  throughput_mode  = "elastic"
-  performance_mode = "generalPurpose"
-  tags             = { Name = var.name }
+  encrypted = true
+  # Not elastic: that is paid by what is transferred, which no guard can know.
+  throughput_mode                 = var.shared_mibps == null ? "bursting" : "provisioned"
+  provisioned_throughput_in_mibps = var.shared_mibps
+  performance_mode                = "generalPurpose"
+  tags                            = { Name = var.name }
+  depends_on                      = [terraform_data.guard]
 }
 
 resource "aws_efs_mount_target" "shared" {
@@ -182,12 +205,14 @@ resource "aws_security_group_rule" "efs" {
   to_port                  = 2049
 }
 
-resource "aws_iam_role" "efs" {
-  name               = "${var.name}-efs"
+resource "aws_iam_role" "driver" {
+  for_each           = local.drivers
+  name               = "${var.name}-${each.key}"
   assume_role_policy = data.aws_iam_policy_document.assume["pods"].json
 }
 
-resource "aws_iam_role_policy_attachment" "efs" {
-  role       = aws_iam_role.efs.name
-  policy_arn = "arn:aws:iam::aws:policy/service-role/AmazonEFSCSIDriverPolicy"
+resource "aws_iam_role_policy_attachment" "driver" {
+  for_each   = local.drivers
+  role       = aws_iam_role.driver[each.key].name
+  policy_arn = "arn:aws:iam::aws:policy/service-role/${each.value.policy}"
 }

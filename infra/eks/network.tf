@@ -9,6 +9,8 @@ resource "aws_vpc" "main" {
   enable_dns_support   = true
   enable_dns_hostnames = true
   tags                 = { Name = var.name }
+  # What costs something is in this network, so that it waits, too.
+  depends_on = [aws_scheduler_schedule.expiry]
 }
 
 # Nobody is in the group that every network comes with.
@@ -40,7 +42,8 @@ resource "aws_internet_gateway" "main" {
 
 resource "aws_eip" "nat" {
   # checkov:skip=CKV2_AWS_19:it belongs to the NAT gateway
-  domain = "vpc"
+  domain     = "vpc"
+  depends_on = [aws_scheduler_schedule.expiry]
 }
 
 # Images come by it.

@@ -26,15 +26,15 @@ variable "ttl_hours" {
   description = "After so many hours nodes and cluster are deleted, whatever they do."
   type        = number
   validation {
-    condition     = var.ttl_hours > 0 && var.ttl_hours <= 168
-    error_message = "ttl_hours must be more than 0 and at most 168 (a week)."
+    condition     = var.ttl_hours >= 1 && var.ttl_hours <= 168
+    error_message = "ttl_hours must be at least 1 and at most 168 (a week): a cluster takes half an hour to make."
   }
 }
 
 variable "kubernetes_version" {
   description = "Version of Kubernetes."
   type        = string
-  default     = "1.34"
+  default     = "1.35"
 }
 
 variable "api_cidrs" {
@@ -89,4 +89,37 @@ variable "volume_gb" {
   description = "Disk of each node, in GB."
   type        = number
   default     = 100
+  validation {
+    condition     = var.volume_gb >= 50 && var.volume_gb <= 16384 && floor(var.volume_gb) == var.volume_gb
+    error_message = "volume_gb must be a whole number from 50 to 16384."
+  }
+}
+
+variable "max_cost_usd" {
+  description = "What everything may cost until it expires, in US dollars; above it nothing is made."
+  type        = number
+  validation {
+    condition     = var.max_cost_usd >= 0 && var.max_cost_usd <= 1000000
+    error_message = "max_cost_usd must be a number from 0 to 1000000."
+  }
+}
+
+variable "shared_gb" {
+  description = "What the shared disk will hold, in GB: for the price alone, it takes more."
+  type        = number
+  default     = 100
+  validation {
+    condition     = var.shared_gb >= 0 && var.shared_gb <= 1000000
+    error_message = "shared_gb must be a number from 0 to 1000000."
+  }
+}
+
+variable "shared_mibps" {
+  description = "Throughput of the shared disk in MiB/s, paid by the hour; null: bursts of 100 MiB/s, which cost nothing."
+  type        = number
+  default     = null
+  validation {
+    condition     = var.shared_mibps == null || try(var.shared_mibps >= 1 && var.shared_mibps <= 1024, false)
+    error_message = "shared_mibps must be a number from 1 to 1024."
+  }
 }

@@ -5,6 +5,8 @@ locals {
     "g2-standard-4" = 1, "g2-standard-12" = 1, "g2-standard-24" = 2, "g2-standard-48" = 4,
     "a2-highgpu-1g" = 1, "a2-highgpu-2g" = 2, "a2-highgpu-4g" = 4, "a2-highgpu-8g" = 8,
   }
+  # The TPU VM gets the same software: recipe.mode=tpu runs there.
+  startup         = "#!/bin/bash\nexport CLOUD=gcp GPUS=0\n${file("${path.module}/../bootstrap.sh")}"
   gpus_per_worker = lookup(local.gpus, var.worker_type, 0)
   machines        = merge({ head = var.head_type }, { for number in range(var.num_workers) : "worker${number + 1}" => var.worker_type })
 }
@@ -112,7 +114,9 @@ resource "google_compute_instance" "host" {
     subnetwork = google_compute_subnetwork.main.id
   }
 
-  # Deletes itself when its time is over: Compute Engine's own clock.
+  # Deletes itself when its time is over: Compute Engine's own clock, which counts from the machine's start. A longer ttl_hours stops and
+  # starts the machine, and keeps its disk.
+  allow_stopping_for_update = true
   scheduling {
     provisioning_model          = var.spot && each.key != "head" ? "SPOT" : "STANDARD"
     preemptible                 = var.spot && each.key != "head"
@@ -138,8 +142,16 @@ resource "google_compute_instance" "host" {
   metadata = {
     enable-oslogin         = "TRUE"
     block-project-ssh-keys = "TRUE"
-    startup-script         = file("${path.module}/bootstrap.sh")
+    startup-script         = local.startup
+    # The machine reads it each minute, and switches itself off.
+    expires                 = local.expires
+    enable-guest-attributes = "TRUE"
   }
+  lifecycle {
+    ignore_changes = [boot_disk[0].initialize_params[0].image] # a newer one must not replace machines
+  }
+  # Its bootstrap fetches packages as soon as the machine is up.
+  depends_on = [google_compute_router_nat.main, google_compute_firewall.among_hosts, terraform_data.guard]
 }
 
 # For the tensorflow recipe (recipe.mode=tpu): it is run on this machine itself.
@@ -159,34 +171,10 @@ resource "google_tpu_v2_vm" "main" {
     email = google_service_account.host.email
     scope = ["https://www.googleapis.com/auth/devstorage.read_write"]
   }
-  # A TPU has no clock of that kind: it switches itself off, and the schedule below deletes it.
-  metadata = { startup-script = "#!/bin/bash\nshutdown -P +${ceil(var.ttl_hours * 60)}\n" }
-}
-
-resource "google_service_account" "expiry" {
-  count        = var.tpu_type == null ? 0 : 1
-  account_id   = "${var.name}-expiry"
-  display_name = "Deletes the TPU of ${var.name} when its time is over"
-}
-
-resource "google_project_iam_member" "expiry" {
-  # checkov:skip=CKV_GCP_49:a TPU has no policy of its own; the role is the smallest that may delete one
-  count   = var.tpu_type == null ? 0 : 1
-  project = var.project
-  role    = "roles/tpu.admin"
-  member  = "serviceAccount:${google_service_account.expiry[0].email}"
-}
-
-resource "google_cloud_scheduler_job" "expiry" {
-  count    = var.tpu_type == null ? 0 : 1
-  name     = "${var.name}-expiry"
-  region   = var.region
-  schedule = formatdate("m h D M '*'", local.expires)
-  http_target {
-    http_method = "DELETE"
-    uri         = "https://tpu.googleapis.com/v2/projects/${var.project}/locations/${var.zone}/nodes/${google_tpu_v2_vm.main[0].name}"
-    oauth_token {
-      service_account_email = google_service_account.expiry[0].email
-    }
-  }
+  # A TPU has no clock of that kind: it switches itself off, and a scheduled call (expiry.tf) deletes it.
+  metadata = { startup-script = local.startup, expires = local.expires, enable-guest-attributes = "TRUE" }
+  depends_on = [
+    google_cloud_scheduler_job.expiry, google_project_iam_member.expiry, google_compute_router_nat.main,
+    google_compute_firewall.among_hosts
+  ]
 }

@@ -27,3 +27,13 @@ output "expires" {
   description = "When all machines are deleted, UTC."
   value       = local.expires
 }
+
+output "cost_usd" {
+  description = "What everything costs until it expires, in US dollars: an estimate of prices.yaml."
+  value       = local.cost_usd
+}
+
+output "bootstrap" {
+  description = "Where each machine says how its bootstrap ended: infra-up waits for it."
+  value       = { zone = var.zone, hosts = { for name, machine in google_compute_instance.host : name => machine.name } }
+}

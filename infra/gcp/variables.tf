@@ -112,10 +112,23 @@ variable "volume_gb" {
   description = "Disk of each machine, in GB."
   type        = number
   default     = 200
+  validation {
+    condition     = var.volume_gb >= 50 && var.volume_gb <= 16384 && floor(var.volume_gb) == var.volume_gb
+    error_message = "volume_gb must be a whole number from 50 to 16384."
+  }
 }
 
 variable "slots_per_worker" {
   description = "Workers of a training on each machine; null: one for each of its GPUs."
   type        = number
   default     = null
+}
+
+variable "max_cost_usd" {
+  description = "What everything may cost until it expires, in US dollars; above it nothing is made."
+  type        = number
+  validation {
+    condition     = var.max_cost_usd >= 0 && var.max_cost_usd <= 1000000
+    error_message = "max_cost_usd must be a number from 0 to 1000000."
+  }
 }

@@ -11,7 +11,7 @@ resource "google_project_service" "needed" {
 resource "google_compute_network" "main" {
   name                    = var.name
   auto_create_subnetworks = false
-  depends_on              = [google_project_service.needed]
+  depends_on              = [google_project_service.needed, google_cloud_scheduler_job.expiry]
 }
 
 resource "google_compute_subnetwork" "main" {
@@ -89,6 +89,7 @@ resource "google_container_cluster" "main" {
   enable_shielded_nodes       = true
   enable_intranode_visibility = true
   resource_labels             = { "distributed-ml" = var.name }
+  depends_on                  = [google_cloud_scheduler_job.expiry, google_project_iam_member.expiry, google_compute_router_nat.main]
 
   release_channel {
     channel = "REGULAR"
@@ -187,31 +188,3 @@ resource "google_container_node_pool" "workers" {
   }
 }
 
-# Deletes the cluster, nodes and all, when its time is over.
-resource "google_service_account" "expiry" {
-  account_id   = "${var.name}-expiry"
-  display_name = "Deletes ${var.name} when its time is over"
-}
-
-resource "google_project_iam_member" "expiry" {
-  project = var.project
-  role    = "roles/container.clusterAdmin"
-  member  = "serviceAccount:${google_service_account.expiry.email}"
-  condition {
-    title      = "this-cluster"
-    expression = "resource.name.endsWith(\"/clusters/${var.name}\")"
-  }
-}
-
-resource "google_cloud_scheduler_job" "expiry" {
-  name     = "${var.name}-expiry"
-  region   = var.region
-  schedule = formatdate("m h D M '*'", local.expires)
-  http_target {
-    http_method = "DELETE"
-    uri         = "https://container.googleapis.com/v1/projects/${var.project}/locations/${var.zone}/clusters/${google_container_cluster.main.name}"
-    oauth_token {
-      service_account_email = google_service_account.expiry.email
-    }
-  }
-}

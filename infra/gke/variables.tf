@@ -37,8 +37,8 @@ variable "ttl_hours" {
   description = "After so many hours the cluster is deleted, whatever it does."
   type        = number
   validation {
-    condition     = var.ttl_hours > 0 && var.ttl_hours <= 168
-    error_message = "ttl_hours must be more than 0 and at most 168 (a week)."
+    condition     = var.ttl_hours >= 1 && var.ttl_hours <= 168
+    error_message = "ttl_hours must be at least 1 and at most 168 (a week): a cluster takes half an hour to make."
   }
 }
 
@@ -106,4 +106,27 @@ variable "volume_gb" {
   description = "Disk of each node, in GB."
   type        = number
   default     = 100
+  validation {
+    condition     = var.volume_gb >= 50 && var.volume_gb <= 16384 && floor(var.volume_gb) == var.volume_gb
+    error_message = "volume_gb must be a whole number from 50 to 16384."
+  }
+}
+
+variable "max_cost_usd" {
+  description = "What everything may cost until it expires, in US dollars; above it nothing is made."
+  type        = number
+  validation {
+    condition     = var.max_cost_usd >= 0 && var.max_cost_usd <= 1000000
+    error_message = "max_cost_usd must be a number from 0 to 1000000."
+  }
+}
+
+variable "shared_gb" {
+  description = "Size of the shared disk (Filestore) that TARGET=kubernetes makes in this cluster, in GB."
+  type        = number
+  default     = 1024
+  validation {
+    condition     = var.shared_gb >= 1024 && var.shared_gb <= 65433 && floor(var.shared_gb) == var.shared_gb
+    error_message = "shared_gb must be a whole number from 1024 to 65433: Filestore makes no smaller disk."
+  }
 }

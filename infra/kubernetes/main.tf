@@ -75,7 +75,8 @@ resource "helm_release" "operator" {
 
 # As its installation guide has it: the cluster-wide objects first, then the rest.
 resource "terraform_data" "pipelines" {
-  count = var.pipelines_version == null ? 0 : 1
+  count      = var.pipelines_version == null ? 0 : 1
+  depends_on = [kubernetes_storage_class_v1.default, helm_release.operator]
   input = {
     kubectl = "kubectl --kubeconfig ${pathexpand(var.kubeconfig)} --context ${var.context}"
     source  = "github.com/kubeflow/pipelines/manifests/kustomize"
@@ -87,6 +88,7 @@ resource "terraform_data" "pipelines" {
       ${self.input.kubectl} apply -k "${self.input.source}/cluster-scoped-resources?ref=${self.input.version}"
       ${self.input.kubectl} wait crd/applications.app.k8s.io --for condition=established --timeout=120s
       ${self.input.kubectl} apply -k "${self.input.source}/env/platform-agnostic?ref=${self.input.version}"
+      ${self.input.kubectl} wait --namespace kubeflow deployment --all --for condition=available --timeout=900s
     EOT
   }
   provisioner "local-exec" {
@@ -107,6 +109,21 @@ resource "kubernetes_storage_class_v1" "efs" {
   metadata {
     name   = "${var.name}-efs"
     labels = local.labels
+  }
+}
+
+# EKS has no default class, and Pipelines' databases ask for one; GKE has.
+resource "kubernetes_storage_class_v1" "default" {
+  count                  = var.efs_file_system == null ? 0 : 1
+  storage_provisioner    = "ebs.csi.aws.com"
+  reclaim_policy         = "Delete"
+  volume_binding_mode    = "WaitForFirstConsumer"
+  allow_volume_expansion = true
+  parameters             = { type = "gp3", encrypted = "true" }
+  metadata {
+    name        = "${var.name}-gp3"
+    labels      = local.labels
+    annotations = { "storageclass.kubernetes.io/is-default-class" = "true" }
   }
 }
 
