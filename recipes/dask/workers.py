@@ -190,8 +190,8 @@ def embedded(config):
         resources = config.worker_resources[rank] if rank < len(config.worker_resources) else {}
         workers[rank] = {"cls": Nanny, "options": {**options, "resources": resources}}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": None}}
-    # Distributed: a nanny whose worker is not back by then is closed, and nothing replaces it. Dask's 15 s are too short
-    # on a slow machine: a worker imports this program and all its libraries again.
+    # Distributed: a nanny whose worker is not back by then is closed, and nothing replaces it. Dask's own 15 s are too
+    # short on a slow machine: a worker imports this program and all its libraries again.
     dask.config.set({"distributed.deploy.lost-worker-timeout": f"{config.start_timeout_seconds} s"})
     # Distributed: starts them all; tasks go to whichever worker has their inputs or is free.
     return SpecCluster(workers, scheduler, worker=workers[0])  # `worker`: what is added when the cluster grows
