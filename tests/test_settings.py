@@ -21,9 +21,17 @@ def test_no_group_is_empty():
     assert all(GROUPS.values()), GROUPS
 
 
-@pytest.mark.parametrize(
-    "choice", list(itertools.product(*(GROUPS[g] for g in ("recipe", "cluster", "scale", "tracking")))), ids="-".join
-)
+def combinations():
+    """All of them; with make test those that differ from the defaults in the tracker, or in what else there is."""
+    for recipe, cluster, scale, tracking in itertools.product(
+        *map(GROUPS.get, ("recipe", "cluster", "scale", "tracking"))
+    ):
+        quick = tracking == "none" or (cluster, scale) == ("local", "default")
+        choice = (recipe, cluster, scale, tracking)
+        yield pytest.param(choice, id="-".join(choice), marks=() if quick else pytest.mark.full)
+
+
+@pytest.mark.parametrize("choice", combinations())
 def test_every_combination_composes(choice):
     words = [f"{group}={name}" for group, name in zip(("recipe", "cluster", "scale", "tracking"), choice, strict=True)]
     with initialize_config_dir(str(files.CONF), version_base="1.3"):
