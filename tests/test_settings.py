@@ -31,7 +31,7 @@ def combinations():
         yield pytest.param(choice, id="-".join(choice), marks=() if quick else pytest.mark.full)
 
 
-@pytest.mark.parametrize("choice", combinations())
+@pytest.mark.parametrize("choice", list(combinations()))
 def test_every_combination_composes(choice):
     words = [f"{group}={name}" for group, name in zip(("recipe", "cluster", "scale", "tracking"), choice, strict=True)]
     with initialize_config_dir(str(files.CONF), version_base="1.3"):
