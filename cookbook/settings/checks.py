@@ -89,21 +89,13 @@ AT_LEAST_0 = (
     "max_restarts num_retries num_failures checkpoint_every_steps image_timeout_seconds warmup_epochs max_shift "
     "gpus_per_worker"
 )
-
-
 AT_LEAST_1 = (
     "num_hosts num_copies num_lines num_hours num_train_rows num_test_rows rows_per_group context_length keep_every "
     "object_mb time_minutes commit_every_steps start_timeout_seconds stall_timeout_seconds connect_timeout_seconds "
     "silence_seconds exchange_timeout_seconds"
 )
-
-
 PARTS_OF_A_SECOND = "pull_seconds poll_seconds snapshot_seconds"
-
-
 SHARES = "warmup_share momentum test_fraction"
-
-
 RANGES: dict[str, tuple[float, float | None]] = {
     **dict.fromkeys(AT_LEAST_0.split(), (0, None)),
     **dict.fromkeys(AT_LEAST_1.split(), (1, None)),

@@ -19,25 +19,15 @@ TEXTS = re.compile(
     r"(^|\.)(path|inventory|uri|format|time_format|label|separator|encoding"
     r"|\w+_(dir|root|address|host|master|scheduler))$"
 )
-
-
 # These are lists of texts, or one text, although the default is null.
 LISTS = re.compile(r"^data\.(parameters\.)?(features|missing)$")
-
-
 # Folders that are made where they are not there.
 FOLDERS = re.compile(r"(^|\.)\w+_(dir|root)$")
-
-
 # Mappings that take keys of the user's own: recipe.spark_conf.spark.ui.port=4050
 OPEN = ("recipe.spark_conf", "data.columns")
-
-
 HYDRA_OPTIONS = (
     "--cfg -c --package -p --info -i --config-path -cp --config-name -cn --config-dir -cd --experimental-rerun"
 )
-
-
 HYDRA_WITH_VALUE = HYDRA_OPTIONS.split()  # a value follows them, as a word of its own
 
 
