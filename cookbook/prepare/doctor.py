@@ -423,11 +423,15 @@ def main(argv: Sequence[str]) -> int:
     if unknown := [name for name in names if name not in recipes()]:
         raise SystemExit(f"error: RECIPE={' '.join(unknown)} does not exist; there are: {', '.join(recipes())}")
     needed = tools_for([tool for name in names for tool in tools_of(name)], (EVERY_RECIPE, MAKE_HELP))
-    more = [] if argv else [tool for tool in tools_for((), ("hosts", "infra", "tests")) if tool not in needed]
-    findings = {tool.name: examine(tool) for tool in [*needed, *more]}
-    for title, tools in (("for the recipes:", needed), ("only for other hosts, infra/ and the tests:", more)):
+    groups = [("for the recipes", needed, "")]
+    if not argv:
+        more = [tool for tool in tools_for((), ("hosts", "infra", "tests")) if tool not in needed]
+        groups.append(("only for other hosts, infra/ and the tests", more, " USE=tests"))
+        groups.append(("only for the tests that build images", tools_for((), ("images",)), " USE=images"))
+    findings = {tool.name: examine(tool) for _, tools, _ in groups for tool in tools}
+    for title, tools, _ in groups:
         if tools:
-            print(title)
+            print(f"{title}:")
         for tool in tools:
             finding = findings[tool.name]
             state = finding.problem or "  ".join(filter(None, [finding.version, finding.path]))
@@ -444,9 +448,9 @@ def main(argv: Sequence[str]) -> int:
     missing = [finding.tool for finding in findings.values() if finding.problem]
     count = f", {len(missing)} missing" if missing else ""
     print(f"{len(findings) - len(missing)} of {len(findings)} tools found{count}")
-    for title, tools, word in (("recipes", needed, ""), ("hosts, infra/ and tests", more, " USE=tests")):
+    for title, tools, word in groups:
         if lacking := [tool for tool in tools if tool in missing]:
-            print(f"what is missing for {title} (`make tools{word}` does it):\n  {remedy(lacking)}")
+            print(f"what is missing {title} (`make tools{word}` does it):\n  {remedy(lacking)}")
     return 1 if short.get("disk") or any(tool in missing for tool in needed) else 0
 
 
