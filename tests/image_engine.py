@@ -35,6 +35,7 @@ from cookbook.prepare.environments import uv, uv_environment
 from cookbook.run import Run
 from cookbook.run_folder import identity, open_run
 from cookbook.settings import compose_recipe
+from tests.fake_kubernetes import FakeKubernetes
 from tests.helpers import CLEAN, ROOT
 
 PROGRAMS = ("podman", "runc", "debootstrap", "mount")
@@ -186,34 +187,38 @@ class Engine:
 
     # Running
 
-    def run_words(self, image, *, folders=(), environment=None, shm_mb=256, name=None):
-        """The words that run an image as a pod of the cookbook runs: user 1000, no rights, nothing that can be written
-        but /tmp, shared memory and `folders`; here without a network, too."""
+    def run_words(self, image, options, *, environment=None, shm_mb=256, name=None, entry_point=None):
+        """The words that run an image as a pod of the cookbook runs.
+
+        That is: no rights, and nothing that can be written but /tmp, shared memory and volumes. `options`: podman's,
+        for user, network and volumes.
+        """
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         return [
             *self.command(),
-            *("run", "--rm", "--network", "none", "--read-only", "--read-only-tmpfs=false", "--user", "1000:1000"),
-            *("--cap-drop", "all", "--security-opt", "no-new-privileges", "--tmpfs", "/tmp:rw,exec,mode=1777"),
-            *(
-                "--shm-size",
-                f"{shm_mb}m",
-                "--ulimit",
-                f"nofile={descriptors}:{descriptors}",
-                "--ulimit",
-                "nproc=8192:8192",
-            ),
-            *("--cgroups", "no-conmon", *(("--name", name) if name else ())),
-            *(word for folder in folders for word in ("--volume", f"{folder}:{folder}")),
+            *("run", "--rm", "--read-only", "--read-only-tmpfs=false", "--cgroups", "no-conmon"),
+            *("--cap-drop", "all", "--security-opt", "no-new-privileges", "--shm-size", f"{shm_mb}m"),
+            *("--ulimit", f"nofile={descriptors}:{descriptors}", "--ulimit", "nproc=8192:8192"),
+            *(() if "--tmpfs" in options else ("--tmpfs", "/tmp:rw,exec,mode=1777")),
+            *(("--name", name) if name else ()),
             *(
                 word
                 for key, value in {"HOME": "/tmp", **(environment or {})}.items()
                 for word in ("--env", f"{key}={value}")
             ),
+            *(("--entrypoint", json.dumps([entry_point])) if entry_point else ()),
+            *options,
             image.name,
         ]
 
-    def output(self, image, *argv, **options):
-        done = subprocess.run([*self.run_words(image, **options), *argv], capture_output=True, text=True)
+    def alone(self, folders):
+        """podman's options for a container without a network, for which these folders are the machine's."""
+        folders = [word for folder in folders for word in ("--volume", f"{folder}:{folder}")]
+        return ["--network", "none", "--user", "1000:1000", *folders]
+
+    def output(self, image, *argv, folders=()):
+        words = [*self.run_words(image, self.alone(folders)), *argv]
+        done = subprocess.run(words, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-6000:] + done.stdout[-2000:]
         return done.stdout
 
@@ -235,7 +240,7 @@ class Engine:
                 self.name = f"run-{self.run_id}"
                 argv = engine.run_words(
                     image,
-                    folders=[self.job.run_dir],
+                    engine.alone([self.job.run_dir]),
                     environment=environment,
                     shm_mb=max(256, self.job.recipe.get("object_store_mb", 0)),
                     name=self.name,
@@ -273,6 +278,56 @@ class Engine:
             stack.callback(monkeypatch.undo)
             result = Run(image.recipe, config, choices, [f"recipe={image.recipe}", *words], folder).go()
         return result.as_dict(), folder.path
+
+
+class PodsOfAnImage(FakeKubernetes):
+    """A cluster whose pods are containers of an image, as their objects ask for: user, rights, files, volumes.
+
+    A pod's network is that of one of the `hosts`.
+    """
+
+    def __init__(self, hosts, engine, image, folder):
+        super().__init__(hosts, PYTHON, image.recipe, folder)
+        self.engine, self.image = engine, image
+        (self.folder / "shared").chmod(0o777)  # fsGroup
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        for name in self.engine.podman("ps", "--all", "--format", "{{.Names}}").split():
+            if name.startswith(f"{self.folder.parent.name}-"):
+                self.engine.podman("rm", "--force", "--ignore", name)
+
+    def start_pod(self, name, template, owner, place, words=None, environment=None, mounts=(), alias=None):
+        (container,) = template["spec"]["containers"]
+        assert container["image"] == self.image.name and alias is None
+        security, locked = template["spec"]["securityContext"], container["securityContext"]
+        assert locked == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        }
+        options = [*("--network", f"ns:/run/netns/{self.hosts.namespace(place)}", "--hostname", name)]
+        options += ["--user", f"{security['runAsUser']}:{security['runAsGroup']}"]
+        options += ["--volume", f"{self.folder / 'hosts'}:/etc/hosts:ro"]
+        volumes = {volume["name"]: volume for volume in template["spec"].get("volumes", [])}
+        own = self.folder / "pods" / name
+        own.mkdir(parents=True, exist_ok=True)
+        for path, folder in mounts:
+            give(folder)
+            options += ["--volume", f"{folder}:{path}:ro"]
+        for mount in container["volumeMounts"]:
+            volume, path = volumes[mount["name"]], mount["mountPath"]
+            if "emptyDir" not in volume:
+                options += ["--volume", f"{self.volume(volume, own)}:{path}:{'ro' if mount.get('readOnly') else 'rw'}"]
+            elif path != "/dev/shm":
+                options += ["--tmpfs", f"{path}:rw,exec,mode=1777"]
+        index = re.search(r"-(\d+)$", name)
+        variables = {entry["name"]: entry["value"] for entry in container.get("env", [])}
+        variables |= ({"JOB_COMPLETION_INDEX": index.group(1)} if index else {}) | (environment or {})
+        words = words or [*container["command"], *container.get("args", [])]
+        unique = f"{self.folder.parent.name}-{name}"
+        argv = self.engine.run_words(self.image, options, environment=variables, name=unique, entry_point=words[0])
+        return self.start(name, [*argv, *map(str, words[1:])], owner, template, {**CLEAN})
 
 
 def give(folder):

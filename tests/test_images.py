@@ -6,9 +6,12 @@ import subprocess
 
 import pytest
 
-from tests.helpers import ROOT, recipes
-from tests.image_engine import MISSING, Engine, build_commands, dockerfiles, option
+from tests.helpers import ROOT, recipes, run_cookbook
+from tests.image_engine import MISSING, Engine, PodsOfAnImage, build_commands, dockerfiles, option
 from tests.requirements import needs
+from tests.test_contracts import SHORT
+from tests.test_hosts import MISSING as NO_HOSTS
+from tests.test_hosts import Place
 from tests.test_results import differences
 
 
@@ -106,6 +109,9 @@ def engine():
     made.forget_packages()
 
 
+# Recipes whose pods are run from the image, too. The stand-ins for the other operators start several programs in a pod.
+ON_PODS = ("dask", "horovod", "pytorch", "tensorflow")
+
 # What the image itself says of what is in it.
 LOOK = """
 import importlib.metadata, json, os, pathlib, shutil, subprocess, sys
@@ -133,7 +139,7 @@ print(json.dumps({
 """
 
 
-@needs("images", MISSING)
+@needs("images", [*MISSING, *NO_HOSTS])
 @pytest.mark.full
 @pytest.mark.parametrize("recipe", recipes())
 def test_an_image_is_built_and_its_recipe_runs_in_it(recipe, engine, recipe_python, tmp_path, monkeypatch):
@@ -145,11 +151,34 @@ def test_an_image_is_built_and_its_recipe_runs_in_it(recipe, engine, recipe_pyth
         assert content["status"] == "ok", f"{content['reason']}\n{logs}"
         assert content["world_size"] == 2 and len(content["workers"]) == 2
         assert differences(recipe, folder, recipe_python(recipe)) == {}
+        if recipe in ON_PODS:
+            run_on_pods(engine, image, tmp_path)
         figures = re.search(rf"^\| {recipe} \| ([\d,]+) \|", (ROOT / "images/README.md").read_text(), re.MULTILINE)
         assert figures, f"images/README.md does not say how large it is: {image.size_mb:,.0f} MB"
         assert float(figures[1].replace(",", "")) == pytest.approx(image.size_mb, rel=0.1), "as images/README.md says"
     finally:
         engine.clean()
+
+
+def run_on_pods(engine, image, tmp_path):
+    """The objects of cluster=kubernetes, on pods that are containers of the image."""
+    place = Place(tmp_path / "hosts", num_hosts=3)
+    try:
+        with PodsOfAnImage(place.hosts, engine, image, tmp_path / "cluster") as cluster:
+            words = [
+                f"recipe={image.recipe}",
+                *SHORT[image.recipe],
+                "cluster=kubernetes",
+                f"cluster.image={image.name}",
+            ]
+            content, _, output = run_cookbook(
+                *words, output_root=tmp_path / "pods", environment=cluster.environment, status=0
+            )
+            assert content["status"] == "ok", output
+            assert len({worker["host"] for worker in content["workers"]}) == 2, "each worker has a pod of its own"
+            assert cluster.objects == {} and cluster.pods == {}, "nothing is left on the cluster"
+    finally:
+        place.hosts.down()
 
 
 def look_into(engine, image):
