@@ -182,8 +182,8 @@ class Engine:
 
     def packages_mb(self, image):
         """Size of the layer with the recipe's packages: the largest one."""
-        sizes = self.podman("history", "--human=false", "--format", "{{.Size}}", image.name).split()
-        return max(map(int, sizes)) / MB
+        layers = json.loads(self.podman("history", "--format", "json", image.name))
+        return max(layer["size"] for layer in layers) / MB
 
     # Running
 
@@ -270,6 +270,7 @@ class Engine:
             return target / "built", datasets.check(target / "built")
 
         config, choices = compose_recipe(image.recipe, words)
+        config["tracking"] = {"kind": "none"}
         folder = open_run(output_root, image.recipe, identity(image.recipe, config), "never")
         monkeypatch.setattr(run.environments, "ensure", lambda *_: (PYTHON, False))
         monkeypatch.setattr(run.datasets, "ensure", dataset)
