@@ -6,6 +6,10 @@ BIN := .venv/bin
 COOKBOOK := $(BIN)/python -m cookbook
 ALL_RECIPES := $(patsubst recipes/%/main.py,%,$(wildcard recipes/*/main.py))
 ARGS ?=
+# Another tool's exported ARGS would be taken for settings: say where they come from.
+ifeq ($(origin ARGS),environment)
+$(shell echo "note: ARGS comes from the environment, not from this command line" >&2)
+endif
 # What ARGS holds reaches the programs as it was typed: neither make nor the shell looks for $, braces or brackets in it.
 export COOKBOOK_ARGS := $(value ARGS)
 # Another Python's packages and switches have no place in the driver.

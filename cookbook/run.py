@@ -16,6 +16,7 @@ from typing import Any
 
 from cookbook import ROOT, UserError, evidence, processes, redact, resume, run_folder, settings, signals, systems
 from cookbook.evidence import causes
+from cookbook.evidence.verdict import ProcessKey
 from cookbook.evidence.watch import Watcher
 from cookbook.job import Job, Result, Settings, num_processes
 from cookbook.places import Place, Status
@@ -25,6 +26,7 @@ from cookbook.report.console import Stage, console, timed_stage
 from cookbook.report.summary import print_summary, shown_path
 from cookbook.run_folder import RunFolder
 from cookbook.signals import Interrupted
+from runrecord import read_records
 
 # What a worker's record says of the worker itself. Everything else in its last event is the version of a library.
 PLACE_OF_WORKER = ("rank", "local_rank", "world_size", "host", "pid")
@@ -44,7 +46,7 @@ class Outcome:
     place: Place
     statuses: Mapping[str, Status]  # process -> how it ended
     watcher: Watcher
-    launched: float  # seconds since 1970
+    earlier: frozenset[ProcessKey]  # whose records were there before they were launched
 
 
 class Run:
@@ -57,7 +59,7 @@ class Run:
         self.folder, self.run_id = folder.path, uuid.uuid4().hex
         self.grace_seconds: float = config["cluster"]["stop_grace_seconds"]
         self.before = run_folder.load(self.folder) if folder.resumed_from else {}  # what an earlier try has left
-        self.stage = "start"  # the one that is under way
+        self.stage, self.began = "start", time.monotonic()  # the stage that is under way
         driver, shown = config["recipe"]["driver"], [redact.redacted_text(word) for word in overrides]
         self.result = Result(
             recipe=recipe,
@@ -174,7 +176,7 @@ class Run:
         self.result.workers_command = redact.redacted_text("\n".join(commands))
         stage.line("the workers by hand: " + self.result.workers_command)
         watcher = Watcher(self.folder, self.run_id, stage, job.num_processes, job.cluster)
-        launched = time.time()
+        earlier, launched = evidence.process_keys(read_records(self.folder)), time.monotonic()
 
         def watch(waiting: bool = False) -> None:
             signals.check()
@@ -183,13 +185,11 @@ class Run:
         try:
             statuses = place.run(planned, watch)
         finally:
-            self.result.seconds["launch"] = round((watcher.first_start or time.time()) - launched, 3)
+            self.result.seconds["launch"] = round((watcher.first_start or time.monotonic()) - launched, 3)
         stage.done("workers ended")
-        return Outcome(place, statuses, watcher, launched)
+        return Outcome(place, statuses, watcher, earlier)
 
     def _judge(self, dataset: Dataset, outcome: Outcome) -> None:
-        from runrecord import read_records
-
         verdict = evidence.judge(read_records(self.folder), self._asked(dataset, outcome))
         self._take_over(verdict, dataset)
         failed = {name: status for name, status in outcome.statuses.items() if status}
@@ -230,7 +230,7 @@ class Run:
             num_epochs=recipe.get("num_epochs", 0),
             max_steps=self.config["scale"]["max_steps"],
             resumed=self.run_folder.resumed_from is not None,
-            since=outcome.launched,
+            earlier=outcome.earlier,
             seen_pids=seen,
             unwatched_pids=frozenset(outcome.watcher.unwatched_pids),
         )
@@ -278,7 +278,7 @@ class Run:
         seconds = self.result.seconds
         spent = {stage: seconds.get(stage, 0.0) for stage in ("environment", "data", "launch", "run")}
         spent["run"] = round(spent["run"] - spent["launch"], 3)  # this stage began with the launch
-        self.result.seconds = spent | {"total": round(time.time() - self.result.started, 3)}
+        self.result.seconds = spent | {"total": round(time.monotonic() - self.began, 3)}
         try:
             self.run_folder.write(self.result.as_dict())
             page = pages.write_run_page(self.folder)

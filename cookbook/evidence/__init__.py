@@ -9,15 +9,15 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from cookbook.evidence.rules import RULES
-from cookbook.evidence.verdict import Asked, Curves, Finding, Verdict, Worker
+from cookbook.evidence.verdict import Asked, Curves, Finding, Verdict, Worker, process_keys
 from runrecord import Event, Record
 
-__all__ = ["Asked", "Verdict", "judge"]
+__all__ = ["Asked", "Verdict", "judge", "process_keys"]
 
 
 def judge(records: Sequence[Record], asked: Asked) -> Verdict:
     """Returns the verdict over a run's records, as `runrecord.read_records` gives them."""
-    begun = [events for events in records if events[0]["event"] == "start" and events[0]["time"] >= asked.since]
+    begun = [events for events in records if process_keys([events]) - asked.earlier]
     services = [events for events in begun if events[0].get("role", "worker") != "worker"]
     workers = [events for events in begun if events not in services]
     verdict = Verdict()

@@ -33,7 +33,7 @@ class Watcher:
         self.seen_pids: set[int] = set()
         self.unwatched_pids: set[int] = set()  # came and went while this process was held up (stopped, or starved)
         self._held_up, self._last_look = False, time.monotonic()
-        self.first_start: float | None = None
+        self.first_start: float | None = None  # on this machine's monotonic clock, when it was noticed
         self.num_started = 0
         self._numbers: dict[str, float] = {}  # metric -> its newest value
         self._last_news, self._looked = time.monotonic(), 0.0
@@ -79,7 +79,7 @@ class Watcher:
 
     def _take(self, path: Path, event: Event) -> None:
         if event["event"] == "start":
-            self.first_start = self.first_start or event["time"]
+            self.first_start = self.first_start or time.monotonic()
             self._who[path] = event
             self.num_started += event.get("role", "worker") == "worker"
             if has_mark(event["pid"], self.mark):
