@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cookbook import UserError
+from cookbook import UserError, bootstrap
 
 ORIGINAL = dict(os.environ)  # as the user has it; a sweep settles anew for each of its runs
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "127.0.0.0/8")
@@ -50,6 +50,7 @@ RULES = (
         ),
         "the recipe's environment is whole: nothing of another Python belongs into it",
     ),
+    Rule(bootstrap.OTHER_INSTALLS, "of another environment: this one's packages go nowhere else"),
     Rule(
         ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "COOKBOOK_ARGS"),
         "of the make that has started the driver",
@@ -97,6 +98,7 @@ RULES = (
         kinds=("local",),
     ),
     Rule(("TF_CONFIG", "TFRUN_ATTEMPT"), "of another TensorFlow cluster"),
+    Rule(("KERAS_BACKEND", "TF_USE_LEGACY_KERAS", "KERAS_HOME"), "of another Keras: this one computes by TensorFlow"),
     Rule(
         (
             *("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS"),

@@ -28,6 +28,7 @@ OTHERS = """
     RAY_ADDRESS=10.255.255.1:6379 DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=0
     SPARK_HOME=/nowhere SPARK_MASTER=spark://nowhere:7077 PYSPARK_PYTHON=/nowhere/python
     HADOOP_CONF_DIR=/nowhere HOROVOD_CONTROLLER=mpi MLFLOW_RUN_ID=gone
+    KERAS_BACKEND=jax TF_USE_LEGACY_KERAS=1 PIP_USER=1 PIP_TARGET=/nowhere UV_SYSTEM_PYTHON=1
 """
 OTHERS = dict(word.split("=") for word in OTHERS.split()) | {"TF_CONFIG": '{"cluster": {}}'}
 
