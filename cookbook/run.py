@@ -175,7 +175,7 @@ class Run:
         commands = (process.shell_command + (own if process.takes_settings else "") for process in planned)
         self.result.workers_command = redact.redacted_text("\n".join(commands))
         stage.line("the workers by hand: " + self.result.workers_command)
-        watcher = Watcher(self.folder, self.run_id, stage, job.num_processes, job.cluster)
+        watcher = Watcher(self.folder, self.run_id, stage, job.num_processes, job.cluster, place.sees_processes)
         earlier, launched = evidence.process_keys(read_records(self.folder)), time.monotonic()
 
         def watch(waiting: bool = False) -> None:

@@ -25,7 +25,17 @@ class Watcher:
     UserError when no worker starts, or when all have fallen silent.
     """
 
-    def __init__(self, run_dir: Path, mark: str, stage: Stage, num_workers: int, cluster: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        mark: str,
+        stage: Stage,
+        num_workers: int,
+        cluster: Mapping[str, Any],
+        sees_processes: bool = True,
+    ) -> None:
+        """`sees_processes`: whether the workers are processes of this machine, as `Place.sees_processes` says."""
+        self.sees_processes = sees_processes
         self.folder, self.mark, self.stage, self.num_workers = run_dir / "workers", mark, stage, num_workers
         self.stall_timeout_seconds: float = cluster["stall_timeout_seconds"]
         self.start_timeout_seconds: float = cluster["start_timeout_seconds"]
@@ -39,7 +49,8 @@ class Watcher:
         self._last_news, self._looked = time.monotonic(), 0.0
         self._launched = time.monotonic()
         self._who: dict[Path, Event] = {}  # record -> its start
-        self._where: dict[int | None, tuple[int, int]] = {}  # process -> (epoch, step) of its last rows
+        # (host, process) -> (epoch, step) of its last rows
+        self._where: dict[tuple[str | None, int | None], tuple[int, int]] = {}
         # What an earlier try of this run wrote is not news.
         self._offsets = {path: path.stat().st_size for path in self.folder.glob("*.jsonl")}
 
@@ -88,8 +99,8 @@ class Watcher:
                 self.unwatched_pids.add(event["pid"])
         elif event["event"] == "rows":
             # A coordinator notes rows for the process that took them.
-            taker = event.get("pid") or self._who.get(path, {}).get("pid")
-            self._where[taker] = event["epoch"], event["step"]
+            writer = self._who.get(path, {})
+            self._where[writer.get("host"), event.get("pid") or writer.get("pid")] = event["epoch"], event["step"]
         elif event["event"] == "end":
             self._who.pop(path, None)
         elif event["event"] == "metric":
@@ -115,10 +126,13 @@ class Watcher:
         """Which rank is behind: the others wait for it, in an exchange that needs all of them."""
         found: list[tuple[tuple[int, int], bool, str]] = []
         for start in [start for start in self._who.values() if start["role"] == "worker"]:
-            with contextlib.suppress(psutil.Error):
-                state, where = psutil.Process(start["pid"]).status(), self._where.get(start["pid"])
+            with contextlib.suppress(psutil.NoSuchProcess):
+                # This machine knows nothing of another machine's process, though it may have one of the same number.
+                state = psutil.Process(start["pid"]).status() if self.sees_processes else ""
+                where = self._where.get((start["host"], start["pid"]))
                 at = "before its first step" if where is None else f"epoch {where[0] + 1}, step {where[1] + 1}"
-                line = f"rank {start['rank']} (pid {start['pid']} on {start['host']}, {state}): {at}"
+                process = f"pid {start['pid']} on {start['host']}" + (f", {state}" if state else "")
+                line = f"rank {start['rank']} ({process}): {at}"
                 found.append((where or (-1, -1), state != psutil.STATUS_STOPPED, line))
         silent = f"no worker has written anything for {silence:.0f} s"
         if not self.num_started:  # more patience is no help
