@@ -14,7 +14,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cookbook import ROOT, UserError, evidence, processes, redact, resume, run_folder, settings, signals, systems
+from cookbook import (
+    ROOT,
+    UserError,
+    evidence,
+    places,
+    processes,
+    redact,
+    resume,
+    run_folder,
+    settings,
+    signals,
+    systems,
+)
 from cookbook.evidence import causes
 from cookbook.evidence.verdict import ProcessKey
 from cookbook.evidence.watch import Watcher
@@ -28,7 +40,7 @@ from cookbook.run_folder import RunFolder
 from cookbook.signals import Interrupted
 from runrecord import read_records
 
-# What a worker's record says of the worker itself. Everything else in its last event is the version of a library.
+# What a worker's record says of the worker itself. Every other text in its first event is the version of a library.
 PLACE_OF_WORKER = ("rank", "local_rank", "world_size", "host", "pid")
 ABOUT_WORKERS = (*PLACE_OF_WORKER, "samples", "digest", "device", "role", "attempt", "phase", "earlier")
 
@@ -166,9 +178,9 @@ class Run:
     def _workers(self, job: Job, dataset: Dataset, stage: Stage) -> Outcome:
         flat = settings.worker_settings(self.config, dataset.folder or "", self.folder)
         (self.folder / "config.yaml").write_text(settings.commented_yaml(redact.redacted(flat), self.choices))
-        system, place = plan_for(job, self.run_id)
-        place.prepare(system, dataset.folder, stage)
-        planned = place.plan(system)
+        place = places.load(job.cluster["kind"])(job, self.run_id, systems.load(job.system))
+        place.prepare(dataset.folder, stage)
+        planned = place.plan()
         # Workers that are started by hand get folders of their own: the run folder is this run's evidence, and its
         # checkpoint has no steps left to go on with.
         own = f" output_dir={self.folder}/by-hand checkpoint_dir={self.folder}/by-hand/checkpoints"
@@ -246,7 +258,9 @@ class Run:
         result.metrics, result.curves, result.curve_seconds = verdict.metrics, verdict.curves, verdict.curve_seconds
         result.warnings, result.findings = verdict.warnings, [asdict(finding) for finding in verdict.findings]
         result.account = verdict.account or dataset.manifest.get("account", {})
-        result.versions = {key: value for key, value in first.items() if key not in ABOUT_WORKERS}
+        result.versions = {
+            key: value for key, value in first.items() if key not in ABOUT_WORKERS and isinstance(value, str)
+        }
         result.objective["value"] = verdict.metrics.get(result.objective["name"])
 
     def _print_end_of_log(self, name: str) -> None:
@@ -291,13 +305,6 @@ class Run:
             print_summary(self.result.as_dict(), None)
         finally:
             self.run_folder.close()
-
-
-def plan_for(job: Job, run_id: str) -> tuple[systems.System, Place]:
-    """The job's system, and its place."""
-    from cookbook import places
-
-    return systems.load(job.system), places.load(job.cluster["kind"])(job, run_id)
 
 
 def capped_rows(config: Settings, rows: Mapping[str, int]) -> int:

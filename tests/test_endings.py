@@ -330,7 +330,7 @@ def test_who_never_started_needs_no_more_patience(tmp_path):
 
 
 @pytest.mark.parametrize("pids", [(1, 1), (2**22 + 1, 2**22 + 2)])
-def test_a_hang_of_workers_on_other_machines_names_the_hindmost(tmp_path, pids):
+def test_a_hang_of_workers_on_other_machines_names_the_slowest(tmp_path, pids):
     """Their process numbers mean nothing here: one of this machine's processes may have the same, or none."""
     watcher = watcher_of(tmp_path, sees_processes=False, stall_timeout_seconds=0.2)
     with (
@@ -343,8 +343,8 @@ def test_a_hang_of_workers_on_other_machines_names_the_hindmost(tmp_path, pids):
         time.sleep(0.3)
         with pytest.raises(UserError) as error:
             watcher()
-    hindmost = f"rank 1 (pid {pids[1]} on second): epoch 1, step 4; rank 0 (pid {pids[0]} on first): epoch 1, step 5"
-    assert f"hindmost first: {hindmost}." in str(error.value)
+    slowest = f"rank 1 (pid {pids[1]} on second): epoch 1, step 4; rank 0 (pid {pids[0]} on first): epoch 1, step 5"
+    assert f"slowest first: {slowest}." in str(error.value)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_there(tmp_path):

@@ -53,6 +53,12 @@ def test_what_is_meant_for_the_run_is_inherited(name):
     assert kept == {name: "INFO"} and dropped == {}
 
 
+def test_a_place_that_is_new_inherits_as_little_as_the_others():
+    assert surroundings.choose({"RANK": "3", "PYTHONPATH": "/lib", "EDITOR": "vi"}, {"kind": "polite"})[0] == {
+        "EDITOR": "vi"
+    }
+
+
 def test_another_cluster_s_network_is_inherited_on_hosts():
     assert "GLOO_SOCKET_IFNAME" in surroundings.choose({"GLOO_SOCKET_IFNAME": "ib0"}, {"kind": "hosts"})[0]
 

@@ -139,7 +139,5 @@ class Watcher:
             said = self._said() or "the logs are empty"
             return f"{silent}, none of {self.num_workers} ever started: {said}. The whole logs are in {self.logs}"
         lines = [line for *_, line in sorted(found)]
-        hindmost = (
-            f"hindmost first: {'; '.join(lines)}" if lines else "all of them have ended, but the launcher has not"
-        )
-        return f"{silent}, {hindmost}. A slower machine or a longer step needs a larger cluster.stall_timeout_seconds"
+        behind = f"slowest first: {'; '.join(lines)}" if lines else "all of them have ended, but the launcher has not"
+        return f"{silent}, {behind}. A slower machine or a longer step needs a larger cluster.stall_timeout_seconds"
