@@ -82,7 +82,7 @@ def fingerprint(recipe: str, variant: str | None = None, root: Path = ROOT) -> s
 
 
 def ensure(
-    recipe: str, cache_dir: str | Path, stage: Progress, mark: str, variant: str | None = None
+    recipe: str, cache_dir: str | Path, stage: Progress, run_id: str, variant: str | None = None
 ) -> tuple[Path, bool]:
     """Makes the recipe's environment unless this machine has it already; returns (its Python, whether it was made now).
 
@@ -98,7 +98,7 @@ def ensure(
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_suffix(".lock")):
                 if not complete(folder).exists() or not python.exists():
-                    _make(recipe, folder, Path(cache_dir), stage, mark, variant)
+                    _make(recipe, folder, Path(cache_dir), stage, run_id, variant)
                     made = True
         except PermissionError as error:
             raise UserError(
@@ -113,7 +113,7 @@ def ensure(
     return python, made
 
 
-def _make(recipe: str, folder: Path, cache_dir: Path, stage: Progress, mark: str, variant: str | None) -> None:
+def _make(recipe: str, folder: Path, cache_dir: Path, stage: Progress, run_id: str, variant: str | None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     log = folder.with_suffix(".log")
     log.unlink(missing_ok=True)
@@ -122,7 +122,7 @@ def _make(recipe: str, folder: Path, cache_dir: Path, stage: Progress, mark: str
 
     def step(text: str, *argv: str | Path) -> None:
         stage.update(text)
-        run_tool(argv, stage, log, f"{recipe}: {text} failed; the whole output is in {log}", mark, tools)
+        run_tool(argv, stage, log, f"{recipe}: {text} failed; the whole output is in {log}", run_id, tools)
 
     step("making the environment", uv(), "venv", "--python", PYTHON, folder)
     install: list[str | Path] = [uv(), "pip", "install", "--python", folder / "bin/python"]
