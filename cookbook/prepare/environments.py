@@ -39,19 +39,19 @@ def uv() -> str:
     return program
 
 
-def lock_of(recipe: str, variant: str | None = None, root: Path = ROOT) -> Path:
+def lock_of(recipe: str, variant: str | None = None, root: Path | None = None) -> Path:
     """The lock of a recipe's environment: the variant's own where there is one (requirements-<variant>.txt)."""
-    folder = root / "recipes" / recipe
+    folder = (root or ROOT) / "recipes" / recipe
     own = folder / f"requirements-{variant}.txt"
     return own if own.exists() else folder / "requirements.txt"
 
 
-def overrides_of(recipe: str, root: Path = ROOT) -> list[str]:
+def overrides_of(recipe: str, root: Path | None = None) -> list[str]:
     """uv's option for a recipe whose packages contradict each other.
 
     overrides.txt, beside its requirements, has the requirements that win.
     """
-    path = root / "recipes" / recipe / "overrides.txt"
+    path = (root or ROOT) / "recipes" / recipe / "overrides.txt"
     return ["--override", str(path)] if path.exists() else []
 
 
@@ -59,11 +59,12 @@ def environment_name(recipe: str, variant: str | None = None) -> str:
     return recipe + lock_of(recipe, variant).stem.removeprefix("requirements")
 
 
-def fingerprint(recipe: str, variant: str | None = None, root: Path = ROOT) -> str:
+def fingerprint(recipe: str, variant: str | None = None, root: Path | None = None) -> str:
     """A hash of all that goes into the environment: lock, interpreter, run record, where wheels come from.
 
-    `root`: the checkout that the environment is for.
+    `root`: the checkout that the environment is for, if it is another one.
     """
+    root = root or ROOT
     sources = [
         lock_of(recipe, variant, root),
         *map(Path, overrides_of(recipe, root)[1:]),

@@ -164,7 +164,7 @@ class Service:
         place.prepare(None, Lines())
         processes, access = self.system.cluster_on_hosts(job, place.hosts)
         cleanup_paths = sorted({path for process in processes for path in process.cleanup_paths})
-        write(self.state_file, state | {"leaves": cleanup_paths})
+        write(self.state_file, state | {"cleanup_paths": cleanup_paths})
         # It is started last: when it writes that it is ready, all others are.
         head = Process("head", ["sh", "-c", "echo ready; exec sleep infinity"], host=place.hosts.head.address)
 
