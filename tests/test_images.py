@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, recipes, run_cookbook
+from tests.helpers import ROOT, recipes, run_cookbook, short_words
 from tests.image_engine import MISSING, Engine, PodsOfAnImage, build_commands, dockerfiles, option
 from tests.requirements import needs
 from tests.test_contracts import SHORT
@@ -147,7 +147,7 @@ def test_an_image_is_built_and_its_recipe_runs_in_it(recipe, engine, recipe_pyth
     try:
         image = engine.build(recipe)
         look_into(engine, image)
-        content, folder = engine.run_recipe(image, ["scale=smoke"], tmp_path, monkeypatch)
+        content, folder = engine.run_recipe(image, short_words(recipe), tmp_path, monkeypatch)
         logs = "\n".join(path.read_text(errors="replace")[-4000:] for path in folder.glob("logs/*.log"))
         assert content["status"] == "ok", f"{content['reason']}\n{logs}"
         assert content["world_size"] == 2 and len(content["workers"]) == 2
