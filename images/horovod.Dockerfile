@@ -39,7 +39,7 @@ COPY recipes/horovod/build_wheels.py /build/recipe/
 RUN HOROVOD_GPU_OPERATIONS="${GPU_OPERATIONS}" /srv/venv/bin/python /build/recipe/build_wheels.py /build/wheels
 # What has built Horovod is done, and headers serve a compiler, which is not in the image.
 RUN uv pip uninstall --python /srv/venv cmake ninja pip wheel \
-    && find /srv/venv -depth -type d \( -name tests -o -name include -o -path '*/torch/test' \) -exec rm -r {} +
+    && find /srv/venv -depth -type d -not -path '*.dist-info/*' \( -name tests -o -name include -o -path '*/torch/test' \) -exec rm -r {} +
 COPY runrecord /build/runrecord
 RUN uv pip install --python /srv/venv --no-cache --no-deps --target /build/own /build/runrecord && rm /build/own/.lock
 COPY --from=system /var/lib/dpkg/status /etc/os-release /build/system/

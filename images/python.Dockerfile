@@ -37,7 +37,7 @@ RUN --mount=type=cache,target=/root/.cache/uv touch /build/recipe/overrides.txt 
     && uv pip install --python /srv/venv ${INSTALL_OPTIONS} --override /build/recipe/overrides.txt \
         -r "/build/recipe/${LOCK}" -r "/build/extra/requirements-${EXTRA}.txt"
 # Headers serve a compiler, which is not in the image. Only folders called "tests" are tests: tf.test is TensorFlow's interface.
-RUN find /srv/venv -depth -type d \( -name tests -o -name include -o -path '*/torch/test' \) -exec rm -r {} +
+RUN find /srv/venv -depth -type d -not -path '*.dist-info/*' \( -name tests -o -name include -o -path '*/torch/test' \) -exec rm -r {} +
 COPY runrecord /build/runrecord
 RUN uv pip install --python /srv/venv --no-cache --no-deps --target /build/own /build/runrecord && rm /build/own/.lock
 COPY --from=system /var/lib/dpkg/status /etc/os-release /build/system/

@@ -32,7 +32,7 @@ RUN --mount=type=cache,target=/root/.cache/uv uv pip install --python /build/too
 COPY recipes/spark/requirements.txt /build/
 RUN --mount=type=cache,target=/root/.cache/uv uv pip install --python /srv/venv -r /build/requirements.txt
 # Headers serve a compiler, which is not in the image.
-RUN find /srv/venv -depth -type d \( -name tests -o -name include \) -exec rm -r {} +
+RUN find /srv/venv -depth -type d -not -path '*.dist-info/*' \( -name tests -o -name include \) -exec rm -r {} +
 COPY runrecord /build/runrecord
 RUN uv pip install --python /srv/venv --no-cache --no-deps --target /build/own /build/runrecord && rm /build/own/.lock
 COPY --from=system /var/lib/dpkg/status /etc/os-release /build/system/

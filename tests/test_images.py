@@ -128,7 +128,8 @@ print(json.dumps({
     "network": os.listdir("/sys/class/net"),
     "refused": {path: refused(path) for path in ("/x", "/srv/x", "/home/worker/x", "/var/tmp/x")},
     "compilers": [name for name in ("cc", "gcc", "g++", "c++", "ld", "cmake", "ninja", "nvcc") if shutil.which(name)],
-    "ballast": [str(path) for pattern in ("tests", "include") for path in site.rglob(pattern) if path.is_dir()]
+    "ballast": [str(path) for pattern in ("tests", "include") for path in site.rglob(pattern)
+           if path.is_dir() and ".dist-info/" not in str(path)]
         + [str(path) for name in ("/var/lib/apt/lists", "/var/cache/apt/archives", "/build") if os.path.exists(name)
            for path in pathlib.Path(name).rglob("*") if path.is_file() and path.name != "lock"],
     "bytecode": os.path.exists(__import__("runrecord").__cached__),
