@@ -324,7 +324,7 @@ def test_values_that_would_die_late_are_refused(name, value, text):
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["seed=1", "seed=2"], "seed is given twice, as 1 and as 2: say one"),
+        (["output_root=a", "output_root=b"], "output_root is given twice, as a and as b: say one"),
         (["data=digits", "data=mnist"], "data is given twice, as digits and as mnist"),
         (["recipe=horovod"], "recipe is given twice, as spark and as horovod"),
         (["=1"], "'=1' is no setting"),
@@ -337,7 +337,7 @@ def test_words_that_are_no_settings_or_two(overrides, text):
     with pytest.raises(UserError) as caught:
         prepared(["recipe=spark", *overrides])
     assert text in str(caught.value)
-    assert prepared(["recipe=spark", "seed=1", "seed=1"])[1:] == ["seed=1", "seed=1"]
+    assert prepared(["recipe=spark", "seed=1", "seed=2"])[1:] == ["seed=1", "seed=2"], "the last one counts"
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def prepared(words: Sequence[str]) -> list[str]:
         while isinstance(default, str) and (other := re.fullmatch(r"\$\{([\w.]+)\}", default)):
             default = defaults.get(other[1])
         text = (isinstance(default, str) or default is None) and (isinstance(default, str) or TEXTS.search(key))
-        if given.setdefault(key, value) != value:
+        if text and given.setdefault(key, value) != value:  # of numbers the last one counts, as Hydra has it
             raise UserError(_twice(key, given[key], value))
         texts = LISTS.search(key) and not several
         if "${" in value and (FOLDERS.search(key) or several or not (text or texts)):
