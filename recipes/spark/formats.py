@@ -229,6 +229,7 @@ def parse_by_pattern(lines, fmt):
 
 def parse_json(lines, fmt):
     keys = list(dict.fromkeys(key for keys in fmt.json.values() for key in keys))
+    keys = list(dict.fromkeys([*keys, *(key.partition(".")[0] for key in keys)]))
     schema = ", ".join(f"`{key}` STRING" for key in [*keys, "_corrupt"])
     strict = {"allowSingleQuotes": "false", "columnNameOfCorruptRecord": "_corrupt"}
     whole = F.trim("value").startswith("{") & F.trim("value").endswith("}")
@@ -239,7 +240,7 @@ def parse_json(lines, fmt):
     whole &= F.when(several, F.coalesce(F.size(as_list), F.lit(0)) == 1).otherwise(F.lit(True))
     fields = lines.withColumn("object", F.when(whole, F.from_json("value", schema, strict)))
     raw = {
-        name: F.coalesce(*[F.nullif(F.col("object").getField(key), F.lit("")) for key in keys])
+        name: F.coalesce(*[F.nullif(found, F.lit("")) for key in keys for found in values_of(key)])
         for name, keys in fmt.json.items()
     }
     if "time" in raw:  # a column of its own: many patterns look at it
@@ -266,6 +267,13 @@ def parse_json(lines, fmt):
         .when(F.col("told") & F.col("time").isNull(), "no time")
     )
     return with_reason(fields, reason, "object", "told")
+
+
+def values_of(key):
+    """The value of a key of the column `object`; of `host.name` also the name in the object `host`."""
+    outer, dot, inner = key.partition(".")
+    value = F.col("object").getField(key)
+    return [value, F.get_json_object(F.col("object").getField(outer), f"$.{inner}")] if dot else [value]
 
 
 def parse_w3c(lines, fmt, columns):
