@@ -404,6 +404,30 @@ MORE = [
         {},
         ["2025-03-29T22:00:01 +0100 x", "2025-03-29T22:00:01 CET x"],
     ],
+    [r"(?<host>[a-z]{,3})[ ](?<message>.{2,})", {}, ["abc xyz", "abcd xyz", " xy", "a{,3} x"]],
+    [
+        r"(?<epoch>\S+) (?<message>.*)",
+        {},
+        behind("133877592000000000", "638789256600000000", "12345", "99999999", "100000000"),
+    ],
+    [
+        "json_lines",
+        {},
+        [
+            '{"host": {"name": "web01"}, "log": {"level": "info"}, "message": "x"}',
+            '{"host.name": "web02", "host": "web03", "message": "x"}',
+            '{"host": "web03", "log": {"other": 1}, "message": "x"}',
+        ],
+    ],
+    [
+        "json_access",
+        {},
+        [
+            '{"request": {"uri": "/a"}, "status": "ok"}',
+            '{"request": {"uri": "/a"}, "duration": "3s"}',
+            '{"request": {"uri": "/a"}, "duration": 9.29675e-05, "ts": 1.7432856605e9}',
+        ],
+    ],
     ["combined", {"request_unit": "us"}, [*access(1, " 1500"), *access(1, " -"), *access(1)]],
     ["vhost_combined", {}, access(1, front="www.example.org ", client="192.0.2.1, 10.0.0.1")],
     [
@@ -574,7 +598,8 @@ for fmt, header, lines in jobs:
         for name, value in (fields or {}).items():
             if name in row:
                 compared += 1
-                if row[name] != value and not (isinstance(value, float) and abs(value - row[name]) < 1e-9):
+                near = isinstance(value, float) and row[name] is not None and abs(value - row[name]) < 1e-9
+                if row[name] != value and not near:
                     different.append([fmt.name, line, name, str(row[name]), str(value)])
             elif value is not None:
                 different.append([fmt.name, line, name, "lacking"])

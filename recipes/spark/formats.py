@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 from logformat import (
     BACKSLASH,
     CLOCK_ALONE,
+    EXPONENT,
     FIRST_TIME,
     LONGEST_LINE,
     MONTHS,
@@ -198,7 +199,7 @@ def finished(fmt, raw):
     time = time_of(fmt, raw)
     wrong = F.lit(None).cast("string")
     for name in [name for name in reversed(fmt.numbers) if name in raw]:
-        text, raw[name] = raw[name], number(name, raw[name])
+        text, raw[name] = raw[name], number(name, raw[name], EXPONENT if fmt.json else "")
         wrong = F.when((text != "-") & raw[name].isNull(), REQUEST_TIMES.get(name, name)).otherwise(wrong)
     for name, unit in (("request_ms", 1000.0), ("request_us", 1_000_000.0), ("taken", 1.0)):
         if name in raw:
@@ -206,11 +207,11 @@ def finished(fmt, raw):
     return {"time": time, "_wrong": wrong} | {name: value for name, value in raw.items() if name not in TIME_GROUPS}
 
 
-def number(name, text):
+def number(name, text, exponent=""):
     if name in ("status", "bytes"):
         whole = F.when(text.rlike(r"^\d{1,18}$"), text.try_cast("bigint"))
         return whole.cast("int") if name == "status" else F.when(text == "-", F.lit(0)).otherwise(whole)
-    value = F.when(text.rlike(r"^(\d+(\.\d*)?|\.\d+)$"), text.try_cast("double"))
+    value = F.when(text.rlike(rf"^(\d+(\.\d*)?|\.\d+){exponent}$"), text.try_cast("double"))
     return F.when(text.contains("."), value).otherwise(value / 1000) if name == "taken" else value
 
 

@@ -56,6 +56,7 @@ _TICKS = r"1[2-5]\d{16}|6[34]\d{16}"
 PACKED_DATE = (
     rf"(?:20\d\d{_DAY_HOUR}(?:[0-5]\d)?|[2-9]\d{_DAY_HOUR}[0-5]\d|\d\d{_DAY_HOUR}[0-5]\d[0-5]\d|{_TICKS})(?:\.\d*)?"
 )
+EXPONENT = r"([eE][+-]?\d{1,3})?"  # numbers of JSON may have one: Caddy's 9.3e-05
 EPOCH = r"^\d{9,19}(?:\.\d+)?$"
 # Which unit a number has is seen from its size; what lies between has none, and is refused.
 UNITS = {
@@ -487,7 +488,7 @@ def parse(fmt, line, dated=None, columns=()):
     if fmt.has_time() and fields["time"] is None and (text or not fmt.json):
         return None, "no time"
     for name in [name for name in fmt.numbers if name in fields]:
-        text, fields[name] = fields[name], number(name, fields[name])
+        text, fields[name] = fields[name], number(name, fields[name], EXPONENT if fmt.json else "")
         if text not in (None, "-") and fields[name] is None:
             return None, f"{REQUEST_TIMES.get(name, name)} is no number"
     taken = fields.pop("taken", None)
@@ -500,14 +501,14 @@ def parse(fmt, line, dated=None, columns=()):
     return {name: value for name, value in fields.items() if name == "time" or name not in TIME_GROUPS}, None
 
 
-def number(name, text):
+def number(name, text, exponent=""):
     if text is None:
         return None
     if name == "bytes" and text == "-":
         return 0
     if name in ("status", "bytes"):
         return int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else None
-    value = float(text) if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text, re.ASCII) else None
+    value = float(text) if re.fullmatch(rf"(\d+(\.\d*)?|\.\d+){exponent}", text, re.ASCII) else None
     # IIS writes milliseconds, CloudFront seconds with a point.
     return value / 1000 if name == "taken" and value is not None and "." not in text else value
 
