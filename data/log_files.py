@@ -10,14 +10,15 @@ import bz2
 import calendar
 import contextlib
 import gzip
+import io
 import itertools
 import json
 import os
 import re
 import sys
 import time
-import zlib
 from dataclasses import replace
+from datetime import UTC, datetime
 from glob import glob
 from pathlib import Path
 
@@ -201,10 +202,10 @@ def same_lines(one, other):
 
 
 def copies_by_lines(first):
-    """{file: reason} of those whose lines another file has, too: packed otherwise, with other line ends, or a part of it.
+    """{file: reason} of those whose lines another file has, too: packed otherwise, with other line ends, or as a part.
 
-    `first`: {file: its first lines}. Files that begin with the same lines are compared to their ends, and unpacked ones
-    that end with the same bytes to their beginnings. Of few lines, only those that are the same altogether are copies.
+    `first`: {file: its first lines}. Files that begin with the same lines are compared to their ends, and unpacked
+    ones that end with the same bytes to their beginnings. Of few lines, only those that are all the same are copies.
     """
     found, begins, ends = {}, {}, {}
     in_order = sorted(first, key=lambda file: (ending(file.name) in PACKED, len(os.fsencode(file)), file))
@@ -233,7 +234,7 @@ def copies_by_lines(first):
 
 
 def which_ends_first(one, other):
-    """Of two files the one whose lines are the first of the other's, "both" where they have the same lines, else None."""
+    """Of two files the one whose lines are the first of the other's, "both" where all are the same, else None."""
     with contextlib.suppress(Exception):  # of one that is damaged the reason is told elsewhere
         for left, right in itertools.zip_longest(lines_of(one), lines_of(other)):
             if left is None or right is None:
@@ -299,11 +300,16 @@ def is_log(name):
     return ending(plain) in KNOWN or ending(name) in KNOWN
 
 
+def open_zst(path, mode):
+    """All frames of a .zst, by lines: zstandard.open ends with the first one, and knows no lines."""
+    import zstandard
+
+    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open(path, mode), read_across_frames=True))
+
+
 def opener(file):
     if ending(file.name) == ".zst":
-        import zstandard
-
-        return zstandard.open
+        return open_zst
     return {".gz": gzip.open, ".bz2": bz2.open}.get(ending(file.name), open)
 
 
@@ -507,12 +513,15 @@ def years_of(fmt, first):
             )
         over, modified = begin is not None and last is not None and begin > last, file.stat().st_mtime
         if fmt.year is None and not SECOND_1981 < modified < time.time() + 2 * DAY:
+            day = datetime.fromtimestamp(modified, UTC).date()
             raise DatasetError(
-                f"{file}: its lines have no year, and the file's own date ({time.strftime('%Y-%m-%d', time.gmtime(modified))}) "
-                "cannot tell it: say data.year, in which the files begin"
+                f"{file}: its lines have no year, and the file's own date ({day}) cannot tell it: say data.year, in which "
+                "the files begin"
             )
         if leap and fmt.year is not None and not calendar.isleap(fmt.year + over):
-            raise DatasetError(f"{file}: it has a 29 February, and there is none in {fmt.year + over}: data.year={fmt.year}")
+            raise DatasetError(
+                f"{file}: it has a 29 February, and there is none in {fmt.year + over}: data.year={fmt.year}"
+            )
         found[str(file)] = logformat.dated_of(begin, last, leap, fmt.year, file.stat().st_mtime)
     return found
 
@@ -531,7 +540,9 @@ def new_years(months):
 
 def lacks_year(fmt, lines):
     """Whether the year of one of the lines depends on what is taken for the file's."""
-    times = [[(logformat.parse(fmt, line, (year, 1231))[0] or {}).get("time") for line in lines] for year in (2024, 2020)]
+    times = [
+        [(logformat.parse(fmt, line, (year, 1231))[0] or {}).get("time") for line in lines] for year in (2024, 2020)
+    ]
     return times[0] != times[1]
 
 

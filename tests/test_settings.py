@@ -299,7 +299,11 @@ def test_every_number_that_takes_memory_or_time_has_an_upper_bound():
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("fusion_threshold_mb", 10**9, "recipe.fusion_threshold_mb=1000000000: expected a whole number from 0 to 65536"),
+        (
+            "fusion_threshold_mb",
+            10**9,
+            "recipe.fusion_threshold_mb=1000000000: expected a whole number from 0 to 65536",
+        ),
         ("cycle_time_ms", 1e12, "expected a number from 0 to 60000"),
         ("width", 10**8, "recipe.width=100000000: expected a whole number of at most 16384"),
         ("size", 16384, "expected a whole number from 1 to 4096"),

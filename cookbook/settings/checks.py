@@ -89,8 +89,9 @@ def _compare(defaults: Settings, values: Settings, prefix: str, path: Path) -> N
             raise UserError(
                 f"{name}={value!r}: expected {_kind(default)}, like the default {default!r} in {path.relative_to(ROOT)}"
             )
-        elif isinstance(default, list) and default and not isinstance(default[0], str) and isinstance(value, list):
-            if odd := [one for one in value if not same_kind(one, default[0])]:
+        elif isinstance(default, list) and default and not isinstance(default[0], str):
+            odd = [one for one in value if not same_kind(one, default[0])]
+            if odd:
                 raise UserError(f"{name}={value}: {odd[0]!r} is not {_kind(default[0])}, as all of {default} are")
 
 

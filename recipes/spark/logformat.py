@@ -220,7 +220,12 @@ def check_effect(fmt, options):
 
 
 # What Python's regular expressions have and Java's, with which Spark reads, have not.
-PYTHONS_OWN = {r"\(\?\(": "a condition", r"\(\?#": "a comment", r"\(\?[a-z]*[aLu]": "a flag a, L or u", r"\\N\{": "\\N{...}"}
+PYTHONS_OWN = {
+    r"\(\?\(": "a condition",
+    r"\(\?#": "a comment",
+    r"\(\?[a-z]*[aLu]": "a flag a, L or u",
+    r"\\N\{": "\\N{...}",
+}
 
 
 def from_regex(text):
@@ -591,8 +596,8 @@ def without_time(fmt, lines):
         return None
     made = next((made for line in lines if (made := _object(line)[0])), {})
     return (
-        f"no line has a time under a key that format={fmt.name} knows; the keys are: {', '.join(made)}. Steps that need one "
-        "are skipped. A regular expression takes any key: data.format='(?<message>.*\"KEY\":\"(?<time>[^\"]+)\".*)'"
+        f"no line has a time under a key that format={fmt.name} knows; the keys are: {', '.join(made)}. Steps that "
+        'need one are skipped. A regular expression takes any: data.format=\'(?<message>.*"KEY":"(?<time>[^"]+)".*)\''
     )
 
 
