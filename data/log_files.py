@@ -515,8 +515,8 @@ def years_of(fmt, first):
         if fmt.year is None and not SECOND_1981 < modified < time.time() + 2 * DAY:
             day = datetime.fromtimestamp(modified, UTC).date()
             raise DatasetError(
-                f"{file}: its lines have no year, and the file's own date ({day}) cannot tell it: say data.year, in which "
-                "the files begin"
+                f"{file}: its lines have no year, and the file's own date ({day}) cannot tell it: say data.year, in "
+                "which the files begin"
             )
         if leap and fmt.year is not None and not calendar.isleap(fmt.year + over):
             raise DatasetError(
