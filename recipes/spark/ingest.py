@@ -39,8 +39,8 @@ PARQUET = {"parquet.enable.dictionary": "false", "parquet.enable.dictionary#meth
 
 
 PLAIN = re.compile(
-    r"[^*?\[\]{}\\:^%]*/[^*?\[\]{}\\:^%_.][^*?\[\]{}\\:^%]*"
-)  # a path that Spark takes for a name, and for no pattern or hidden file
+    r"(?=[ -~]*\Z)[^*?\[\]{}\\:^%]*/[^*?\[\]{}\\:^%_.][^*?\[\]{}\\:^%]*"
+)  # a path that Spark takes for a name, and for no pattern or hidden file; Java finds no other letters in the locale C
 
 
 def input_files(config):
