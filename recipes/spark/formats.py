@@ -195,7 +195,8 @@ def finished(fmt, raw):
     raw = {name: value if name == "message" else F.nullif(value, F.lit("")) for name, value in raw.items()}
     for name in [name for name in raw if first_place(name, raw) != name]:
         second = raw.pop(name)
-        raw[name[:-1]] = F.coalesce(raw[name[:-1]], second)
+        first = raw[name[:-1]]  # a message may be empty, and is taken then only where the second one is, too
+        raw[name[:-1]] = F.coalesce(F.nullif(first, F.lit("")), second, first)
     time = time_of(fmt, raw)
     wrong = F.lit(None).cast("string")
     for name in [name for name in reversed(fmt.numbers) if name in raw]:
