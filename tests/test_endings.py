@@ -12,6 +12,7 @@ import time
 import uuid
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -284,10 +285,10 @@ def test_words_of_an_earlier_try_are_no_cause(tmp_path):
     assert causes.cause_of(tmp_path, before) == "checkpoint /x/last.pt is from another model"
 
 
-def watcher_of(folder, **cluster):
+def watcher_of(folder, sees_processes=True, **cluster):
     (folder / "workers").mkdir()
     (folder / "logs").mkdir()
-    return Watcher(folder, uuid.uuid4().hex, Silent(), 2, CLUSTER | cluster)
+    return Watcher(folder, uuid.uuid4().hex, Silent(), 2, CLUSTER | cluster, sees_processes)
 
 
 def test_a_worker_that_came_and_went_while_the_driver_was_held_up_is_noted(tmp_path, monkeypatch):
@@ -326,6 +327,24 @@ def test_who_never_started_needs_no_more_patience(tmp_path):
         with pytest.raises(UserError, match="none of 2 ever started: ray: waiting for a node") as error:
             watcher()
     assert "stall_timeout_seconds" not in str(error.value)
+
+
+@pytest.mark.parametrize("pids", [(1, 1), (2**22 + 1, 2**22 + 2)])
+def test_a_hang_of_workers_on_other_machines_names_the_slowest(tmp_path, pids):
+    """Their process numbers mean nothing here: one of this machine's processes may have the same, or none."""
+    watcher = watcher_of(tmp_path, sees_processes=False, stall_timeout_seconds=0.2)
+    with (
+        RunRecord(tmp_path, 0, 2, host="first", pid=pids[0]) as ahead,
+        RunRecord(tmp_path, 1, 2, host="second", pid=pids[1]) as behind,
+    ):
+        ahead.rows(0, 4, np.arange(8))
+        behind.rows(0, 3, np.arange(8))
+        watcher()
+        time.sleep(0.3)
+        with pytest.raises(UserError) as error:
+            watcher()
+    slowest = f"rank 1 (pid {pids[1]} on second): epoch 1, step 4; rank 0 (pid {pids[0]} on first): epoch 1, step 5"
+    assert f"slowest first: {slowest}." in str(error.value)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_there(tmp_path):

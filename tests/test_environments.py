@@ -169,6 +169,16 @@ def test_a_cache_folder_that_cannot_be_made_is_said(environment, text):
     assert text in done.stderr and "Traceback" not in done.stderr
 
 
+def test_installers_are_not_sent_elsewhere(monkeypatch):
+    """Settings that other projects and companies export: packages would land in another folder, or not at all."""
+    for name in bootstrap.OTHER_INSTALLS:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1/simple")
+    environment = bootstrap.install_environment()
+    assert environment["PIP_INDEX_URL"] == "http://127.0.0.1/simple"
+    assert {name: environment[name] for name in bootstrap.OTHER_INSTALLS if name in environment} == {"PIP_USER": "0"}
+
+
 def test_a_user_without_a_home_is_told_so(monkeypatch):
     for name in ("HOME", "XDG_CACHE_HOME", "COOKBOOK_CACHE"):
         monkeypatch.delenv(name, raising=False)

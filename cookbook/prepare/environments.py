@@ -39,19 +39,19 @@ def uv() -> str:
     return program
 
 
-def lock_of(recipe: str, variant: str | None = None) -> Path:
+def lock_of(recipe: str, variant: str | None = None, root: Path = ROOT) -> Path:
     """The lock of a recipe's environment: the variant's own where there is one (requirements-<variant>.txt)."""
-    folder = ROOT / "recipes" / recipe
+    folder = root / "recipes" / recipe
     own = folder / f"requirements-{variant}.txt"
     return own if own.exists() else folder / "requirements.txt"
 
 
-def overrides_of(recipe: str) -> list[str]:
+def overrides_of(recipe: str, root: Path = ROOT) -> list[str]:
     """uv's option for a recipe whose packages contradict each other.
 
     overrides.txt, beside its requirements, has the requirements that win.
     """
-    path = ROOT / "recipes" / recipe / "overrides.txt"
+    path = root / "recipes" / recipe / "overrides.txt"
     return ["--override", str(path)] if path.exists() else []
 
 
@@ -59,15 +59,18 @@ def environment_name(recipe: str, variant: str | None = None) -> str:
     return recipe + lock_of(recipe, variant).stem.removeprefix("requirements")
 
 
-def fingerprint(recipe: str, variant: str | None = None) -> str:
-    """A hash of all that goes into the environment: lock, interpreter, run record, where wheels come from."""
+def fingerprint(recipe: str, variant: str | None = None, root: Path = ROOT) -> str:
+    """A hash of all that goes into the environment: lock, interpreter, run record, where wheels come from.
+
+    `root`: the checkout that the environment is for.
+    """
     sources = [
-        lock_of(recipe, variant),
-        *map(Path, overrides_of(recipe)[1:]),
-        *sorted((ROOT / "runrecord").glob("*.py")),
-        ROOT / "runrecord/pyproject.toml",
+        lock_of(recipe, variant, root),
+        *map(Path, overrides_of(recipe, root)[1:]),
+        *sorted((root / "runrecord").glob("*.py")),
+        root / "runrecord/pyproject.toml",
     ]
-    build = ROOT / "recipes" / recipe / "build_wheels.py"
+    build = root / "recipes" / recipe / "build_wheels.py"
     horovods = {name: value for name, value in os.environ.items() if name.startswith("HOROVOD_")}
     switches = horovods if build.exists() else {}
     content = [

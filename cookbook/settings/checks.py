@@ -112,7 +112,7 @@ BOUNDS: dict[tuple[float | None, float], str] = {
     (1, 65_535): "port",
     (1, 4096): "num_threads_per_worker size num_hosts",
     (1, 525_600): "time_minutes window_minutes",
-    (1, 10_000): "num_copies keep_every num_seeds num_repeats num_nodes",
+    (1, 10_000): "num_copies keep_every num_repeats num_nodes num_workers",
     (1, 10**7): "num_hours",
     (1, 10**8): "num_train_rows num_test_rows rows_per_group commit_every_steps",
     (1, 10**11): "num_lines max_rows max_steps",
@@ -127,9 +127,9 @@ BOUNDS: dict[tuple[float | None, float], str] = {
     (64, 10**8): "memory_mb_per_worker memory_mb",
     (None, 16_384): "width model_width num_heads num_layers num_microbatches",
     (None, 10_000): (
-        "accumulation_steps backward_passes_per_step num_devices num_ps num_envs_per_worker num_shards num_workers "
+        "accumulation_steps backward_passes_per_step num_devices num_ps num_envs_per_worker num_shards "
         "num_processes num_learners num_data_cpus cpus_per_trial population prefetch_batches prefetch_chunks num_folds "
-        "search_blocks steps_per_execution num_message_sizes"
+        "search_blocks steps_per_execution num_message_sizes num_seeds"
     ),
     (None, 10**6): (
         "num_epochs budget_epochs epochs_per_trial trial_epochs num_iterations evaluation_every evaluation_episodes "
@@ -144,6 +144,9 @@ BOUNDS: dict[tuple[float | None, float], str] = {
 RANGES = {name: bounds for bounds, names in BOUNDS.items() for name in names.split()}
 
 
+WHOLE_OR_NULL = ("port", "num_workers")  # their default is null in some files, which does not show their kind
+
+
 def check_ranges(values: Settings, prefix: str) -> None:
     """Raises UserError for a number that no such setting can have: out of RANGES, infinite, or none at all."""
     for key, value in values.items():
@@ -152,9 +155,12 @@ def check_ranges(values: Settings, prefix: str) -> None:
             if key != "driver":
                 check_ranges(value, name)
             continue
+        if key in WHOLE_OR_NULL and value is not None and type(value) is not int:
+            raise UserError(f"{name}={value!r}: expected a whole number, or null")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             if key in RANGES and value is not None:  # a default of null says nothing of the kind
-                raise UserError(f"{name}={value!r}: expected a number")
+                low, high = RANGES[key]
+                raise UserError(f"{name}={value!r}: expected a number {'' if low is None else f'from {low} '}to {high}")
             continue
         if not math.isfinite(value):
             raise UserError(f"{name}={value}: expected a finite number")
@@ -177,8 +183,6 @@ def _kind(value: object) -> str:
 def check_workers(config: Settings, num_cores: int) -> str | None:
     """Raises UserError for a number of workers that cannot be started; returns a warning for one that will be slow."""
     num_workers, most = config["cluster"]["num_workers"], config["scale"]["max_workers"]
-    if num_workers < 1:
-        raise UserError(f"cluster.num_workers={num_workers}: expected at least 1")
     if most is not None and num_workers > most:
         raise UserError(
             f"cluster.num_workers={num_workers} is more than this scale allows ({most}); choose scale=default, or "

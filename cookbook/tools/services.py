@@ -54,7 +54,7 @@ class Service:
             raise UserError(
                 f"recipe {recipe} has no cluster that could stay up: {self.system.name} starts its workers itself"
             )
-        systems.require_shared_files(self.config)
+        self.system.check(self.config, "hosts")
         self.services: str = self.config["cluster"]["services"]
         self.folder = Path(self.services) / recipe
         self.access_file, self.state_file = self.folder / "access.json", self.folder / "supervisor.json"
@@ -158,8 +158,8 @@ class Service:
         variant = self.config["recipe"]["driver"].get("variant")
         python, _ = environments.ensure(self.recipe, self.config["cache_dir"], Lines(), run_id, variant)
         job = Job(self.config, ROOT / "recipes" / self.recipe, python, run_dir)
-        place = on_hosts.SshHosts(job, run_id, use_services=False)
-        place.prepare(self.system, None, Lines())
+        place = on_hosts.SshHosts(job, run_id, self.system, use_services=False)
+        place.prepare(None, Lines())
         processes, access = self.system.cluster_on_hosts(job, place.hosts)
         cleanup_paths = sorted({path for process in processes for path in process.cleanup_paths})
         write(self.state_file, state | {"leaves": cleanup_paths})
