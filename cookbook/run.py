@@ -85,7 +85,7 @@ class Run:
             choices=dict(choices),
             dataset=self.before.get("dataset"),
             folder=str(self.folder),
-            mark=self.run_id,
+            run_id=self.run_id,
             position=resume.position(recipe, config),
         )
 
@@ -137,7 +137,7 @@ class Run:
         """Ends what still runs of an earlier try whose driver is gone: it would write into the same folder."""
         console.print(f"{'':<12} going on with this run, which stopped: {reason.splitlines()[0]}", markup=False)
         console.print(f"{'':<12} (resume=never starts afresh)", markup=False)
-        run_id = self.before.get("mark")
+        run_id = self.before.get("run_id")
         if run_id and (left := processes.end_leftovers(run_id, self.grace_seconds)):
             console.print(f"{'':<12} ended what was left of it: {', '.join(left)}", markup=False)
         shutil.rmtree(self.folder / "scratch", ignore_errors=True)  # a driver that was killed has not removed it

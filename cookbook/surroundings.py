@@ -231,16 +231,16 @@ def temporary_folder(environment: Mapping[str, str]) -> tuple[str | None, list[s
     return wanted, []
 
 
-def own_name(mark: str) -> str:
-    return f"cb-{mark[:8]}"
+def own_name(run_id: str) -> str:
+    return f"cb-{run_id[:8]}"
 
 
-def own_folder(mark: str) -> list[Path]:
+def own_folder(run_id: str) -> list[Path]:
     """Makes a folder for a run's temporary files; returns [folder], or [folder, link].
 
     The link is short; it is made where the name of the folder is too long for sockets. The run removes both.
     """
-    folder = Path(tempfile.gettempdir()).absolute() / own_name(mark)
+    folder = Path(tempfile.gettempdir()).absolute() / own_name(run_id)
     folder.mkdir(mode=0o700)
     if len(os.fsencode(folder)) > LONGEST_TMPDIR:
         place = next(filter(_can_write, SHORT_PLACES), None)

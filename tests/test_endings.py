@@ -48,38 +48,38 @@ with processes.Watchdog(sys.argv[1], 1):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_outlives_a_killed_driver(number):
-    mark = uuid.uuid4().hex
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, mark], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    run_id = uuid.uuid4().hex
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, run_id], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert driver.stdout.readline() == "started\n"
-    assert len(wait_for(lambda: len(found := processes.marked(mark)) >= 3 and found)) >= 3
+    assert len(wait_for(lambda: len(found := processes.of_run(run_id)) >= 3 and found)) >= 3
     driver.send_signal(number)
     driver.wait()
-    wait_for(lambda: not processes.marked(mark) and not Path(tempfile.gettempdir(), f"cb-{mark[:8]}").exists())
+    wait_for(lambda: not processes.of_run(run_id) and not Path(tempfile.gettempdir(), f"cb-{run_id[:8]}").exists())
 
 
 def test_the_watchdog_ends_with_its_driver_and_harms_nothing_before():
-    mark = uuid.uuid4().hex
-    with processes.Watchdog(mark, 1) as watchdog:
-        child = processes.start(["sh", "-c", "mktemp; exec sleep 60"], mark)
+    run_id = uuid.uuid4().hex
+    with processes.Watchdog(run_id, 1) as watchdog:
+        child = processes.start(["sh", "-c", "mktemp; exec sleep 60"], run_id)
         made = Path(child.stdout.readline().strip())
-        assert made.exists() and made.parent.name == f"cb-{mark[:8]}" and made.parent.stat().st_mode & 0o777 == 0o700
+        assert made.exists() and made.parent.name == f"cb-{run_id[:8]}" and made.parent.stat().st_mode & 0o777 == 0o700
         os.killpg(child.pid, 0)
         assert os.getpgid(watchdog.process.pid) not in (os.getpgid(0), os.getpgid(child.pid))
-        assert watchdog.process.pid not in [process.pid for process in processes.marked(mark)]
+        assert watchdog.process.pid not in [process.pid for process in processes.of_run(run_id)]
     assert watchdog.process.wait(5) == 0
     assert not made.parent.exists() and tempfile.gettempdir() == str(made.parent.parent)
     assert child.poll() is None, "who has said that all is done, has ended his processes himself"
-    processes.stop(mark, 1)
+    processes.stop(run_id, 1)
     child.wait()
 
 
 def test_a_resume_ends_what_is_left_of_the_earlier_try():
-    mark = uuid.uuid4().hex
-    child = processes.start(["sleep", "60"], mark, output=subprocess.DEVNULL)
+    run_id = uuid.uuid4().hex
+    child = processes.start(["sleep", "60"], run_id, output=subprocess.DEVNULL)
     wait_for(lambda: psutil.Process(child.pid).name() == "sleep")
-    assert processes.end_leftovers(mark, 1) == [f"sleep (pid {child.pid})"]
+    assert processes.end_leftovers(run_id, 1) == [f"sleep (pid {child.pid})"]
     child.wait()
-    assert processes.end_leftovers(mark, 1) == []
+    assert processes.end_leftovers(run_id, 1) == []
 
 
 LISTENER = """

@@ -10,7 +10,7 @@ import psutil
 
 from cookbook import UserError
 from cookbook.evidence import causes
-from cookbook.processes import has_mark, marked
+from cookbook.processes import belongs_to, of_run
 from cookbook.report.console import Stage
 from runrecord import Event, parse_line
 
@@ -28,7 +28,7 @@ class Watcher:
     def __init__(
         self,
         run_dir: Path,
-        mark: str,
+        run_id: str,
         stage: Stage,
         num_workers: int,
         cluster: Mapping[str, Any],
@@ -36,7 +36,7 @@ class Watcher:
     ) -> None:
         """`sees_processes`: whether the workers are processes of this machine, as `Place.sees_processes` says."""
         self.sees_processes = sees_processes
-        self.folder, self.mark, self.stage, self.num_workers = run_dir / "workers", mark, stage, num_workers
+        self.folder, self.run_id, self.stage, self.num_workers = run_dir / "workers", run_id, stage, num_workers
         self.stall_timeout_seconds: float = cluster["stall_timeout_seconds"]
         self.start_timeout_seconds: float = cluster["start_timeout_seconds"]
         self.logs, self.log_sizes = run_dir / "logs", causes.sizes(run_dir / "logs")
@@ -85,7 +85,7 @@ class Watcher:
     def _look_around(self) -> None:
         """Looks for the run's processes before they write anything: a short one may be gone when its record is read."""
         if time.monotonic() - self._looked > LOOK_SECONDS:
-            self.seen_pids |= {process.pid for process in marked(self.mark)}
+            self.seen_pids |= {process.pid for process in of_run(self.run_id)}
             self._looked = time.monotonic()
 
     def _take(self, path: Path, event: Event) -> None:
@@ -93,7 +93,7 @@ class Watcher:
             self.first_start = self.first_start or time.monotonic()
             self._who[path] = event
             self.num_started += event.get("role", "worker") == "worker"
-            if has_mark(event["pid"], self.mark):
+            if belongs_to(event["pid"], self.run_id):
                 self.seen_pids.add(event["pid"])
             elif self._held_up:
                 self.unwatched_pids.add(event["pid"])

@@ -79,7 +79,7 @@ def states(text: str | list[str]) -> Iterator[bytes]:
 
 
 def ensure(
-    data: Mapping[str, Any], cache_dir: str | Path, python: str | Path, stage: Progress, log: Path, mark: str
+    data: Mapping[str, Any], cache_dir: str | Path, python: str | Path, stage: Progress, log: Path, run_id: str
 ) -> tuple[Path, dict[str, Any]]:
     """Builds the dataset unless the cache has it; returns (its folder, its manifest).
 
@@ -100,7 +100,7 @@ def ensure(
             if not folder.exists():
                 stage.update(f"building {folder.name}")
                 command = [python, DATA / f"{data['builder']}.py", folder, *as_arguments(parameters)]
-                run_tool(command, stage, log, f"data={data['builder']} could not be built", mark)
+                run_tool(command, stage, log, f"data={data['builder']} could not be built", run_id)
     except OSError as error:
         free = shutil.disk_usage(folder.parent).free / 1e6 if folder.parent.exists() else 0
         raise UserError(

@@ -205,7 +205,7 @@ def begin(
     spec = {
         "argv": [str(word) for word in process.argv],
         "environment": {**process.environment, **process.secrets},
-        "mark": run_id,
+        "run_id": run_id,
         "grace": cluster["stop_grace_seconds"],
         "silence": cluster["silence_seconds"],
     }
