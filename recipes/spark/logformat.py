@@ -475,9 +475,15 @@ def parse(fmt, line, dated=None, columns=()):
 
     `dated`: (year, last month * 100 + day in it) of its file; `columns`: of a W3C file.
     """
-    if len(line.encode(errors="surrogatepass")) > LONGEST_LINE:
+    try:
+        size = len(line.encode())
+    except UnicodeEncodeError:  # a byte that is no UTF-8 was read as a surrogate
+        size, is_utf8 = len(line.encode(errors="surrogatepass")), False
+    else:
+        is_utf8 = True
+    if size > LONGEST_LINE:
         return None, f"longer than {LONGEST_LINE:,} bytes"
-    if any("\ud800" <= letter <= "\udfff" for letter in line):
+    if not is_utf8:
         return None, "not UTF-8"
     if any(mark in line for mark in (SEPARATOR, BACKSLASH, QUOTE)):
         return None, "holds a control character (U+0001 to U+0003)"
