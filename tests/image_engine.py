@@ -27,7 +27,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cookbook import bootstrap, certificates, run, systems
+from cookbook import bootstrap, certificates, run
 from cookbook.job import Process
 from cookbook.places.local import Local, run_here
 from cookbook.prepare import datasets
@@ -234,8 +234,8 @@ class Engine:
 
             sees_processes = False  # their ids are those of another namespace
 
-            def plan(self, system):
-                (process,) = system.on_local(self.job)
+            def plan(self):
+                (process,) = self.system.on_local(self.job)
                 environment = {key: value for key, value in process.environment.items() if key != "PATH"}
                 self.name = f"run-{self.run_id}"
                 argv = engine.run_words(
@@ -257,7 +257,7 @@ class Engine:
                 finally:
                     engine.podman("rm", "--force", "--ignore", self.name)
 
-        def dataset(data, cache_dir, python, stage, log, mark):
+        def dataset(data, cache_dir, python, stage, log, run_id):
             target = folder.path / "data"
             target.mkdir()
             give(target)
@@ -274,7 +274,7 @@ class Engine:
         folder = open_run(output_root, image.recipe, identity(image.recipe, config), "never")
         monkeypatch.setattr(run.environments, "ensure", lambda *_: (PYTHON, False))
         monkeypatch.setattr(run.datasets, "ensure", dataset)
-        monkeypatch.setattr(run, "plan_for", lambda job, run_id: (systems.load(job.system), Container(job, run_id)))
+        monkeypatch.setattr(run.places, "load", lambda kind: Container)
         with contextlib.ExitStack() as stack:
             stack.callback(monkeypatch.undo)
             result = Run(image.recipe, config, choices, [f"recipe={image.recipe}", *words], folder).go()
