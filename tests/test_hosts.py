@@ -275,7 +275,9 @@ def test_hosts_that_share_no_files(tmp_path, undisturbed):
         content, folder = latest(output_root, "pytorch")
         assert {worker["host"] for worker in content["workers"]} == {"host1", "host2"}
         assert digests(content) == digests(expected)
-        assert (folder / "checkpoints/last.pt").exists()
+        assert [path.name for path in sorted(folder.glob("checkpoints/*"))] == [
+            f"epoch-{epoch:05d}-step-00000000" for epoch in (3, 4)
+        ]
         own = place.folder / f"host2{ROOT}/recipes/pytorch/main.py"
         assert own.read_bytes() == (ROOT / "recipes/pytorch/main.py").read_bytes(), "a copy of the host's own"
         assert not (place.folder / f"host1{folder}/scratch").exists()

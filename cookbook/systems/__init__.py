@@ -116,11 +116,12 @@ def is_here(address: str) -> bool:
 def require_shared_files(config: Settings) -> None:
     """Raises UserError where workers could not read what other workers have written: tables, parts, checkpoints."""
     cluster, system = config["cluster"], config["recipe"]["driver"]["system"]
-    if len(cluster["hosts"]) > 1 and not cluster["shared"]:
+    # What a recipe with `driver.storage` writes for other workers goes into the object store.
+    if len(cluster["hosts"]) > 1 and not cluster["shared"] and not cluster["storage"]:
         raise UserError(
             f"the workers of {system} read files that other workers wrote: the hosts of {cluster['inventory']} must "
             "see this checkout, its cache and output_root under the same paths (a network's disk), and the inventory "
-            "say `shared: true`"
+            "say `shared: true`; or, for recipes that can, cluster.storage=s3://bucket/prefix"
         )
 
 
