@@ -523,6 +523,8 @@ class Checkpoints:
         try:
             parts = json.loads(self.folder.read(f"{name}/{MARKER}"))["parts"]
             sizes = {part: (facts["bytes"], facts["sha256"]) for part, facts in parts.items()}
+        except FileNotFoundError:
+            raise Damaged(f"{self.folder.address}/{name}/{MARKER} is not on {socket.gethostname()}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Damaged(f"{MARKER} cannot be read ({type(error).__name__}: {error})") from None
         target = Path(self.folder.address) / name

@@ -3,16 +3,25 @@
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from random import Random
 
 import pytest
 
-from storage import Checkpoints, Damaged, Retries, StorageError, open_folder
-from tests.helpers import CLEAN, ROOT
+import storage
+from cookbook import UserError
+from cookbook.access import to_store
+from cookbook.settings import compose_recipe
+from runrecord import read_records
+from storage import Checkpoints, Damaged, File, Retries, StorageError, open_folder
+from tests.helpers import CLEAN, ROOT, Driver, run_cookbook
 from tests.object_store import Store, s3_server
+from tests.test_contracts import SHORT, digests
 
 
 def state_of(folder):
@@ -390,22 +399,210 @@ def test_folders_there_and_back(recipe_python, store, bucket, tmp_path):
         (source / name).write_bytes(os.urandom(3000))
     environment = {**CLEAN, **store.environment, "PYTHONPATH": str(ROOT / "runrecord")}
 
-    def storage(*words):
+    def tool(*words):
         words = [recipe_python("dask"), "-m", "storage", *words]
         return subprocess.run(words, capture_output=True, text=True, env=environment)
 
-    assert storage("put", source, f"s3://{bucket}/data").returncode == 0
+    assert tool("put", source, f"s3://{bucket}/data").returncode == 0
     assert [line for line in store.asked if line.startswith("PUT ")][-1].endswith("manifest.json")
-    listed = [json.loads(line) for line in storage("list", f"s3://{bucket}/data").stdout.splitlines()]
+    listed = [json.loads(line) for line in tool("list", f"s3://{bucket}/data").stdout.splitlines()]
     assert [(one["name"], one["size"]) for one in listed] == [
         (name, 3000) for name in ("a/b/x y.bin", "a/ü.txt", "manifest.json")
     ]
     store.will("deny", r"GET .*manifest.json")
-    assert "the storage denies it" in storage("get", f"s3://{bucket}/data", tmp_path / "copy").stderr
+    assert "the storage denies it" in tool("get", f"s3://{bucket}/data", tmp_path / "copy").stderr
     assert list(tmp_path.glob("*copy*")) == []
     store.faults.clear()
-    assert storage("get", f"s3://{bucket}/data", tmp_path / "copy").returncode == 0
+    assert tool("get", f"s3://{bucket}/data", tmp_path / "copy").returncode == 0
     assert state_of(tmp_path / "copy") == state_of(source)
-    assert storage("get", f"s3://{bucket}/data/manifest.json", tmp_path / "one").returncode == 0
+    assert tool("get", f"s3://{bucket}/data/manifest.json", tmp_path / "one").returncode == 0
     assert (tmp_path / "one/manifest.json").read_bytes() == (source / "manifest.json").read_bytes()
-    assert "there is nothing" in storage("get", f"s3://{bucket}/nothing", tmp_path / "none").stderr
+    assert "there is nothing" in tool("get", f"s3://{bucket}/nothing", tmp_path / "none").stderr
+
+
+# ---- recipes
+
+FEW = ("scale.max_rows=256", "recipe.num_epochs=3", "recipe.width=8", "recipe.checkpoint_every_steps=2")
+POSITIONS = [(0, 2), (1, 0), (1, 2), (2, 0), (2, 2), (3, 0)]
+
+
+class Torchrun:
+    """Two workers of the pytorch recipe without the driver: twenty drivers would take too long."""
+
+    def __init__(self, python, store, like, folder, place):
+        program = [ROOT / "recipes/pytorch/main.py", like / "config.yaml", f"output_dir={folder}"]
+        self.argv = [python, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+        self.argv += [*program, f"checkpoint_dir={place}"]
+        self.environment = {**CLEAN, **store.environment, "OMP_NUM_THREADS": "1"}
+        self.folder = folder
+
+    def start(self):
+        with open(self.folder / "log", "a") as log:
+            return subprocess.Popen(
+                self.argv, env=self.environment, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
+            )
+
+    def digests(self):
+        ends = [events[-1] for events in read_records(self.folder) if events[-1]["event"] == "end"]
+        return [end["digest"] for end in ends]
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_while_it_sends_and_resumed(seed, recipe_python, undisturbed, store, bucket, tmp_path):
+    """SIGKILL for all processes while a checkpoint is on its way, on a network that throttles and cuts."""
+    content, folder, _ = undisturbed("recipe=pytorch", *FEW)
+    random = Random(seed)
+    number, part = random.randrange(len(POSITIONS)), random.choice(["state.pt", "checkpoint.json"])
+    name = "epoch-{:05d}-step-{:08d}".format(*POSITIONS[number])
+    for how in ("busy", "cut"):
+        store.will(how, r"PUT .*state.pt", times=random.randrange(3))
+    fault = store.will("slow", f"PUT .*{name}/{part}", seconds=2)
+    run = Torchrun(recipe_python("pytorch"), store, folder, tmp_path, f"s3://{bucket}/run")
+    process = run.start()
+    deadline = time.monotonic() + 300
+    while not fault.seen and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert fault.seen, (tmp_path / "log").read_text()
+    time.sleep(random.uniform(0, 1))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(2)  # what was sent arrives after the death of its sender
+    markers = [one.split("/")[1] for one in store.names(bucket) if one.endswith("checkpoint.json")]
+    store.faults.clear()
+    store.will("busy", r"(PUT|GET) ", times=random.randrange(3))
+    again = run.start()
+    assert again.wait(300) == 0, (tmp_path / "log").read_text()
+    said = re.findall(r"going on from \S+/(\S+): epoch", (tmp_path / "log").read_text())
+    assert said == markers[-1:], "the last one that was whole, or from the beginning without any"
+    assert set(run.digests()[-2:]) == set(digests(content))
+    assert list((tmp_path / "storage").glob("*")) == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("recipe", ["horovod", "pytorch", "dask", "ray_train"])
+def test_a_run_whose_driver_is_killed_goes_on_from_the_bucket(recipe, undisturbed, store, bucket, tmp_path):
+    words = [f"recipe={recipe}", *SHORT[recipe]]
+    expected = undisturbed(*words)[0]
+    words += [f"cluster.storage=s3://{bucket}/mine/"]
+    driver = Driver(*words, output_root=tmp_path, environment=store.environment)
+    driver.wait_until(lambda: any(event["event"] == "checkpoint" for event in driver.events()))
+    driver.process.kill()
+    driver.process.wait()
+    assert driver.no_process_left()
+    content, folder, output = run_cookbook(*words, output_root=tmp_path, environment=store.environment)
+    assert "going on with this run" in output
+    assert content["status"] == "ok", output
+    assert content["storage"].startswith(f"s3://{bucket}/mine/runs/{recipe}/{folder.name}-")
+    assert not (folder / "checkpoints").exists()
+    if recipe == "dask":
+        assert content["account"] == expected["account"]
+    else:
+        assert digests(content) == digests(expected)
+    for path in folder.rglob("*"):
+        assert not path.is_file() or b"not-a-secret-0815" not in path.read_bytes(), path
+    assert "not-a-secret-0815" not in output
+
+
+@pytest.mark.full
+def test_pictures_from_a_bucket(undisturbed, store, bucket, tmp_path):
+    """The rows of data.path=s3://... are those of the same folder; a changed object is another dataset."""
+    pictures(tmp_path / "mine")
+    for path in (tmp_path / "mine").rglob("*.*"):
+        store.write(bucket, f"pictures/{path.relative_to(tmp_path / 'mine').as_posix()}", path.read_bytes())
+    found = []
+    for place in (tmp_path / "mine", f"s3://{bucket}/pictures"):
+        words = ["recipe=pytorch", "data=image_folder", f"data.path={place}", "scale=smoke", "recipe.num_epochs=1"]
+        content, _, output = run_cookbook(*words, output_root=tmp_path / "out", environment=store.environment)
+        found.append(content)
+    assert found[0]["dataset"]["rows"] == found[1]["dataset"]["rows"]
+    assert digests(found[0]) == digests(found[1])
+    (left,) = found[1]["dataset"]["left_out"]
+    assert left["file"].endswith("notes.txt")
+    assert f"s3://{bucket}/pictures: 41 files are copied to" in output
+    store.write(bucket, "pictures/0/0.png", (tmp_path / "mine/1/1.png").read_bytes())
+    other, _, _ = run_cookbook(*words, output_root=tmp_path / "out", environment=store.environment)
+    assert other["dataset"]["folder"] != found[1]["dataset"]["folder"]
+    _, _, output = run_cookbook(
+        *words[:2], f"data.path=s3://{bucket}/nothing", output_root=tmp_path, environment=store.environment, status=1
+    )
+    assert "there is nothing; look at the address" in output
+
+
+def pictures(folder):
+    from PIL import Image
+
+    random = Random(0)
+    for label in range(4):
+        (folder / str(label)).mkdir(parents=True)
+        for number in range(10):
+            colour = tuple(random.randrange(60) + (60 * label) for _ in range(3))
+            Image.new("RGB", (8, 8), colour).save(folder / f"{label}/{number}.png")
+    (folder / "0/notes.txt").write_text("no picture")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["recipe=pytorch", "cluster.storage=/tmp/x"], "expected s3://bucket/prefix or gs://bucket/prefix"),
+        (["recipe=pytorch", "cluster.storage=s3://me:secret@bucket/x"], "expected s3://bucket/prefix"),
+        (
+            ["recipe=spark", "cluster.storage=s3://bucket/x"],
+            "keeps its checkpoints in a folder; those that can .*: dask, ",
+        ),
+        (
+            ["recipe=ray_train", "recipe.mode=core", "cluster.storage=s3://bucket/x"],
+            "keeps its checkpoints in a folder",
+        ),
+    ],
+)
+def test_stores_that_make_no_sense(words, text):
+    with pytest.raises(UserError, match=text):
+        compose_recipe(words[0].removeprefix("recipe="), words[1:])
+
+
+def test_keys_go_as_a_file_of_the_run(tmp_path):
+    """Settings as environment variables, keys as a file; of all other variables none."""
+    given = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "here", "OTHER": "x", "AWS_X": "y"}
+    access = to_store("s3://bucket/x", tmp_path, given)
+    assert access.environment == {"AWS_REGION": "here", "AWS_SHARED_CREDENTIALS_FILE": f"{tmp_path}/aws"}
+    assert access.files == {f"{tmp_path}/aws": "[default]\naws_access_key_id = a\naws_secret_access_key = s\n"}
+    (tmp_path / "own").write_text("[work]\naws_access_key_id = w\naws_secret_access_key = %x\n")
+    own = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "own"), "AWS_PROFILE": "work"}
+    assert "aws_secret_access_key = %x" in to_store("s3://bucket/x", tmp_path, given | own).files[f"{tmp_path}/aws"]
+    with pytest.raises(UserError, match="AWS_PROFILE=home: .*own has no keys of that name"):
+        to_store("s3://bucket/x", tmp_path, own | {"AWS_PROFILE": "home"})
+    assert to_store("s3://bucket/x", tmp_path, {"HOME": "/"} | {"AWS_SHARED_CREDENTIALS_FILE": "/none"}).files == {}
+    with pytest.raises(UserError, match="GOOGLE_APPLICATION_CREDENTIALS=/none: No such file"):
+        to_store("gs://bucket/x", tmp_path, {"GOOGLE_APPLICATION_CREDENTIALS": "/none"})
+
+
+def test_patterns_and_single_objects_mean_the_same_as_on_a_disk(tmp_path):
+    """A name is a pattern only where it begins to be one: the bucket and the folders before it are as they are."""
+    asked = []
+
+    class Folder:
+        def __init__(self, address, retries=None):
+            self.address = address
+
+        def files(self, below=""):
+            return {}
+
+        def matching(self, pattern):
+            asked.append((self.address, pattern))
+            return {"x": File(1, "t")}
+
+    for address, expected in (
+        ("s3://bucket/logs/*.gz", ("s3://bucket/logs", "*.gz")),
+        ("s3://bucket/a/year=*/part-?.csv", ("s3://bucket/a", "year=*/part-?.csv")),
+        ("s3://bucket/a/one.csv", ("s3://bucket/a", "one.csv")),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(storage, "BucketFolder", Folder)
+            storage.find(address)
+        assert asked.pop() == expected
