@@ -31,12 +31,15 @@ class Access:
     files: Mapping[str, str] = field(default_factory=dict)  # path -> content; only for the user's own eyes
 
 
-def to_store(address: str, secrets: Path, environment: Mapping[str, str] = os.environ) -> Access:
+def to_store(address: str, secrets: Path, environment: Mapping[str, str] | None = None) -> Access:
     """The access to the store at `address`; `secrets` is the run's folder for files with keys.
+
+    `environment`: where settings and keys are looked for; None: this process's own.
 
     Without keys here, the workers use what their machines have (an instance's role). Raises UserError for a profile or
     a file of keys that is named and not there.
     """
+    environment = os.environ if environment is None else environment
     made = {name: environment[name] for name in SETTINGS if environment.get(name)}
     files: dict[str, str] = {}
     if address.startswith("s3://") and (keys := _aws_keys(environment)):

@@ -287,7 +287,7 @@ def test_hosts_that_share_no_files(tmp_path, undisturbed):
 
 
 @needs_hosts
-@pytest.mark.parametrize("recipe", ["horovod", "pytorch", "dask", "ray_train"])
+@pytest.mark.parametrize("recipe", ["horovod", "pytorch", "tensorflow", "dask", "ray_train"])
 @pytest.mark.full
 def test_hosts_that_share_nothing_but_a_bucket(recipe, tools, tmp_path, undisturbed):
     """The dataset comes from the bucket, checkpoints and tables go there; keys are in no command line and no file."""

@@ -19,8 +19,8 @@ from cookbook.access import to_store
 from cookbook.settings import compose_recipe
 from runrecord import read_records
 from storage import Checkpoints, Damaged, File, Retries, StorageError, open_folder
-from tests.helpers import CLEAN, ROOT, Driver, run_cookbook
-from tests.object_store import Store, s3_server
+from tests.helpers import CLEAN, ROOT, Driver, plan, run_cookbook
+from tests.object_store import KEYS, Store, s3_server
 from tests.test_contracts import SHORT, digests
 
 
@@ -485,7 +485,7 @@ def test_killed_while_it_sends_and_resumed(seed, recipe_python, undisturbed, sto
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("recipe", ["horovod", "pytorch", "dask", "ray_train"])
+@pytest.mark.parametrize("recipe", ["horovod", "pytorch", "tensorflow", "dask", "ray_train"])
 def test_a_run_whose_driver_is_killed_goes_on_from_the_bucket(recipe, undisturbed, store, bucket, tmp_path):
     words = [f"recipe={recipe}", *SHORT[recipe]]
     expected = undisturbed(*words)[0]
@@ -556,6 +556,10 @@ def pictures(folder):
             "keeps its checkpoints in a folder; those that can .*: dask, ",
         ),
         (
+            ["recipe=pytorch", "cluster=kubernetes", "cluster.image=x", "cluster.storage=s3://bucket/x"],
+            "are on the claim of cluster.claim",
+        ),
+        (
             ["recipe=ray_train", "recipe.mode=core", "cluster.storage=s3://bucket/x"],
             "keeps its checkpoints in a folder",
         ),
@@ -606,3 +610,17 @@ def test_patterns_and_single_objects_mean_the_same_as_on_a_disk(tmp_path):
             patch.setattr(storage, "BucketFolder", Folder)
             storage.find(address)
         assert asked.pop() == expected
+
+
+def test_a_slurm_job_gets_the_keys_by_a_file(monkeypatch, tmp_path):
+    """The script has settings and the name of the file of keys, and drops those of the shell that submits it."""
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    words = ["cluster=slurm", "cluster.storage=s3://bucket/x"]
+    config, _ = compose_recipe("pytorch", words)
+    (process,) = plan(config, ROOT / "recipes/pytorch", "/venv/bin/python", "/runs/pytorch/x")
+    script = process.files["/runs/pytorch/x/job.sh"]
+    assert "export AWS_SHARED_CREDENTIALS_FILE=/runs/pytorch/x/scratch/secrets/aws" in script
+    assert "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN" in script
+    assert KEYS["AWS_SECRET_ACCESS_KEY"] not in script + " ".join(process.argv)
+    assert KEYS["AWS_SECRET_ACCESS_KEY"] in process.files["/runs/pytorch/x/scratch/secrets/aws"]
