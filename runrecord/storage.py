@@ -479,8 +479,8 @@ class Checkpoints:
     def last(self) -> Path | None:
         """A local folder with the files of the newest whole checkpoint; None without any.
 
-        One process calls it, before the training begins; others `fetch` what it has found. Damaged checkpoints are
-        named on the terminal, and lose their marker when there is a whole one before them. Raises StorageError when
+        It is called before the training begins, by one process (others `fetch` what it has found) or by all. Damaged
+        checkpoints are named on the terminal, and lose their marker when there is a whole one before them. Raises StorageError when
         there are only damaged ones, or those of an earlier version of this program.
         """
         if not self.beside:
@@ -490,8 +490,9 @@ class Checkpoints:
                         f"{path} was written by an earlier version of this program, which left no sizes and sums to "
                         "check it by: begin afresh (resume=never), or use another checkpoint_dir"
                     )
-        for left in self.local.glob("fetched-*") if self.beside else ():
-            shutil.rmtree(left, ignore_errors=True)  # of an earlier try that was killed
+        for left in self.local.glob(f"fetched-{socket.gethostname()}-*") if self.beside else ():
+            if not _is_alive(int(left.name.rpartition("-")[2])):  # of an earlier try that was killed
+                shutil.rmtree(left, ignore_errors=True)
         damaged: dict[str, str] = {}
         for name in reversed(self.names()):
             try:
@@ -529,7 +530,7 @@ class Checkpoints:
             raise Damaged(f"{MARKER} cannot be read ({type(error).__name__}: {error})") from None
         target = Path(self.folder.address) / name
         if self.beside:
-            target = self.local / f"fetched-{os.getpid()}" / name
+            target = self.local / f"fetched-{socket.gethostname()}-{os.getpid()}" / name
             self._fetched.append(target.parent)
             target.mkdir(parents=True, exist_ok=True)
         there = self.folder.files(name)
@@ -639,6 +640,16 @@ class Checkpoints:
             if error is None:
                 raise
             print(own, file=sys.stderr, flush=True)  # the error that ends the training is the one to be raised
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _kind(name: str) -> str:

@@ -48,6 +48,15 @@ class Fault:
     seen: int = 0
 
 
+def chunks_of(file):
+    """The content of a body that is sent in chunks."""
+    while size := int(file.readline().split(b";")[0], 16):
+        yield file.read(size)
+        file.readline()
+    while file.readline().strip():
+        pass
+
+
 class Store:
     """The proxy. `address` is what programs get as AWS_ENDPOINT_URL; `asked`: every request, as METHOD /path."""
 
@@ -94,13 +103,15 @@ class Store:
 
     def answer(self, request):
         fault = self.fault_for(f"{request.command} {request.path}")
-        length = int(request.headers.get("Content-Length") or 0)
+        headers = dict(request.headers)
+        chunked = headers.pop("Transfer-Encoding", "").lower() == "chunked"
+        length = int(headers.get("Content-Length") or 0)
         if fault and fault.how == "cut":
-            request.rfile.read(length // 2)
+            request.rfile.read(length // 2 or 1)
             request.close_connection = True
             request.connection.shutdown(socket.SHUT_RDWR)
             return
-        body = request.rfile.read(length)
+        body = b"".join(chunks_of(request.rfile)) if chunked else request.rfile.read(length)
         if fault and fault.how in ("busy", "deny"):
             code, name = {"busy": (503, "SlowDown"), "deny": (403, "AccessDenied")}[fault.how]
             self.reply(request, code, {}, ERROR.format(code=name, text=f"{name} by the test").encode())
@@ -109,7 +120,7 @@ class Store:
             time.sleep(fault.seconds)
         connection = http.client.HTTPConnection(self.server, timeout=120)
         try:
-            connection.request(request.command, request.path, body or None, dict(request.headers))
+            connection.request(request.command, request.path, body or None, headers)
             found = connection.getresponse()
             self.reply(request, found.status, dict(found.getheaders()), found.read())
         except OSError:  # the program was killed meanwhile
