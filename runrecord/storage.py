@@ -480,8 +480,8 @@ class Checkpoints:
         """A local folder with the files of the newest whole checkpoint; None without any.
 
         It is called before the training begins, by one process (others `fetch` what it has found) or by all. Damaged
-        checkpoints are named on the terminal, and lose their marker when there is a whole one before them. Raises StorageError when
-        there are only damaged ones, or those of an earlier version of this program.
+        checkpoints are named on the terminal, and lose their marker when there is a whole one before them. Raises
+        StorageError when there are only damaged ones, or those of an earlier version of this program.
         """
         if not self.beside:
             for path in (Path(self.folder.address) / old for old in OLD_NAMES):
