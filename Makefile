@@ -6,6 +6,10 @@ BIN := .venv/bin
 COOKBOOK := $(BIN)/python -m cookbook
 ALL_RECIPES := $(patsubst recipes/%/main.py,%,$(wildcard recipes/*/main.py))
 ARGS ?=
+# Another tool's exported ARGS would be taken for settings: say where they come from.
+ifeq ($(origin ARGS),environment)
+$(shell echo "note: ARGS comes from the environment, not from this command line" >&2)
+endif
 # What ARGS holds reaches the programs as it was typed: neither make nor the shell looks for $, braces or brackets in it.
 export COOKBOOK_ARGS := $(value ARGS)
 # Another Python's packages and switches have no place in the driver.
@@ -63,7 +67,7 @@ bench-hosts: $(SETUP) ## all-reduce over limited links against a model (as root,
 	@PYTHONPATH=. $(BIN)/python infra/local/benchmark.py
 
 infra-%: $(SETUP) ## machines: infra-plan, -up, -status, -down: TARGET=local|aws|gcp|eks|gke|kubernetes ARGS="infra.variables.num_hosts=3"
-	@$(BIN)/python -m cookbook.tools.infra $* "$(TARGET)" $(ARGS)
+	@$(BIN)/python -m cookbook.tools.infra $* "$(TARGET)" @ARGS
 
 # Two tests at a time: most of a run is waiting. Those that make networks stay on one of the two (tests/areas.py).
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
@@ -88,7 +92,7 @@ docs: $(SETUP) ## the pages in docs/ as a site, with all settings; a link that l
 	@$(BIN)/python -m docs.build
 
 nightly-record: $(SETUP) ## run a recipe and append its line to a history: RECIPE=horovod HISTORY=history.jsonl
-	@$(BIN)/python -m cookbook.tools.health record "$(RECIPE)" "$(HISTORY)" $(ARGS)
+	@$(BIN)/python -m cookbook.tools.health record "$(RECIPE)" "$(HISTORY)" @ARGS
 
 health: $(SETUP) ## one page over a history of nightly runs: HISTORY=history.jsonl TO=outputs/health
 	@$(BIN)/python -m cookbook.tools.health page "$(HISTORY)" "$(or $(TO),outputs/health)"

@@ -4,7 +4,6 @@ Hydra composes the settings once, they are checked, and `run.py` does the rest.
 """
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from omegaconf import DictConfig
 from cookbook import (
     ROOT,
     UserError,
+    evidence,
     inventory,
     places,
     redact,
@@ -50,7 +50,7 @@ def main() -> None:
         argv = sys.argv[1:] = words_of_make(sys.argv[1:])
         if not any(word in ("--help", "-h", "--hydra-help", "--version", "--info", "-i") for word in argv):
             checks.check_choices(argv)
-            sys.argv[1:] = overrides.with_defaults_of_mode(overrides.prepared(argv))
+            sys.argv[1:] = overrides.prepared(overrides.with_defaults_of_mode(argv))
         elif not any(word.startswith("recipe=") for word in argv):
             sys.argv.append(f"recipe={min(path.stem for path in (files.CONF / 'recipe').glob('*.yaml'))}")
         hydra.main(config_path=str(files.CONF), config_name="config", version_base="1.3")(run)()
@@ -64,8 +64,8 @@ def main() -> None:
         sys.exit(1)
 
 
-def run(composed: DictConfig) -> float:
-    """Runs the composed settings. Returns the run's objective for Hydra's sweepers; nan when the run failed."""
+def run(composed: DictConfig) -> None:
+    """Runs the composed settings."""
     hydra_config = HydraConfig.get()
     choices = {group: name for group, name in hydra_config.runtime.choices.items() if "/" not in group}
     typed = [redact.redacted_text(word) for word in hydra_config.overrides.task]
@@ -76,11 +76,10 @@ def run(composed: DictConfig) -> float:
         notes = surroundings.settle(config["cluster"])
         config["cluster"] = inventory.with_hosts(config["cluster"])
         warning = checks.check_workers(config, surroundings.num_cores())
-        places.load(config["cluster"]["kind"])
-        doctor.require(config["recipe"]["driver"]["tools"], recipe)
-        if config["cluster"]["kind"] == "local":
-            surroundings.check_open_files(config["cluster"]["num_workers"])
-            systems.load(config["recipe"]["driver"]["system"]).check_machine(config)
+        driver = config["recipe"]["driver"]
+        places.load(config["cluster"]["kind"]).check(config, systems.load(driver["system"]))
+        evidence.check_rules(driver["proof"])
+        doctor.require(driver["tools"], recipe)
         if config["tracking"]["kind"] != "none":
             from cookbook.report import tracking
 
@@ -101,7 +100,7 @@ def run(composed: DictConfig) -> float:
             raise SystemExit(_message(error)) from None  # Hydra would add a traceback to any other exception
         console.print(_message(error), markup=False)
         FINISHED.append((typed, {"status": "failed", "reason": redact.redacted_text(str(error))}))
-        return math.nan
+        return
     for note in notes:
         console.print(f"note: {note}", markup=False)
     if warning:
@@ -112,8 +111,6 @@ def run(composed: DictConfig) -> float:
     signals.listen()
     if content["reason"].startswith("interrupted"):
         raise Interrupted(content["reason"])
-    value: float | None = content["objective"]["value"]
-    return value if content["status"] == "ok" and value is not None else math.nan
 
 
 def _message(error: UserError) -> str:

@@ -21,6 +21,12 @@ from pathlib import Path
 from cookbook import UserError, certificates
 
 ROOT = Path(__file__).resolve().parent.parent
+# What makes pip and uv install somewhere else, or less than a lock says; companies and other projects export it.
+OTHER_INSTALLS = (
+    *("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON", "PIP_NO_DEPS", "PIP_DRY_RUN"),
+    *("PIP_REQUIRE_HASHES", "UV_SYSTEM_PYTHON", "UV_PYTHON", "UV_PROJECT_ENVIRONMENT", "UV_TARGET", "UV_PREFIX"),
+    *("UV_REQUIRE_HASHES", "UV_DRY_RUN"),
+)
 OWN_CACHE = "choose a folder of yours: COOKBOOK_CACHE=/its/name make ..."
 
 
@@ -91,6 +97,15 @@ def uv_environment() -> dict[str, str]:
     return {**certificates.certificates(), **({"UV_FIND_LINKS": ",".join(links.split())} if links else {})}
 
 
+def install_environment() -> dict[str, str]:
+    """The variables under which pip and uv install into the environment that they are told, and all of the lock.
+
+    `PIP_USER` is said because pip's settings file may have it too.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in OTHER_INSTALLS}
+    return {**kept, **uv_environment(), "PIP_USER": "0", "UV_COMPILE_BYTECODE": "1", "UV_NO_PROGRESS": "1"}
+
+
 def make(folder: Path) -> None:
     """Makes the driver's environment. Raises CalledProcessError when a step fails."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -99,8 +114,8 @@ def make(folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     (uv,) = re.findall(r"^uv==\S+$", lock.read_text(), re.MULTILINE)
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
-    subprocess.run([*pip, uv], check=True)
-    environment = {**os.environ, **uv_environment(), "UV_COMPILE_BYTECODE": "1", "UV_NO_PROGRESS": "1"}
+    environment = install_environment()
+    subprocess.run([*pip, uv], check=True, env=environment)
     install = [str(folder / "bin/uv"), "pip", "install", "-q", "--python", python, "-r", str(lock)]
     subprocess.run(install, check=True, env=environment)
     complete(folder).touch()

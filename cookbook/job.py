@@ -162,7 +162,7 @@ class Result:
     choices: dict[str, str]  # group -> the chosen file
     dataset: dict[str, Any] | None  # name, folder, rows, left_out
     folder: str
-    mark: str  # COOKBOOK_RUN of all its processes
+    run_id: str  # COOKBOOK_RUN of all its processes
     position: Settings  # the settings on which it depends which rows a step takes
     status: str = "running"  # running, ok, failed
     reason: str = ""  # why it failed

@@ -6,7 +6,6 @@ of the system's operator.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import yaml
 
 from cookbook import ROOT, UserError
 from cookbook.job import ALLOCATOR, Job, Process
+from cookbook.prepare import datasets
 
 RECIPE, DATA, SETTINGS, SHARED, TLS = "/srv/recipe", "/srv/data", "/srv/settings", "/srv/shared", "/srv/tls"
 PACKAGES = "/srv/venv/lib/python3.11/site-packages"
@@ -33,9 +33,6 @@ POD_SECURITY = {
     "fsGroup": USER,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-# Of Kubeflow Trainer: see systems/trainjob.yaml.j2.
-TRAIN_JOB_KINDS = dict.fromkeys(("TrainJob", "TrainingRuntime"), "trainer.kubeflow.org/v1alpha1")
-TRAIN_JOB_ENDS = {"TrainJob": {"Complete": True, "Failed": False}}
 Object = dict[str, Any]  # of Kubernetes, as its API takes it
 
 
@@ -86,6 +83,10 @@ class Pods:
         self.metadata = {"name": self.name, "namespace": self.namespace, "labels": self.labels}
         self.folder = f"{SHARED}/runs/{job.run_dir.parent.name}/{job.run_dir.name}"
         self.program = ["python", f"{RECIPE}/{job.program.name}", f"{SETTINGS}/config.yaml", *self.folders()]
+
+    def group(self, name: str, template: Object, is_trainer: bool = False, depends_on: str | None = None) -> PodGroup:
+        """Equal pods of a TrainJob."""
+        return PodGroup(name, template, is_trainer, depends_on)
 
     def folders(self) -> list[str]:
         """The settings that name folders, as the pods see them."""
@@ -216,9 +217,8 @@ class Pods:
             )
         if "download_dir" in parameters:
             parameters["download_dir"] = "/tmp/downloads"
-        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in parameters.items()}
-        overrides = [f"{key}={text}" for key, text in texts.items()]
-        build = shlex.join(["python", f"{DATA}/{data['builder']}.py", self.data_dir(), *overrides])
+        arguments = datasets.as_arguments(parameters)
+        build = shlex.join(["python", f"{DATA}/{data['builder']}.py", self.data_dir(), *arguments])
         script = f"test -e {self.data_dir()}/manifest.json || {build}"
         return [
             {

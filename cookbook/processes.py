@@ -53,7 +53,7 @@ def start(
     )
 
 
-def marked(run_id: str) -> list[psutil.Process]:
+def of_run(run_id: str) -> list[psutil.Process]:
     """The living processes of a run, children or not."""
     found = []
     for process in psutil.process_iter():
@@ -65,7 +65,7 @@ def marked(run_id: str) -> list[psutil.Process]:
     return found
 
 
-def has_mark(pid: int, run_id: str) -> bool:
+def belongs_to(pid: int, run_id: str) -> bool:
     """Whether the operating system knows a living process of this run under that process id."""
     try:
         return psutil.Process(pid).environ().get(RUN_VARIABLE) == run_id
@@ -75,14 +75,14 @@ def has_mark(pid: int, run_id: str) -> bool:
 
 def stop(run_id: str, grace_seconds: float) -> None:
     """Ends all processes of a run: SIGTERM, and SIGKILL for those that are still there after the grace period."""
-    family = marked(run_id)
+    family = of_run(run_id)
     for process in family:
         _send(process, signal.SIGTERM)
     deadline = time.monotonic() + grace_seconds
     while family and time.monotonic() < deadline:
         time.sleep(0.05)
         family = [process for process in family if _alive(process)]
-    while family := [process for process in marked(run_id) if _alive(process)]:
+    while family := [process for process in of_run(run_id) if _alive(process)]:
         for process in family:
             _send(process, signal.SIGKILL)
         time.sleep(0.05)
@@ -146,7 +146,7 @@ def watch_over(run_id: str, grace_seconds: float, folders: Sequence[str]) -> Non
 def end_leftovers(run_id: str, grace_seconds: float) -> list[str]:
     """Ends the living processes of an earlier try of a run; returns what they were, as text."""
     names = []
-    for process in marked(run_id):
+    for process in of_run(run_id):
         with contextlib.suppress(psutil.Error):
             names.append(f"{process.name()} (pid {process.pid})")
     if names:

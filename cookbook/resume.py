@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cookbook import UserError, redact, run_folder
 from cookbook.job import Settings
 
@@ -36,9 +34,9 @@ def check(folder: Path, recipe: str, config: Settings) -> None:
             "another place: give the same one as there"
         )
     mine = position(recipe, config)
-    renamed = {f"recipe.{old}": f"recipe.{new}" for old, new in config["recipe"]["driver"].get("renamed", {}).items()}
-    noted = run_folder.load(folder).get("position") or {}
-    theirs = _of_an_older_run(Path(folder), renamed) | {renamed.get(key, key): value for key, value in noted.items()}
+    theirs = run_folder.load(folder).get("position")
+    if theirs is None:
+        raise UserError(f"resume={folder}: its run.json cannot be read; choose another run, or resume=never")
     changed = [(key, theirs[key], mine[key]) for key in mine if key in theirs and key != "data"]
     data, before = mine["data"], theirs.get("data") or {}
     if before and before != data:
@@ -54,15 +52,6 @@ def check(folder: Path, recipe: str, config: Settings) -> None:
         )
 
 
-def _of_an_older_run(folder: Path, renamed: Mapping[str, str]) -> dict[str, Any]:
-    """What the settings of a run's workers tell, where its run.json has no position, or one without a name of today."""
-    path = folder / "config.yaml"
-    flat = yaml.safe_load(path.read_text()) if path.exists() else {}
-    names = {"seed": "seed", "max_rows": "scale.max_rows"} | {key: f"recipe.{key}" for key in (*BATCHES, "mode")}
-    names |= {old.removeprefix("recipe."): new for old, new in renamed.items()}
-    return {name: flat[key] for key, name in names.items() if key in flat}
-
-
 def check_dataset(before: Mapping[str, Any] | None, data_dir: Path, manifest: Mapping[str, Any], folder: Path) -> None:
     """Raises UserError when the dataset is not the one that the earlier try (its `dataset` in run.json) has read."""
     if not before:
@@ -71,12 +60,12 @@ def check_dataset(before: Mapping[str, Any] | None, data_dir: Path, manifest: Ma
     if before["rows"] != manifest["rows"]:
         there = ", ".join(f"{count:,} {part}" for part, count in before["rows"].items())
         raise UserError(
-            f"{folder} cannot be gone on with: the dataset has {rows} rows now and had {there} rows there. Start "
+            f"{folder} cannot be resumed: the dataset has {rows} rows now and had {there} rows there. Start "
             "afresh with resume=never"
         )
     if Path(before["folder"]).name != Path(data_dir).name:
         raise UserError(
-            f"{folder} cannot be gone on with: the dataset is {Path(data_dir).name} now and was "
+            f"{folder} cannot be resumed: the dataset is {Path(data_dir).name} now and was "
             f"{Path(before['folder']).name} there ({rows} rows each): its files, its settings or its builder have "
             "changed. Start afresh with resume=never"
         )

@@ -14,8 +14,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cookbook import ROOT, UserError, evidence, processes, redact, resume, run_folder, settings, signals, systems
+from cookbook import (
+    ROOT,
+    UserError,
+    evidence,
+    places,
+    processes,
+    redact,
+    resume,
+    run_folder,
+    settings,
+    signals,
+    systems,
+)
 from cookbook.evidence import causes
+from cookbook.evidence.verdict import ProcessKey
 from cookbook.evidence.watch import Watcher
 from cookbook.job import Job, Result, Settings, num_processes
 from cookbook.places import Place, Status
@@ -25,8 +38,9 @@ from cookbook.report.console import Stage, console, timed_stage
 from cookbook.report.summary import print_summary, shown_path
 from cookbook.run_folder import RunFolder
 from cookbook.signals import Interrupted
+from runrecord import read_records
 
-# What a worker's record says of the worker itself. Everything else in its last event is the version of a library.
+# What a worker's record says of the worker itself. Every other text in its first event is the version of a library.
 PLACE_OF_WORKER = ("rank", "local_rank", "world_size", "host", "pid")
 ABOUT_WORKERS = (*PLACE_OF_WORKER, "samples", "digest", "device", "role", "attempt", "phase", "earlier")
 
@@ -44,7 +58,7 @@ class Outcome:
     place: Place
     statuses: Mapping[str, Status]  # process -> how it ended
     watcher: Watcher
-    launched: float  # seconds since 1970
+    earlier: frozenset[ProcessKey]  # whose records were there before they were launched
 
 
 class Run:
@@ -57,7 +71,7 @@ class Run:
         self.folder, self.run_id = folder.path, uuid.uuid4().hex
         self.grace_seconds: float = config["cluster"]["stop_grace_seconds"]
         self.before = run_folder.load(self.folder) if folder.resumed_from else {}  # what an earlier try has left
-        self.stage = "start"  # the one that is under way
+        self.stage, self.began = "start", time.monotonic()  # the stage that is under way
         driver, shown = config["recipe"]["driver"], [redact.redacted_text(word) for word in overrides]
         self.result = Result(
             recipe=recipe,
@@ -72,7 +86,7 @@ class Run:
             dataset=self.before.get("dataset"),
             folder=str(self.folder),
             storage=storage_of(recipe, config, self.folder, self.run_id, self.before),
-            mark=self.run_id,
+            run_id=self.run_id,
             position=resume.position(recipe, config),
         )
 
@@ -124,7 +138,7 @@ class Run:
         """Ends what still runs of an earlier try whose driver is gone: it would write into the same folder."""
         console.print(f"{'':<12} going on with this run, which stopped: {reason.splitlines()[0]}", markup=False)
         console.print(f"{'':<12} (resume=never starts afresh)", markup=False)
-        run_id = self.before.get("mark")
+        run_id = self.before.get("run_id")
         if run_id and (left := processes.end_leftovers(run_id, self.grace_seconds)):
             console.print(f"{'':<12} ended what was left of it: {', '.join(left)}", markup=False)
         shutil.rmtree(self.folder / "scratch", ignore_errors=True)  # a driver that was killed has not removed it
@@ -171,17 +185,17 @@ class Run:
     def _workers(self, job: Job, dataset: Dataset, stage: Stage) -> Outcome:
         flat = settings.worker_settings(self.config, dataset.folder or "", self.folder, self.result.storage)
         (self.folder / "config.yaml").write_text(settings.commented_yaml(redact.redacted(flat), self.choices))
-        system, place = plan_for(job, self.run_id)
-        place.prepare(system, dataset.folder, stage)
-        planned = place.plan(system)
+        place = places.load(job.cluster["kind"])(job, self.run_id, systems.load(job.system))
+        place.prepare(dataset.folder, stage)
+        planned = place.plan()
         # Workers that are started by hand get folders of their own: the run folder is this run's evidence, and its
         # checkpoint has no steps left to go on with.
         own = f" output_dir={self.folder}/by-hand checkpoint_dir={self.folder}/by-hand/checkpoints"
         commands = (process.shell_command + (own if process.takes_settings else "") for process in planned)
         self.result.workers_command = redact.redacted_text("\n".join(commands))
         stage.line("the workers by hand: " + self.result.workers_command)
-        watcher = Watcher(self.folder, self.run_id, stage, job.num_processes, job.cluster)
-        launched = time.time()
+        watcher = Watcher(self.folder, self.run_id, stage, job.num_processes, job.cluster, place.sees_processes)
+        earlier, launched = evidence.process_keys(read_records(self.folder)), time.monotonic()
 
         def watch(waiting: bool = False) -> None:
             signals.check()
@@ -190,13 +204,11 @@ class Run:
         try:
             statuses = place.run(planned, watch)
         finally:
-            self.result.seconds["launch"] = round((watcher.first_start or time.time()) - launched, 3)
+            self.result.seconds["launch"] = round((watcher.first_start or time.monotonic()) - launched, 3)
         stage.done("workers ended")
-        return Outcome(place, statuses, watcher, launched)
+        return Outcome(place, statuses, watcher, earlier)
 
     def _judge(self, dataset: Dataset, outcome: Outcome) -> None:
-        from runrecord import read_records
-
         verdict = evidence.judge(read_records(self.folder), self._asked(dataset, outcome))
         self._take_over(verdict, dataset)
         failed = {name: status for name, status in outcome.statuses.items() if status}
@@ -237,7 +249,7 @@ class Run:
             num_epochs=recipe.get("num_epochs", 0),
             max_steps=self.config["scale"]["max_steps"],
             resumed=self.run_folder.resumed_from is not None,
-            since=outcome.launched,
+            earlier=outcome.earlier,
             seen_pids=seen,
             unwatched_pids=frozenset(outcome.watcher.unwatched_pids),
         )
@@ -253,7 +265,9 @@ class Run:
         result.metrics, result.curves, result.curve_seconds = verdict.metrics, verdict.curves, verdict.curve_seconds
         result.warnings, result.findings = verdict.warnings, [asdict(finding) for finding in verdict.findings]
         result.account = verdict.account or dataset.manifest.get("account", {})
-        result.versions = {key: value for key, value in first.items() if key not in ABOUT_WORKERS}
+        result.versions = {
+            key: value for key, value in first.items() if key not in ABOUT_WORKERS and isinstance(value, str)
+        }
         result.objective["value"] = verdict.metrics.get(result.objective["name"])
 
     def _print_end_of_log(self, name: str) -> None:
@@ -285,7 +299,7 @@ class Run:
         seconds = self.result.seconds
         spent = {stage: seconds.get(stage, 0.0) for stage in ("environment", "data", "launch", "run")}
         spent["run"] = round(spent["run"] - spent["launch"], 3)  # this stage began with the launch
-        self.result.seconds = spent | {"total": round(time.time() - self.result.started, 3)}
+        self.result.seconds = spent | {"total": round(time.monotonic() - self.began, 3)}
         try:
             self.run_folder.write(self.result.as_dict())
             page = pages.write_run_page(self.folder)
@@ -313,13 +327,6 @@ def storage_of(recipe: str, config: Settings, folder: Path, run_id: str, before:
         return str(before.get("storage", ""))
     # Others may use the same store, and their runs may begin in the same second.
     return f"{store.rstrip('/')}/runs/{recipe}/{folder.name}-{run_id[:8]}"
-
-
-def plan_for(job: Job, run_id: str) -> tuple[systems.System, Place]:
-    """The job's system, and its place."""
-    from cookbook import places
-
-    return systems.load(job.system), places.load(job.cluster["kind"])(job, run_id)
 
 
 def capped_rows(config: Settings, rows: Mapping[str, int]) -> int:

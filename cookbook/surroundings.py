@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cookbook import UserError
+from cookbook import UserError, bootstrap
 
 ORIGINAL = dict(os.environ)  # as the user has it; a sweep settles anew for each of its runs
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "127.0.0.0/8")
@@ -37,7 +37,7 @@ class Rule:
     names: tuple[str, ...]
     reason: str
     but: tuple[str, ...] = ()  # names that are inherited although a pattern of `names` fits
-    kinds: tuple[str, ...] = ("local", "hosts", "slurm", "kubernetes")  # of `cluster=`, where the rule holds
+    not_in: tuple[str, ...] = ()  # places where they are inherited all the same
     address: str = ""  # not where this setting of the cluster names a running system: then they say how to reach it
 
 
@@ -50,6 +50,7 @@ RULES = (
         ),
         "the recipe's environment is whole: nothing of another Python belongs into it",
     ),
+    Rule(bootstrap.OTHER_INSTALLS, "of another environment: this one's packages go nowhere else"),
     Rule(
         ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "COOKBOOK_ARGS"),
         "of the make that has started the driver",
@@ -65,7 +66,7 @@ RULES = (
     Rule(
         ("OMPI_*", "PMIX_*", "PMI_*", "PRTE_*", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "I_MPI_*", "MV2_*"),
         "of another MPI job",
-        kinds=("local", "hosts"),
+        not_in=("slurm", "kubernetes"),
     ),
     Rule(
         (
@@ -94,9 +95,10 @@ RULES = (
             *("NCCL_NET*", "UCX_NET_DEVICES", "UCX_TLS", "FI_PROVIDER"),
         ),
         "of another cluster's network: here workers meet on loopback",
-        kinds=("local",),
+        not_in=("hosts", "slurm", "kubernetes"),
     ),
     Rule(("TF_CONFIG", "TFRUN_ATTEMPT"), "of another TensorFlow cluster"),
+    Rule(("KERAS_BACKEND", "TF_USE_LEGACY_KERAS", "KERAS_HOME"), "of another Keras: this one computes by TensorFlow"),
     Rule(
         (
             *("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS"),
@@ -144,7 +146,9 @@ def choose(environment: Mapping[str, str], cluster: Mapping[str, Any]) -> tuple[
     dropped: dict[str, str] = {}
     wanted: Collection[str] = cluster.get("inherit") or ()
     rules = [
-        rule for rule in RULES if cluster["kind"] in rule.kinds and not (rule.address and cluster.get(rule.address))
+        rule
+        for rule in RULES
+        if cluster["kind"] not in rule.not_in and not (rule.address and cluster.get(rule.address))
     ]
     for name, value in environment.items():
         reason = next((rule.reason for rule in rules if _fits(name, rule.names) and not _fits(name, rule.but)), None)
@@ -227,16 +231,16 @@ def temporary_folder(environment: Mapping[str, str]) -> tuple[str | None, list[s
     return wanted, []
 
 
-def own_name(mark: str) -> str:
-    return f"cb-{mark[:8]}"
+def own_name(run_id: str) -> str:
+    return f"cb-{run_id[:8]}"
 
 
-def own_folder(mark: str) -> list[Path]:
+def own_folder(run_id: str) -> list[Path]:
     """Makes a folder for a run's temporary files; returns [folder], or [folder, link].
 
     The link is short; it is made where the name of the folder is too long for sockets. The run removes both.
     """
-    folder = Path(tempfile.gettempdir()).absolute() / own_name(mark)
+    folder = Path(tempfile.gettempdir()).absolute() / own_name(run_id)
     folder.mkdir(mode=0o700)
     if len(os.fsencode(folder)) > LONGEST_TMPDIR:
         place = next(filter(_can_write, SHORT_PLACES), None)

@@ -40,6 +40,25 @@ class Stopped(BaseException):
     """SIGTERM or SIGINT has come. `main` ends the cluster."""
 
 
+def be_patient(seconds: float = 60) -> None:
+    """In a worker, before MultiWorkerMirroredStrategy is made: a heartbeat may be late by so many seconds.
+
+    TensorFlow takes a worker for dead after 10 s. A machine that is busy, or was paused for a moment, is silent for
+    longer. TensorFlow 2.21 has no public setting for it.
+    """
+    from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
+    from tensorflow.python.eager import context
+
+    num_workers = len(json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {}).get("worker", ()))
+    if num_workers:
+        context.context().configure_coordination_service(
+            "standalone",
+            "/job:worker/replica:0/task:0",
+            heartbeat_timeout_in_ms=int(seconds * 1000),
+            coordinated_jobs=[CoordinatedJob(name="worker", num_tasks=num_workers)],
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the cluster to its end; returns the exit status."""
     options = parse(argv)

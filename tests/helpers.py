@@ -14,11 +14,11 @@ from pathlib import Path
 
 import psutil
 
+from cookbook import places, systems
 from cookbook.job import Hosts, Job, Node
 from cookbook.places.hosts import SshHosts
 from cookbook.places.kubernetes import Kubernetes
 from cookbook.pods import Pods
-from cookbook.run import plan_for
 from cookbook.settings import compose_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,14 +60,16 @@ def latest(output_root, recipe):
 def plan(config, recipe_dir, python, run_dir, service=None):
     """The processes that a run would start: places are not looked at, but taken to be as they usually are."""
     job = Job(config, Path(recipe_dir), Path(python), Path(run_dir))
-    system, place = plan_for(job, "run-id")
-    cluster = config["cluster"]
+    cluster, system = config["cluster"], systems.load(job.system)
+    kind = places.load(cluster["kind"])
+    kind.check(config, system)
+    place = kind(job, "run-id", system)
     if isinstance(place, SshHosts):
         nodes = [Node(h["name"], h["address"], h["slots"], h.get("interface", "eth0")) for h in cluster["hosts"]]
         place.hosts = Hosts(tuple(nodes), ssh_port=cluster["ssh"].get("port"), service=service)
     elif isinstance(place, Kubernetes):
         place.pods = Pods(job, "seed: 0\n", "digits-0123456789ab", {"ray": "2.60.0", "pyspark": "4.3.0"})
-    return place.plan(system)
+    return place.plan()
 
 
 class Driver:

@@ -7,9 +7,10 @@ import zipfile
 
 import pytest
 
+from cookbook.prepare import environments
 from cookbook.prepare.environments import resolve
 from cookbook.tools import canary, health
-from tests.helpers import ROOT
+from tests.helpers import ROOT, copy_checkout
 
 TEXT = """torch==2.13.0      # a GPU machine gets more
 numpy<2.4
@@ -159,6 +160,20 @@ def test_out_of_time(question):
     asked, _ = question(lambda pins: pins["berry"] == "1.5", deadline=1)
     found = asked.newest()
     assert (found.status, found.culprits) == ("breaks", ()) and "time was over" in found.reason
+
+
+def test_the_environment_of_a_trial_goes_with_it(tmp_path, monkeypatch):
+    """One that another checkout has already stays."""
+    monkeypatch.setenv("COOKBOOK_CACHE", str(tmp_path / "cache"))
+    copy = copy_checkout(tmp_path / "copy")
+    lock = copy / "recipes/petastorm/requirements.txt"
+    for text, is_kept in ((lock.read_text(), True), (lock.read_text() + "berry==1.0\n", False)):
+        lock.write_text(text)
+        name = f"petastorm-{environments.fingerprint('petastorm', None, copy)[:12]}"
+        folder = tmp_path / "cache/environments" / name
+        with canary.environment_of(copy, "petastorm", None):
+            folder.mkdir(parents=True)
+        assert folder.exists() == is_kept
 
 
 @pytest.mark.full

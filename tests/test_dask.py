@@ -131,7 +131,7 @@ def test_a_cluster_that_is_there_already(recipe_python, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    address, mark = f"tcp://127.0.0.1:{port}", f"dask-{port}"
+    address, run_id = f"tcp://127.0.0.1:{port}", f"dask-{port}"
     dask, here = python.parent / "dask", ["--host", "127.0.0.1", "--no-dashboard"]
     workers = ["--nworkers", "2", "--nthreads", "1"]
     words = [
@@ -141,10 +141,10 @@ def test_a_cluster_that_is_there_already(recipe_python, tmp_path):
     try:
         with open(tmp_path / "cluster.log", "w") as log:
             for one in words:
-                processes.start(one, mark, output=log)
+                processes.start(one, run_id, output=log)
         content, _, _ = run_cookbook(*ONE_MODEL, f"cluster.dask_scheduler={address}", output_root=tmp_path / "out")
     finally:
-        processes.stop(mark, 5)
+        processes.stop(run_id, 5)
     assert len({worker["pid"] for worker in content["workers"]}) == 2
 
 

@@ -12,6 +12,7 @@ import time
 import uuid
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -47,38 +48,38 @@ with processes.Watchdog(sys.argv[1], 1):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_outlives_a_killed_driver(number):
-    mark = uuid.uuid4().hex
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, mark], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    run_id = uuid.uuid4().hex
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, run_id], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert driver.stdout.readline() == "started\n"
-    assert len(wait_for(lambda: len(found := processes.marked(mark)) >= 3 and found)) >= 3
+    assert len(wait_for(lambda: len(found := processes.of_run(run_id)) >= 3 and found)) >= 3
     driver.send_signal(number)
     driver.wait()
-    wait_for(lambda: not processes.marked(mark) and not Path(tempfile.gettempdir(), f"cb-{mark[:8]}").exists())
+    wait_for(lambda: not processes.of_run(run_id) and not Path(tempfile.gettempdir(), f"cb-{run_id[:8]}").exists())
 
 
 def test_the_watchdog_ends_with_its_driver_and_harms_nothing_before():
-    mark = uuid.uuid4().hex
-    with processes.Watchdog(mark, 1) as watchdog:
-        child = processes.start(["sh", "-c", "mktemp; exec sleep 60"], mark)
+    run_id = uuid.uuid4().hex
+    with processes.Watchdog(run_id, 1) as watchdog:
+        child = processes.start(["sh", "-c", "mktemp; exec sleep 60"], run_id)
         made = Path(child.stdout.readline().strip())
-        assert made.exists() and made.parent.name == f"cb-{mark[:8]}" and made.parent.stat().st_mode & 0o777 == 0o700
+        assert made.exists() and made.parent.name == f"cb-{run_id[:8]}" and made.parent.stat().st_mode & 0o777 == 0o700
         os.killpg(child.pid, 0)
         assert os.getpgid(watchdog.process.pid) not in (os.getpgid(0), os.getpgid(child.pid))
-        assert watchdog.process.pid not in [process.pid for process in processes.marked(mark)]
+        assert watchdog.process.pid not in [process.pid for process in processes.of_run(run_id)]
     assert watchdog.process.wait(5) == 0
     assert not made.parent.exists() and tempfile.gettempdir() == str(made.parent.parent)
     assert child.poll() is None, "who has said that all is done, has ended his processes himself"
-    processes.stop(mark, 1)
+    processes.stop(run_id, 1)
     child.wait()
 
 
 def test_a_resume_ends_what_is_left_of_the_earlier_try():
-    mark = uuid.uuid4().hex
-    child = processes.start(["sleep", "60"], mark, output=subprocess.DEVNULL)
+    run_id = uuid.uuid4().hex
+    child = processes.start(["sleep", "60"], run_id, output=subprocess.DEVNULL)
     wait_for(lambda: psutil.Process(child.pid).name() == "sleep")
-    assert processes.end_leftovers(mark, 1) == [f"sleep (pid {child.pid})"]
+    assert processes.end_leftovers(run_id, 1) == [f"sleep (pid {child.pid})"]
     child.wait()
-    assert processes.end_leftovers(mark, 1) == []
+    assert processes.end_leftovers(run_id, 1) == []
 
 
 LISTENER = """
@@ -284,10 +285,10 @@ def test_words_of_an_earlier_try_are_no_cause(tmp_path):
     assert causes.cause_of(tmp_path, before) == "checkpoint /x/last.pt is from another model"
 
 
-def watcher_of(folder, **cluster):
+def watcher_of(folder, sees_processes=True, **cluster):
     (folder / "workers").mkdir()
     (folder / "logs").mkdir()
-    return Watcher(folder, uuid.uuid4().hex, Silent(), 2, CLUSTER | cluster)
+    return Watcher(folder, uuid.uuid4().hex, Silent(), 2, CLUSTER | cluster, sees_processes)
 
 
 def test_a_worker_that_came_and_went_while_the_driver_was_held_up_is_noted(tmp_path, monkeypatch):
@@ -326,6 +327,24 @@ def test_who_never_started_needs_no_more_patience(tmp_path):
         with pytest.raises(UserError, match="none of 2 ever started: ray: waiting for a node") as error:
             watcher()
     assert "stall_timeout_seconds" not in str(error.value)
+
+
+@pytest.mark.parametrize("pids", [(1, 1), (2**22 + 1, 2**22 + 2)])
+def test_a_hang_of_workers_on_other_machines_names_the_slowest(tmp_path, pids):
+    """Their process numbers mean nothing here: one of this machine's processes may have the same, or none."""
+    watcher = watcher_of(tmp_path, sees_processes=False, stall_timeout_seconds=0.2)
+    with (
+        RunRecord(tmp_path, 0, 2, host="first", pid=pids[0]) as ahead,
+        RunRecord(tmp_path, 1, 2, host="second", pid=pids[1]) as behind,
+    ):
+        ahead.rows(0, 4, np.arange(8))
+        behind.rows(0, 3, np.arange(8))
+        watcher()
+        time.sleep(0.3)
+        with pytest.raises(UserError) as error:
+            watcher()
+    slowest = f"rank 1 (pid {pids[1]} on second): epoch 1, step 4; rank 0 (pid {pids[0]} on first): epoch 1, step 5"
+    assert f"slowest first: {slowest}." in str(error.value)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_there(tmp_path):

@@ -127,17 +127,17 @@ def test_every_lock_pins_everything_and_names_no_source():
 def test_stop_ends_descendants_that_left_their_group():
     from cookbook import processes
 
-    mark = f"stop-{os.getpid()}"
+    run_id = f"stop-{os.getpid()}"
     script = "import subprocess, sys, time; subprocess.Popen(['setsid', 'sleep', '600']); time.sleep(600)"
-    child = processes.start([sys.executable, "-c", script], mark)
+    child = processes.start([sys.executable, "-c", script], run_id)
     deadline = time.monotonic() + 10
-    while len(processes.marked(mark)) < 2 and time.monotonic() < deadline:
+    while len(processes.of_run(run_id)) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(processes.marked(mark)) == 2
-    processes.stop(mark, 2)
+    assert len(processes.of_run(run_id)) == 2
+    processes.stop(run_id, 2)
     with contextlib.suppress(ChildProcessError):
         child.wait()
-    assert processes.marked(mark) == []
+    assert processes.of_run(run_id) == []
 
 
 def test_only_what_the_chosen_tests_need_is_prepared():
@@ -167,6 +167,16 @@ def test_a_cache_folder_that_cannot_be_made_is_said(environment, text):
     done = subprocess.run(words, cwd=ROOT, env=kept | environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert text in done.stderr and "Traceback" not in done.stderr
+
+
+def test_installers_are_not_sent_elsewhere(monkeypatch):
+    """Settings that other projects and companies export: packages would land in another folder, or not at all."""
+    for name in bootstrap.OTHER_INSTALLS:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1/simple")
+    environment = bootstrap.install_environment()
+    assert environment["PIP_INDEX_URL"] == "http://127.0.0.1/simple"
+    assert {name: environment[name] for name in bootstrap.OTHER_INSTALLS if name in environment} == {"PIP_USER": "0"}
 
 
 def test_a_user_without_a_home_is_told_so(monkeypatch):

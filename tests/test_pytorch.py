@@ -152,7 +152,7 @@ def test_a_worker_that_hangs_is_named(tmp_path):
     status, output = driver.end()
     assert status == 1
     assert driver.no_process_left()
-    assert "no worker has written anything for 8 s, hindmost first: rank 1 (pid" in output
+    assert "no worker has written anything for 8 s, slowest first: rank 1 (pid" in output
     assert "stopped)" in output
 
 

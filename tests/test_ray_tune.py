@@ -33,7 +33,7 @@ def test_every_search_spends_the_same_budget(tmp_path):
     table = json.loads((folder / "tables/searches.json").read_text())["rows"]
     assert [row["search"] for row in table] == ["grid", "random", "bayesian", "asha", "pbt"]
     for row in table:
-        # A search may end below the budget when no trial is left to be gone on with (asha), and a little above it,
+        # A search may end below the budget when no trial is left to be resumed (asha), and a little above it,
         # by trials under way.
         assert 12 <= row["epochs"] <= 20, row
         assert one_after_the_other(trials_of(folder, row["search"]))

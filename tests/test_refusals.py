@@ -62,37 +62,10 @@ def test_a_data_parameter_is_named_with_both_values(tmp_path):
         resume.check(folder, "horovod", config_of("horovod", "data=images", "data.parameters.num_train_rows=777"))
 
 
-def test_a_run_of_before_there_was_a_position(tmp_path):
-    (tmp_path / "run.json").write_text("{}")
-    (tmp_path / "config.yaml").write_text("seed: 0\nglobal_batch_size: 64\nmax_rows: null\n")
-    resume.check(tmp_path, "pytorch", config_of("pytorch"))
-    with pytest.raises(UserError, match="recipe.global_batch_size is 64 there and 8 here"):
-        resume.check(tmp_path, "pytorch", config_of("pytorch", "recipe.global_batch_size=8"))
-
-
-@pytest.mark.parametrize(
-    ("recipe", "old", "mode", "other"),
-    [
-        ("tensorflow", "strategy", "multi_worker", "parameter_server"),
-        ("ray_train", "framework", "pytorch", "tensorflow"),
-        ("petastorm", "task", "flights", "tensorflow"),
-        ("dask", "scheduler", "distributed", "threads"),
-        ("horovod", "framework", "pytorch", "tensorflow"),
-    ],
-)
-def test_a_run_of_before_a_setting_got_its_name_is_gone_on_with_in_its_own_mode_only(
-    tmp_path, recipe, old, mode, other
-):
-    noted = resume.position(recipe, config_of(recipe))
-    assert noted.pop("recipe.mode") == mode
-    if recipe == "horovod":  # it noted none: its workers' settings have it
-        (tmp_path / "config.yaml").write_text(f"{old}: {mode}\n")
-    else:
-        noted[f"recipe.{old}"] = mode
-    (tmp_path / "run.json").write_text(json.dumps({"position": noted}))
-    resume.check(tmp_path, recipe, config_of(recipe))
-    with pytest.raises(UserError, match=f"recipe.mode is '{mode}' there and '{other}' here"):
-        resume.check(tmp_path, recipe, config_of(recipe, f"recipe.mode={other}"))
+def test_a_run_whose_settings_are_not_known_is_not_resumed(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match="its run.json cannot be read"):
+        resume.check(tmp_path, "pytorch", config_of("pytorch"))
 
 
 def test_the_driver_refuses_such_a_resume_before_any_work(tmp_path):

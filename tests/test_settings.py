@@ -134,6 +134,9 @@ def test_overrides_beat_recipe_defaults_and_scale():
             "cluster.num_workers='two': expected a whole number, like the default 2 in conf/cluster/local.yaml",
         ),
         ("seed=x", "seed='x': expected a whole number"),
+        ("cluster.port=abc", "cluster.port='abc': expected a whole number, or null"),
+        ("cluster.port=1.5", "cluster.port=1.5: expected a whole number, or null"),
+        ("cluster.num_workers=0", "cluster.num_workers=0: expected a whole number of at least 1"),
     ],
 )
 def test_wrong_kinds_are_refused(override, text):
@@ -202,15 +205,26 @@ def test_worker_config_overrides(tmp_path):
 
 
 def test_numbers_of_workers():
-    config, _ = compose_recipe("horovod", ["cluster.num_workers=0"])
-    with pytest.raises(UserError, match="cluster.num_workers=0: expected at least 1"):
-        checks.check_workers(config, 2)
     config, _ = compose_recipe("horovod", ["cluster.num_workers=9", "scale=smoke"])
     with pytest.raises(UserError, match=r"cluster.num_workers=9 is more than this scale allows \(4\)"):
         checks.check_workers(config, 2)
     config, _ = compose_recipe("horovod", ["cluster.num_workers=4"])
     assert checks.check_workers(config, 2) == "4 worker threads share 2 cores: this runs, but its speed says nothing"
     assert checks.check_workers(config, 4) is None
+
+
+def test_workers_of_hosts_are_a_whole_number_or_as_many_as_the_inventory_has():
+    assert compose_recipe("horovod", ["cluster=hosts"])[0]["cluster"]["num_workers"] is None
+    for value in ("abc", "true", "1.5"):
+        with pytest.raises(UserError, match="cluster.num_workers=.*: expected a whole number, or null"):
+            compose_recipe("horovod", ["cluster=hosts", f"cluster.num_workers={value}"])
+
+
+def test_settings_of_the_dataset_that_a_mode_brings():
+    config, _ = compose_recipe("pytorch", ["recipe.mode=fsdp", "data.parameters.num_train_rows=64"])
+    assert config["data"]["parameters"]["num_train_rows"] == 64 and config["data"]["builder"] == "python_source"
+    with pytest.raises(UserError, match="there is no setting data.parameters.num_train_rows"):
+        compose_recipe("pytorch", ["data.parameters.num_train_rows=64"])
 
 
 def test_null_and_nothing_in_a_group_that_takes_any_name():

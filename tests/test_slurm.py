@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from cookbook import ROOT, UserError
 from cookbook.settings import compose_recipe
-from tests.helpers import Driver, latest, plan, run_cookbook
+from tests.helpers import CLEAN, Driver, latest, plan, run_cookbook
 from tests.requirements import needs
 from tests.test_contracts import SHORT, digests, in_the_middle_of_an_epoch
 from tests.test_hosts import MISSING, Place, local_hosts
@@ -222,13 +223,12 @@ def test_no_slurm_is_said(tmp_path):
         ignore = shutil.ignore_patterns("sbatch", "squeue", "scancel", "scontrol")
         shutil.copytree("/usr/bin", tmp_path / "bin", symlinks=True, ignore=ignore)
     environment = {"PATH": ":".join([*folders, str(tmp_path / "bin")])}
-    content, _, _ = run_cookbook(
-        "recipe=pytorch", "cluster=slurm", output_root=tmp_path / "out", status=1, environment=environment
-    )
-    assert (
-        "sbatch, squeue, scancel, scontrol is missing: run the driver on a node from which jobs are submitted"
-        in content["reason"]
-    )
+    words = ["recipe=pytorch", "cluster=slurm", f"output_root={tmp_path}/out"]
+    argv = [sys.executable, "-m", "cookbook", *words]
+    done = subprocess.run(argv, cwd=ROOT, env={**CLEAN, **environment}, capture_output=True, text=True)
+    said = "sbatch, squeue, scancel, scontrol is missing: run the driver on a node from which jobs are submitted"
+    assert (done.returncode, said in done.stderr) == (1, True)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("recipe", ["pytorch", "horovod"])

@@ -218,7 +218,7 @@ def standalone_cluster(recipe_python, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    address, mark = f"spark://127.0.0.1:{port}", f"standalone-{port}"
+    address, run_id = f"spark://127.0.0.1:{port}", f"standalone-{port}"
     environment = {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_WORKER_DIR": str(tmp_path / "work"), "SPARK_NO_DAEMONIZE": "1"}
     start = [home / "bin/spark-class", "-XX:TieredStopAtLevel=1"]
     common = ["--host", "127.0.0.1", "--webui-port", "0"]
@@ -228,13 +228,13 @@ def standalone_cluster(recipe_python, tmp_path):
     ]
     with open(tmp_path / "cluster.log", "w") as log:
         for one in words:
-            processes.start([start[0], *one], mark, environment, output=log)
+            processes.start([start[0], *one], run_id, environment, output=log)
         deadline = time.monotonic() + 60
         while (tmp_path / "cluster.log").read_text().count("Registering worker") < 2:
             assert time.monotonic() < deadline, (tmp_path / "cluster.log").read_text()
             time.sleep(0.2)
         yield address
-    processes.stop(mark, 5)
+    processes.stop(run_id, 5)
 
 
 @pytest.mark.full

@@ -28,6 +28,7 @@ OTHERS = """
     RAY_ADDRESS=10.255.255.1:6379 DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=0
     SPARK_HOME=/nowhere SPARK_MASTER=spark://nowhere:7077 PYSPARK_PYTHON=/nowhere/python
     HADOOP_CONF_DIR=/nowhere HOROVOD_CONTROLLER=mpi MLFLOW_RUN_ID=gone
+    KERAS_BACKEND=jax TF_USE_LEGACY_KERAS=1 PIP_USER=1 PIP_TARGET=/nowhere UV_SYSTEM_PYTHON=1
 """
 OTHERS = dict(word.split("=") for word in OTHERS.split()) | {"TF_CONFIG": '{"cluster": {}}'}
 
@@ -50,6 +51,12 @@ def test_what_belongs_to_something_else_is_not_inherited(name):
 def test_what_is_meant_for_the_run_is_inherited(name):
     kept, dropped = surroundings.choose({name: "INFO"}, LOCAL)
     assert kept == {name: "INFO"} and dropped == {}
+
+
+def test_a_place_that_is_new_inherits_as_little_as_the_others():
+    assert surroundings.choose({"RANK": "3", "PYTHONPATH": "/lib", "EDITOR": "vi"}, {"kind": "polite"})[0] == {
+        "EDITOR": "vi"
+    }
 
 
 def test_another_cluster_s_network_is_inherited_on_hosts():

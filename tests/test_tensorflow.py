@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +34,17 @@ def in_epoch(driver, epoch, step=4):
 
 def pid_of(driver, role, rank):
     return next(e["pid"] for e in driver.events() if e["event"] == "start" and (e["role"], e["rank"]) == (role, rank))
+
+
+@pytest.mark.full
+def test_a_worker_that_is_paused_for_a_moment_is_not_taken_for_dead(tmp_path):
+    driver = Driver(*SHORT, output_root=tmp_path)
+    driver.wait_until(lambda: in_epoch(driver, 0))
+    os.kill(pid_of(driver, "worker", 1), signal.SIGSTOP)
+    time.sleep(20)  # twice what TensorFlow allows
+    os.kill(pid_of(driver, "worker", 1), signal.SIGCONT)
+    status, output = driver.end()
+    assert status == 0, output
 
 
 @pytest.mark.full

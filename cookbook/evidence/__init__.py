@@ -8,16 +8,24 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
+from cookbook import UserError
 from cookbook.evidence.rules import RULES
-from cookbook.evidence.verdict import Asked, Curves, Finding, Verdict, Worker
+from cookbook.evidence.verdict import Asked, Curves, Finding, Verdict, Worker, process_keys
 from runrecord import Event, Record
 
-__all__ = ["Asked", "Verdict", "judge"]
+__all__ = ["Asked", "Verdict", "check_rules", "judge", "process_keys"]
+
+
+def check_rules(names: Sequence[str]) -> None:
+    """Raises UserError for a rule that does not exist."""
+    for name in names:
+        if name not in RULES:
+            raise UserError(f"driver.proof: rule {name!r} is unknown; there are: {', '.join(RULES)}")
 
 
 def judge(records: Sequence[Record], asked: Asked) -> Verdict:
     """Returns the verdict over a run's records, as `runrecord.read_records` gives them."""
-    begun = [events for events in records if events[0]["event"] == "start" and events[0]["time"] >= asked.since]
+    begun = [events for events in records if process_keys([events]) - asked.earlier]
     services = [events for events in begun if events[0].get("role", "worker") != "worker"]
     workers = [events for events in begun if events not in services]
     verdict = Verdict()
@@ -64,9 +72,6 @@ def judge(records: Sequence[Record], asked: Asked) -> Verdict:
     _find(verdict, "metrics_finite_and_agreed", _metrics(verdict, current + services))
     broken = bool(verdict.problems)
     for name in asked.proof:
-        if name not in RULES:
-            verdict.problems.append(f"rule {name!r} is unknown; there are: {', '.join(RULES)}")
-            continue
         found = RULES[name](records, verdict, asked)
         if broken:
             # When a worker is missing, its rows are missing too: only the first is worth saying.

@@ -1,10 +1,20 @@
 """What is asked of a run, and what its records say: the two sides that the evidence compares."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from runrecord import Record
+
 Worker = dict[str, Any]  # a process of a run: rank, host, pid, samples, digest, and the facts of its `start`
 Curves = dict[str, list[tuple[int, float]]]  # name -> [(step, value), ...]
+ProcessKey = tuple[str, int, float]  # host, process id, when it started by its own clock
+
+
+def process_keys(records: Iterable[Record]) -> frozenset[ProcessKey]:
+    """Who wrote the records. It tells tries apart without comparing clocks: those of hosts differ, and may be set."""
+    starts = [events[0] for events in records if events[0]["event"] == "start"]
+    return frozenset((start["host"], start["pid"], start["time"]) for start in starts)
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,7 @@ class Asked:
     global_batch_size: int = 1
     num_epochs: int = 0
     max_steps: int | None = None
-    since: float = 0.0  # seconds since 1970: workers that started earlier belong to an earlier try of this run
+    earlier: frozenset[ProcessKey] = frozenset()  # processes whose records an earlier try of this run has left
     resumed: bool = False  # it goes on with an earlier try
     seen_pids: frozenset[int] | None = None  # what the operating system confirmed; None where it was not asked
     unwatched_pids: frozenset[int] = frozenset()  # of workers that came and went while the driver was held up

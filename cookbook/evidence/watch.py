@@ -10,7 +10,7 @@ import psutil
 
 from cookbook import UserError
 from cookbook.evidence import causes
-from cookbook.processes import has_mark, marked
+from cookbook.processes import belongs_to, of_run
 from cookbook.report.console import Stage
 from runrecord import Event, parse_line
 
@@ -25,21 +25,32 @@ class Watcher:
     UserError when no worker starts, or when all have fallen silent.
     """
 
-    def __init__(self, run_dir: Path, mark: str, stage: Stage, num_workers: int, cluster: Mapping[str, Any]) -> None:
-        self.folder, self.mark, self.stage, self.num_workers = run_dir / "workers", mark, stage, num_workers
+    def __init__(
+        self,
+        run_dir: Path,
+        run_id: str,
+        stage: Stage,
+        num_workers: int,
+        cluster: Mapping[str, Any],
+        sees_processes: bool = True,
+    ) -> None:
+        """`sees_processes`: whether the workers are processes of this machine, as `Place.sees_processes` says."""
+        self.sees_processes = sees_processes
+        self.folder, self.run_id, self.stage, self.num_workers = run_dir / "workers", run_id, stage, num_workers
         self.stall_timeout_seconds: float = cluster["stall_timeout_seconds"]
         self.start_timeout_seconds: float = cluster["start_timeout_seconds"]
         self.logs, self.log_sizes = run_dir / "logs", causes.sizes(run_dir / "logs")
         self.seen_pids: set[int] = set()
         self.unwatched_pids: set[int] = set()  # came and went while this process was held up (stopped, or starved)
         self._held_up, self._last_look = False, time.monotonic()
-        self.first_start: float | None = None
+        self.first_start: float | None = None  # on this machine's monotonic clock, when it was noticed
         self.num_started = 0
         self._numbers: dict[str, float] = {}  # metric -> its newest value
         self._last_news, self._looked = time.monotonic(), 0.0
         self._launched = time.monotonic()
         self._who: dict[Path, Event] = {}  # record -> its start
-        self._where: dict[int | None, tuple[int, int]] = {}  # process -> (epoch, step) of its last rows
+        # (host, process) -> (epoch, step) of its last rows
+        self._where: dict[tuple[str | None, int | None], tuple[int, int]] = {}
         # What an earlier try of this run wrote is not news.
         self._offsets = {path: path.stat().st_size for path in self.folder.glob("*.jsonl")}
 
@@ -74,22 +85,22 @@ class Watcher:
     def _look_around(self) -> None:
         """Looks for the run's processes before they write anything: a short one may be gone when its record is read."""
         if time.monotonic() - self._looked > LOOK_SECONDS:
-            self.seen_pids |= {process.pid for process in marked(self.mark)}
+            self.seen_pids |= {process.pid for process in of_run(self.run_id)}
             self._looked = time.monotonic()
 
     def _take(self, path: Path, event: Event) -> None:
         if event["event"] == "start":
-            self.first_start = self.first_start or event["time"]
+            self.first_start = self.first_start or time.monotonic()
             self._who[path] = event
             self.num_started += event.get("role", "worker") == "worker"
-            if has_mark(event["pid"], self.mark):
+            if belongs_to(event["pid"], self.run_id):
                 self.seen_pids.add(event["pid"])
             elif self._held_up:
                 self.unwatched_pids.add(event["pid"])
         elif event["event"] == "rows":
             # A coordinator notes rows for the process that took them.
-            taker = event.get("pid") or self._who.get(path, {}).get("pid")
-            self._where[taker] = event["epoch"], event["step"]
+            writer = self._who.get(path, {})
+            self._where[writer.get("host"), event.get("pid") or writer.get("pid")] = event["epoch"], event["step"]
         elif event["event"] == "end":
             self._who.pop(path, None)
         elif event["event"] == "metric":
@@ -115,17 +126,18 @@ class Watcher:
         """Which rank is behind: the others wait for it, in an exchange that needs all of them."""
         found: list[tuple[tuple[int, int], bool, str]] = []
         for start in [start for start in self._who.values() if start["role"] == "worker"]:
-            with contextlib.suppress(psutil.Error):
-                state, where = psutil.Process(start["pid"]).status(), self._where.get(start["pid"])
+            with contextlib.suppress(psutil.NoSuchProcess):
+                # This machine knows nothing of another machine's process, though it may have one of the same number.
+                state = psutil.Process(start["pid"]).status() if self.sees_processes else ""
+                where = self._where.get((start["host"], start["pid"]))
                 at = "before its first step" if where is None else f"epoch {where[0] + 1}, step {where[1] + 1}"
-                line = f"rank {start['rank']} (pid {start['pid']} on {start['host']}, {state}): {at}"
+                process = f"pid {start['pid']} on {start['host']}" + (f", {state}" if state else "")
+                line = f"rank {start['rank']} ({process}): {at}"
                 found.append((where or (-1, -1), state != psutil.STATUS_STOPPED, line))
         silent = f"no worker has written anything for {silence:.0f} s"
         if not self.num_started:  # more patience is no help
             said = self._said() or "the logs are empty"
             return f"{silent}, none of {self.num_workers} ever started: {said}. The whole logs are in {self.logs}"
         lines = [line for *_, line in sorted(found)]
-        hindmost = (
-            f"hindmost first: {'; '.join(lines)}" if lines else "all of them have ended, but the launcher has not"
-        )
-        return f"{silent}, {hindmost}. A slower machine or a longer step needs a larger cluster.stall_timeout_seconds"
+        behind = f"slowest first: {'; '.join(lines)}" if lines else "all of them have ended, but the launcher has not"
+        return f"{silent}, {behind}. A slower machine or a longer step needs a larger cluster.stall_timeout_seconds"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cookbook import UserError
-from cookbook.job import Job, Process
+from cookbook.job import Job, Process, Settings
 from cookbook.report.console import Progress
 from cookbook.systems import System
 
@@ -33,8 +33,13 @@ class Watch(Protocol):
 class Place(ABC):
     """One run's place; it keeps what `prepare` has found."""
 
-    def __init__(self, job: Job, run_id: str) -> None:
-        self.job, self.cluster, self.run_id = job, job.cluster, run_id
+    def __init__(self, job: Job, run_id: str, system: System) -> None:
+        self.job, self.cluster, self.run_id, self.system = job, job.cluster, run_id, system
+
+    @classmethod
+    def check(cls, config: Settings, system: System) -> None:
+        """Raises UserError, before any work, when the settings allow no run of this system here."""
+        system.check(config, config["cluster"]["kind"])
 
     @property
     def num_hosts(self) -> int:
@@ -46,14 +51,12 @@ class Place(ABC):
         """Whether this machine's operating system can confirm a worker's process id."""
         return False
 
-    def prepare(  # noqa: B027 (not abstract: this machine needs nothing)
-        self, system: System, data_dir: Path | None, stage: Progress
-    ) -> None:
+    def prepare(self, data_dir: Path | None, stage: Progress) -> None:  # noqa: B027 (this machine needs nothing)
         """Looks at the place, and brings it what the run needs. Raises UserError when the run is not possible there."""
 
     @abstractmethod
-    def plan(self, system: System) -> list[Process]:
-        """What to start. Raises UserError for a system that does not work here."""
+    def plan(self) -> list[Process]:
+        """What to start, as the system's method for this place says."""
 
     @abstractmethod
     def run(self, processes: Sequence[Process], watch: Watch) -> Mapping[str, Status]:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cookbook import UserError, processes
-from cookbook.job import Process
+from cookbook import UserError, processes, surroundings
+from cookbook.job import Process, Settings
 from cookbook.places import Place, Watch
 from cookbook.systems import System
 
@@ -22,8 +22,14 @@ class Local(Place):
         """False where the settings name a running cluster: its processes were not started by this run."""
         return self.cluster.get(self.job.recipe["driver"].get("address", "")) is None
 
-    def plan(self, system: System) -> list[Process]:
-        return system.on_local(self.job)
+    @classmethod
+    def check(cls, config: Settings, system: System) -> None:
+        system.check(config, "local")
+        surroundings.check_open_files(config["cluster"]["num_workers"])
+        check_port(config["cluster"]["port"])
+
+    def plan(self) -> list[Process]:
+        return self.system.on_local(self.job)
 
     def run(self, planned: Sequence[Process], watch: Watch) -> dict[str, int]:
         check_port(self.cluster["port"])

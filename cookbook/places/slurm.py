@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cookbook import UserError, access, processes
-from cookbook.job import Job, Process
+from cookbook.job import Job, Process, Settings
 from cookbook.places import Place, Watch
 from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
 from cookbook.report.console import Progress
@@ -45,13 +45,23 @@ class Slurm(Place):
         num_nodes: int = self.cluster["num_nodes"]
         return num_nodes
 
-    def prepare(self, system: System, data_dir: Path | None, stage: Progress) -> None:
-        """Raises UserError when Slurm is not here, does not answer, or still has a job of this run."""
+    @classmethod
+    def check(cls, config: Settings, system: System) -> None:
+        super().check(config, system)
+        num_workers, num_nodes = config["cluster"]["num_workers"], config["cluster"]["num_nodes"]
+        if num_workers % num_nodes:
+            raise UserError(
+                f"cluster.num_workers={num_workers} cannot be divided among cluster.num_nodes={num_nodes} nodes: "
+                "expected a multiple"
+            )
         if missing := [name for name in TOOLS if not shutil.which(name)]:
             raise UserError(
                 f"cluster=slurm: {', '.join(missing)} is missing: run the driver on a node from which jobs are "
                 "submitted (a login node)"
             )
+
+    def prepare(self, data_dir: Path | None, stage: Progress) -> None:
+        """Raises UserError when Slurm does not answer, or still has a job of this run."""
         argv = ["squeue", "--noheader", "--format=%i %T", f"--name={job_name(self.job)}"]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
         if done.returncode:
@@ -63,8 +73,8 @@ class Slurm(Place):
                 f"wait for it, or `scancel {number}`"
             )
 
-    def plan(self, system: System) -> list[Process]:
-        return [submission(self.job, system)]
+    def plan(self) -> list[Process]:
+        return [submission(self.job, self.system)]
 
     def run(self, planned: Sequence[Process], watch: Watch) -> dict[str, int]:
         """Submits the job and follows it to its end, however often Slurm puts it back into the queue."""
@@ -104,12 +114,7 @@ def submission(job: Job, system: System) -> Process:
             "a job script cannot hold them"
         )
     body = system.on_slurm(job)
-    per_node, left = divmod(job.num_workers, cluster["num_nodes"])
-    if left or not per_node:
-        raise UserError(
-            f"cluster.num_workers={job.num_workers} cannot be divided among "
-            f"cluster.num_nodes={cluster['num_nodes']} nodes: expected a multiple"
-        )
+    per_node = job.num_workers // cluster["num_nodes"]
     options = [
         f"--job-name={job_name(job)}",
         f"--nodes={cluster['num_nodes']}",

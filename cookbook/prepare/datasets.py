@@ -93,10 +93,10 @@ class Tool:
     python: str | Path
     stage: Progress
     log: Path
-    mark: str
+    run_id: str
 
     def run(self, failure: str, *words: str | Path) -> None:
-        run_tool([self.python, *words], self.stage, self.log, failure, self.mark)
+        run_tool([self.python, *words], self.stage, self.log, failure, self.run_id)
 
 
 def list_store(address: str, tool: Tool) -> str:
@@ -130,7 +130,7 @@ def ensure(
     python: str | Path,
     stage: Progress,
     log: Path,
-    mark: str,
+    run_id: str,
     schemes: Collection[str] = BROUGHT,
 ) -> tuple[Path, dict[str, Any]]:
     """Builds the dataset unless the cache has it; returns (its folder, its manifest).
@@ -139,7 +139,7 @@ def ensure(
     brought here first; a builder gets other addresses as they are. Raises UserError when the dataset cannot be built
     or is damaged.
     """
-    parameters, tool = dict(data["parameters"]), Tool(python, stage, log, mark)
+    parameters, tool = dict(data["parameters"]), Tool(python, stage, log, run_id)
     listings: dict[str, str] = {}
     for key in PATHS:
         given = parameters.get(key) or []

@@ -39,19 +39,19 @@ def uv() -> str:
     return program
 
 
-def lock_of(recipe: str, variant: str | None = None) -> Path:
+def lock_of(recipe: str, variant: str | None = None, root: Path | None = None) -> Path:
     """The lock of a recipe's environment: the variant's own where there is one (requirements-<variant>.txt)."""
-    folder = ROOT / "recipes" / recipe
+    folder = (root or ROOT) / "recipes" / recipe
     own = folder / f"requirements-{variant}.txt"
     return own if own.exists() else folder / "requirements.txt"
 
 
-def overrides_of(recipe: str) -> list[str]:
+def overrides_of(recipe: str, root: Path | None = None) -> list[str]:
     """uv's option for a recipe whose packages contradict each other.
 
     overrides.txt, beside its requirements, has the requirements that win.
     """
-    path = ROOT / "recipes" / recipe / "overrides.txt"
+    path = (root or ROOT) / "recipes" / recipe / "overrides.txt"
     return ["--override", str(path)] if path.exists() else []
 
 
@@ -59,15 +59,19 @@ def environment_name(recipe: str, variant: str | None = None) -> str:
     return recipe + lock_of(recipe, variant).stem.removeprefix("requirements")
 
 
-def fingerprint(recipe: str, variant: str | None = None) -> str:
-    """A hash of all that goes into the environment: lock, interpreter, run record, where wheels come from."""
+def fingerprint(recipe: str, variant: str | None = None, root: Path | None = None) -> str:
+    """A hash of all that goes into the environment: lock, interpreter, run record, where wheels come from.
+
+    `root`: the checkout that the environment is for, if it is another one.
+    """
+    root = root or ROOT
     sources = [
-        lock_of(recipe, variant),
-        *map(Path, overrides_of(recipe)[1:]),
-        *sorted((ROOT / "runrecord").glob("*.py")),
-        ROOT / "runrecord/pyproject.toml",
+        lock_of(recipe, variant, root),
+        *map(Path, overrides_of(recipe, root)[1:]),
+        *sorted((root / "runrecord").glob("*.py")),
+        root / "runrecord/pyproject.toml",
     ]
-    build = ROOT / "recipes" / recipe / "build_wheels.py"
+    build = root / "recipes" / recipe / "build_wheels.py"
     horovods = {name: value for name, value in os.environ.items() if name.startswith("HOROVOD_")}
     switches = horovods if build.exists() else {}
     content = [
@@ -79,7 +83,7 @@ def fingerprint(recipe: str, variant: str | None = None) -> str:
 
 
 def ensure(
-    recipe: str, cache_dir: str | Path, stage: Progress, mark: str, variant: str | None = None
+    recipe: str, cache_dir: str | Path, stage: Progress, run_id: str, variant: str | None = None
 ) -> tuple[Path, bool]:
     """Makes the recipe's environment unless this machine has it already; returns (its Python, whether it was made now).
 
@@ -95,7 +99,7 @@ def ensure(
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_suffix(".lock")):
                 if not complete(folder).exists() or not python.exists():
-                    _make(recipe, folder, Path(cache_dir), stage, mark, variant)
+                    _make(recipe, folder, Path(cache_dir), stage, run_id, variant)
                     made = True
         except PermissionError as error:
             raise UserError(
@@ -110,7 +114,7 @@ def ensure(
     return python, made
 
 
-def _make(recipe: str, folder: Path, cache_dir: Path, stage: Progress, mark: str, variant: str | None) -> None:
+def _make(recipe: str, folder: Path, cache_dir: Path, stage: Progress, run_id: str, variant: str | None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     log = folder.with_suffix(".log")
     log.unlink(missing_ok=True)
@@ -119,7 +123,7 @@ def _make(recipe: str, folder: Path, cache_dir: Path, stage: Progress, mark: str
 
     def step(text: str, *argv: str | Path) -> None:
         stage.update(text)
-        run_tool(argv, stage, log, f"{recipe}: {text} failed; the whole output is in {log}", mark, tools)
+        run_tool(argv, stage, log, f"{recipe}: {text} failed; the whole output is in {log}", run_id, tools)
 
     step("making the environment", uv(), "venv", "--python", PYTHON, folder)
     install: list[str | Path] = [uv(), "pip", "install", "--python", folder / "bin/python"]

@@ -79,7 +79,7 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
 
 def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """The settings of `recipe=... overrides` as plain data, and the chosen file of each group."""
-    found = composed("config", with_defaults_of_mode(prepared([f"recipe={recipe}", *overrides])))
+    found = composed("config", prepared(with_defaults_of_mode([f"recipe={recipe}", *overrides])))
     choices = {group: name for group, name in found.hydra.runtime.choices.items() if "/" not in group}
     with open_dict(found):
         del found["hydra"]

@@ -136,6 +136,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     **dict.fromkeys(SHARES.split(), (0, 1)),
     **dict.fromkeys(("seed", "split_seed"), (0, 2**32 - 1)),
     "port": (1, 65535),
+    "num_workers": (1, None),
     "num_threads_per_worker": (1, 4096),
     "num_loader_workers": (0, 1024),
     "cpus_per_worker": (0.01, None),
@@ -143,6 +144,9 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "stop_grace_seconds": (0, 3600),
     "size": (1, 16384),
 }
+
+
+WHOLE_OR_NULL = ("port", "num_workers")  # their default is null in some files, which does not show their kind
 
 
 def check_ranges(values: Settings, prefix: str) -> None:
@@ -153,6 +157,8 @@ def check_ranges(values: Settings, prefix: str) -> None:
             if key != "driver":
                 check_ranges(value, name)
             continue
+        if key in WHOLE_OR_NULL and value is not None and type(value) is not int:
+            raise UserError(f"{name}={value!r}: expected a whole number, or null")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
         if not math.isfinite(value):
@@ -176,8 +182,6 @@ def _kind(value: object) -> str:
 def check_workers(config: Settings, num_cores: int) -> str | None:
     """Raises UserError for a number of workers that cannot be started; returns a warning for one that will be slow."""
     num_workers, most = config["cluster"]["num_workers"], config["scale"]["max_workers"]
-    if num_workers < 1:
-        raise UserError(f"cluster.num_workers={num_workers}: expected at least 1")
     if most is not None and num_workers > most:
         raise UserError(
             f"cluster.num_workers={num_workers} is more than this scale allows ({most}); choose scale=default, or "

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from cookbook import UserError
 from cookbook.job import Hosts, Job, Process, Settings
-from cookbook.pods import Pods
+
+if TYPE_CHECKING:
+    from cookbook.pods import Pods
 
 Cluster = tuple[list[Process], Settings]  # the processes of a cluster, and what its clients need: address, secrets
+
+# Of Kubeflow Trainer: see trainjob.yaml.j2.
+TRAIN_JOB_KINDS = dict.fromkeys(("TrainJob", "TrainingRuntime"), "trainer.kubeflow.org/v1alpha1")
+TRAIN_JOB_ENDS = {"TrainJob": {"Complete": True, "Failed": False}}
 
 # On a node of a Slurm job: its address for the others, and the interface that has it.
 WHO_AM_I = """\
@@ -42,8 +48,16 @@ class System:
     def name(self) -> str:
         return type(self).__module__.rpartition(".")[2]
 
-    def check_machine(self, config: Settings) -> None:
-        """Raises UserError when this machine lacks what workers on it certainly need."""
+    def check(self, config: Settings, place: str) -> None:
+        """Raises UserError, before any work, when the system cannot start its workers in that place.
+
+        The reason may be the settings, or what this machine lacks.
+        """
+        if place not in self.places():
+            raise self.refusal(place)
+        if place == "hosts" and self.has_cluster():
+            require_shared_files(config)
+            refuse_address(config)
 
     def on_local(self, job: Job) -> list[Process]:
         """The processes on this machine."""
@@ -64,13 +78,6 @@ class System:
     def on_kubernetes(self, job: Job, pods: Pods) -> list[Process]:
         """What is submitted to a Kubernetes cluster, as `pods.objects` makes it."""
         raise self.refusal("kubernetes")
-
-    def method_for(self, place: str) -> Callable[..., Any]:
-        """`on_<place>` of a place that this class does not know. Raises UserError where the system has none."""
-        method: Callable[..., Any] | None = getattr(self, f"on_{place}", None)
-        if method is None:
-            raise self.refusal(place)
-        return method
 
     def places(self) -> list[str]:
         """The places in which this system can be started."""
@@ -125,10 +132,10 @@ def require_shared_files(config: Settings) -> None:
         )
 
 
-def refuse_address(job: Job) -> None:
+def refuse_address(config: Settings) -> None:
     """Raises UserError for the address of a running cluster, which only cluster=local uses."""
-    setting = job.recipe["driver"].get("address")
-    if address := job.cluster.get(setting):
+    setting = config["recipe"]["driver"].get("address")
+    if address := config["cluster"].get(setting):
         raise UserError(
             f"cluster.{setting}={address} is for cluster=local: with cluster=hosts a run starts its cluster, or uses "
             "one of cookbook/tools/services.py"
@@ -149,7 +156,6 @@ def offer(job: Job) -> dict[str, str | int]:
 
 def running_or_own_cluster(system: System, job: Job, hosts: Hosts) -> Cluster:
     """A cluster for this run alone, or no processes where a running one (services.py) has what the run needs."""
-    require_shared_files(job.config)
     service = hosts.service
     if not service:
         return system.cluster_on_hosts(job, hosts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 from pathlib import Path, PurePath
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -16,8 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cookbook import UserError
 from cookbook.job import Hosts, Job, Process, flags
-from cookbook.pods import Pods
-from cookbook.systems import Cluster, System, is_here, refuse_address, running_or_own_cluster
+from cookbook.systems import Cluster, System, is_here, running_or_own_cluster
+
+if TYPE_CHECKING:
+    from cookbook.pods import Pods
 
 PORT = 8786  # of a scheduler's pod
 
@@ -43,7 +45,6 @@ class Dask(System):
 
     def on_hosts(self, job: Job, hosts: Hosts) -> list[Process]:
         """The client on the head, with a Dask cluster on the hosts."""
-        refuse_address(job)
         started, access = running_or_own_cluster(self, job, hosts)
         environment = self._encrypted(job, "warning") | {"DASK_SCHEDULER_ADDRESS": access["address"]}
         files = {str(path): access[path.stem] for path in (self._key(job), self._cert(job))}
@@ -52,7 +53,6 @@ class Dask(System):
 
     def cluster_on_hosts(self, job: Job, hosts: Hosts) -> Cluster:
         """A scheduler on the head and a worker for each slot ("Deploy Dask Clusters: Command Line"), over TLS."""
-        refuse_address(job)
         address = f"tls://{hosts.head.address}:{job.cluster['port']}"
         key, cert = certificate(job.run_dir.name, [node.address for node in hosts.nodes])
         files = {str(self._key(job)): key, str(self._cert(job)): cert}

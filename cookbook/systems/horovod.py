@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from typing import TYPE_CHECKING
 
 from cookbook import UserError, surroundings
 from cookbook.job import Hosts, Job, Process, Settings, flags
-from cookbook.pods import TRAIN_JOB_ENDS, TRAIN_JOB_KINDS, PodGroup, Pods
-from cookbook.systems import WHO_AM_I, System
+from cookbook.systems import TRAIN_JOB_ENDS, TRAIN_JOB_KINDS, WHO_AM_I, System
+
+if TYPE_CHECKING:
+    from cookbook.pods import Pods
 
 # Open MPI 5 has no option -bind-to with one dash, Horovod's own default: it would take "none" for the program.
 BINDING = "--binding-args=--bind-to none --map-by slot"
@@ -26,8 +29,27 @@ SSHD = (
 class Horovod(System):
     kubernetes_kinds, kubernetes_ends = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS
 
-    def check_machine(self, config: Settings) -> None:
-        surroundings.check_localhost()
+    def check(self, config: Settings, place: str) -> None:
+        super().check(config, place)
+        recipe = config["recipe"]
+        if place == "local":
+            surroundings.check_localhost()
+        if not recipe["elastic"]:
+            return
+        if place == "slurm":
+            raise UserError("on Slurm: recipe.elastic=false (its jobs have a fixed size)")
+        if place == "kubernetes":
+            raise UserError(
+                "recipe.elastic=true needs horovodrun; cluster=kubernetes starts the workers by mpirun: "
+                "choose cluster=hosts, or false"
+            )
+        if place == "hosts" and len(config["cluster"]["hosts"]) > 1 and not recipe["allow_unsafe_elastic"]:
+            raise UserError(
+                "recipe.elastic=true on several hosts: the servers of Horovod 0.28.1's elastic driver listen on "
+                "all addresses and unpickle what they are sent (CVE-2024-10190): who reaches a port of the head "
+                "can run programs there. Use recipe.elastic=false, or, in a network that nobody else can reach, "
+                "recipe.allow_unsafe_elastic=true"
+            )
 
     def on_local(self, job: Job) -> list[Process]:
         """All workers under one horovodrun, on loopback."""
@@ -62,13 +84,6 @@ class Horovod(System):
             argv += flags(ssh_port=hosts.ssh_port)
         files: dict[str, str] = {}
         if recipe["elastic"]:
-            if not recipe["allow_unsafe_elastic"] and len(hosts.nodes) > 1:
-                raise UserError(
-                    "recipe.elastic=true on several hosts: the servers of Horovod 0.28.1's elastic driver listen on "
-                    "all addresses and unpickle what they are sent (CVE-2024-10190): who reaches a port of the head "
-                    "can run programs there. Use recipe.elastic=false, or, in a network that nobody else can reach, "
-                    "recipe.allow_unsafe_elastic=true"
-                )
             argv += self._elastic(job, slots, files)
         else:
             argv += ["-H", ",".join(slots)]
@@ -95,8 +110,6 @@ class Horovod(System):
     def on_slurm(self, job: Job) -> str:
         """horovodrun on the first node, which reaches the others by ssh; on one node it needs none."""
         num_nodes = job.cluster["num_nodes"]
-        if job.recipe["elastic"]:
-            raise UserError("on Slurm: recipe.elastic=false (its jobs have a fixed size)")
         per_node = job.num_workers // num_nodes
         hostnames = 'scontrol show hostnames "$SLURM_JOB_NODELIST"'
         lines = [f"slots=$({hostnames} | sed 's/$/:{per_node}/' | paste -sd, -)", WHO_AM_I]
@@ -117,11 +130,6 @@ class Horovod(System):
         Source: "MPI" in Trainer's user guide.
         """
         recipe = job.recipe
-        if recipe["elastic"]:
-            raise UserError(
-                "recipe.elastic=true needs horovodrun; cluster=kubernetes starts the workers by mpirun: "
-                "choose cluster=hosts, or false"
-            )
         knobs = {"HOROVOD_CONTROLLER": "mpi", "HOROVOD_CPU_OPERATIONS": "mpi"}
         if recipe["fusion_threshold_mb"] is not None:
             knobs["HOROVOD_FUSION_THRESHOLD"] = str(recipe["fusion_threshold_mb"] << 20)
@@ -139,8 +147,8 @@ class Horovod(System):
         sshd = ["sh", "-c", SSHD.format(port=POD_SSH_PORT, keys=POD_KEYS)]
         probe = {"tcpSocket": {"port": POD_SSH_PORT}, "periodSeconds": 2}
         groups = [
-            PodGroup("node", pods.template("node", sshd, restart="Never", readinessProbe=probe)),
-            PodGroup("launcher", pods.template("node", [], restart="Never"), is_trainer=True, depends_on="node"),
+            pods.group("node", pods.template("node", sshd, restart="Never", readinessProbe=probe)),
+            pods.group("launcher", pods.template("node", [], restart="Never"), is_trainer=True, depends_on="node"),
         ]
         policy = {
             "mpiImplementation": "OpenMPI",

@@ -6,11 +6,13 @@ itself talks.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from cookbook.job import Job, Process
-from cookbook.pods import Pods
 from cookbook.systems import System
+
+if TYPE_CHECKING:
+    from cookbook.pods import Pods
 
 
 class Kubeflow(System):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from cookbook import surroundings
 from cookbook.job import Hosts, Job, Process, Settings, flags
-from cookbook.pods import Pods
-from cookbook.systems import Cluster, System, is_here, refuse_address, running_or_own_cluster
+from cookbook.systems import Cluster, System, is_here, running_or_own_cluster
+
+if TYPE_CHECKING:
+    from cookbook.pods import Pods
 
 # Ray Train calls the training in a thread. glibc gives threads memory arenas of their own, where job.ALLOCATOR has no
 # effect.
@@ -20,8 +22,9 @@ class Ray(System):
     kubernetes_kinds: ClassVar = {"RayJob": "ray.io/v1"}
     kubernetes_ends: ClassVar = {"RayJob": {"Complete": True, "Failed": False}}
 
-    def check_machine(self, config: Settings) -> None:
-        if not config["cluster"]["ray_address"]:
+    def check(self, config: Settings, place: str) -> None:
+        super().check(config, place)
+        if place == "local" and not config["cluster"]["ray_address"]:
             surroundings.check_object_store(config["recipe"]["object_store_mb"], surroundings.memory_bytes())
 
     def on_local(self, job: Job) -> list[Process]:
@@ -40,7 +43,6 @@ class Ray(System):
 
     def on_hosts(self, job: Job, hosts: Hosts) -> list[Process]:
         """The program on the head, with a Ray cluster on the hosts."""
-        refuse_address(job)
         started, access = running_or_own_cluster(self, job, hosts)
         environment = self._environment(job) | {"RAY_ADDRESS": access["address"]}
         secret, argv = {"RAY_AUTH_TOKEN": access["token"]}, [str(job.python), *self._client(job)]
@@ -48,7 +50,6 @@ class Ray(System):
 
     def cluster_on_hosts(self, job: Job, hosts: Hosts) -> Cluster:
         """`ray start` on each host, with a token of the run's own."""
-        refuse_address(job)
         port, token = job.cluster["port"], secrets.token_hex(32)
         access = {"address": f"{hosts.head.address}:{port}", "token": token}
         # A socket's path has 107 bytes at most, and the run folder's path is too long for Ray's sockets. All users of

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cookbook import redact, surroundings
 from cookbook.job import Hosts, Job, Node, Process, Settings, flags
-from cookbook.pods import Pods
-from cookbook.systems import Cluster, System, is_here, refuse_address, running_or_own_cluster
+from cookbook.systems import Cluster, System, is_here, running_or_own_cluster
+
+if TYPE_CHECKING:
+    from cookbook.pods import Pods
 
 ENCRYPTED = {"spark.authenticate": True, "spark.network.crypto.enabled": True}
 
@@ -17,8 +19,10 @@ class Spark(System):
     kubernetes_kinds: ClassVar = {"SparkApplication": "sparkoperator.k8s.io/v1beta2"}
     kubernetes_ends: ClassVar = {"SparkApplication": {"COMPLETED": True, "FAILED": False, "SUBMISSION_FAILED": False}}
 
-    def check_machine(self, config: Settings) -> None:
-        surroundings.check_localhost()  # PySpark's driver listens on that name
+    def check(self, config: Settings, place: str) -> None:
+        super().check(config, place)
+        if place == "local":
+            surroundings.check_localhost()  # PySpark's driver listens on that name
 
     def on_local(self, job: Job) -> list[Process]:
         """spark-submit, with a cluster elsewhere or an embedded one.
@@ -50,7 +54,6 @@ class Spark(System):
 
     def on_hosts(self, job: Job, hosts: Hosts) -> list[Process]:
         """spark-submit on the head, with a standalone cluster on the hosts."""
-        refuse_address(job)
         started, access = running_or_own_cluster(self, job, hosts)
         address, properties = hosts.head.address, self._properties_file(job)
         conf = self._resources(job) | {"spark.driver.host": address, "spark.driver.bindAddress": address} | ENCRYPTED
@@ -63,7 +66,6 @@ class Spark(System):
 
     def cluster_on_hosts(self, job: Job, hosts: Hosts) -> Cluster:
         """A standalone cluster ("Spark Standalone Mode": classes Master and Worker)."""
-        refuse_address(job)
         port, secret = job.cluster["port"], secrets.token_hex(16)
         access = {"address": f"spark://{hosts.head.address}:{port}", "secret": secret}
         scratch = str(job.run_dir / "scratch")

@@ -6,17 +6,28 @@ Source: "Distributed training with TensorFlow" in TensorFlow's documentation.
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from cookbook import UserError
-from cookbook.job import Hosts, Job, Node, Process, flags
-from cookbook.pods import TRAIN_JOB_ENDS, TRAIN_JOB_KINDS, PodGroup, Pods
-from cookbook.systems import System
+from cookbook.job import Hosts, Job, Node, Process, Settings, flags
+from cookbook.systems import TRAIN_JOB_ENDS, TRAIN_JOB_KINDS, System
+
+if TYPE_CHECKING:
+    from cookbook.pods import Pods
 
 POD_PORT = 2222
 
 
 class TensorFlow(System):
     kubernetes_kinds, kubernetes_ends = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS
+
+    def check(self, config: Settings, place: str) -> None:
+        super().check(config, place)
+        if place == "kubernetes" and config["recipe"]["driver"].get("chief"):
+            raise UserError(
+                f"recipe.mode={config['recipe']['mode']} runs on one machine here; "
+                "cluster=kubernetes: recipe.mode=multi_worker"
+            )
 
     def on_local(self, job: Job) -> list[Process]:
         """runrecord/tfrun.py gives each process its TF_CONFIG. When the chief has ended, it ends ps and workers."""
@@ -58,12 +69,7 @@ class TensorFlow(System):
 
         Trainer sets no TF_CONFIG, but each pod has an index and a name in the DNS.
         """
-        if job.recipe["driver"].get("chief"):
-            raise UserError(
-                f"recipe.mode={job.recipe['mode']} runs on one machine here; "
-                "cluster=kubernetes: recipe.mode=multi_worker"
-            )
         names = (f"{pods.name}-node-0-{index}.{pods.name}:{POD_PORT}" for index in range(pods.num_workers))
         words = pods.recorded(pods.program, "--tf-workers", ",".join(names))
-        nodes = PodGroup("node", pods.template("node", [], restart="Never"), is_trainer=True)
+        nodes = pods.group("node", pods.template("node", [], restart="Never"), is_trainer=True)
         return pods.objects(*pods.train_job({}, words, [nodes]))

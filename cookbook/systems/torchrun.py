@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import shlex
 import sys
+from typing import TYPE_CHECKING
 
 from cookbook import surroundings
 from cookbook.job import Hosts, Job, Process, Settings, flags
-from cookbook.pods import TRAIN_JOB_ENDS, TRAIN_JOB_KINDS, PodGroup, Pods
-from cookbook.systems import WHO_AM_I, System
+from cookbook.systems import TRAIN_JOB_ENDS, TRAIN_JOB_KINDS, WHO_AM_I, System
+
+if TYPE_CHECKING:
+    from cookbook.pods import Pods
 
 
 class Torchrun(System):
     kubernetes_kinds, kubernetes_ends = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS
 
-    def check_machine(self, config: Settings) -> None:
+    def check(self, config: Settings, place: str) -> None:
+        super().check(config, place)
         loaders = config["recipe"].get("num_loader_workers", 0)
-        if loaders and config["recipe"].get("pool", "process") == "process":
+        if place == "local" and loaders and config["recipe"].get("pool", "process") == "process":
             surroundings.check_shared_memory(loaders * config["cluster"]["num_workers"])
 
     def on_local(self, job: Job) -> list[Process]:
@@ -63,7 +67,7 @@ class Torchrun(System):
         Trainer sets environment variables by which the pods find each other.
         """
         argv = ["torchrun", *flags(nproc_per_node=1, max_restarts=job.recipe["max_restarts"]), *pods.program[1:]]
-        nodes = PodGroup("node", pods.template("node", [], restart="Never"), is_trainer=True)
+        nodes = pods.group("node", pods.template("node", [], restart="Never"), is_trainer=True)
         return pods.objects(*pods.train_job({"torch": {}}, pods.recorded(argv), [nodes]))
 
     def _logs(self, job: Job) -> list[str]:

@@ -229,14 +229,9 @@ def run_to_its_end(argv: list[str], folder: Path, seconds: float) -> tuple[int, 
 @contextlib.contextmanager
 def environment_of(copy: Path, recipe: str, variant: str | None) -> Iterator[None]:
     """Removes afterwards the environment that the copy makes, unless this or another checkout had it before."""
-    asked = (
-        "import sys; from cookbook import environments; "
-        "print(environments.fingerprint(sys.argv[1], sys.argv[2] or None)[:12])"
-    )
-    argv = [sys.executable, "-c", asked, recipe, variant or ""]
-    found = subprocess.run(argv, cwd=copy, capture_output=True, text=True, check=True).stdout.strip()
-    folder = bootstrap.cache_dir() / "environments" / f"{environment_name(recipe, variant)}-{found}"
-    keep = folder.exists() or found == fingerprint(recipe, variant)[:12]
+    name = f"{environment_name(recipe, variant)}-{fingerprint(recipe, variant, copy)[:12]}"
+    folder = bootstrap.cache_dir() / "environments" / name
+    keep = folder.exists() or fingerprint(recipe, variant, copy) == fingerprint(recipe, variant)
     try:
         yield
     finally:

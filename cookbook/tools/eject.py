@@ -4,6 +4,7 @@ Run: make eject RECIPE=horovod TO=../mine [ARGS="key=value"]
 """
 
 import difflib
+import re
 import shlex
 import shutil
 import sys
@@ -58,9 +59,10 @@ def eject(recipe: str, to: str | Path, overrides: Sequence[str] = ()) -> Path:
     ignored = shutil.ignore_patterns("README.md", "__pycache__")
     shutil.copytree(source, partial, ignore=ignored)
     sources = "".join(path.read_text() for path in source.glob("*.py"))
-    # The cookbook's own launchers, which the command or one of the recipe's programs starts.
-    launchers = {name for name in ("tfrun", "rayrun", "netrun") if name in process.argv or f'"-m", "{name}"' in sources}
-    storage = ["storage"] if "from storage import" in sources else []
+    # The cookbook's own launchers, which the command or one of the recipe's programs starts or imports.
+    used = [*process.argv, *re.findall(r'(?:"-m", "|^from )(\w+)', sources, re.MULTILINE)]
+    launchers = {name for name in ("tfrun", "rayrun", "netrun") if name in used}
+    storage = ["storage"] if "storage" in used else []
     for name in ["runrecord", *storage, *launchers, *(["loopback"] if launchers else [])]:
         shutil.copy(ROOT / f"runrecord/{name}.py", partial)
     (partial / "dataset").mkdir()

@@ -29,6 +29,7 @@ import yaml
 from cookbook import ROOT, UserError, run_folder
 from cookbook.prepare.environments import lock_of
 from cookbook.report import pages
+from cookbook.words import words_of_make
 
 WINDOW = 10  # how many earlier good runs are a figure's history
 LEAST = 4  # with fewer of them nothing is judged
@@ -501,7 +502,7 @@ def _say(entry: Entry, earlier: Iterable[Entry]) -> bool:
 
 def main(argv: Sequence[str]) -> None:
     recipes = sorted(path.parent.name for path in ROOT.glob("recipes/*/main.py"))
-    command, *words = argv or [""]
+    command, *words = words_of_make(argv) or [""]
     if command == "record" and len(words) >= 2:
         recipe, history, *overrides = words
         if recipe not in recipes:

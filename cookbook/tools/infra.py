@@ -23,6 +23,7 @@ from python_terraform import IsFlagged, Terraform
 from cookbook import ROOT, UserError, inventory, settings
 from cookbook.prepare import doctor
 from cookbook.tools import leaks, prices
+from cookbook.words import words_of_make
 
 POLL_SECONDS = 10.0  # between two looks at what machines say about their software
 COMMANDS = ("plan", "up", "status", "down")
@@ -358,7 +359,7 @@ def check_variables(environment: Mapping[str, str]) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    command, target, *overrides = argv or ["", ""]
+    command, target, *overrides = words_of_make(argv) or ["", ""]
     if command not in COMMANDS or not target:
         commands, targets = f"infra-{'|infra-'.join(COMMANDS)}", "local|aws|gcp|eks|gke|kubernetes"
         raise SystemExit(f'usage: make {commands} TARGET={targets} [ARGS="infra.variables.num_hosts=3"]')

@@ -54,7 +54,7 @@ class Service:
             raise UserError(
                 f"recipe {recipe} has no cluster that could stay up: {self.system.name} starts its workers itself"
             )
-        systems.require_shared_files(self.config)
+        self.system.check(self.config, "hosts")
         self.services: str = self.config["cluster"]["services"]
         self.folder = Path(self.services) / recipe
         self.access_file, self.state_file = self.folder / "access.json", self.folder / "supervisor.json"
@@ -65,9 +65,9 @@ class Service:
         return FileLock(self.folder.with_suffix(".lock"))
 
     def state(self) -> dict[str, Any]:
-        """The content of supervisor.json: {host, pid, mark, leaves}; empty where there is none.
+        """The content of supervisor.json: {host, pid, run_id, cleanup_paths}; empty where there is none.
 
-        `mark` is the run's id, and `leaves` are the folders to remove on the hosts.
+        `cleanup_paths` are the folders to remove on the hosts.
         """
         state: dict[str, Any] = json.loads(self.state_file.read_text()) if self.state_file.exists() else {}
         if state and state["host"] != socket.gethostname():
@@ -137,7 +137,9 @@ class Service:
         # A supervisor that was killed has left things on the hosts.
         cluster = self.config["cluster"]
         with Ssh(cluster) as ssh:
-            if lost := on_hosts.stop(ssh, cluster, self.folder, state["mark"], {}, [*state["leaves"], self.folder]):
+            if lost := on_hosts.stop(
+                ssh, cluster, self.folder, state["run_id"], {}, [*state["cleanup_paths"], self.folder]
+            ):
                 why = "; ".join(f"{name}: {text}" for name, text in lost.items())
                 raise UserError(f"the {self.recipe} cluster may still be on hosts that could not be reached: {why}")
 
@@ -151,18 +153,18 @@ class Service:
         """The supervisor: starts the cluster, and ends it on SIGTERM or when a part of it ends."""
         run_id = f"service-{uuid.uuid4().hex[:12]}"
         signals: list[int] = []  # that have come
-        state = {"host": socket.gethostname(), "pid": os.getpid(), "mark": run_id, "leaves": []}
+        state = {"host": socket.gethostname(), "pid": os.getpid(), "run_id": run_id, "cleanup_paths": []}
         write(self.state_file, state)
         run_dir = self.folder / run_id  # a short name: Ray makes a name of it that must be short
         run_dir.mkdir()
         variant = self.config["recipe"]["driver"].get("variant")
         python, _ = environments.ensure(self.recipe, self.config["cache_dir"], Lines(), run_id, variant)
         job = Job(self.config, ROOT / "recipes" / self.recipe, python, run_dir)
-        place = on_hosts.SshHosts(job, run_id, use_services=False)
-        place.prepare(self.system, None, Lines())
+        place = on_hosts.SshHosts(job, run_id, self.system, use_services=False)
+        place.prepare(None, Lines())
         processes, access = self.system.cluster_on_hosts(job, place.hosts)
         cleanup_paths = sorted({path for process in processes for path in process.cleanup_paths})
-        write(self.state_file, state | {"leaves": cleanup_paths})
+        write(self.state_file, state | {"cleanup_paths": cleanup_paths})
         # It is started last: when it writes that it is ready, all others are.
         head = Process("head", ["sh", "-c", "echo ready; exec sleep infinity"], host=place.hosts.head.address)
 

@@ -2,7 +2,7 @@
 
 Shows:   a bag of tasks, data frames (shuffle, look-back over partitions, joins), arrays, lazy graphs, dask-ml,
          scikit-learn over joblib, adaptive and unequal clusters, and what happens when a worker dies.
-Choose:  when pandas and scikit-learn code has outgrown one core or one machine's memory and shall stay what it is.
+Choose:  when pandas and scikit-learn code has outgrown one core or one machine's memory and should stay as it is.
 Run:     python main.py config.yaml num_workers=2
 Expect:  AUC of at least 0.70 for "more than 15 minutes late", on the last fifth of the year, in under a
          minute on two cores.

@@ -1,6 +1,6 @@
 """One part of the input (a row group, or a text file) as a table of raw columns.
 
-Whether rows are whole is all that is judged.
+It only checks that rows are whole.
 
 How to read each file stands in the dataset's manifest: format, packing, encoding, separator, and the columns' names.
 """

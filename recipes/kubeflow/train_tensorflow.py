@@ -18,6 +18,7 @@ import torch
 from data import Batches, ImageData
 from model import NUM_GROUPS, torch_network
 from runrecord import RunRecord, load_config
+from tfrun import be_patient
 from train import learning_rate_at, save_whole
 
 # Keras 2: Keras 3 cannot train under this strategy.
@@ -40,6 +41,7 @@ def main():
     ring = tf.distribute.experimental.CommunicationOptions(
         implementation=tf.distribute.experimental.CommunicationImplementation.RING
     )
+    be_patient()
     # Distributed: starts this worker's server and waits for the others, whose addresses TF_CONFIG holds.
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=ring)
     data = ImageData(config.rows_dir, "train")

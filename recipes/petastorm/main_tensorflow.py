@@ -28,6 +28,7 @@ from sklearn.metrics import roc_auc_score
 from readers import addresses_of, check_row_groups, columns_of, label_of, leave, reader_settings, whole
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on
+from tfrun import be_patient
 
 
 def main():
@@ -41,6 +42,7 @@ def main():
     tf.config.threading.set_inter_op_parallelism_threads(num_threads)
     tf.keras.utils.set_random_seed(config.seed)
     manifest = json.loads((Path(config.data_dir) / "manifest.json").read_text())
+    be_patient()
     # Distributed: starts this worker's server and waits for the others.
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     facts = {"petastorm": petastorm.__version__, "tensorflow": tf.__version__, "device": "cpu"}

@@ -25,6 +25,7 @@ from data import datasets_of, num_rows_of, read_manifest, remove_shards, write_s
 from runrecord import RunRecord, check_position, load_config, read_records
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import for_arrow
+from tfrun import be_patient
 from workers import connect, require_free
 
 NUM_GROUPS = 8
@@ -95,6 +96,7 @@ def train_worker(settings):
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=kinds.NCCL if config.use_gpu else kinds.RING
     )
+    be_patient()
     # Distributed: starts this worker's server, and waits for the others.
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     with (

@@ -110,7 +110,7 @@ def tuner_of(under_way, plan, config, need, rows):
 
 
 def check_same_space(config):
-    """Raises SystemExit when what is to be gone on with has searched another space, or another budget.
+    """Raises SystemExit when what is to be resumed has searched another space, or another budget.
 
     Its trials would not fit.
     """

@@ -1,6 +1,6 @@
 """What is tuned: one trial trains the image classifier, an epoch at a time.
 
-A trial can be stopped, kept, cloned and gone on with.
+A trial can be stopped, kept, cloned and resumed.
 """
 
 import json

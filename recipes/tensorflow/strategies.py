@@ -1,6 +1,7 @@
 """Makes the strategy that the settings name. Only here do multi_worker, mirrored and tpu differ."""
 
 from runtime import tf
+from tfrun import be_patient
 
 
 def make_strategy(config):
@@ -18,6 +19,7 @@ def make_strategy(config):
     # Distributed: how the gradients travel. RING works over gRPC on any device, NCCL between GPUs; AUTO leaves it
     # to TensorFlow.
     options = tf.distribute.experimental.CommunicationOptions(implementation=kinds[config.communication.upper()])
+    be_patient()
     return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
 
 

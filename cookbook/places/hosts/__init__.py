@@ -47,8 +47,8 @@ class Findings:
 class SshHosts(Place):
     """The hosts of an inventory."""
 
-    def __init__(self, job: Job, run_id: str, use_services: bool | None = None) -> None:
-        super().__init__(job, run_id)
+    def __init__(self, job: Job, run_id: str, system: System, use_services: bool | None = None) -> None:
+        super().__init__(job, run_id, system)
         self.use_services = job.cluster["use_services"] if use_services is None else use_services
         self.hosts = Hosts(())
         self.access = access.Access()
@@ -59,7 +59,7 @@ class SshHosts(Place):
         addresses = [host["address"] for host in self.cluster["hosts"]]
         return len({"127" if address.startswith("127.") else address for address in addresses})
 
-    def prepare(self, system: System, data_dir: Path | None, stage: Progress) -> None:
+    def prepare(self, data_dir: Path | None, stage: Progress) -> None:
         """Looks at every host, and brings it what the run needs.
 
         Raises UserError, which names the host, when one cannot take part.
@@ -161,14 +161,14 @@ class SshHosts(Place):
                 "brought there"
             )
 
-    def plan(self, system: System) -> list[Process]:
+    def plan(self) -> list[Process]:
         return [
             replace(
                 process,
                 environment={**process.environment, **self.access.environment},
                 files={**process.files, **self.access.files},
             )
-            for process in system.on_hosts(self.job, self.hosts)
+            for process in self.system.on_hosts(self.job, self.hosts)
         ]
 
     def run(self, planned: Sequence[Process], watch: Watch) -> dict[str, Status]:
@@ -261,7 +261,7 @@ def begin(
     spec = {
         "argv": [str(word) for word in process.argv],
         "environment": {**process.environment, **process.secrets},
-        "mark": run_id,
+        "run_id": run_id,
         "grace": cluster["stop_grace_seconds"],
         "silence": cluster["silence_seconds"],
     }

@@ -1,8 +1,8 @@
 """What runs on the other side of an ssh connection: a program for any Python from 3.6 on, standard library only.
 
-start   reads one line of JSON {argv, environment, mark, grace, silence}, runs it, hands on its output and exit status;
-        ends it, and everything that it has started, when the connection is gone or silent for so long
-sweep   MARK GRACE [FOLDER ...]: ends every process of a run on this host, and removes its folders
+start   reads one line of JSON {argv, environment, run_id, grace, silence}, runs it, hands on its output and exit
+        status; ends it, and everything that it has started, when the connection is gone or silent for so long
+sweep   RUN_ID GRACE [FOLDER ...]: ends every process of a run on this host, and removes its folders
 look    reads {address, paths, files} and says what this host is like
 """
 
@@ -20,19 +20,19 @@ import time
 from typing import Callable, List
 
 
-def family(mark: str) -> List[int]:
-    """Ids of the living processes whose environment has this mark."""
+def family(run_id: str) -> List[int]:
+    """Ids of the living processes whose environment has this run's id."""
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
             try:
                 with open(f"/proc/{name}/environ", "rb") as file:
-                    marked = f"COOKBOOK_RUN={mark}".encode() in file.read().split(b"\0")
+                    belongs = f"COOKBOOK_RUN={run_id}".encode() in file.read().split(b"\0")
                 with open(f"/proc/{name}/stat") as file:
                     alive = file.read().rpartition(")")[2].split()[0] != "Z"
             except OSError:
                 continue
-            if marked and alive and same_network(name):
+            if belongs and alive and same_network(name):
                 found.append(int(name))
     return found
 
@@ -45,9 +45,9 @@ def same_network(name: str) -> bool:
         return False
 
 
-def sweep(mark: str, grace: float, *folders: str) -> None:
+def sweep(run_id: str, grace: float, *folders: str) -> None:
     """Ends every process of a run on this host, and removes its folders."""
-    end(lambda: family(mark), grace)
+    end(lambda: family(run_id), grace)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -84,13 +84,13 @@ def descendants() -> List[int]:
 
 def start() -> None:
     # Processes that lose their parent become this one's children. Some (Ray's) wipe their environment, and with it the
-    # run's mark.
+    # run's id.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
     spec = json.loads(sys.stdin.readline())
     environment = dict(os.environ)
     environment.update(spec["environment"])
-    environment["COOKBOOK_RUN"] = spec["mark"]
+    environment["COOKBOOK_RUN"] = spec["run_id"]
     try:
         child = subprocess.Popen(
             spec["argv"], env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
@@ -108,7 +108,7 @@ def start() -> None:
     threading.Thread(target=listen, daemon=True).start()
     while child.poll() is None:
         if time.time() - heard[0] > spec["silence"]:
-            end(lambda: sorted(set(family(spec["mark"]) + descendants())), spec["grace"])
+            end(lambda: sorted(set(family(spec["run_id"]) + descendants())), spec["grace"])
             os._exit(1)
         time.sleep(0.1)
     status = child.returncode

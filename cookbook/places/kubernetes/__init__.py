@@ -16,8 +16,8 @@ import yaml
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from cookbook import UserError, systems
-from cookbook.job import Job, Process
+from cookbook import UserError
+from cookbook.job import Process, Settings
 from cookbook.places import Place, Watch
 from cookbook.places.kubernetes.api import COMMON_KINDS, JOB_ENDS, Api, reason_of
 from cookbook.places.kubernetes.logs import Logs
@@ -36,16 +36,21 @@ class Kubernetes(Place):
 
     pods: Pods  # what all pods of the run have in common; `prepare` sets it
 
-    def __init__(self, job: Job, run_id: str) -> None:
-        super().__init__(job, run_id)
-        self.system = systems.load(job.system)
-
     @property
     def num_hosts(self) -> int:
         """Each worker is a pod. A program that talks to the cluster itself says where its steps ran."""
         return 1 if self.system.is_kubernetes_client else self.job.num_workers
 
-    def prepare(self, system: System, data_dir: Path | None, stage: Progress) -> None:
+    @classmethod
+    def check(cls, config: Settings, system: System) -> None:
+        super().check(config, system)
+        if not system.is_kubernetes_client and not config["cluster"]["image"]:
+            raise UserError(
+                "cluster.image is not set: build the recipe's image and push it where the cluster finds it "
+                "(images/README.md has the commands), then say cluster.image=REGISTRY/NAME:TAG"
+            )
+
+    def prepare(self, data_dir: Path | None, stage: Progress) -> None:
         """Looks at the cluster, and deletes what an earlier try of this run has left there.
 
         Raises UserError when the cluster does not answer, or lacks what the run needs.
@@ -54,13 +59,8 @@ class Kubernetes(Place):
         settings, lock = (self.job.run_dir / "config.yaml").read_text(), lock_of(recipe).read_text()
         versions = dict(re.findall(r"^(\S+)==(\S+)$", lock, re.MULTILINE))
         self.pods = Pods(self.job, settings, data_dir.name if data_dir else "", versions)
-        if system.is_kubernetes_client:
+        if self.system.is_kubernetes_client:
             return
-        if not cluster["image"]:
-            raise UserError(
-                "cluster.image is not set: build the recipe's image and push it where the cluster finds it "
-                "(images/README.md has the commands), then say cluster.image=REGISTRY/NAME:TAG"
-            )
         stage.update("looking at the cluster")
         api = Api(cluster)
         try:
@@ -71,7 +71,7 @@ class Kubernetes(Place):
                 "It is made by infra/kubernetes (`make infra-up`), or by hand: a PersistentVolumeClaim with "
                 "ReadWriteMany"
             ) from None
-        kinds = {**COMMON_KINDS, **system.kubernetes_kinds}
+        kinds = {**COMMON_KINDS, **self.system.kubernetes_kinds}
         for plural_path in (api.path(version, kind) for kind, version in kinds.items()):
             with contextlib.suppress(ApiException):  # an operator that is not installed has left nothing
                 for item in api.ask("GET", plural_path, label=f"{RUN_LABEL}={self.pods.name}").get("items", []):
@@ -79,8 +79,8 @@ class Kubernetes(Place):
                     if not api.delete(path):
                         raise UserError(f"what an earlier try of this run has left cannot be deleted: {path}")
 
-    def plan(self, system: System) -> list[Process]:
-        return system.on_kubernetes(self.job, self.pods)
+    def plan(self) -> list[Process]:
+        return self.system.on_kubernetes(self.job, self.pods)
 
     def run(self, planned: Sequence[Process], watch: Watch) -> dict[str, int]:
         """Makes the objects, follows the pods' logs until the last object has ended, and deletes all of them."""
