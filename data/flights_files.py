@@ -18,6 +18,7 @@ import json
 import os
 import re
 import zlib
+from datetime import UTC, datetime
 from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
@@ -186,6 +187,8 @@ def check_settings(separator, decimal, encoding, time_format, day_first, missing
             ) from None
     if time_format is not None and "%" not in str(time_format):
         raise DatasetError(f"data.time_format={time_format!r}: expected a format such as '%d.%m.%Y %H:%M' (strptime's)")
+    if time_format is not None:
+        check_time_format(str(time_format))
     if day_first not in (None, True, False):
         raise DatasetError(f"data.day_first={day_first!r}: expected true (31/12/2013), false (12/31/2013) or null")
     if isinstance(missing, str) and missing.startswith("["):
@@ -204,6 +207,20 @@ def check_settings(separator, decimal, encoding, time_format, day_first, missing
         "day_first": day_first,
         "missing": missing,
     }
+
+
+def check_time_format(time_format):
+    """Raises DatasetError for a format that strptime does not know, or that leaves out the date or the hour."""
+    moment = datetime(2003, 11, 24, 16, tzinfo=UTC)
+    try:
+        got = datetime.strptime(moment.strftime(time_format), time_format)
+    except ValueError as error:
+        raise DatasetError(f"data.time_format={time_format!r}: {error}") from None
+    if got.replace(tzinfo=None) != moment.replace(tzinfo=None):
+        raise DatasetError(
+            f"data.time_format={time_format!r} does not say year, month, day and hour (24 hours, or with %p); "
+            "expected one such as '%d.%m.%Y %H:%M'"
+        )
 
 
 def found_files(path):
@@ -395,6 +412,8 @@ def text_facts(begin, names, settings):
     """Encoding, separator and column names of a text file. None for a file without anything in it."""
     if not begin:
         return None
+    if inner := next((kind for magic, kind in MAGIC.items() if begin.startswith(magic)), None):
+        raise CannotBeRead(f"there is {inner} inside: unpack it once")
     encoding = settings["encoding"] or next((found for mark, found in MARKS.items() if begin.startswith(mark)), None)
     zeros = [begin[start:4096:2].count(0) for start in (0, 1)]
     if encoding is None and sum(zeros) * 10 > len(begin[:4096]):  # of fewer ones, the rows are refused

@@ -10,8 +10,10 @@ several frames the first one is taken.
 """
 
 import functools
+import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -404,6 +406,7 @@ def build(folder, path, split, size, channels, background, test_fraction, split_
     if untested:
         why = "no readable picture in the test part" if given else "one picture only"
         notes.append(f"{why}, so trained on but not tested: {listed(untested, 100)}")
+    notes += seen_twice(parts)
     for part, (images, labels) in parts.items():
         save_images(folder, part, images, labels)
     good = sum(len(labels) for _, labels in parts.values())
@@ -422,6 +425,34 @@ def build(folder, path, split, size, channels, background, test_fraction, split_
         left_out=left_out,
         notes=notes,
     )
+
+
+def seen_twice(parts):
+    """Notes on pictures that are the same as others, once they are scaled: in both parts, or in several classes."""
+    known = {}  # digest of a picture -> {(part, label)}
+    for part, (images, labels) in parts.items():
+        for image, label in zip(images, labels, strict=True):
+            known.setdefault(hashlib.blake2b(image.tobytes(), digest_size=16).digest(), []).append((part, int(label)))
+    leaked = sum(part == "test" for seen in known.values() if len({p for p, _ in seen}) == 2 for part, _ in seen)
+    several = sum(len(seen) for seen in known.values() if len({label for _, label in seen}) > 1)
+    notes = []
+    if leaked:
+        notes.append(
+            f"{leaked} of {len(parts['test'][1])} test pictures are in the training part, too (the same once they are "
+            "scaled): the accuracy says less than it seems to"
+        )
+    if several:
+        notes.append(f"{several} pictures are in more than one class (the same once they are scaled)")
+    return notes
+
+
+def alike_names(classes):
+    """A note on classes whose names differ only in case, blanks or the way their letters are written; or none."""
+    groups = {}
+    for name in classes:
+        groups.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    alike = [" and ".join(map(repr, map(printable, group))) for group in groups.values() if group[1:]]
+    return [f"taken for different classes, though their names are nearly the same: {'; '.join(alike)}"] if alike else []
 
 
 def check_settings(size, channels, background, test_fraction, max_unreadable_share):
@@ -460,7 +491,7 @@ def check_classes(root, base, classes, chosen, left_out):
         )
     if extra := set(chosen.get("test", ({},))[0]) - set(classes):
         raise DatasetError(f"the test part has classes that {printable(base)} lacks: {listed(sorted(extra))}")
-    return [f"no picture, so no class: {listed(notes, 100)}"] if notes else []
+    return ([f"no picture, so no class: {listed(notes, 100)}"] if notes else []) + alike_names(classes)
 
 
 def say(left_out, notes):

@@ -7,14 +7,18 @@ Object-store addresses (s3a://, gs://, hdfs://) are handed to Spark as they are.
 """
 
 import bz2
+import calendar
 import contextlib
 import gzip
+import io
 import itertools
+import json
 import os
 import re
 import sys
-import zlib
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from glob import glob
 from pathlib import Path
 
@@ -33,11 +37,17 @@ import logformat  # noqa: E402 (found by the line above)
 
 PACKED = (".gz", ".bz2", ".zst")
 KNOWN = (".log", ".txt", ".json", ".jsonl", ".ndjson", ".out", ".err", ".gz", ".bz2", ".zst", "")
-# What logrotate and others put behind a name: .1, -20250327, .2025-03-27
-ROTATED = re.compile(r"(?:\.\d{1,10}|[-._]\d{4}-?\d{2}-?\d{2}(?:[-T_.]?\d{2,10})?)$")
+# What logrotate and others put behind a name: .1, -20250327, .2025-03-27, -202503, .2025-W13, .Mon, .old
+ROTATED = re.compile(
+    r"(?i)(?:\.\d{1,10}|[-._]\d{4}[-.]?\d{2}(?:[-.]?\d{2})?(?:[-T_.]?\d{2,10})?|[-._]\d{2}-\d{2}-\d{4}"
+    r"|[-._]\d{4}-?W\d{2}|\.(?:mon|tue|wed|thu|fri|sat|sun|old))$"
+)
 FOREIGN = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ": ".xz", b"PK\x03\x04": ".zip"}
 STAMP = re.compile(rf"(?m)^(?:<\d{{1,3}}>)?({'|'.join(logformat.MONTHS)}) +\d{{1,2}} \d\d:".encode())
 SAMPLE_LINES, SAMPLE_BYTES = 1000, 4 << 20
+ALIKE_LINES = 20  # files that have as many lines in common at the beginning are compared to their ends
+MARK = b"\xef\xbb\xbf"
+SECOND_1981, DAY = 347_155_200, 86_400
 
 
 def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", event_start="auto", request_unit=None):
@@ -79,24 +89,33 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
             f"{len(problems)} of {len(files)} log files cannot be read:\n  {listed}\n"
             "Mend or remove them, or leave them out of path="
         )
-    first = {file: first_lines(file) for file in files}
+    first = first_of(files)
     if not any(first.values()):
         raise DatasetError(f"path={path}: there are no lines: all {len(files)} files are empty")
+    for file, reason in copies_by_lines(first).items():
+        left_out.append(entry(file, reason))
+        del first[file]
+    files = list(first)
     wanted = choose(first, options) if wanted is None else wanted
-    sample = [line for lines in first.values() for line in lines[: max(20, SAMPLE_LINES // len(first))]]
-    wanted = logformat.with_numbers(wanted, sample)
     try:
-        told = logformat.check_unit(wanted, sample)
+        logformat.check_effect(wanted, options)
     except logformat.FormatError as error:
         raise DatasetError(str(error)) from None
-    if told:
-        print(told, flush=True)
+    sample = [line for lines in first.values() for line in lines[: max(20, SAMPLE_LINES // len(first))]]
+    wanted = logformat.with_keys(wanted, sample)
+    wanted = logformat.with_numbers(wanted, sample)
+    try:
+        logformat.check_unit(wanted, sample)
+    except logformat.FormatError as error:
+        raise DatasetError(str(error)) from None
     wanted = logformat.with_start(wanted, sample) if event_start == "auto" else wanted
     check_fit(wanted, first)
     say_not_utf8(first)
+    if note := logformat.without_time(wanted, sample):
+        print(note, flush=True)
     wanted = replace(wanted, years=years_of(wanted, first))
-    for entry in left_out[:5]:
-        print(f"left out: {entry['file']}: {entry['reason']}", flush=True)
+    for one in left_out[:5]:
+        print(f"left out: {one['file']}: {one['reason']}", flush=True)
     return manifest(
         [str(file) for file in files], wanted, f"{sum(file.stat().st_size for file in files):,} bytes", left_out
     )
@@ -126,6 +145,11 @@ def find(path):
         found = [Path(name) for pattern in braces(str(given)) for name in sorted(glob(pattern, recursive=True))]
         if not found and not re.search(r"[*?\[{]", str(given)):
             raise DatasetError(f"path={given}: there is no such file or folder (on this machine)")
+        left_out += [
+            entry(file, "a folder that the pattern matches; name it in data.path, or write ** to look into it")
+            for file in found
+            if file.is_dir()
+        ]
         found = [file for file in found if not file.is_dir()]
     files = []
     for file in sorted(found):
@@ -177,6 +201,71 @@ def same_lines(one, other):
     return False
 
 
+def copies_by_lines(first):
+    """{file: reason} of those whose lines another file has, too: packed otherwise, with other line ends, or as a part.
+
+    `first`: {file: its first lines}. Files that begin with the same lines are compared to their ends, and unpacked
+    ones that end with the same bytes to their beginnings. Of few lines, only those that are all the same are copies.
+    """
+    found, begins, ends = {}, {}, {}
+    in_order = sorted(first, key=lambda file: (ending(file.name) in PACKED, len(os.fsencode(file)), file))
+    for file in in_order:
+        if first[file]:
+            begins.setdefault(tuple(first[file][:ALIKE_LINES]), []).append(file)
+    for one, other in (pair for group in begins.values() for pair in itertools.combinations(group, 2)):
+        if one in found or other in found:
+            continue
+        shorter = which_ends_first(one, other)
+        if shorter == "both":
+            found[other] = f"the same lines as {one}"
+        elif shorter is not None:
+            longer = other if shorter == one else one
+            found[shorter] = f"its lines are the beginning of {longer}"
+    for file in in_order:
+        if file not in found and ending(file.name) not in PACKED and file.stat().st_size >= 4096:
+            with open(file, "rb") as content:
+                content.seek(-4096, os.SEEK_END)
+                ends.setdefault(content.read(), []).append(file)
+    for group in ends.values():
+        for file, longer in itertools.permutations(group, 2):
+            if file not in found and longer not in found and is_end_of(file, longer):
+                found[file] = f"its lines are the end of {longer}"
+    return found
+
+
+def which_ends_first(one, other):
+    """Of two files the one whose lines are the first of the other's, "both" where all are the same, else None."""
+    with contextlib.suppress(Exception):  # of one that is damaged the reason is told elsewhere
+        for left, right in itertools.zip_longest(lines_of(one), lines_of(other)):
+            if left is None or right is None:
+                return one if left is None else other
+            if left != right:
+                return None
+        return "both"
+    return None
+
+
+def lines_of(file):
+    with opener(file)(file, "rb") as content:
+        for number, line in enumerate(content):
+            yield (line if number else line.removeprefix(MARK)).rstrip(b"\r\n")
+
+
+def is_end_of(file, longer):
+    """Whether an unpacked file's bytes are the last ones of a longer one, from the beginning of a line on."""
+    before = longer.stat().st_size - file.stat().st_size
+    if before <= 0:
+        return False
+    with open(file, "rb") as short, open(longer, "rb") as long:
+        long.seek(before - 1)
+        if long.read(1) != b"\n":
+            return False
+        while block := short.read(1 << 20):
+            if block != long.read(len(block)):
+                return False
+    return True
+
+
 def entry(file, reason):
     return {"file": str(file), "reason": reason}
 
@@ -211,11 +300,16 @@ def is_log(name):
     return ending(plain) in KNOWN or ending(name) in KNOWN
 
 
+def open_zst(path, mode):
+    """All frames of a .zst, by lines: zstandard.open ends with the first one, and knows no lines."""
+    import zstandard
+
+    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open(path, mode), read_across_frames=True))
+
+
 def opener(file):
     if ending(file.name) == ".zst":
-        import zstandard
-
-        return zstandard.open
+        return open_zst
     return {".gz": gzip.open, ".bz2": bz2.open}.get(ending(file.name), open)
 
 
@@ -239,14 +333,14 @@ def problem_of(file):
                 return f"is packed as {suffix}: {how}"
         with opener(file)(file, "rb") as content:
             begin = content.read(400)
-    except EOFError:
-        return "is cut off at its very beginning"
-    except (OSError, zlib.error) as error:
-        return f"{error.strerror if getattr(error, 'strerror', None) else error}"
-    except Exception as error:  # what zstandard raises
-        return str(error)
+    except Exception as error:  # zstandard has errors of its own
+        return reason_of(error)
+    if ending(file.name) in PACKED and (inner := next((kind for kind in FOREIGN if begin.startswith(kind)), None)):
+        return f"is packed twice (there is {FOREIGN[inner]} in it): unpack it once"
     if begin.startswith(bytes(4)) and not is_binary(begin):
         return "begins with zeros, as logrotate's copytruncate leaves them: tr -d '\\000' < FILE > NEW"
+    if begin[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
+        return "is UTF-32, which Spark does not read as lines: iconv -f UTF-32 -t UTF-8 FILE > NEW"
     if begin[:2] in (b"\xff\xfe", b"\xfe\xff") or begin.count(b"\0") > len(begin) // 4:
         if is_binary(begin):
             return "is binary, and has no lines of text"
@@ -254,10 +348,20 @@ def problem_of(file):
     return None
 
 
+def reason_of(error):
+    """Why a file cannot be read, in words."""
+    if isinstance(error, EOFError):
+        return "is cut off: its packed content ends too early"
+    return getattr(error, "strerror", None) or f"{error} (damaged, or not packed as its ending says)"
+
+
 def is_binary(begin):
     """Whether bytes have zeros among them, and not those of UTF-16 (every other one),
-    nor only before all else (a file that was cut while written)."""
+    nor only before all else (a file that was cut while written) or behind lines (what a crash leaves)."""
     begin = begin.lstrip(b"\0")
+    lines = begin.partition(bytes(4))[0].rpartition(b"\n")[0]
+    if len(lines) >= 20 and not re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", lines):
+        return False
     if any(begin.startswith(magic) for magic in (*FOREIGN, b"\xff\xfe", b"\xfe\xff")):
         return False
     zeros = [begin[half::2].count(0) for half in (0, 1)]
@@ -271,12 +375,51 @@ def beginning(file):
     return b""
 
 
+def first_of(files):
+    """{file: its first lines}. Raises DatasetError, with all of them, where files cannot be read that far."""
+    first, problems = {}, []
+    for file in files:
+        try:
+            first[file] = first_lines(file)
+            if problem := no_lines(first[file]):
+                problems.append(f"{file}: {problem}")
+        except Exception as error:  # zstandard has errors of its own
+            problems.append(f"{file}: {reason_of(error)}")
+    if problems:
+        listed = "\n  ".join(problems[:20])
+        raise DatasetError(
+            f"{len(problems)} of {len(files)} log files cannot be read:\n  {listed}\n"
+            "Mend or remove them, or leave them out of path="
+        )
+    return first
+
+
 def first_lines(file):
     with opener(file)(file, "rb") as content:
-        text = content.read(SAMPLE_BYTES).removeprefix(b"\xef\xbb\xbf")
-    lines = re.split("\r\n|\n|\r", text.decode("utf-8", "surrogateescape"))
-    lines = lines[:-1] if len(text) == SAMPLE_BYTES or (lines and not lines[-1]) else lines
-    return lines[:SAMPLE_LINES]
+        text = more = content.read(SAMPLE_BYTES)
+        # A line that is longer than all that was read: on to the lines behind it.
+        while len(more) == SAMPLE_BYTES and text.find(b"\n") == -1 and text.find(b"\r") == -1 and len(text) < 64 << 20:
+            more = content.read(SAMPLE_BYTES)
+            text += more
+        whole = len(more) < SAMPLE_BYTES
+    lines = re.split("\r\n|\n|\r", text.removeprefix(MARK).decode("utf-8", "surrogateescape"))
+    lines = lines[:-1] if len(lines) > 1 and (not whole or not lines[-1]) else lines
+    return lines[:SAMPLE_LINES] if lines != [""] else []
+
+
+def no_lines(lines):
+    """What is wrong with a file that is one JSON document instead of an object in each line, or None."""
+    begin = next((line.strip() for line in lines if line.strip()), "")
+    try:
+        made = json.loads(begin) if begin.startswith(("[{", "{")) and begin.endswith(("]", "}")) else None
+    except (ValueError, RecursionError):
+        made = None
+    inner = next(iter(made.values())) if isinstance(made, dict) and len(made) == 1 else None
+    several = [one for one in (made, inner) if isinstance(one, list) and one and isinstance(one[0], dict)]
+    if several or begin in ("[", "[{", "{"):
+        how = "jq -c ." if begin == "{" else "jq -c '.[]'" if inner is None else "jq -c '.[][]'"
+        return f"is one JSON document, not an object in each line: {how} FILE > NEW.json"
+    return None
 
 
 def say_not_utf8(first):
@@ -343,11 +486,13 @@ def check_fit(fmt, first):
 
 
 def years_of(fmt, first):
-    """file -> (year, last month * 100 + day in it), for formats whose lines have no year."""
-    if "month" not in fmt.names() or "year" in fmt.names():
+    """file -> (year, last month * 100 + day in it), for files whose lines have no year."""
+    if not fmt.may_lack_year():
         return {}
     found = {}
     for file, lines in first.items():
+        if not lacks_year(fmt, lines[:50]):
+            continue
         last, leap, months = None, False, []
         with opener(file)(file, "rb") as content:
             tail = b""
@@ -366,6 +511,17 @@ def years_of(fmt, first):
                 f"{file}: its lines have no year, and go on for more than one (over {turns} New Years): "
                 "cut it into files of a year each"
             )
+        over, modified = begin is not None and last is not None and begin > last, file.stat().st_mtime
+        if fmt.year is None and not SECOND_1981 < modified < time.time() + 2 * DAY:
+            day = datetime.fromtimestamp(modified, UTC).date()
+            raise DatasetError(
+                f"{file}: its lines have no year, and the file's own date ({day}) cannot tell it: say data.year, in "
+                "which the files begin"
+            )
+        if leap and fmt.year is not None and not calendar.isleap(fmt.year + over):
+            raise DatasetError(
+                f"{file}: it has a 29 February, and there is none in {fmt.year + over}: data.year={fmt.year}"
+            )
         found[str(file)] = logformat.dated_of(begin, last, leap, fmt.year, file.stat().st_mtime)
     return found
 
@@ -380,6 +536,14 @@ def new_years(months):
         turns += (before - after > 1) - (after - before == 11)
         most = max(most, turns)
     return most
+
+
+def lacks_year(fmt, lines):
+    """Whether the year of one of the lines depends on what is taken for the file's."""
+    times = [
+        [(logformat.parse(fmt, line, (year, 1231))[0] or {}).get("time") for line in lines] for year in (2024, 2020)
+    ]
+    return times[0] != times[1]
 
 
 def month_day(fmt, line):

@@ -1,18 +1,41 @@
-"""Gives a program a network of its own (Linux), for servers that listen on all interfaces whatever they are told."""
+"""What the launchers of this folder share: a network of their own (Linux), and how they and their children end.
+
+Some servers listen on all interfaces, whatever they are told.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
 import os
+import signal
 import socket
 import struct
 import sys
 from collections.abc import Iterable
+from types import FrameType
 
 NEW_NETWORK, NEW_USER = 0x40000000, 0x10000000  # CLONE_NEWNET, CLONE_NEWUSER
 SET_FLAGS, SET_ADDRESS, SET_NETMASK = 0x8914, 0x8916, 0x891C  # SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK
 UP_AND_RUNNING = 0x41  # IFF_UP | IFF_RUNNING
+
+
+SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
+
+
+class Stopped(BaseException):
+    """A signal has come that ends the launcher: it then ends what it has started."""
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """A signal's handler: raises Stopped."""
+    raise Stopped(signal.Signals(number).name)
+
+
+def end_with_parent(number: int = signal.SIGKILL) -> None:
+    """Asks the kernel for this signal when the parent of this process has ended (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, number)
 
 
 def leave_network(variable: str) -> str | None:

@@ -11,15 +11,12 @@ NETRUN_NETWORK=host keeps the command in the machine's network.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 from typing import NoReturn
 
-from loopback import leave_network
-
-SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
+from loopback import end_with_parent, leave_network
 
 
 def main(argv: list[str]) -> NoReturn:
@@ -32,9 +29,8 @@ def main(argv: list[str]) -> NoReturn:
             "is there a firewall?",
             flush=True,
         )
-    if sys.platform == "linux":
-        # The driver has asked for this signal already, but a process that enters a user namespace loses that wish.
-        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGTERM)
+    # The driver has asked for this signal already, but a process that enters a user namespace loses that wish.
+    end_with_parent(signal.SIGTERM)
     try:
         os.execvp(argv[0], argv)
     except OSError as error:

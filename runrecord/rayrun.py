@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
 import secrets
 import shutil
@@ -25,17 +24,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 
-from loopback import leave_network
+from loopback import Stopped, end_with_parent, leave_network, stop
 
 GRACE_SECONDS = 5  # between SIGTERM and SIGKILL
 LONGEST_TEMP_DIR = 43  # characters: Ray appends the names of its sockets, and such a path may have 107 in all
-SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
-
-
-class Stopped(BaseException):
-    """SIGTERM or SIGINT has come. `main` ends the program and Ray."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(f"Ray is up after {seconds:.1f} s: {size}")
             environment = {**os.environ, "RAY_ADDRESS": address, "RAYRUN_SECONDS": f"{seconds:.3f}"}
             command = [sys.executable, options.program, *options.arguments]
-            program = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
+            program = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
             status = program.wait()
             if status < 0:
                 say(f"the program died of {signal.Signals(-status).name}")
@@ -154,16 +147,6 @@ def remove(folder: Path, seconds: float = 5) -> None:
     while folder.exists() and time.monotonic() < deadline:
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(0.05)
-
-
-def stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped(signal.Signals(number).name)
-
-
-def die_with_parent() -> None:
-    """Asks the kernel to end the program when rayrun is killed and can no longer do it itself (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def say(text: str) -> None:

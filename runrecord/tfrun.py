@@ -17,7 +17,6 @@ machine's network.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import signal
@@ -27,17 +26,11 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from types import FrameType
 from typing import IO
 
-from loopback import leave_network
+from loopback import Stopped, end_with_parent, leave_network, stop
 
 GRACE_SECONDS = 10  # between SIGTERM and SIGKILL
-SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
-
-
-class Stopped(BaseException):
-    """SIGTERM or SIGINT has come. `main` ends the cluster."""
 
 
 def be_patient(seconds: float = 60) -> None:
@@ -177,7 +170,7 @@ class Task:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent,
+            preexec_fn=end_with_parent,
         )
         self.printer = threading.Thread(target=self._print, args=(self.process.stdout,), daemon=True)
         self.printer.start()
@@ -252,16 +245,6 @@ def end(tasks: Sequence[Task]) -> None:
         task.printer.join(2)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-
-
-def stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped(signal.Signals(number).name)
-
-
-def die_with_parent() -> None:
-    """Asks the kernel to end this process when tfrun is killed and can no longer do it itself (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def say(text: str) -> None:

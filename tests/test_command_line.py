@@ -124,7 +124,7 @@ def test_what_is_no_setting_is_refused(word, text):
         ("cluster.port=99999", "cluster.port=99999: expected a whole number from 1 to 65535"),
         ("cluster.port=0", "cluster.port=0: expected a whole number from 1 to 65535"),
         ("cluster.num_threads_per_worker=0", "cluster.num_threads_per_worker=0: expected a whole number"),
-        ("cluster.start_timeout_seconds=-5", "cluster.start_timeout_seconds=-5: expected a whole number of at least 1"),
+        ("cluster.start_timeout_seconds=-5", "cluster.start_timeout_seconds=-5: expected a whole number from 1 to"),
         ("cluster.inherit=[5]", "cluster.inherit has 5 in it: expected names of environment variables"),
         ("cache_dir=", "cache_dir=: expected a folder"),
         ("output_root=", "output_root=: expected a folder"),

@@ -344,6 +344,41 @@ def test_columns_of_the_wrong_type_are_refused_by_name(server, tmp_path, parquet
     assert text in server(tmp_path / "mine")["refused"]
 
 
+@pytest.mark.parametrize(
+    ("time_format", "text"),
+    [
+        ("%Y-%m-%d", "does not say year, month, day and hour"),
+        ("%Y-%m-%d %I:%M", "does not say year, month, day and hour (24 hours, or with %p)"),
+        ("%H:%M", "does not say year, month, day and hour"),
+        ("%Q", "data.time_format='%Q': 'Q' is a bad directive"),
+        ("%", "data.time_format='%': stray %"),
+    ],
+)
+def test_a_time_format_that_cannot_give_an_hour_is_refused_at_once(server, tmp_path, time_format, text):
+    (tmp_path / "flights.csv").write_text(as_text(flights()))
+    assert text in server(tmp_path, time_format=time_format)["refused"]
+
+
+def test_times_with_am_and_pm(server, tmp_path):
+    (tmp_path / "flights.csv").write_text(as_text(stamps(flights(), "%Y-%m-%d %I:%M %p")))
+    found = server(tmp_path, ["time_hour"], time_format="%Y-%m-%d %I:%M %p")
+    all_good(found)
+    assert [value[:19] for value in found["values"]["time_hour"]] == [row["time_hour"][:19] for row in flights()]
+
+
+@pytest.mark.parametrize("said", [["999"], ["999.0"], ["NA", "999"]])
+def test_a_number_that_means_no_value_may_have_a_point(server, tmp_path, said):
+    (tmp_path / "flights.csv").write_text(as_text(change(flights(), dep_delay=["999.0", "999", "5"])))
+    found = server(tmp_path, ["dep_delay"], missing=said)
+    all_good(found)
+    assert found["values"]["dep_delay"][:3] == [None, None, 5.0]
+
+
+def test_what_is_packed_twice_says_so(server, tmp_path):
+    (tmp_path / "f.csv.gz").write_bytes(gzip.compress(gzip.compress(as_text(flights()).encode())))
+    assert "f.csv.gz: there is gzip inside: unpack it once" in server(tmp_path)["refused"]
+
+
 def test_hour_24_is_midnight_and_has_no_minutes(server, tmp_path):
     (tmp_path / "flights.csv").write_text(
         as_text(change(flights(), hour=["24", "24"], minute=["30", "0"], time_hour=""))

@@ -404,6 +404,30 @@ MORE = [
         {},
         ["2025-03-29T22:00:01 +0100 x", "2025-03-29T22:00:01 CET x"],
     ],
+    [r"(?<host>[a-z]{,3})[ ](?<message>.{2,})", {}, ["abc xyz", "abcd xyz", " xy", "a{,3} x"]],
+    [
+        r"(?<epoch>\S+) (?<message>.*)",
+        {},
+        behind("133877592000000000", "638789256600000000", "12345", "99999999", "100000000"),
+    ],
+    [
+        "json_lines",
+        {},
+        [
+            '{"host": {"name": "web01"}, "log": {"level": "info"}, "message": "x"}',
+            '{"host.name": "web02", "host": "web03", "message": "x"}',
+            '{"host": "web03", "log": {"other": 1}, "message": "x"}',
+        ],
+    ],
+    [
+        "json_access",
+        {},
+        [
+            '{"request": {"uri": "/a"}, "status": "ok"}',
+            '{"request": {"uri": "/a"}, "duration": "3s"}',
+            '{"request": {"uri": "/a"}, "duration": 9.29675e-05, "ts": 1.7432856605e9}',
+        ],
+    ],
     ["combined", {"request_unit": "us"}, [*access(1, " 1500"), *access(1, " -"), *access(1)]],
     ["vhost_combined", {}, access(1, front="www.example.org ", client="192.0.2.1, 10.0.0.1")],
     [
@@ -574,7 +598,8 @@ for fmt, header, lines in jobs:
         for name, value in (fields or {}).items():
             if name in row:
                 compared += 1
-                if row[name] != value and not (isinstance(value, float) and abs(value - row[name]) < 1e-9):
+                near = isinstance(value, float) and row[name] is not None and abs(value - row[name]) < 1e-9
+                if row[name] != value and not near:
                     different.append([fmt.name, line, name, str(row[name]), str(value)])
             elif value is not None:
                 different.append([fmt.name, line, name, "lacking"])
@@ -665,7 +690,7 @@ def test_rotated_and_dated_names_are_logs_and_others_are_listed(tmp_path):
         )
     ):
         write(tmp_path / name, access(5 + number))
-    (tmp_path / "access.log.2.gz").write_bytes(gzip.compress(("\n".join(access(5)) + "\n").encode()))
+    (tmp_path / "access.log.2.gz").write_bytes(gzip.compress(("\n".join(access(50)) + "\n").encode()))
     for name in ("notes.pdf", ".hidden.log", ".git/x.log"):
         write(tmp_path / name, ["x"])
     (tmp_path / "elsewhere").symlink_to("/")
@@ -828,7 +853,7 @@ def test_clients_behind_proxies(tmp_path):
     ("behind", "unit", "seconds"),
     [
         (" 0", None, 0.0),
-        (" 2", None, 2.0),
+        (" 2", "s", 2.0),
         (" 0.250", None, 0.25),
         (" 150", "us", 0.00015),
         (" 150", "ms", 0.15),
@@ -854,11 +879,18 @@ def test_whole_numbers_of_an_unknown_unit_are_refused(tmp_path):
         built(tmp_path)
 
 
-def test_whole_numbers_that_are_read_as_seconds_are_named(tmp_path, capsys):
-    for behind, told in ((" 2", True), (" 0", False), (" 0.250", False)):
-        write(tmp_path / "a.log", access(60, behind))
-        built(tmp_path)
-        assert ("read as seconds; data.request_unit=ms or =us" in capsys.readouterr().out) == told
+@pytest.mark.parametrize(
+    ("front", "behind", "name"),
+    [("", " 2", "combined"), ("", " 2", "nginx"), ("www.a.org:80 ", " 9", "auto"), ("", " rt=150", "auto")],
+)
+def test_small_whole_numbers_have_no_unit_either(tmp_path, front, behind, name):
+    write(tmp_path / "a.log", access(60, behind, front=front))
+    with pytest.raises(DatasetError, match="may be seconds, milliseconds or microseconds"):
+        built(tmp_path, name)
+    unit = "ms" if name != "combined" else "s"
+    fmt = logformat.from_dict(built(tmp_path, name, request_unit=unit)["entry"])
+    seconds = logformat.parse(fmt, access(1, behind, front=front)[0])[0]["request_time"]
+    assert seconds == float(behind.removeprefix(" rt=")) / (1000 if unit == "ms" else 1)
 
 
 @pytest.mark.parametrize("name", ["auto", "combined"])
@@ -896,3 +928,208 @@ def test_a_link_to_nothing_is_named(tmp_path):
     (tmp_path / "b.log").symlink_to(tmp_path / "nowhere")
     with pytest.raises(DatasetError, match=r"1 of 2 log files cannot be read:\n  .*nowhere: No such file"):
         built(tmp_path, "combined")
+
+
+# ---- what other people's logs are like: each with what must come out
+
+LINES = access(60)
+LONG = [line + " " + "x" * 100 for line in FILES["iso_lines"]]
+
+
+def content(lines, end="\n"):
+    return (end.join(lines) + end).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("thunderbird", "- 1131566461 2005.11.09 dn228 Nov 9 12:01:{k:02d} dn228/dn228 crond[9]: session {k}"),
+        ("forwarded", '"203.0.113.7" 192.0.2.1 - - [29/Mar/2025:22:00:{k:02d} +0000] "GET /a HTTP/1.1" 200 5 "-" "x"'),
+        (None, "2025-03-29 10:00:{k:02d} PM INFO request {k}"),
+        (None, "2025-03-29T22:00:{k:02d} Europe/Berlin request {k}"),
+        ("json_access", '{{"ts":17432856{k:02d}.5,"request":{{"uri":"/{k}","method":"GET"}},"status":200}}'),
+        ("klog", "I0329 22:00:{k:02d}.123456   12345 main.cc:42] hello {k}"),
+        ("spark", "25/03/29 22:00:{k:02d} INFO SparkContext: Running {k}"),
+        ("haproxy", 'Feb  6 12:14:14 lb haproxy[9]: 10.0.1.2:33317 [06/Feb/2009:12:14:{k:02d}.655] http-in static/srv1 '
+         '10/0/30/69/109 200 2750 - - ---- 1/1/1/1/0 0/0 "GET /index{k}.html HTTP/1.1"'),
+        ("logfmt", 'time="2025-03-29T22:00:{k:02d}Z" level=info msg="hello {k}"'),
+        ("nginx_timed", '192.0.2.1 - - [29/Mar/2025:22:00:{k:02d} +0000] "GET /a HTTP/1.1" 200 5 "-" "c" rt=0.{k:02d}'),
+    ],
+)  # fmt: skip
+def test_auto_takes_no_format_that_only_looks_alike(tmp_path, name, line):
+    write(tmp_path / "a.log", [line.format(k=k) for k in range(60)])
+    if name:
+        assert built(tmp_path)["format"] == name
+    else:
+        with pytest.raises(DatasetError, match="no named format fits"):
+            built(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("133877592000000000", None),  # Windows' 100 ns since 1601, no nanoseconds of 1974
+        ("638789256600000000", None),  # .NET's ticks, no nanoseconds of 1990
+        ("12345", None),  # seconds since the start of a machine
+        ("1743285660123456789", datetime(2025, 3, 29, 22, 1, 0, 123456)),
+    ],
+)
+def test_counts_that_are_none_since_1970(text, expected):
+    got, reason = logformat.parse(logformat.resolve(r"(?<epoch>\S+) (?<message>.*)"), f"{text} x")
+    assert (got and got["time"], reason) == (expected, None if expected else "no time")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (r"(?<time>\S+) (?<Host>\S+) (?<host>\S+) (?<message>.*)", "differs only in case"),
+        (r"(?<Time>\S+) (?<message>.*)", "differs only in case from another field ('time')"),
+        (r"(?<time>\S+)(?(time) )(?<message>.*)", "has a condition, which Java"),
+        (r"(?<time>\S+) (?#rest)(?<message>.*)", "has a comment, which Java"),
+        (r"(?a)(?<time>\S+) (?<message>.*)", "has a flag a, L or u, which Java"),
+    ],
+)
+def test_regular_expressions_that_only_python_takes(pattern, text):
+    with pytest.raises(logformat.FormatError) as caught:
+        logformat.resolve(pattern)
+    assert text in str(caught.value)
+    assert logformat.java("a{,3}") == "(?sd)a{0,3}"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "text"),
+    [
+        ("syslog", {"time_format": "%b %d"}, "time_format='%b %d' has no effect with format=syslog"),
+        (r"(?<a>\S+) (?<message>.*)", {"time_format": "%Y-%m-%d"}, "has no effect with the regular expression"),
+        ("combined", {"year": 2024}, "year=2024 has no effect with format=combined: its lines have a year"),
+        ("common", {"request_unit": "ms"}, "request_unit='ms' has no effect with format=common"),
+        ("combined", {"epoch_unit": "ms"}, "epoch_unit='ms' has no effect"),
+        (r"(?<time>\S+) (?<message>.*)", {"time_format": "%Y %Y-%m-%d"}, "says the same piece twice (%Y)"),
+    ],
+)
+def test_an_option_without_effect_is_refused(tmp_path, name, options, text):
+    write(tmp_path / "a.log", ["Mar 29 22:00:00 a b: x"] if name == "syslog" else LINES)
+    with pytest.raises(DatasetError) as caught:
+        built(tmp_path, name, **options)
+    assert text in str(caught.value)
+
+
+COPIES = {
+    "crlf": ("b.log", content(LINES, "\r\n"), "the same lines as {}a.log"),
+    "no last line end": ("b.log", content(LINES)[:-1], "the same lines as {}a.log"),
+    "mark": ("b.log", b"\xef\xbb\xbf" + content(LINES), "the same lines as {}a.log"),
+    "packed": ("b.log.gz", gzip.compress(content(LINES)), "the same lines as {}a.log"),
+    "rotated": ("a.log.2.bz2", bz2.compress(content(LINES)), "the same lines as {}a.log"),
+    "beginning": ("b.log", content(LINES[:40]), "its lines are the beginning of {}a.log"),
+    "beginning, packed": (
+        "b.log.gz",
+        gzip.compress(content(LINES[:30], "\r\n")),
+        "its lines are the beginning of {}a.log",
+    ),
+    "end": ("b.log", content(LINES[-50:]), "its lines are the end of {}a.log"),
+    "other lines": ("b.log", content([*LINES[:30], *LINES[31:]]), None),
+    "few lines": ("b.log", content(LINES[:3]), None),
+}
+
+
+@pytest.mark.parametrize("case", COPIES)
+def test_a_copy_in_other_words_is_read_once(tmp_path, case):
+    name, bytes_of_it, reason = COPIES[case]
+    (tmp_path / "a.log").write_bytes(content(LINES))
+    (tmp_path / name).write_bytes(bytes_of_it)
+    found = built(tmp_path, "combined")
+    expected = [] if reason is None else [{"file": str(tmp_path / name), "reason": reason.format(f"{tmp_path}/")}]
+    assert found["left_out"] == expected
+    assert len(found["paths"]) == 2 - len(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes_of_it", "text"),
+    [
+        ("a.log.gz", gzip.compress(content(LINES))[:-20], "a.log.gz: is cut off: its packed content ends too early"),
+        ("a.log.gz", gzip.compress(content(LINES)) + b"rest", "a.log.gz: Not a gzipped file"),
+        ("a.log.gz", gzip.compress(gzip.compress(content(LINES))), "is packed twice (there is .gz in it)"),
+        ("a.log", "\n".join(LINES).encode("utf-32"), "is UTF-32, which Spark does not read"),
+        ("a.json", b'[\n{"time":"2025-03-29T22:00:00Z","msg":"x"},\n{"msg":"y"}\n]\n', "is one JSON document"),
+        ("a.json", b'{"Records":[{"eventTime":"2025-03-29T22:00:00Z"}]}\n', "jq -c '.[][]' FILE"),
+        ("a.json", b'{\n  "time": "2025-03-29T22:00:00Z"\n}\n', "jq -c . FILE"),
+    ],
+)
+def test_files_that_hold_no_lines_say_why(tmp_path, name, bytes_of_it, text):
+    (tmp_path / name).write_bytes(bytes_of_it)
+    with pytest.raises(DatasetError) as caught:
+        built(tmp_path)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("bytes_of_it", "good"),
+    [
+        (content(LINES) + bytes(1 << 16), 60),  # what a crash leaves
+        (content(LINES[:30]) + bytes(5000) + content(LINES[30:]), 59),
+        (b"x" * (5 << 20) + b"\n" + content(LINES), 60),
+        (content(LINES, "\r"), 60),
+    ],
+)
+def test_a_log_with_a_hole_or_a_line_without_end_is_a_log(tmp_path, bytes_of_it, good):
+    path = tmp_path / "a.log"
+    path.write_bytes(bytes_of_it)
+    found = built(tmp_path, "combined")
+    assert (found["paths"], found["left_out"]) == ([str(path)], [])
+    read = [logformat.parse(logformat.from_dict(found["entry"]), line) for line in log_files.first_lines(path)]
+    assert sum(reason is None for _, reason in read) == good
+
+
+def test_a_folder_that_a_pattern_matches_is_named(tmp_path):
+    write(tmp_path / "a.log", LINES)
+    write(tmp_path / "old/b.log", LINES[:30])
+    found = built(tmp_path / "*", "combined")
+    assert [Path(one["file"]).name for one in found["left_out"]] == ["old"]
+    assert "a folder that the pattern matches" in found["left_out"][0]["reason"]
+
+
+@pytest.mark.parametrize("modified", [1, 4_000_000_000])
+def test_a_date_of_a_file_that_cannot_tell_the_year_is_refused(tmp_path, modified):
+    path = write(tmp_path / "messages", FILES["syslog"])
+    os.utime(path, (modified, modified))
+    with pytest.raises(DatasetError, match="cannot tell it: say data.year"):
+        built(tmp_path, "syslog")
+    assert built(tmp_path, "syslog", year=2024)["entry"]["years"] == {str(path): (2024, 1231)}
+
+
+def test_a_year_without_29_february_is_refused(tmp_path):
+    write(tmp_path / "messages", ["Feb 29 12:00:00 web01 a: x"] * 9)
+    with pytest.raises(DatasetError, match="there is none in 2023: data.year=2023"):
+        built(tmp_path, "syslog", year=2023)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "time_format", "line"),
+    [
+        (r"(?<time>\w+ +\d+ \S+) (?<message>.*)", None, "{} 12:00:00 x"),
+        (r"(?<time>\S+ \S+) (?<message>.*)", "%b-%d %H:%M:%S", "{} 12:00:00 x"),
+    ],
+)
+def test_years_of_a_users_own_regex(tmp_path, pattern, time_format, line):
+    days = ["Dec 31", "Jan 01"] if time_format is None else ["Dec-31", "Jan-01"]
+    path = write(tmp_path / "a.log", [line.format(day) for day in days])
+    entry = built(tmp_path, pattern, time_format=time_format, year=2022)["entry"]
+    fmt = logformat.from_dict(entry)
+    got = [
+        logformat.parse(fmt, text, entry["years"][str(path)])[0]["time"].year for text in path.read_text().splitlines()
+    ]
+    assert got == [2022, 2023]
+
+
+def test_keys_of_json_in_any_case_and_a_note_where_no_time_is_known(tmp_path, capsys):
+    line = {"Time": "2025-03-29T22:00:00Z", "LEVEL": "INFO", "Message": "a", "Host": {"name": "web01"}}
+    path = write(tmp_path / "a/a.log", [json.dumps(line)] * 30)
+    fmt = logformat.from_dict(built(tmp_path / "a")["entry"])
+    got, _ = logformat.parse(fmt, path.read_text().splitlines()[0])
+    assert (got["time"], got["level"], got["message"], got["host"]) == (datetime(2025, 3, 29, 22), "INFO", "a", "web01")
+    write(tmp_path / "b/a.log", ['{"when": "2025-03-29T22:00:00Z", "msg": "a"}'] * 30)
+    built(tmp_path / "b")
+    assert (
+        "no line has a time under a key that format=json_lines knows; the keys are: when, msg"
+        in capsys.readouterr().out
+    )

@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,7 @@ from cookbook.report import pages
 from cookbook.report.console import console
 from cookbook.report.summary import print_summary
 from runrecord import RunRecord, read_records
+from tests.helpers import CLEAN
 
 sys.path.insert(0, str(ROOT / "recipes/spark"))
 try:
@@ -107,3 +111,108 @@ def test_a_step_is_skipped_where_the_events_lack_what_it_needs(step, given, reas
 def test_a_classifier_needs_two_classes(counts, reason):
     found = lacking_classes("classify", counts)
     assert found is None if reason is None else reason in found
+
+
+# ---- every step on other people's logs
+
+
+def each(text, count=240):
+    """Lines a minute apart; {k} is the number of a line, {hour} and {minute} its time."""
+    return [text.format(k=k, p=k % 7, hour=k // 60, minute=f"{k % 60:02d}") for k in range(count)]
+
+
+WEB = '192.0.2.{p} - - [29/Mar/2025:0{hour}:{minute}:00 +0000] "GET /a{p} HTTP/1.1" 200 {k} "-" "curl"'
+STEPS_OF = {  # name -> format asked for, lines, format found, steps that must be skipped
+    "common": ("common", each(WEB.removesuffix(' "-" "curl"')), "common", "classify recommend gradient_descent stream"),
+    "caddy": (
+        "auto",
+        each(
+            '{{"ts":17432856{minute}.{p},"request":{{"remote_ip":"192.0.2.{p}","method":"GET","uri":"/a{p}"}},'
+            '"duration":9.3e-05,"size":{k},"status":200}}'
+        ),
+        "json_access",
+        "anomalies classify forecast recommend gradient_descent stream",  # all of a minute
+    ),
+    "klog": (
+        "auto",
+        each("I0329 0{hour}:{minute}:00.000001 {k} a.go:4] did {p}"),
+        "klog",
+        "classify recommend gradient_descent stream",
+    ),
+    "labels": (
+        r"^(?<time>\S+) (?<label>\S+) (?<message>.*)$",
+        each("2025-03-29T0{hour}:{minute}:00Z - work {p}") + each("2025-03-29T0{hour}:{minute}:30Z DISK failed {p}"),
+        "regex",
+        "recommend stream",
+    ),
+    "no time": (
+        r"^(?<level>\w+) (?<message>.*)$",
+        each("INFO did {p}"),
+        "regex",
+        "anomalies classify forecast recommend gradient_descent stream",
+    ),
+    "one line": ("auto", each(WEB, 1), "combined", "anomalies classify forecast recommend gradient_descent stream"),
+    "w3c": (
+        "auto",
+        [
+            "#Fields: date time c-ip cs-uri-stem sc-status",
+            *each("2025-03-29 0{hour}:{minute}:00 192.0.2.{p} /a{p} 200"),
+        ],
+        "w3c",
+        "classify recommend gradient_descent stream",
+    ),
+}
+
+
+@pytest.mark.full
+def test_every_step_on_other_peoples_logs(recipe_python, tmp_path):
+    """A session of its own: no run of the recipe has logs that lack so much. Its tasks write down nothing."""
+    python = recipe_python("spark")
+    cases = []
+    for name, (wanted, lines, *_) in STEPS_OF.items():
+        folder = tmp_path / "in" / name
+        folder.mkdir(parents=True)
+        (folder / "a.log").write_text("\n".join(lines) + "\n")
+        cases.append([name, str(folder), wanted, {}])
+    # Names and packings: what Spark reads must be what the files hold, whatever the locale.
+    folder = tmp_path / "in/names"
+    folder.mkdir()
+    program = (
+        "import sys, zstandard; lines = sys.stdin.buffer.read().splitlines(True); half = len(lines) // 2; "
+        "open(sys.argv[1], 'wb').write(b''.join(zstandard.compress(b''.join(p)) for p in (lines[:half], lines[half:])))"
+    )
+    text = [
+        "\n".join(each(WEB.replace("GET", method), 200)).encode() + b"\n" for method in ("GET", "PUT", "HEAD", "POST")
+    ]
+    subprocess.run(
+        [python, "-c", program, folder / "two frames.log.zst"], input=text[0] + b"no such line\n", check=True
+    )
+    for name, content in zip((b"\xff\xfe.log", "Käse 100%.log".encode(), b"a\nb.log"), text[1:], strict=True):
+        (Path(os.fsdecode(os.fsencode(folder) + b"/" + name))).write_bytes(content)
+    cases.append(["names", str(folder), "combined", {}])
+    env = {
+        **CLEAN,
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "TZ": "UTC",
+        "PYTHONPATH": str(ROOT / "recipes/spark"),
+        "LC_ALL": "C",
+    }
+    done = subprocess.run(
+        [python, ROOT / "tests/log_steps_server.py", tmp_path / "out", json.dumps(cases)],
+        capture_output=True,
+        text=True,
+        env={**env, "PYSPARK_PYTHON": str(python)},
+    )
+    line = next((line for line in done.stdout.splitlines() if line.startswith("FOUND ")), None)
+    assert line, done.stderr[-3000:]
+    found = json.loads(line.removeprefix("FOUND "))
+    outcomes = {(name, step): one for name, steps in found.items() for step, one in steps.items()}
+    assert {key: one for key, one in outcomes.items() if one.keys() & {"crash", "refused"}} == {}
+    ingested = found["names"]["ingest"]
+    assert [ingested[key] for key in ("read", "good", "quarantined", "located")] == [801, 800, 1, 1]
+    for name, (_, lines, fmt, _) in STEPS_OF.items():
+        assert found[name]["build"]["format"] == fmt, name
+        assert found[name]["ingest"]["good"] == len([line for line in lines if not line.startswith("#")]), name
+        assert all(len(one["skipped"]) > 20 for one in found[name].values() if "skipped" in one)
+    skipped = {name: " ".join(step for step, one in steps.items() if "skipped" in one) for name, steps in found.items()}
+    assert {name: skipped[name] for name in STEPS_OF} == {name: expected for name, (*_, expected) in STEPS_OF.items()}

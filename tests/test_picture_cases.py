@@ -79,7 +79,8 @@ def test_parts_are_recognised_by_their_names(tmp_path, build, train, test):
     images, labels = parts["test"]
     assert labels.tolist() == [0, 0, 1, 1]
     assert (images[labels == 1][..., 2] >= 230).all()
-    assert manifest["notes"] == [f"trained on {train}, tested on {test}"]
+    assert manifest["notes"][0] == f"trained on {train}, tested on {test}"
+    assert manifest["notes"][1].startswith("4 of 4 test pictures are in the training part, too")
 
 
 @pytest.mark.parametrize(("split", "used", "unused"), [("auto", "test", "val"), ("val", "val", "test")])
@@ -92,7 +93,7 @@ def test_of_three_parts_the_one_that_is_not_used_is_named(tmp_path, build, split
     assert manifest["rows"] == {"train": 10, "test": sizes[used]}
     assert len(manifest["left_out"]) == sizes[unused]
     assert f"{unused}/cat/000.png" in left_out(manifest)
-    assert manifest["notes"] == [f"trained on train, tested on {used}; {unused} is left out (data.split)"]
+    assert manifest["notes"][0] == f"trained on train, tested on {used}; {unused} is left out (data.split)"
 
 
 def test_a_test_folder_without_classes_leaves_val(tmp_path, build):
@@ -176,7 +177,7 @@ def test_a_part_of_a_dataset_says_what_lies_beside_it(tmp_path, build):
     manifest = image_folder.build(out, str(tmp_path / "ds/train"), **PLAIN)
     said = f"beside train lies val, which is not read; to train and test on them as they are: data.path={tmp_path}/ds"
     assert (manifest["rows"], manifest["notes"]) == ({"train": 6, "test": 2}, [said])
-    assert build()[0]["notes"] == ["trained on train, tested on val"]
+    assert build()[0]["notes"][0] == "trained on train, tested on val"
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -562,3 +563,41 @@ def test_whatever_the_files_hold_read_is_good_and_left_out(tmp_path, capsys):
         assert len(left_out(manifest)) == len(manifest["left_out"]), "each file once"
         assert all(left_out(manifest).values()), "each with a reason"
     assert total == 50 * 104
+
+
+def noise(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 9, 3), np.uint8)).save(path)
+
+
+def test_pictures_of_both_parts_and_of_two_classes_are_named(tmp_path, build):
+    for number in range(8):
+        noise(tmp_path / f"in/train/{'ab'[number % 2]}/{number}.png", number)
+        noise(tmp_path / f"in/val/{'ab'[number % 2]}/{number}.png", number if number < 3 else 100 + number)
+    manifest, _ = build()
+    told = [note for note in manifest["notes"] if "the same once" in note]
+    assert told == [
+        "3 of 8 test pictures are in the training part, too (the same once they are scaled): the accuracy says less "
+        "than it seems to"
+    ]
+    noise(tmp_path / "in/train/b/copy.bmp", 0)
+    manifest, _ = build()
+    assert "3 pictures are in more than one class (the same once they are scaled)" in manifest["notes"]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("Cat", "cat", "dog"), "'Cat' and 'cat'"),
+        (("cat ", "cat", "dog"), "'cat' and 'cat '"),
+        (("\u00fc", "u\u0308", "dog"), "'u\u0308' and '\u00fc'"),
+        (("cat", "cats", "dog"), None),
+    ],
+)
+def test_classes_whose_names_are_nearly_the_same_are_named(tmp_path, build, names, told):
+    for number, name in enumerate(names):
+        for seed in range(4):
+            noise(tmp_path / "in" / name / f"{seed}.png", 10 * number + seed)
+    manifest, _ = build()
+    expected = [f"taken for different classes, though their names are nearly the same: {told}"] if told else []
+    assert manifest["notes"] == expected

@@ -8,6 +8,9 @@ from hydra import compose, initialize_config_dir
 
 from cookbook import ROOT, UserError, settings, systems
 from cookbook.settings import checks, compose_recipe, files
+from cookbook.settings.checks import RANGES, check_ranges
+from cookbook.settings.files import CONF
+from cookbook.settings.overrides import prepared
 from runrecord import load_config, same_kind
 from tests.helpers import recipes
 
@@ -136,7 +139,7 @@ def test_overrides_beat_recipe_defaults_and_scale():
         ("seed=x", "seed='x': expected a whole number"),
         ("cluster.port=abc", "cluster.port='abc': expected a whole number, or null"),
         ("cluster.port=1.5", "cluster.port=1.5: expected a whole number, or null"),
-        ("cluster.num_workers=0", "cluster.num_workers=0: expected a whole number of at least 1"),
+        ("cluster.num_workers=0", "cluster.num_workers=0: expected a whole number from 1 to 10000"),
     ],
 )
 def test_wrong_kinds_are_refused(override, text):
@@ -284,3 +287,87 @@ def test_null_is_taken_where_the_file_says_what_it_means():
     assert config["data"]["parameters"]["event_start"] is None
     with pytest.raises(UserError, match=r"data.epoch_unit=None: expected a text"):
         compose_recipe("spark", ["data=log_files", "data.epoch_unit=null"])
+
+
+def numbers_of(content):
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from numbers_of(value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield key
+
+
+def test_every_number_that_takes_memory_or_time_has_an_upper_bound():
+    free = "learning_rate clip_norm gamma min_accuracy target_return threshold common_share test_share validation_share"
+    free += " background channels spark.sql.shuffle.partitions"  # checked by their recipe, their builder, or Spark
+    found = set()
+    for path in CONF.glob("*/*.yaml"):
+        if path.parent.name != "infra":  # their limit is the price
+            content = yaml.safe_load(path.read_text()) or {}
+            content.pop("driver", None)
+            found |= set(numbers_of(content))
+    assert found - set(free.split()) - set(RANGES) == set()
+    assert {name for name, (_, high) in RANGES.items() if not high < 2**37} == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        (
+            "fusion_threshold_mb",
+            10**9,
+            "recipe.fusion_threshold_mb=1000000000: expected a whole number from 0 to 65536",
+        ),
+        ("cycle_time_ms", 1e12, "expected a number from 0 to 60000"),
+        ("width", 10**8, "recipe.width=100000000: expected a whole number of at most 16384"),
+        ("size", 16384, "expected a whole number from 1 to 4096"),
+        ("num_train_rows", 10**12, "expected a whole number from 1 to 100000000"),
+        ("num_epochs", 10**20, "expected a whole number of at most 1000000"),
+        ("prefetch_chunks", 10**9, "of at most 10000"),
+        ("num_classes", 1, "expected a whole number from 2 to 1000"),
+        ("malformed_every", 0, "from 2 to"),
+        ("test_fraction", 0, "expected a share between 0 and 1 (0.2 for 20 %)"),
+        ("test_fraction", 1, "expected a share between 0 and 1 (0.2 for 20 %)"),
+        ("max_malformed_share", 5, "expected a share between 0 and 1 (0.05 for 5 %)"),
+        ("port", "http", "recipe.port='http': expected a whole number, or null"),
+        ("cycle_time_ms", [1], "recipe.cycle_time_ms=[1]: expected a number"),
+    ],
+)
+def test_values_that_would_die_late_are_refused(name, value, text):
+    with pytest.raises(UserError) as caught:
+        check_ranges({name: value}, "recipe")
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["output_root=a", "output_root=b"], "output_root is given twice, as a and as b: say one"),
+        (["data=digits", "data=mnist"], "data is given twice, as digits and as mnist"),
+        (["recipe=horovod"], "recipe is given twice, as spark and as horovod"),
+        (["=1"], "'=1' is no setting"),
+        (["recipe@x=1"], "'recipe@x=1' is no setting"),
+        (["recipe.window_minutes =1"], "'recipe.window_minutes =1' is no setting"),
+        (["recipe/window_minutes=1"], "did you mean recipe.window_minutes?"),
+    ],
+)
+def test_words_that_are_no_settings_or_two(overrides, text):
+    with pytest.raises(UserError) as caught:
+        prepared(["recipe=spark", *overrides])
+    assert text in str(caught.value)
+    assert prepared(["recipe=spark", "seed=1", "seed=2"])[1:] == ["seed=1", "seed=2"], "the last one counts"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "text"),
+    [
+        ("spark", "data.parameters.num_lines=1e6", "num_lines=1000000.0: expected a whole number"),
+        ("spark", "data.parameters.num_lines=many", "num_lines='many': expected a whole number"),
+        ("spark", "data.parameters.num_lines=null", "num_lines=null: expected a whole number"),
+        ("ray_tune", "recipe.learning_rates=[a,0.5]", "'a' is not a number, as all of [0.001, 0.5] are"),
+    ],
+)
+def test_a_setting_that_points_at_another_and_a_list_have_its_kind(recipe, override, text):
+    with pytest.raises(UserError) as caught:
+        compose_recipe(recipe, [override])
+    assert text in str(caught.value)

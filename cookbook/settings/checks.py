@@ -103,9 +103,17 @@ def _check_storage(config: Settings, choices: Mapping[str, str]) -> None:
 def _compare(defaults: Settings, values: Settings, prefix: str, path: Path) -> None:
     for key, default in defaults.items():
         name = f"{prefix}.{key}" if prefix else key
-        if key in ("defaults", "hydra") or key not in values or (isinstance(default, str) and "${" in default):
+        if key in ("defaults", "hydra") or key not in values:
             continue
         value = values[key]
+        if other := re.fullmatch(r"\$\{scale\.(\w+)\}", str(default)):  # of that setting's kind
+            default = yaml.safe_load((CONF / "scale/smoke.yaml").read_text())[other[1]]
+            if value is None and not re.search(r"\bnull\b", comments_of(CONF / "scale/default.yaml").get(other[1], "")):
+                raise UserError(f"{name}=null: expected {_kind(default)}, as in conf/scale/default.yaml")
+            if value is None:
+                continue
+        elif isinstance(default, str) and "${" in default:
+            continue
         if isinstance(default, dict) and isinstance(value, dict):
             _compare(default, value, name, path)
         elif value is None and (prefix == "scale" or re.search(r"\bnull:", comments_of(path).get(key, ""))):
@@ -114,36 +122,59 @@ def _compare(defaults: Settings, values: Settings, prefix: str, path: Path) -> N
             raise UserError(
                 f"{name}={value!r}: expected {_kind(default)}, like the default {default!r} in {path.relative_to(ROOT)}"
             )
+        elif isinstance(default, list) and default and not isinstance(default[0], str):
+            odd = [one for one in value if not same_kind(one, default[0])]
+            if odd:
+                raise UserError(f"{name}={value}: {odd[0]!r} is not {_kind(default[0])}, as all of {default} are")
 
 
-# (lowest, highest) that a setting of this name may have, in whatever group it stands; None: no bound. Settings that
-# only one recipe has are bounded by its own settings.py.
-AT_LEAST_0 = (
-    "max_restarts num_retries num_failures checkpoint_every_steps image_timeout_seconds warmup_epochs max_shift "
-    "gpus_per_worker"
-)
-AT_LEAST_1 = (
-    "num_hosts num_copies num_lines num_hours num_train_rows num_test_rows rows_per_group context_length keep_every "
-    "object_mb time_minutes commit_every_steps start_timeout_seconds stall_timeout_seconds connect_timeout_seconds "
-    "silence_seconds exchange_timeout_seconds"
-)
-PARTS_OF_A_SECOND = "pull_seconds poll_seconds snapshot_seconds"
-SHARES = "warmup_share momentum test_fraction"
-RANGES: dict[str, tuple[float, float | None]] = {
-    **dict.fromkeys(AT_LEAST_0.split(), (0, None)),
-    **dict.fromkeys(AT_LEAST_1.split(), (1, None)),
-    **dict.fromkeys(PARTS_OF_A_SECOND.split(), (0.01, None)),
-    **dict.fromkeys(SHARES.split(), (0, 1)),
-    **dict.fromkeys(("seed", "split_seed"), (0, 2**32 - 1)),
-    "port": (1, 65535),
-    "num_workers": (1, None),
-    "num_threads_per_worker": (1, 4096),
-    "num_loader_workers": (0, 1024),
-    "cpus_per_worker": (0.01, None),
-    "memory_mb_per_worker": (64, None),
-    "stop_grace_seconds": (0, 3600),
-    "size": (1, 16384),
+# (lowest, highest) that a setting of this name may have, in whatever group it stands. The lowest may be None where the
+# recipe's own settings.py says it. The highest keeps a slip of the finger (or seconds where milliseconds are meant)
+# from dying late, for want of memory, or never: it is far above what anybody uses.
+BOUNDS: dict[tuple[float | None, float], str] = {
+    (0, 10_000): "max_restarts num_retries num_failures max_trial_failures warmup_epochs max_shift gpus_per_worker",
+    (0, 10**9): "checkpoint_every_steps max_jitter_minutes",
+    (0, 86_400): "image_timeout_seconds stop_grace_seconds",
+    (0, 65_536): "fusion_threshold_mb",
+    (0, 60_000): "cycle_time_ms",
+    (0, 1): "warmup_share momentum max_malformed_share max_unreadable_share",
+    (0.001, 0.999): "test_fraction",
+    (0, 2**32 - 1): "seed split_seed",
+    (0, 1024): "num_loader_workers",
+    (0, 65_535): "serve_port",
+    (1, 65_535): "port",
+    (1, 4096): "num_threads_per_worker size num_hosts",
+    (1, 525_600): "time_minutes window_minutes",
+    (1, 10_000): "num_copies keep_every num_repeats num_nodes num_workers",
+    (1, 10**7): "num_hours",
+    (1, 10**8): "num_train_rows num_test_rows rows_per_group commit_every_steps",
+    (1, 10**11): "num_lines max_rows max_steps",
+    (1, 10**6): "context_length object_mb max_workers max_iterations",
+    (2, 10**9): "malformed_every",
+    (2, 1000): "num_classes",
+    (1, 31 * 86_400): (
+        "start_timeout_seconds stall_timeout_seconds connect_timeout_seconds silence_seconds exchange_timeout_seconds"
+    ),
+    (0.01, 86_400): "pull_seconds poll_seconds snapshot_seconds serve_timeout_seconds",
+    (0.01, 100_000): "cpus_per_worker",
+    (64, 10**8): "memory_mb_per_worker memory_mb",
+    (None, 16_384): "width model_width num_heads num_layers num_microbatches",
+    (None, 10_000): (
+        "accumulation_steps backward_passes_per_step num_devices num_ps num_envs_per_worker num_shards "
+        "num_processes num_learners num_data_cpus cpus_per_trial population prefetch_batches prefetch_chunks num_folds "
+        "search_blocks steps_per_execution num_message_sizes num_seeds"
+    ),
+    (None, 10**6): (
+        "num_epochs budget_epochs epochs_per_trial trial_epochs num_iterations evaluation_every evaluation_episodes "
+        "checkpoint_every perturb_every num_trees search_candidates num_clusters num_rounds pca_components num_files "
+        "num_tasks bucket_cap_mb object_store_mb"
+    ),
+    (None, 10**8): (
+        "global_batch_size base_batch_size batch_size train_batch_size shuffle_rows rows_per_chunk rows_per_file "
+        "rows_per_partition model_rows cache_mb"
+    ),
 }
+RANGES = {name: bounds for bounds, names in BOUNDS.items() for name in names.split()}
 
 
 WHOLE_OR_NULL = ("port", "num_workers")  # their default is null in some files, which does not show their kind
@@ -160,17 +191,20 @@ def check_ranges(values: Settings, prefix: str) -> None:
         if key in WHOLE_OR_NULL and value is not None and type(value) is not int:
             raise UserError(f"{name}={value!r}: expected a whole number, or null")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if key in RANGES and value is not None:  # a default of null says nothing of the kind
+                low, high = RANGES[key]
+                raise UserError(f"{name}={value!r}: expected a number {'' if low is None else f'from {low} '}to {high}")
             continue
         if not math.isfinite(value):
             raise UserError(f"{name}={value}: expected a finite number")
-        low, high = RANGES.get(key, (None, None))
-        if (low, high) == (0, 1) and not 0 <= value <= 1 and key.endswith(("_share", "_fraction")):
-            example = f"{value / 100:g} for {value:g} %" if 1 < value <= 100 else "0.2 for 20 %"
+        low, high = RANGES.get(key, (None, math.inf))
+        if key.endswith(("_share", "_fraction")) and key in RANGES and not (low or 0) <= value <= high:
+            example = f"{value / 100:g} for {value:g} %" if 1 < value < 100 else "0.2 for 20 %"
             raise UserError(f"{name}={value}: expected a share between 0 and 1 ({example})")
-        if (low is not None and value < low) or (high is not None and value > high):
-            bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-            kind = "a whole number" if type(low) is int and type(value) is int else "a number"
-            raise UserError(f"{name}={value}: expected {kind} {'of ' if high is None else ''}{bounds}")
+        if (low is not None and value < low) or value > high:
+            bounds = f"at most {high}" if low is None else f"from {low} to {high}"
+            kind = "a whole number" if type(low or high) is int and type(value) is int else "a number"
+            raise UserError(f"{name}={value}: expected {kind} {'of ' if low is None else ''}{bounds}")
 
 
 def _kind(value: object) -> str:

@@ -110,10 +110,14 @@ def prepared(words: Sequence[str]) -> list[str]:
                 f"{word!r} is no setting: expected key=value. A value with blanks needs quotes around the whole: "
                 f"ARGS=\"'data.path=/my files'\" (or '\"key=value\"')"
             )
-        group = key.split("@")[0]
-        if key.startswith("hydra.") or (("/" in key or "@" in key or (CONF / group).is_dir()) and "." not in group):
+        if not key or "@" in key or (" " in key and not key.startswith("data.columns.")):
+            raise UserError(f"{word!r} is no setting: expected key=value, such as seed=1, without blanks in the key")
+        group = key
+        if key.startswith("hydra.") or (CONF / group).is_dir():
             if "," in value and not several and (CONF / group).is_dir():
                 raise UserError(f"{word}: several values make a sweep: say -m, or choose one")
+            if given.setdefault(key, value) != value:
+                raise UserError(_twice(key, given[key], value))
             made.append(f"{sign}{key}={value}" if key.startswith("hydra.") else f"{key}={value}")
             continue
         if opened := next((name for name in OPEN if key.startswith(f"{name}.") and name in mappings), None):
@@ -133,11 +137,8 @@ def prepared(words: Sequence[str]) -> list[str]:
         while isinstance(default, str) and (other := re.fullmatch(r"\$\{([\w.]+)\}", default)):
             default = defaults.get(other[1])
         text = (isinstance(default, str) or default is None) and (isinstance(default, str) or TEXTS.search(key))
-        if text and given.setdefault(key, value) != value:
-            raise UserError(
-                f"{key} is given twice, as {given[key]} and as {value}: say one. If a shell has made two of one value "
-                f"with {{a,b}}, put quotes around it: '{key}=...{{a,b}}...'"
-            )
+        if text and given.setdefault(key, value) != value:  # of numbers the last one counts, as Hydra has it
+            raise UserError(_twice(key, given[key], value))
         texts = LISTS.search(key) and not several
         if "${" in value and (FOLDERS.search(key) or several or not (text or texts)):
             raise UserError(
@@ -148,6 +149,11 @@ def prepared(words: Sequence[str]) -> list[str]:
         shown = _texts_for_hydra(key, value) if texts else _for_hydra(key, value, bool(text), several, default)
         made.append(f"{plus}{key}={shown}")
     return made
+
+
+def _twice(key: str, first: str, second: str) -> str:
+    braces = f" If a shell has made two of one value with {{a,b}}, put quotes around it: '{key}=...{{a,b}}...'"
+    return f"{key} is given twice, as {first} and as {second}: say one.{'' if first.isalnum() else braces}"
 
 
 def renamed_of(words: Sequence[str]) -> dict[str, str]:

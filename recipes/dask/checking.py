@@ -190,9 +190,7 @@ def number_column(name, rows, texts, missing, decimal, settings, judge):
         return np.nan
     if name not in texts:
         numbers = pd.to_numeric(rows[name]).astype("float64")
-        numbers = numbers.mask(
-            numbers.isin(pd.to_numeric(pd.Series(settings["missing"] or [], dtype="str"), errors="coerce").dropna())
-        )
+        numbers = numbers.mask(numbers.isin(numbers_of(settings["missing"])))
     else:
         text = texts[name]
         text = text.mask(text.isin(missing[name][0]))
@@ -219,8 +217,14 @@ def number_column(name, rows, texts, missing, decimal, settings, judge):
         numbers = pd.to_numeric(text.where(plain), errors="coerce").astype("float64")
         judge.object_to(plain & numbers.isna(), f"{name} is no number")  # digits of another script
         numbers = numbers.mask(infinite, np.inf)
+        numbers = numbers.mask(numbers.isin(numbers_of(settings["missing"])))  # 999 is 999.0 in a file of floats
     judge.object_to(np.isinf(numbers), f"{name} is infinite")
     return numbers.where(~np.isinf(numbers))
+
+
+def numbers_of(words):
+    """Those of data.missing that are numbers."""
+    return pd.to_numeric(pd.Series(words or [], dtype="str"), errors="coerce").dropna()
 
 
 def text_column(name, texts, missing, judge, index):

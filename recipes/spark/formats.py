@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 from logformat import (
     BACKSLASH,
     CLOCK_ALONE,
+    EXPONENT,
     FIRST_TIME,
     LONGEST_LINE,
     MONTHS,
@@ -194,11 +195,12 @@ def finished(fmt, raw):
     raw = {name: value if name == "message" else F.nullif(value, F.lit("")) for name, value in raw.items()}
     for name in [name for name in raw if first_place(name, raw) != name]:
         second = raw.pop(name)
-        raw[name[:-1]] = F.coalesce(raw[name[:-1]], second)
+        first = raw[name[:-1]]  # a message may be empty, and is taken then only where the second one is, too
+        raw[name[:-1]] = F.coalesce(F.nullif(first, F.lit("")), second, first)
     time = time_of(fmt, raw)
     wrong = F.lit(None).cast("string")
     for name in [name for name in reversed(fmt.numbers) if name in raw]:
-        text, raw[name] = raw[name], number(name, raw[name])
+        text, raw[name] = raw[name], number(name, raw[name], EXPONENT if fmt.json else "")
         wrong = F.when((text != "-") & raw[name].isNull(), REQUEST_TIMES.get(name, name)).otherwise(wrong)
     for name, unit in (("request_ms", 1000.0), ("request_us", 1_000_000.0), ("taken", 1.0)):
         if name in raw:
@@ -206,11 +208,11 @@ def finished(fmt, raw):
     return {"time": time, "_wrong": wrong} | {name: value for name, value in raw.items() if name not in TIME_GROUPS}
 
 
-def number(name, text):
+def number(name, text, exponent=""):
     if name in ("status", "bytes"):
         whole = F.when(text.rlike(r"^\d{1,18}$"), text.try_cast("bigint"))
         return whole.cast("int") if name == "status" else F.when(text == "-", F.lit(0)).otherwise(whole)
-    value = F.when(text.rlike(r"^(\d+(\.\d*)?|\.\d+)$"), text.try_cast("double"))
+    value = F.when(text.rlike(rf"^(\d+(\.\d*)?|\.\d+){exponent}$"), text.try_cast("double"))
     return F.when(text.contains("."), value).otherwise(value / 1000) if name == "taken" else value
 
 
@@ -229,6 +231,7 @@ def parse_by_pattern(lines, fmt):
 
 def parse_json(lines, fmt):
     keys = list(dict.fromkeys(key for keys in fmt.json.values() for key in keys))
+    keys = list(dict.fromkeys([*keys, *(key.partition(".")[0] for key in keys)]))
     schema = ", ".join(f"`{key}` STRING" for key in [*keys, "_corrupt"])
     strict = {"allowSingleQuotes": "false", "columnNameOfCorruptRecord": "_corrupt"}
     whole = F.trim("value").startswith("{") & F.trim("value").endswith("}")
@@ -239,7 +242,7 @@ def parse_json(lines, fmt):
     whole &= F.when(several, F.coalesce(F.size(as_list), F.lit(0)) == 1).otherwise(F.lit(True))
     fields = lines.withColumn("object", F.when(whole, F.from_json("value", schema, strict)))
     raw = {
-        name: F.coalesce(*[F.nullif(F.col("object").getField(key), F.lit("")) for key in keys])
+        name: F.coalesce(*[F.nullif(found, F.lit("")) for key in keys for found in values_of(key)])
         for name, keys in fmt.json.items()
     }
     if "time" in raw:  # a column of its own: many patterns look at it
@@ -266,6 +269,13 @@ def parse_json(lines, fmt):
         .when(F.col("told") & F.col("time").isNull(), "no time")
     )
     return with_reason(fields, reason, "object", "told")
+
+
+def values_of(key):
+    """The value of a key of the column `object`; of `host.name` also the name in the object `host`."""
+    outer, dot, inner = key.partition(".")
+    value = F.col("object").getField(key)
+    return [value, F.get_json_object(F.col("object").getField(outer), f"$.{inner}")] if dot else [value]
 
 
 def parse_w3c(lines, fmt, columns):

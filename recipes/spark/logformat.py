@@ -51,11 +51,16 @@ TIMES = {  # how a time may be written; all pieces are groups, those that it lac
 # Dates that are written without marks: 2025032922 is no second of 2034, 2503292201 none of 2049,
 # and 250329220100 no millisecond of 1977.
 _DAY_HOUR = r"(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[01]\d|2[0-3])"
-PACKED_DATE = rf"(?:20\d\d{_DAY_HOUR}(?:[0-5]\d)?|[2-9]\d{_DAY_HOUR}[0-5]\d|\d\d{_DAY_HOUR}[0-5]\d[0-5]\d)(?:\.\d*)?"
+# Counts of 100 ns since 1601 (Windows) or since year 1 (.NET) of this century are no nanoseconds of 1974 or 1990.
+_TICKS = r"1[2-5]\d{16}|6[34]\d{16}"
+PACKED_DATE = (
+    rf"(?:20\d\d{_DAY_HOUR}(?:[0-5]\d)?|[2-9]\d{_DAY_HOUR}[0-5]\d|\d\d{_DAY_HOUR}[0-5]\d[0-5]\d|{_TICKS})(?:\.\d*)?"
+)
+EXPONENT = r"([eE][+-]?\d{1,3})?"  # numbers of JSON may have one: Caddy's 9.3e-05
 EPOCH = r"^\d{9,19}(?:\.\d+)?$"
 # Which unit a number has is seen from its size; what lies between has none, and is refused.
 UNITS = {
-    "s": (0, 10**10, 1),
+    "s": (10**8, 10**10, 1),
     "ms": (10**11, 10**13, 10**3),
     "us": (10**14, 10**16, 10**6),
     "ns": (10**17, 10**19, 10**9),
@@ -183,6 +188,8 @@ def resolve(text, time_format=None, epoch_unit=None, year=None, event_start=None
         raise FormatError(f"year={year!r}: expected a year from 1970 to 2200, in which the files begin")
     if time_format:
         time_pattern(time_format)
+    if time_format:
+        time_format = str(time_format)
     if event_start not in (None, "", "auto"):
         check_regex(event_start, "event_start")
         found = replace(found, start=python(event_start).replace("(?P<", "(?<"))
@@ -195,6 +202,30 @@ def resolve(text, time_format=None, epoch_unit=None, year=None, event_start=None
         fast = found.fast if request_unit == "s" else ""
         found = replace(found, pattern=pattern, fast=fast, request_unit=request_unit)
     return replace(found, time_format=time_format or "", epoch_unit=epoch_unit or "auto", year=year)
+
+
+def check_effect(fmt, options):
+    """Raises FormatError for an option of which the format makes no use."""
+    names = set(fmt.names())
+    timed = bool(names & {"time", "date"})
+    for name, used, why in (
+        ("time_format", timed, "it has no group `time` (or `date` and `clock`) whose writing could be told"),
+        ("epoch_unit", bool(names & {"epoch", "time"}), "it has no group `epoch`"),
+        ("request_unit", bool(fmt.request_unit), "it has no request time, or one whose unit is known"),
+        ("year", fmt.may_lack_year(), "its lines have a year"),
+    ):
+        if options.get(name) not in (None, "", "auto") and not used:
+            called = "the regular expression" if fmt.name == "regex" else f"format={fmt.name}"
+            raise FormatError(f"{name}={options[name]!r} has no effect with {called}: {why}. Leave data.{name} out")
+
+
+# What Python's regular expressions have and Java's, with which Spark reads, have not.
+PYTHONS_OWN = {
+    r"\(\?\(": "a condition",
+    r"\(\?#": "a comment",
+    r"\(\?[a-z]*[aLu]": "a flag a, L or u",
+    r"\\N\{": "\\N{...}",
+}
 
 
 def from_regex(text):
@@ -212,6 +243,9 @@ def from_regex(text):
         )
     if compiled(pattern).groups != len(re.findall(r"\(\?P?<[A-Za-z]", pattern)):
         raise FormatError(f"format={text!r} has groups without a name: name them, (?<host>...), or say (?:...)")
+    for foreign, called in PYTHONS_OWN.items():
+        if re.search(foreign, pattern):
+            raise FormatError(f"format={text!r} has {called}, which Java, in which Spark is written, does not know")
     found = Format(
         "regex",
         "a regular expression of the user's",
@@ -227,6 +261,12 @@ def from_regex(text):
     if third := [name for name in found.groups() if name.endswith("22") and name[:-1] in found.groups()]:
         raise FormatError(
             f"format={text!r} has a third place of a field, {third[0]!r}: a field has two, as in host and host2"
+        )
+    alike = Counter(name.lower() for name in {*found.names(), "time"})
+    if double := [name for name in sorted(found.names()) if alike[name.lower()] > 1]:
+        raise FormatError(
+            f"format={text!r}: the group {double[0]!r} differs only in case from another field "
+            f"({double[1] if double[1:] else 'time'!r}): Spark takes both for one; choose another name"
         )
     taken = [name for name in found.names() if name.lower() in OWN]
     if taken:
@@ -336,6 +376,7 @@ def time_pattern(time_format):
 
     Raises FormatError where it cannot be read.
     """
+    time_format = str(time_format)
     java = {
         "yyyy": "%Y",
         "yy": "%y",
@@ -384,7 +425,10 @@ def time_pattern(time_format):
                     "with hours, minutes and seconds together"
                 )
             made += parts[piece]
-            given |= set(re.findall(r"\(\?<(\w+)>", parts[piece]))
+            new = set(re.findall(r"\(\?<(\w+)>", parts[piece]))
+            if new & given:
+                raise FormatError(f"time_format={time_format!r} says the same piece twice ({piece})")
+            given |= new
         else:
             made += re.escape(piece)
     if not {"m", "d"} <= given:
@@ -408,7 +452,8 @@ def java(pattern):
     In a set of characters Java takes [ and && for a set in the set, Python for themselves.
     """
     sets = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", _set_for_java, pattern, flags=re.S)
-    return "(?sd)" + re.sub(r"\(\?P?<[A-Za-z]\w*>", "(", sets)
+    counts = re.sub(r"(?<!\\)\{,(\d+)\}", r"{0,\1}", sets)
+    return "(?sd)" + re.sub(r"\(\?P?<[A-Za-z]\w*>", "(", counts)
 
 
 def _set_for_java(found):
@@ -430,9 +475,15 @@ def parse(fmt, line, dated=None, columns=()):
 
     `dated`: (year, last month * 100 + day in it) of its file; `columns`: of a W3C file.
     """
-    if len(line.encode(errors="surrogatepass")) > LONGEST_LINE:
+    try:
+        size = len(line.encode())
+    except UnicodeEncodeError:  # a byte that is no UTF-8 was read as a surrogate
+        size, is_utf8 = len(line.encode(errors="surrogatepass")), False
+    else:
+        is_utf8 = True
+    if size > LONGEST_LINE:
         return None, f"longer than {LONGEST_LINE:,} bytes"
-    if any("\ud800" <= letter <= "\udfff" for letter in line):
+    if not is_utf8:
         return None, "not UTF-8"
     if any(mark in line for mark in (SEPARATOR, BACKSLASH, QUOTE)):
         return None, "holds a control character (U+0001 to U+0003)"
@@ -448,7 +499,7 @@ def parse(fmt, line, dated=None, columns=()):
     if fmt.has_time() and fields["time"] is None and (text or not fmt.json):
         return None, "no time"
     for name in [name for name in fmt.numbers if name in fields]:
-        text, fields[name] = fields[name], number(name, fields[name])
+        text, fields[name] = fields[name], number(name, fields[name], EXPONENT if fmt.json else "")
         if text not in (None, "-") and fields[name] is None:
             return None, f"{REQUEST_TIMES.get(name, name)} is no number"
     taken = fields.pop("taken", None)
@@ -461,14 +512,14 @@ def parse(fmt, line, dated=None, columns=()):
     return {name: value for name, value in fields.items() if name == "time" or name not in TIME_GROUPS}, None
 
 
-def number(name, text):
+def number(name, text, exponent=""):
     if text is None:
         return None
     if name == "bytes" and text == "-":
         return 0
     if name in ("status", "bytes"):
         return int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else None
-    value = float(text) if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text, re.ASCII) else None
+    value = float(text) if re.fullmatch(rf"(\d+(\.\d*)?|\.\d+){exponent}", text, re.ASCII) else None
     # IIS writes milliseconds, CloudFront seconds with a point.
     return value / 1000 if name == "taken" and value is not None and "." not in text else value
 
@@ -484,16 +535,21 @@ def _pattern(fmt, line, columns):
     return fields, None
 
 
-def _json(fmt, line, columns):
+def _object(line):
     try:
         made = json.loads(line, parse_float=str, parse_int=str) if line.lstrip().startswith("{") else None
     except (ValueError, RecursionError):
         made = None
-    if not isinstance(made, dict):
-        return None, "no JSON object"
+    return (made, None) if isinstance(made, dict) else (None, "no JSON object")
+
+
+def _json(fmt, line, columns):
+    made, reason = _object(line)
+    if made is None:
+        return None, reason
     fields = {}
     for name, keys in fmt.json.items():
-        values = [made[key] for key in keys if made.get(key) not in (None, "")]
+        values = [value for key in keys if (value := value_of(made, key)) not in (None, "")]
         value = values[0] if values else ""
         if isinstance(value, bool):
             value = str(value).lower()
@@ -508,6 +564,47 @@ def _json(fmt, line, columns):
     if "message" in fields and not fields["message"]:
         fields["message"] = line  # what it says is under another key
     return fields, None
+
+
+def value_of(made, key):
+    """What a JSON object has under a key; `host.name` may also be the name in the object `host`."""
+    if key in made or "." not in key:
+        return made.get(key)
+    outer, _, inner = key.partition(".")
+    return made[outer].get(inner) if isinstance(made.get(outer), dict) else None
+
+
+def with_keys(fmt, lines):
+    """A format of JSON with the keys spelt as the lines have them: Time and MESSAGE where there is no time and message.
+
+    Spark does not tell such keys apart, so it must be given one of them.
+    """
+    if not fmt.json:
+        return fmt
+    there = set()
+    for line in lines:
+        made, _ = _object(line)
+        there |= set(made or {})
+    spelt = {name.lower(): name for name in sorted(there, reverse=True)}
+
+    def spell(key):
+        outer, dot, inner = key.partition(".")
+        if key in there or outer in there:
+            return key
+        return spelt.get(key.lower()) or spelt.get(outer.lower(), outer) + dot + inner
+
+    return replace(fmt, json={name: list(dict.fromkeys(map(spell, keys))) for name, keys in fmt.json.items()})
+
+
+def without_time(fmt, lines):
+    """What to say where lines of JSON have no time under a key that is known, or None."""
+    if not fmt.json or any((parse(fmt, line)[0] or {}).get("time") for line in lines):
+        return None
+    made = next((made for line in lines if (made := _object(line)[0])), {})
+    return (
+        f"no line has a time under a key that format={fmt.name} knows; the keys are: {', '.join(made)}. Steps that "
+        'need one are skipped. A regular expression takes any: data.format=\'(?<message>.*"KEY":"(?<time>[^"]+)".*)\''
+    )
 
 
 def _w3c(fmt, line, columns):
@@ -692,30 +789,20 @@ def with_numbers(fmt, lines):
 
 
 def check_unit(fmt, lines):
-    """What was assumed about whole numbers behind an access log's lines (Apache's %T and %D),
-    or None where nothing was.
-
-    Raises FormatError where they are so large that they may well be milliseconds or microseconds.
-    """
-    if (
-        fmt.name not in ("nginx", "combined", "vhost_combined")
-        or "request_time" not in fmt.groups()
-        or fmt.request_unit
-    ):
-        return None
+    """Raises FormatError where the numbers behind an access log's lines are whole: nobody can tell whether they are
+    seconds (Apache's %T), milliseconds or microseconds (%D). nginx writes seconds, always with a point."""
+    if fmt.name in ("regex", "log_format") or "request_time" not in fmt.groups() or fmt.request_unit:
+        return
     texts = [
         found["request_time"]
         for line in lines
         if (found := compiled(fmt.pattern).search(line)) and found["request_time"] not in (None, "-")
     ]
-    if texts and all(text.isdigit() for text in texts) and (middle := statistics.median(map(int, texts))) > 10:
-        raise FormatError(
-            f"the whole numbers behind the lines (half of them above {middle:g}) may be seconds, milliseconds "
-            "or microseconds: say data.request_unit=us for Apache's %D, =ms for %{ms}T, =s for %T"
-        )
     if any(text.strip("0") for text in texts) and all(text.isdigit() for text in texts):
-        return "request time: whole numbers, read as seconds; data.request_unit=ms or =us says otherwise"
-    return None
+        raise FormatError(
+            f"the whole numbers behind the lines (half of them above {statistics.median(map(int, texts)):g}) may be "
+            "seconds, milliseconds or microseconds: say data.request_unit=us for Apache's %D, =ms for %{ms}T, =s for %T"
+        )
 
 
 def with_start(fmt, lines):
