@@ -107,7 +107,7 @@ class Store:
         chunked = headers.pop("Transfer-Encoding", "").lower() == "chunked"
         length = int(headers.get("Content-Length") or 0)
         if fault and fault.how == "cut":
-            request.rfile.read(length // 2 or 1)
+            request.rfile.read(length // 2 or int(chunked))  # a GET has no body to wait for
             request.close_connection = True
             request.connection.shutdown(socket.SHUT_RDWR)
             return
