@@ -103,9 +103,9 @@ class Store:
 
     def answer(self, request):
         fault = self.fault_for(f"{request.command} {request.path}")
-        headers = dict(request.headers)
-        chunked = headers.pop("Transfer-Encoding", "").lower() == "chunked"
-        length = int(headers.get("Content-Length") or 0)
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "transfer-encoding"}
+        chunked = request.headers.get("Transfer-Encoding", "").lower() == "chunked"
+        length = int(request.headers.get("Content-Length") or 0)
         if fault and fault.how == "cut":
             request.rfile.read(length // 2 or int(chunked))  # a GET has no body to wait for
             request.close_connection = True

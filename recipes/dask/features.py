@@ -11,7 +11,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 
-from tables import parquet_files, place_of
+from tables import parquet_files, place_of, read_table
 
 LATE_MINUTES = 15  # arriving later than this counts as late
 WINDOW = pd.Timedelta(hours=2)  # how far the recent delays look back
@@ -107,7 +107,7 @@ def read_folder(folder, columns=None):
 
 
 def read_files(paths, columns):
-    return pd.concat([pd.read_parquet(path, columns=columns) for path in paths])
+    return pd.concat([read_table(path, columns) for path in paths])
 
 
 def small(config, name, columns, names=None):

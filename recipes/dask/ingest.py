@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from checking import COLUMNS, check
 from reading import plain_reading, read_part
-from tables import begin, finish, give_up, place_of
+from tables import begin, finish, give_up, place_of, write_table
 
 
 def ingest(config, run):
@@ -146,7 +146,7 @@ def ingest_part(number, reading, group, num_rows, values, folder):
             "reason": [f"{reason}: {group}"],
             "content": [str(error)[:200]],
         }
-        pd.DataFrame(lost).to_parquet(f"{folder}/quarantine/part-{number:05d}.parquet", index=False)
+        write_table(pd.DataFrame(lost), f"{folder}/quarantine/part-{number:05d}.parquet")
         lost = {"read": num_rows, "good": 0, "quarantined": num_rows, "unknown": num_rows}
         return told | lost | {"reasons": {reason: (num_rows, f"{path}, row group {group}")}}
     flights, reason = check(rows, broken, reading["folder"], values, has_nulls=reading["format"] == "parquet")
@@ -160,13 +160,13 @@ def ingest_part(number, reading, group, num_rows, values, folder):
         quarantine = pd.DataFrame(
             {"file": path, "row": first + rows.index[bad], "rows": 1, "reason": reason[bad], "content": content}
         )
-        quarantine.to_parquet(f"{folder}/quarantine/part-{number:05d}.parquet", index=False)
+        write_table(quarantine, f"{folder}/quarantine/part-{number:05d}.parquet")
         examples = quarantine.groupby("reason")["content"].agg(["size", "first"])
         told["reasons"] = {name: (int(row["size"]), f"{row['first'][:100]}") for name, row in examples.iterrows()}
     # An id that any order of the tasks gives alike.
     flights.insert(0, "id", number * 2**32 + flights.index.to_numpy(dtype="int64"))
     flights = flights[~bad]
-    flights.to_parquet(f"{folder}/flights/part-{number:05d}.parquet", index=False)
+    write_table(flights, f"{folder}/flights/part-{number:05d}.parquet")
     days = flights["scheduled"].dt.strftime("%Y-%m-%d").value_counts()
     return told | {
         "read": len(rows),

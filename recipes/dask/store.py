@@ -9,12 +9,11 @@ import dask
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 
 from features import CATEGORIES, NUMERIC
 from storage import for_arrow, open_folder
-from tables import parquet_files, place_of
+from tables import parquet_files, place_of, read_table
 
 STATISTICS = ("count", "missing", "mean", "std", "min", "max")
 
@@ -26,7 +25,7 @@ def read_store(config, names=None):
 
 
 def read_file(path, names):
-    return pd.read_parquet(path, columns=names)
+    return read_table(path, names)
 
 
 def store(config, run):

@@ -3,7 +3,9 @@
 import shutil
 from pathlib import Path
 
-from storage import is_address, open_folder, shared_dir
+import pandas as pd
+
+from storage import for_arrow, is_address, open_folder, shared_dir
 
 
 def place_of(config):
@@ -16,6 +18,17 @@ def parquet_files(folder):
     if not is_address(folder):
         return sorted(map(str, Path(folder).glob("*.parquet")))
     return [f"{folder}/{name}" for name in open_folder(folder).files() if name.endswith(".parquet") and "/" not in name]
+
+
+def read_table(file, columns=None):
+    """A Parquet file as a frame."""
+    path, system = for_arrow(file)  # pandas would take pyarrow's own client, which gives up after three seconds
+    return pd.read_parquet(path, columns=columns, filesystem=system)
+
+
+def write_table(frame, file):
+    path, system = for_arrow(file)
+    frame.to_parquet(path, index=False, filesystem=system)
 
 
 def begin(place, names):
