@@ -26,6 +26,13 @@ def position(recipe: str, config: Settings) -> dict[str, Any]:
 
 def check(folder: Path, recipe: str, config: Settings) -> None:
     """Raises UserError, with both values of each setting, when these settings cannot go on with the run in `folder`."""
+    store, kept = config["cluster"]["storage"] or "", run_folder.load(folder).get("storage", "")
+    if bool(store) != bool(kept) or not kept.startswith(store.rstrip("/")):
+        where = f"in {kept}" if kept else "in its folder"
+        raise UserError(
+            f"resume={folder}: the checkpoints of that run are {where}, and cluster.storage={store or 'null'} names "
+            "another place: give the same one as there"
+        )
     mine = position(recipe, config)
     theirs = run_folder.load(folder).get("position")
     if theirs is None:

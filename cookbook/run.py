@@ -85,6 +85,7 @@ class Run:
             choices=dict(choices),
             dataset=self.before.get("dataset"),
             folder=str(self.folder),
+            storage=storage_of(recipe, config, self.folder, self.run_id, self.before),
             run_id=self.run_id,
             position=resume.position(recipe, config),
         )
@@ -154,7 +155,13 @@ class Run:
             return Dataset(None, {"rows": {"train": 0}})
         log = self.folder / "logs/data.log"
         folder, manifest = datasets.ensure(
-            self.config["data"], self.config["cache_dir"], python, stage, log, self.run_id
+            self.config["data"],
+            self.config["cache_dir"],
+            python,
+            stage,
+            log,
+            self.run_id,
+            [] if reads_stores(self.config) else datasets.BROUGHT,
         )
         resume.check_dataset(self.before.get("dataset"), folder, manifest, self.folder)
         check_enough_rows(self.config, manifest)
@@ -176,7 +183,7 @@ class Run:
         return Dataset(folder, manifest)
 
     def _workers(self, job: Job, dataset: Dataset, stage: Stage) -> Outcome:
-        flat = settings.worker_settings(self.config, dataset.folder or "", self.folder)
+        flat = settings.worker_settings(self.config, dataset.folder or "", self.folder, self.result.storage)
         (self.folder / "config.yaml").write_text(settings.commented_yaml(redact.redacted(flat), self.choices))
         place = places.load(job.cluster["kind"])(job, self.run_id, systems.load(job.system))
         place.prepare(dataset.folder, stage)
@@ -305,6 +312,21 @@ class Run:
             print_summary(self.result.as_dict(), None)
         finally:
             self.run_folder.close()
+
+
+def reads_stores(config: Settings) -> bool:
+    """Whether the workers read object stores themselves: a Spark with the jars for it, or one that runs already."""
+    conf = config["recipe"].get("spark_conf", {})
+    return bool(config["cluster"]["spark_master"]) or any(name.startswith("spark.jars") for name in conf)
+
+
+def storage_of(recipe: str, config: Settings, folder: Path, run_id: str, before: Mapping[str, Any]) -> str:
+    """The run's own address in the object store of `cluster.storage`; empty without one. A resumed run keeps its."""
+    store = config["cluster"]["storage"]
+    if before or not store:
+        return str(before.get("storage", ""))
+    # Others may use the same store, and their runs may begin in the same second.
+    return f"{store.rstrip('/')}/runs/{recipe}/{folder.name}-{run_id[:8]}"
 
 
 def capped_rows(config: Settings, rows: Mapping[str, int]) -> int:

@@ -74,7 +74,7 @@ def open_run(root: str | Path, recipe: str, run_identity: str, resume: str) -> R
 
 def _chosen(folder: Path, recipe: str) -> RunFolder:
     content = load(folder)
-    if content.get("recipe") != recipe or not any(folder.glob("checkpoints/*")):
+    if content.get("recipe") != recipe or not _may_have_checkpoints(folder, content):
         raise UserError(
             f"resume={folder}: expected auto, never, or the folder of a run of {recipe} that has checkpoints"
         )
@@ -98,13 +98,18 @@ def _interrupted(parent: Path, run_identity: str) -> RunFolder | None:
         except Timeout:
             return None  # it is running at this moment
         content = load(folder)
-        if not content.get("resumable") or not any(folder.glob("checkpoints/*")):
+        if not content.get("resumable") or not _may_have_checkpoints(folder, content):
             lock.release()
             return None
         _point_latest(parent, folder)
         reason = content.get("reason") or "its driver was killed"
         return RunFolder(folder, lock, resumed_from=reason)
     return None
+
+
+def _may_have_checkpoints(folder: Path, content: Mapping[str, Any]) -> bool:
+    """Whether there are checkpoints. Only the workers look into an object store: they begin anew where it has none."""
+    return bool(content.get("storage")) or any(folder.glob("checkpoints/*"))
 
 
 def _point_latest(parent: Path, folder: Path) -> None:

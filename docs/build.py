@@ -140,6 +140,7 @@ class Site:
             {"How a run goes": "run.md"},
             {"Evidence": "evidence.md"},
             {"Places": "places.md"},
+            {"Object storage": "storage.md"},
             {"Recipes": below("recipes")},
             {"Settings": ["settings/index.md", *groups]},
             {"Machines": ["infra.md", *below("infra"), {"container images": "container-images.md"}]},

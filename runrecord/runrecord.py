@@ -34,6 +34,7 @@ import math
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -130,13 +131,16 @@ class RunRecord:
         folder.mkdir(parents=True, exist_ok=True)
         # The rank alone is not unique: after an elastic restart another process has the rank of one that died.
         self._file = _new_file(folder, f"{'rank' if role == 'worker' else role}{rank}-{self._host}-{pid}")
+        self._lock = threading.Lock()
         self._samples, self._rank = 0, rank
         self._digest: str | None = None
         place = {"rank": rank, "world_size": world_size, "local_rank": local_rank, "host": self._host, "pid": pid}
         self._write("start", **place, role=role, attempt=attempt, **facts)
 
     def _write(self, event: str, **fields: Any) -> None:
-        self._file.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
+        line = json.dumps({"event": event, "time": time.time(), **fields}) + "\n"
+        with self._lock:  # a thread that sends a checkpoint writes, too
+            self._file.write(line)
 
     def world(self, rank: int, world_size: int) -> None:
         """Notes this process's rank in a world that has changed its members."""

@@ -19,6 +19,7 @@ from cookbook.places.hosts.ssh import Ssh
 from cookbook.settings import compose_recipe
 from cookbook.tools import services
 from tests.helpers import ROOT, Driver, latest, plan, run_cookbook
+from tests.object_store import KEYS, Store, s3_server
 from tests.requirements import needs, skip
 from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch, quick
 
@@ -275,10 +276,54 @@ def test_hosts_that_share_no_files(tmp_path, undisturbed):
         content, folder = latest(output_root, "pytorch")
         assert {worker["host"] for worker in content["workers"]} == {"host1", "host2"}
         assert digests(content) == digests(expected)
-        assert (folder / "checkpoints/last.pt").exists()
+        assert [path.name for path in sorted(folder.glob("checkpoints/*"))] == [
+            f"epoch-{epoch:05d}-step-00000000" for epoch in (3, 4)
+        ]
         own = place.folder / f"host2{ROOT}/recipes/pytorch/main.py"
         assert own.read_bytes() == (ROOT / "recipes/pytorch/main.py").read_bytes(), "a copy of the host's own"
         assert not (place.folder / f"host1{folder}/scratch").exists()
+    finally:
+        place.hosts.down()
+
+
+@needs_hosts
+@pytest.mark.parametrize("recipe", ["horovod", "pytorch", "tensorflow", "dask", "ray_train"])
+@pytest.mark.full
+def test_hosts_that_share_nothing_but_a_bucket(recipe, tools, tmp_path, undisturbed):
+    """The dataset comes from the bucket, checkpoints and tables go there; keys are in no command line and no file."""
+    words = [f"recipe={recipe}", *SHORT[recipe]]
+    expected = undisturbed(*words)[0]
+    output_root, cache = tmp_path / "out", Path(expected["dataset"]["folder"]).parent
+    output_root.mkdir()
+    place = Place(tmp_path / "hosts", private=[str(ROOT), str(cache), str(output_root)])
+    bridge = re.search(rf"{place.hosts.bridge}\s+UP\s+(10\.77\.\d+\.254)", local_hosts.sh("ip", "-br", "-4", "addr"))[1]
+    try:
+        with s3_server(tools, tmp_path, bridge) as server:
+            store = Store(server, bridge)
+            store.make_bucket("ours")
+            more = [*place.words, "cluster.storage=s3://ours/lab"]
+            content, folder, output = run_cookbook(
+                *words, *more, output_root=output_root, environment=store.environment
+            )
+            assert content["status"] == "ok", output
+            assert {worker["host"] for worker in content["workers"]} == {"host1", "host2"}
+            if recipe in DATA_PARALLEL:
+                assert digests(content) == digests(expected)
+            else:
+                assert content["account"] == expected["account"]
+            dataset = Path(content["dataset"]["folder"]).name
+            taken = [line for line in store.asked if line.startswith("GET ") and f"{dataset}/manifest.json" in line]
+            assert len(taken) == 2, "once for each host"
+            names = store.names("ours", "lab/runs/")
+            assert names, "checkpoints and tables"
+            assert all(name.startswith(content["storage"].removeprefix("s3://ours/") + "/") for name in names)
+            store.close()
+        for path in [*folder.rglob("*"), *place.folder.rglob("runs*/**/*")]:
+            assert not path.is_file() or KEYS["AWS_SECRET_ACCESS_KEY"].encode() not in path.read_bytes(), path
+        assert KEYS["AWS_SECRET_ACCESS_KEY"] not in output
+        for host in ("host1", "host2"):
+            assert not (place.folder / f"{host}{folder}/scratch").exists()
+            assert (place.folder / f"{host}{content['dataset']['folder']}/manifest.json").exists()
     finally:
         place.hosts.down()
 

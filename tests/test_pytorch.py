@@ -253,13 +253,13 @@ SHARDED = """
 import sys
 from types import SimpleNamespace
 import torch
-import checkpoints
-config = SimpleNamespace(checkpoint_dir=sys.argv[1], mode="fsdp", seed=0, global_batch_size=8)
+from checkpoints import Sharded
+config = SimpleNamespace(checkpoint_dir=sys.argv[1], output_dir=sys.argv[1], mode="fsdp", seed=0, global_batch_size=8)
 model = torch.nn.Linear(2, 2)
 optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-checkpoints.save(model, optimizer, 3, config, 64)
-print(checkpoints.load(model, optimizer, config, 64))
-checkpoints.load(model, optimizer, config, 56)
+Sharded(model, optimizer, config, 64).save(3, 0, 3)
+print(Sharded(model, optimizer, config, 64).load())
+Sharded(model, optimizer, config, 56).load()
 """
 
 

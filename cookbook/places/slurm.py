@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cookbook import UserError, processes
+from cookbook import UserError, access, processes
 from cookbook.job import Job, Process, Settings
 from cookbook.places import Place, Watch
 from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
@@ -129,14 +129,18 @@ def submission(job: Job, system: System) -> Process:
     ]
     options += [f"--{key}={cluster[key]}" for key in ("partition", "account") if cluster[key]]
     options += [f"--gpus-per-node={per_node * cluster['gpus_per_worker']}"] if cluster["gpus_per_worker"] else []
-    environment = job.environment()
+    store = cluster["storage"]
+    own = access.to_store(store, run_dir / "scratch/secrets") if store else access.Access()
+    environment = job.environment(**own.environment)
     lines = ["#!/bin/bash", *(f"#SBATCH {quoted(option)}" for option in [*options, *extra]), "set -euo pipefail"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items() if name != "PATH"]
+    # The job has the shell's variables; keys among them would be in the command lines of launchers that use ssh.
+    lines += [f"unset {' '.join(access.KEYS)}"] if own.files else []
     lines += [f"export PATH={shlex.quote(str(job.bin))}:$PATH"]
     lines += ['head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', body]
     script = str(run_dir / "job.sh")
     argv, path = ["sbatch", "--parsable", script], {"PATH": environment["PATH"]}
-    return Process("sbatch", argv, path, files={script: "\n".join(lines) + "\n"}, takes_settings=False)
+    return Process("sbatch", argv, path, files={script: "\n".join(lines) + "\n", **own.files}, takes_settings=False)
 
 
 def quoted(option: str) -> str:

@@ -11,7 +11,9 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from cookbook.processes import run_tool
 from cookbook.report.console import Progress
 
 DATA = ROOT / "data"
+PATHS = ("path", "test_path")  # parameters that name files of the user
+BROUGHT = ("s3", "gs")  # schemes of addresses whose files are brought here first
 
 
 def builder_files(builder: str) -> list[Path]:
@@ -41,16 +45,20 @@ def read_besides(builder: str) -> list[Path]:
     return [ROOT / name for line in lines for name in line.split()]
 
 
-def fingerprint(builder: str, parameters: Mapping[str, Any]) -> str:
-    """A hash of the builder's code, its parameters, and the user's files if a path is among the parameters."""
+def fingerprint(builder: str, parameters: Mapping[str, Any], listing: str = "") -> str:
+    """A hash of the builder's code, its parameters, and the user's files if a path is among the parameters.
+
+    `listing`: the names, sizes and tags of those that are in an object store.
+    """
     digest = hashlib.sha256()
     for file in [*builder_files(builder), *read_besides(builder)]:
         digest.update(file.read_bytes())
     kept = {key: value for key, value in parameters.items() if key not in ("download_dir", "mirrors")}
     digest.update(json.dumps(kept, sort_keys=True).encode())
-    for key in ("path", "test_path"):
+    for key in PATHS:
         for line in sorted(states(parameters.get(key) or [])):
             digest.update(line)
+    digest.update(listing.encode())
     return digest.hexdigest()[:12]
 
 
@@ -78,19 +86,72 @@ def states(text: str | list[str]) -> Iterator[bytes]:
             yield os.fsencode(path) + f" {facts}\n".encode()
 
 
+@dataclass(frozen=True)
+class Tool:
+    """How a program is run in the recipe's environment; see `run_tool`."""
+
+    python: str | Path
+    stage: Progress
+    log: Path
+    run_id: str
+
+    def run(self, failure: str, *words: str | Path) -> None:
+        run_tool([self.python, *words], self.stage, self.log, failure, self.run_id)
+
+
+def list_store(address: str, tool: Tool) -> str:
+    """A line for each file that an address in an object store means: its name, size and tag.
+
+    Raises UserError, with what the store said, where there is none, or where the store cannot be read.
+    """
+    tool.stage.update(f"listing {address}")
+    with tempfile.NamedTemporaryFile() as file:
+        tool.run(f"data.path={address} cannot be listed", "-m", "storage", "list", address, file.name)
+        return Path(file.name).read_text()
+
+
+def bring(address: str, listing: str, cache_dir: Path, tool: Tool) -> Path:
+    """The files of an address in an object store, in the cache: one file, or a folder that has all of them.
+
+    The folder's name has a hash of address and listing. It appears whole or not at all.
+    """
+    names = [json.loads(line)["name"] for line in listing.splitlines()]
+    folder = cache_dir / f"bucket-{hashlib.sha256(f'{address} {listing}'.encode()).hexdigest()[:12]}"
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if not folder.exists():
+            tool.stage.line(f"{address}: {len(names):,} files are copied to {folder}")
+            tool.run(f"data.path={address} cannot be copied", "-m", "storage", "get", address, folder)
+    return folder / names[0] if address.rstrip("/").endswith(f"/{names[0]}") else folder
+
+
 def ensure(
-    data: Mapping[str, Any], cache_dir: str | Path, python: str | Path, stage: Progress, log: Path, run_id: str
+    data: Mapping[str, Any],
+    cache_dir: str | Path,
+    python: str | Path,
+    stage: Progress,
+    log: Path,
+    run_id: str,
+    schemes: Collection[str] = BROUGHT,
 ) -> tuple[Path, dict[str, Any]]:
     """Builds the dataset unless the cache has it; returns (its folder, its manifest).
 
-    `data` is the composed config group: `builder` and `parameters`. Raises UserError when the dataset cannot be
-    built or is damaged.
+    `data` is the composed config group: `builder` and `parameters`. `schemes`: of the object stores whose files are
+    brought here first; a builder gets other addresses as they are. Raises UserError when the dataset cannot be built
+    or is damaged.
     """
-    parameters = dict(data["parameters"])
-    for key in ("path", "test_path"):
-        if parameters.get(key) and "://" not in parameters[key]:
-            parameters[key] = str(Path(parameters[key]).expanduser().absolute())
-    folder = Path(cache_dir) / f"{data['builder']}-{fingerprint(data['builder'], parameters)}"
+    parameters, tool = dict(data["parameters"]), Tool(python, stage, log, run_id)
+    listings: dict[str, str] = {}
+    for key in PATHS:
+        given = parameters.get(key) or []
+        paths = [
+            path if "://" in path else str(Path(path).expanduser().absolute())
+            for path in (given if isinstance(given, list) else [given])
+        ]
+        listings |= {path: list_store(path, tool) for path in paths if path.partition("://")[0] in schemes}
+        if given:
+            parameters[key] = paths if isinstance(given, list) else paths[0]
+    listing = "".join(listings.values())
+    folder = Path(cache_dir) / f"{data['builder']}-{fingerprint(data['builder'], parameters, listing)}"
     # A dataset appears whole or not at all. So reading one needs no lock, and a shared cache may be read-only.
     if folder.exists():
         return folder, check(folder)
@@ -98,9 +159,14 @@ def ensure(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not folder.exists():
+                here = {path: str(bring(path, text, folder.parent, tool)) for path, text in listings.items()}
+                for key in PATHS if here else ():
+                    if given := parameters.get(key):
+                        local = [here.get(path, path) for path in (given if isinstance(given, list) else [given])]
+                        parameters[key] = local if isinstance(given, list) else local[0]
                 stage.update(f"building {folder.name}")
-                command = [python, DATA / f"{data['builder']}.py", folder, *as_arguments(parameters)]
-                run_tool(command, stage, log, f"data={data['builder']} could not be built", run_id)
+                program = DATA / f"{data['builder']}.py"
+                tool.run(f"data={data['builder']} could not be built", program, folder, *as_arguments(parameters))
     except OSError as error:
         free = shutil.disk_usage(folder.parent).free / 1e6 if folder.parent.exists() else 0
         raise UserError(

@@ -114,8 +114,11 @@ def _as_dict(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in made.items()}
 
 
-def worker_settings(config: Settings, data_dir: str | Path, run_dir: str | Path) -> dict[str, Any]:
-    """The flat settings that the workers read: the recipe's own (but its `driver` part), the caps and the folders."""
+def worker_settings(config: Settings, data_dir: str | Path, run_dir: str | Path, storage: str = "") -> dict[str, Any]:
+    """The flat settings that the workers read: the recipe's own (but its `driver` part), the caps and the folders.
+
+    `storage`: the run's own address in an object store; then its checkpoints go there.
+    """
     recipe = {key: value for key, value in config["recipe"].items() if key != "driver"}
     return {
         "seed": config["seed"],
@@ -124,7 +127,7 @@ def worker_settings(config: Settings, data_dir: str | Path, run_dir: str | Path)
         "max_steps": config["scale"]["max_steps"],
         "data_dir": str(data_dir),
         "output_dir": str(run_dir),
-        "checkpoint_dir": str(Path(run_dir) / "checkpoints"),
+        "checkpoint_dir": f"{storage or run_dir}/checkpoints",
     }
 
 

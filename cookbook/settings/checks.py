@@ -49,6 +49,7 @@ def check_kinds(config: Settings, choices: Mapping[str, str]) -> None:
         if not isinstance(name, str):
             raise UserError(f"cluster.inherit has {name!r} in it: expected names of environment variables")
     _check_dataset(config, choices)
+    _check_storage(config, choices)
     for group in ("", *(group for group in choices if group in config)):
         check_ranges(config[group] if group else {"seed": config["seed"]}, group)
 
@@ -65,6 +66,38 @@ def _check_dataset(config: Settings, choices: Mapping[str, str]) -> None:
         f"data={choices['data']} holds {holds}, and recipe={choices['recipe']}{mode} takes {takes}: "
         f"choose data={' or data='.join(fitting)}"
     )
+
+
+STORE = re.compile(r"(s3|gs)://[A-Za-z0-9][A-Za-z0-9._-]+(/[^\s/@?#]+)*/?")
+
+
+def _check_storage(config: Settings, choices: Mapping[str, str]) -> None:
+    """Raises UserError for an object store that is none, or that the recipe cannot keep its checkpoints in."""
+    store = config["cluster"].get("storage")
+    if store is None:
+        return
+    if not STORE.fullmatch(store):
+        raise UserError(
+            f"cluster.storage={store}: expected s3://bucket/prefix or gs://bucket/prefix, without keys in it (they "
+            "come from AWS_PROFILE and the like, another endpoint from AWS_ENDPOINT_URL)"
+        )
+    if config["cluster"]["kind"] == "kubernetes":
+        raise UserError(
+            f"cluster.storage={store}: with cluster=kubernetes checkpoints are on the claim of cluster.claim; leave "
+            "cluster.storage out"
+        )
+    if not config["recipe"]["driver"].get("storage"):
+        files = {path.stem: yaml.safe_load(path.read_text()) for path in (CONF / "recipe").glob("*.yaml")}
+        able = sorted(
+            name
+            for name, content in files.items()
+            for driver in [content["driver"]]
+            if driver.get("storage") or any(mode.get("storage") for mode in driver.get("modes", {}).values())
+        )
+        raise UserError(
+            f"cluster.storage={store}: recipe={choices['recipe']} keeps its checkpoints in a folder; those that can "
+            f"keep them in an object store: {', '.join(able)}"
+        )
 
 
 def _compare(defaults: Settings, values: Settings, prefix: str, path: Path) -> None:

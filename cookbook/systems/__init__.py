@@ -44,6 +44,10 @@ class System:
     # True: the recipe's own program talks to the Kubernetes cluster. The driver only starts it, on this machine.
     is_kubernetes_client: ClassVar[bool] = False
 
+    # The variable that keeps the launcher of this machine in the machine's network. Else it has a network of its own,
+    # with nothing but loopback. Empty: the system has no such launcher.
+    network_switch: ClassVar[str] = ""
+
     @property
     def name(self) -> str:
         return type(self).__module__.rpartition(".")[2]
@@ -58,6 +62,16 @@ class System:
         if place == "hosts" and self.has_cluster():
             require_shared_files(config)
             refuse_address(config)
+
+    def check_reaches_store(self, config: Settings, environment: Mapping[str, str]) -> None:
+        """Raises UserError when workers on this machine would be in a network that no object store is in."""
+        store, switch = config["cluster"]["storage"], self.network_switch
+        if store and switch and environment.get(switch) != "host":
+            raise UserError(
+                f"cluster.storage={store}: on this machine the workers of {self.name} have a network of their own with "
+                f"nothing but loopback, because the launcher's ports would be open to everybody. {switch}=host in "
+                "front of the command lets them reach the store; then a firewall must keep strangers out"
+            )
 
     def on_local(self, job: Job) -> list[Process]:
         """The processes on this machine."""
@@ -123,11 +137,12 @@ def is_here(address: str) -> bool:
 def require_shared_files(config: Settings) -> None:
     """Raises UserError where workers could not read what other workers have written: tables, parts, checkpoints."""
     cluster, system = config["cluster"], config["recipe"]["driver"]["system"]
-    if len(cluster["hosts"]) > 1 and not cluster["shared"]:
+    # What a recipe with `driver.storage` writes for other workers goes into the object store.
+    if len(cluster["hosts"]) > 1 and not cluster["shared"] and not cluster["storage"]:
         raise UserError(
             f"the workers of {system} read files that other workers wrote: the hosts of {cluster['inventory']} must "
             "see this checkout, its cache and output_root under the same paths (a network's disk), and the inventory "
-            "say `shared: true`"
+            "say `shared: true`; or, for recipes that can, cluster.storage=s3://bucket/prefix"
         )
 
 

@@ -28,6 +28,7 @@ SSHD = (
 
 class Horovod(System):
     kubernetes_kinds, kubernetes_ends = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS
+    network_switch = "NETRUN_NETWORK"
 
     def check(self, config: Settings, place: str) -> None:
         super().check(config, place)

@@ -20,6 +20,7 @@ POD_PORT = 2222
 
 class TensorFlow(System):
     kubernetes_kinds, kubernetes_ends = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS
+    network_switch = "TFRUN_NETWORK"
 
     def check(self, config: Settings, place: str) -> None:
         super().check(config, place)

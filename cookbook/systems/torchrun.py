@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 class Torchrun(System):
     kubernetes_kinds, kubernetes_ends = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS
+    network_switch = "NETRUN_NETWORK"
 
     def check(self, config: Settings, place: str) -> None:
         super().check(config, place)

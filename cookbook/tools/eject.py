@@ -63,7 +63,8 @@ def eject(recipe: str, to: str | Path, overrides: Sequence[str] = ()) -> Path:
     # The cookbook's own launchers, which the command or one of the recipe's programs starts or imports.
     used = [*process.argv, *re.findall(r'(?:"-m", "|^from )(\w+)', sources, re.MULTILINE)]
     launchers = {name for name in ("tfrun", "rayrun", "netrun") if name in used}
-    for name in ["runrecord", *launchers, *(["loopback"] if launchers else [])]:
+    storage = ["storage"] if "storage" in used else []
+    for name in ["runrecord", *storage, *launchers, *(["loopback"] if launchers else [])]:
         shutil.copy(ROOT / f"runrecord/{name}.py", partial)
     (partial / "dataset").mkdir()
     for file in datasets.builder_files(config["data"]["builder"]) if config["data"]["builder"] else []:
@@ -71,7 +72,7 @@ def eject(recipe: str, to: str | Path, overrides: Sequence[str] = ()) -> Path:
     (partial / "config.yaml").write_text(settings.commented_yaml(flat, choices))
     parameters = {"download_dir": "dataset/downloads"} if "download_dir" in config["data"]["parameters"] else {}
     parameters = config["data"]["parameters"] | parameters
-    if parameters.get("path"):
+    if parameters.get("path") and "://" not in parameters["path"]:
         parameters["path"] = str(Path(parameters["path"]).expanduser().absolute())
     scripts = {as_template(path): content for path, content in process.files.items()}
     loader = jinja2.FileSystemLoader(ROOT / "cookbook/tools/eject_templates")

@@ -11,6 +11,8 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 
+from tables import parquet_files, place_of, read_table
+
 LATE_MINUTES = 15  # arriving later than this counts as late
 WINDOW = pd.Timedelta(hours=2)  # how far the recent delays look back
 LONGEST = pd.Timedelta(hours=24)  # no departure delay is longer: ingest.py sees to it
@@ -29,12 +31,12 @@ NUMERIC = ["distance", *CALENDAR, *RECENT, *WEATHER, *PLANES, *AIRPORTS, *SHARES
 
 
 def features(config, run, days):
-    """Writes <output_dir>/features (Parquet, one file a partition, in time order); `days`: flights of each day.
+    """Writes the table features (Parquet, one file a partition, in time order); `days`: flights of each day.
 
     Returns the moment at which the test part begins, and the numbers of rows.
     """
     divisions, split = calendar_of(days, config.rows_per_partition, config.test_share)
-    flights = read_folder(f"{config.output_dir}/flights")
+    flights = read_folder(f"{place_of(config)}/flights")
     if flights.npartitions == 1:
         flights = flights.repartition(
             npartitions=2
@@ -74,7 +76,7 @@ def features(config, run, days):
         *(["dep_delay"] if config.horizon == "after_departure" else []),
     ]
     flights = flights.map_partitions(encode, prior, tables)[columns]
-    folder = f"{config.output_dir}/features"
+    folder = f"{place_of(config)}/features"
     flights.to_parquet(folder, write_index=False, overwrite=True, name_function=lambda n: f"part-{n:05d}.parquet")
     table = read_folder(folder, ["part", "late"])
     known = table["late"].notnull()
@@ -98,14 +100,14 @@ def read_folder(folder, columns=None):
     Not by `dd.read_parquet`, which joins small files as it sees fit, another way for each choice of columns, and takes
     * and [ in the folder's name for a pattern.
     """
-    files = sorted(map(str, Path(folder).glob("*.parquet")))
+    files = parquet_files(folder)
     together = -(-len(files) // MOST_PARTITIONS)
     groups = [files[start : start + together] for start in range(0, len(files), together)]
     return dd.from_map(read_files, groups, columns=columns, meta=read_files(files[:1], columns).iloc[:0])
 
 
 def read_files(paths, columns):
-    return pd.concat([pd.read_parquet(path, columns=columns) for path in paths])
+    return pd.concat([read_table(path, columns) for path in paths])
 
 
 def small(config, name, columns, names=None):

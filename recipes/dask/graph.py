@@ -7,6 +7,7 @@ import networkx
 from dask._task_spec import DependenciesMapping
 
 from store import read_file
+from tables import parquet_files, place_of
 
 MOST_PARTITIONS = 6
 
@@ -22,7 +23,7 @@ def draw_graph(config):
     from matplotlib import pyplot
 
     folder = Path(config.output_dir)
-    files = sorted(map(str, (folder / "features").glob("*.parquet")))[:MOST_PARTITIONS]
+    files = parquet_files(f"{place_of(config)}/features")[:MOST_PARTITIONS]
     if not files:
         return
     # Nothing is read here but the schema: this is a plan.

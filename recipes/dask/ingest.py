@@ -6,7 +6,6 @@ says what it did.
 
 import json
 import os
-import shutil
 import socket
 import zlib
 from pathlib import Path
@@ -18,36 +17,31 @@ import pyarrow.parquet as pq
 
 from checking import COLUMNS, check
 from reading import plain_reading, read_part
+from tables import begin, finish, give_up, place_of, write_table
 
 
 def ingest(config, run):
-    """Writes <output_dir>/flights and <output_dir>/quarantine.
+    """Writes the tables flights and quarantine.
 
     Returns counts, and the flights of each day for `features`.
     """
     manifest = json.loads((Path(config.data_dir) / "manifest.json").read_text())
     parts, values = parts_of(manifest, config.data_dir), manifest.get("values")
-    folder = Path(config.output_dir)
-    partial = folder / ".ingest.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    for name in ("flights", "quarantine"):
-        (partial / name).mkdir(parents=True)
+    names, folder = ("flights", "quarantine"), place_of(config)
+    partial = begin(folder, names)
     # Distributed: nothing is computed yet; each call is a node of a graph, and `compute` sends the nodes
     # to the workers.
-    tasks = [dask.delayed(ingest_part)(number, *part, values, str(partial)) for number, part in enumerate(parts)]
+    tasks = [dask.delayed(ingest_part)(number, *part, values, partial) for number, part in enumerate(parts)]
     try:
         done = dask.compute(*tasks)
     except (OSError, EOFError, ValueError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        give_up(partial)
         raise SystemExit(
             f"{error}; nothing was written. Mend or remove that file, or leave it out of data.path"
         ) from None
     check_files(parts, done)
     counts = {key: sum(result[key] for result in done) for key in ("read", "good", "quarantined", "unknown")}
-    for name in ("flights", "quarantine"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-        (partial / name).rename(folder / name)
-    partial.rmdir()
+    finish(folder, partial, names)
     reasons = reasons_of(done)
     run.table("rows in quarantine", reasons or [{"reason": "none", "rows": 0, "example": ""}])
     if problem := too_many(counts, reasons, config.max_malformed_share, folder):
@@ -152,7 +146,7 @@ def ingest_part(number, reading, group, num_rows, values, folder):
             "reason": [f"{reason}: {group}"],
             "content": [str(error)[:200]],
         }
-        pd.DataFrame(lost).to_parquet(f"{folder}/quarantine/part-{number:05d}.parquet", index=False)
+        write_table(pd.DataFrame(lost), f"{folder}/quarantine/part-{number:05d}.parquet")
         lost = {"read": num_rows, "good": 0, "quarantined": num_rows, "unknown": num_rows}
         return told | lost | {"reasons": {reason: (num_rows, f"{path}, row group {group}")}}
     flights, reason = check(rows, broken, reading["folder"], values, has_nulls=reading["format"] == "parquet")
@@ -166,13 +160,13 @@ def ingest_part(number, reading, group, num_rows, values, folder):
         quarantine = pd.DataFrame(
             {"file": path, "row": first + rows.index[bad], "rows": 1, "reason": reason[bad], "content": content}
         )
-        quarantine.to_parquet(f"{folder}/quarantine/part-{number:05d}.parquet", index=False)
+        write_table(quarantine, f"{folder}/quarantine/part-{number:05d}.parquet")
         examples = quarantine.groupby("reason")["content"].agg(["size", "first"])
         told["reasons"] = {name: (int(row["size"]), f"{row['first'][:100]}") for name, row in examples.iterrows()}
     # An id that any order of the tasks gives alike.
     flights.insert(0, "id", number * 2**32 + flights.index.to_numpy(dtype="int64"))
     flights = flights[~bad]
-    flights.to_parquet(f"{folder}/flights/part-{number:05d}.parquet", index=False)
+    write_table(flights, f"{folder}/flights/part-{number:05d}.parquet")
     days = flights["scheduled"].dt.strftime("%Y-%m-%d").value_counts()
     return told | {
         "read": len(rows),

@@ -12,7 +12,6 @@ Source:  Dask's and dask-ml's documentation; each module names the methods it us
 import contextlib
 import json
 import time
-from pathlib import Path
 
 import dask
 from distributed import performance_report
@@ -23,6 +22,7 @@ from ingest import ingest
 from learn import learn
 from runrecord import RunRecord, load_config
 from settings import check_settings
+from storage import open_folder
 from store import store
 from workers import Pool, Workers
 
@@ -51,7 +51,7 @@ def work(config, run, workers):
         "store": lambda done: store(config, run),
         "learn": lambda done: learn(config, run, workers.client, done["store"]["chosen"]),
     }
-    done = {}
+    done, results = {}, open_folder(config.checkpoint_dir)
     for number, (name, step) in enumerate(steps.items()):
         if name not in config.steps:
             continue
@@ -59,15 +59,12 @@ def work(config, run, workers):
         # Distributed: a worker may have died meanwhile; Dask has given its tasks to others, and its nanny has
         # started it again.
         workers.look()
-        path = Path(config.checkpoint_dir) / f"{name}.json"
-        if not path.exists():
+        if f"{name}.json" not in results.files():
             started = time.perf_counter()
             result = step(done) | {"seconds": round(time.perf_counter() - started, 3)}
-            path.parent.mkdir(exist_ok=True)
-            path.with_suffix(".partial").write_text(json.dumps(result) + "\n")
-            path.with_suffix(".partial").replace(path)
-            run.checkpoint(path, 0, number + 1)
-        done[name] = json.loads(path.read_text())
+            results.write(f"{name}.json", json.dumps(result).encode() + b"\n")
+            run.checkpoint(f"{results.address}/{name}.json", 0, number + 1)
+        done[name] = json.loads(results.read(f"{name}.json"))
         for key, value in done[name].items():
             if isinstance(value, (int, float)):
                 run.metric(f"{name}/{key}", value, number)

@@ -4,28 +4,28 @@ From them a reader sees that data has changed.
 """
 
 import json
-from pathlib import Path
 
 import dask
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 
 from features import CATEGORIES, NUMERIC
+from storage import for_arrow, open_folder
+from tables import parquet_files, place_of, read_table
 
 STATISTICS = ("count", "missing", "mean", "std", "min", "max")
 
 
 def read_store(config, names=None):
     """The feature store, or some columns of it, as a Dask frame: a partition for each file."""
-    files = sorted(map(str, (Path(config.output_dir) / "features").glob("*.parquet")))
+    files = parquet_files(f"{place_of(config)}/features")
     return dd.from_map(read_file, files, names=names)
 
 
 def read_file(path, names):
-    return pd.read_parquet(path, columns=names)
+    return read_table(path, names)
 
 
 def store(config, run):
@@ -33,12 +33,13 @@ def store(config, run):
 
     Returns how many files and features there are, and the largest correlation with `late`.
     """
-    folder = Path(config.output_dir) / "features"
-    files = sorted(folder.glob("*.parquet"))
-    schema = {field.name: str(field.type) for field in pq.read_schema(files[0])}
-    if strange := [file.name for file in files if {f.name: str(f.type) for f in pq.read_schema(file)} != schema]:
+    folder = f"{place_of(config)}/features"
+    files = parquet_files(folder)
+    schema = schema_of(files[0])
+    if strange := [file.rpartition("/")[2] for file in files if schema_of(file) != schema]:
         raise SystemExit(
-            f"the files of the feature store do not have one schema: {', '.join(strange)} differ from {files[0].name}"
+            f"the files of the feature store do not have one schema: {', '.join(strange)} differ from "
+            f"{files[0].rpartition('/')[2]}"
         )
     table = read_store(config)
     numbers = [name for name in schema if name in (*NUMERIC, "dep_delay")]
@@ -48,8 +49,8 @@ def store(config, run):
     found = dict(zip(STATISTICS, dask.compute(*lazy), strict=True))
     statistics = {name: {key: float(found[key][name]) for key in STATISTICS} for name in numbers}
     correlations = correlate(table, numbers)
-    (folder / "_schema.json").write_text(json.dumps(schema, indent=1) + "\n")
-    (folder / "_statistics.json").write_text(json.dumps(statistics, indent=1) + "\n")
+    for name, content in (("_schema.json", schema), ("_statistics.json", statistics)):
+        open_folder(folder).write(name, json.dumps(content, indent=1).encode() + b"\n")
     rows = [{"feature": name, **statistics[name], "correlation with late": correlations[name]} for name in numbers]
     run.table("features", rows)
     best = max(correlations, key=lambda name: abs(correlations[name]))
@@ -63,6 +64,12 @@ def store(config, run):
         "strongest": best,
         "strongest_correlation": correlations[best],
     }
+
+
+def schema_of(file):
+    """{column: type} of a Parquet file."""
+    path, system = for_arrow(file)
+    return {field.name: str(field.type) for field in pq.read_schema(path, filesystem=system)}
 
 
 def choose(table, numbers):

@@ -10,9 +10,7 @@ Source:  Sergeev and Del Balso 2018, "Horovod: fast and easy distributed deep le
          Horovod's documentation.
 """
 
-import os
 import time
-from pathlib import Path
 
 import horovod
 import horovod.torch as hvd
@@ -23,6 +21,7 @@ from data import Batches, ImageData
 from model import torch_network
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
+from storage import Checkpoints
 
 
 def main():
@@ -40,16 +39,19 @@ def main():
 
     facts = {"device": str(device), "torch": torch.__version__, "horovod": horovod.__version__}
     # Distributed: each rank keeps a record of its own: who it is, among how many, and which of its host's processes.
-    with RunRecord(config.output_dir, hvd.rank(), hvd.size(), hvd.local_rank(), **facts) as run:
+    with (
+        RunRecord(config.output_dir, hvd.rank(), hvd.size(), hvd.local_rank(), **facts) as run,
+        Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
+    ):
         if hvd.rank() == 0:  # Distributed: one rank reads the checkpoint, `sync` brings it to all the others.
-            load_checkpoint(state, config, len(train_data))
+            load_checkpoint(state, checkpoints, config, len(train_data))
         if config.elastic:
             # Distributed: calls `train` again, with the last committed state, each time the set of workers has changed.
-            hvd.elastic.run(train)(state, train_data, test_data, config, run)
+            hvd.elastic.run(train)(state, checkpoints, train_data, test_data, config, run)
         else:
             # Distributed: broadcasts rank 0's parameters, optimizer state and position, so that all start as equals.
             state.sync()
-            train(state, train_data, test_data, config, run)
+            train(state, checkpoints, train_data, test_data, config, run)
         run.digest(parameter.detach().cpu().numpy() for parameter in model.state_dict().values())
     # Distributed: leaves the others in order; a process that merely ends looks to them like one that died.
     hvd.shutdown()
@@ -77,7 +79,7 @@ def make_optimizer(model, config):
     )
 
 
-def train(state, train_data, test_data, config, run):
+def train(state, checkpoints, train_data, test_data, config, run):
     """Trains from the state's position to the end; the state then is equal on every rank."""
     # Distributed: in elastic training the world may be another one than when this process started.
     run.world(hvd.rank(), hvd.size())
@@ -95,7 +97,7 @@ def train(state, train_data, test_data, config, run):
         run.progress(done, num_steps, f"epoch {state.epoch + 1}  accuracy {accuracy:.4f}")
         state.epoch, state.step, state.epoch_loss = state.epoch + 1, 0, 0.0
         if hvd.rank() == 0:  # Distributed: all ranks hold the same state, so one of them writes it.
-            run.checkpoint(save_checkpoint(state, config, len(train_data)), state.epoch, state.step)
+            save_checkpoint(state, checkpoints, config, len(train_data))
         if config.elastic:
             state.commit()  # Distributed: an epoch that was evaluated and written is not done again.
 
@@ -183,33 +185,28 @@ def max_over_ranks(value):
     return max(hvd.allgather(torch.tensor([value], dtype=torch.float64), name="max_over_ranks").tolist())
 
 
-def save_checkpoint(state, config, num_rows):
-    """Writes model, optimizer and position beside the last checkpoint and renames: it is whole or not there."""
-    path = Path(config.checkpoint_dir) / "last.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save_checkpoint(state, checkpoints, config, num_rows):
+    """Model, optimizer and position; the checkpoint is whole or not there."""
     content = {
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "position": {"epoch": state.epoch, "step": state.step},
         "depends_on": depends_on(config, num_rows),
     }
-    with open(path.with_suffix(".partial"), "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    path.with_suffix(".partial").replace(path)
-    return path
+    with checkpoints.save(f"epoch-{state.epoch:05d}", state.epoch, state.step) as folder:
+        torch.save(content, folder / "state.pt")
 
 
-def load_checkpoint(state, config, num_rows):
+def load_checkpoint(state, checkpoints, config, num_rows):
     """Puts the last checkpoint into the state, if there is one.
 
     Raises SystemExit when it belongs to another model or other batches.
     """
-    path = Path(config.checkpoint_dir) / "last.pt"
-    if not path.exists():
+    folder = checkpoints.last()
+    if folder is None:
         return
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    path = f"{config.checkpoint_dir}/{folder.name}"
+    content = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     check_position(path, content.get("depends_on", {}), depends_on(config, num_rows))
     mine = {name: tuple(tensor.shape) for name, tensor in state.model.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}

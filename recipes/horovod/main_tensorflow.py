@@ -7,7 +7,6 @@ no attribute constant"), and Horovod has had no release since.
 import json
 import os
 import time
-from pathlib import Path
 
 import horovod
 import horovod.tensorflow as hvd
@@ -18,6 +17,7 @@ from data import Batches, ImageData
 from model import tensorflow_network
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
+from storage import Checkpoints
 
 
 def main():
@@ -32,14 +32,17 @@ def main():
     optimizer = make_optimizer(model, config)
 
     facts = {"device": device, "tensorflow": tf.__version__, "horovod": horovod.__version__}
-    with RunRecord(config.output_dir, hvd.rank(), hvd.size(), hvd.local_rank(), **facts) as run:
+    with (
+        RunRecord(config.output_dir, hvd.rank(), hvd.size(), hvd.local_rank(), **facts) as run,
+        Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
+    ):
         # Distributed: one rank reads the checkpoint; broadcasting makes it the start of all.
-        epoch = load_checkpoint(model, optimizer, config, len(train_data)) if hvd.rank() == 0 else 0
+        epoch = load_checkpoint(model, optimizer, checkpoints, config, len(train_data)) if hvd.rank() == 0 else 0
         epoch = int(hvd.broadcast(tf.constant(epoch, tf.int64), root_rank=0, name="epoch"))
         # `.value`: Horovod wants TensorFlow's variables, not the Keras 3 objects around them.
         hvd.broadcast_variables([v.value for v in model.variables + optimizer.variables], root_rank=0)
         run.restore(epoch, 0, generation=hvd.broadcast_object(time.time(), name="generation"))
-        train(model, optimizer, epoch, train_data, test_data, config, run)
+        train(model, optimizer, epoch, checkpoints, train_data, test_data, config, run)
         run.digest(variable.numpy() for variable in model.variables)
     # Distributed: leaves the others in order; a process that merely ends looks to them like one that died.
     hvd.shutdown()
@@ -65,7 +68,7 @@ def make_optimizer(model, config):
     return optimizer
 
 
-def train(model, optimizer, first_epoch, train_data, test_data, config, run):
+def train(model, optimizer, first_epoch, checkpoints, train_data, test_data, config, run):
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
     num_steps = num_steps_of(config, batches)
     train_step = make_train_step(model, optimizer, config)
@@ -101,8 +104,7 @@ def train(model, optimizer, first_epoch, train_data, test_data, config, run):
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
         if hvd.rank() == 0:  # Distributed: all ranks hold the same state, so one of them writes it.
-            path = save_checkpoint(model, optimizer, epoch + 1, config, len(train_data))
-            run.checkpoint(path, epoch + 1, 0)
+            save_checkpoint(model, optimizer, epoch + 1, checkpoints, config, len(train_data))
 
 
 def make_train_step(model, optimizer, config):
@@ -151,32 +153,24 @@ def sum_over_ranks(value):
     return float(hvd.allreduce(tf.constant(value, tf.float64), op=hvd.Sum, name="sum_over_ranks"))
 
 
-def save_checkpoint(model, optimizer, epoch, config, num_rows):
-    """Writes all variables and the epoch to go on with beside the last checkpoint, and renames it.
-
-    So a checkpoint is whole or not there.
-    """
-    path = Path(config.checkpoint_dir) / "last.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save_checkpoint(model, optimizer, epoch, checkpoints, config, num_rows):
+    """All variables and the epoch to go on with; the checkpoint is whole or not there."""
     values = {f"{number:03d} {v.path}": v.numpy() for number, v in enumerate(model.variables + optimizer.variables)}
     position = json.dumps({"epoch": epoch, "depends_on": depends_on(config, num_rows)}).encode()
-    with open(path.with_suffix(".partial"), "wb") as file:
-        np.savez(file, __position__=np.frombuffer(position, np.uint8), **values)
-        file.flush()
-        os.fsync(file.fileno())
-    path.with_suffix(".partial").replace(path)
-    return path
+    with checkpoints.save(f"epoch-{epoch:05d}", epoch, 0) as folder:
+        np.savez(folder / "state.npz", __position__=np.frombuffer(position, np.uint8), **values)
 
 
-def load_checkpoint(model, optimizer, config, num_rows):
+def load_checkpoint(model, optimizer, checkpoints, config, num_rows):
     """Sets all variables from the last checkpoint if there is one; returns the epoch to go on with.
 
     Raises SystemExit when it belongs to another model or other batches.
     """
-    path = Path(config.checkpoint_dir) / "last.npz"
-    if not path.exists():
+    folder = checkpoints.last()
+    if folder is None:
         return 0
-    with np.load(path, allow_pickle=False) as content:
+    path = f"{config.checkpoint_dir}/{folder.name}"
+    with np.load(folder / "state.npz", allow_pickle=False) as content:
         position = json.loads(content["__position__"].tobytes())
         check_position(path, position.get("depends_on", {}), depends_on(config, num_rows))
         names = [name for name in content.files if name != "__position__"]

@@ -6,9 +6,7 @@ Run:     python single.py config.yaml output_dir=outputs/single checkpoint_dir=o
 Expect:  the losses of main.py on one worker.
 """
 
-import os
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -18,6 +16,7 @@ from data import Batches, ImageData
 from model import torch_network
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
+from storage import Checkpoints
 
 
 def main():
@@ -30,9 +29,12 @@ def main():
     state = SimpleNamespace(model=model, optimizer=make_optimizer(model, config), epoch=0, step=0, epoch_loss=0.0)
 
     facts = {"device": str(device), "torch": torch.__version__}
-    with RunRecord(config.output_dir, 0, 1, **facts) as run:
-        load_checkpoint(state, config, len(train_data))
-        train(state, train_data, test_data, config, run)
+    with (
+        RunRecord(config.output_dir, 0, 1, **facts) as run,
+        Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
+    ):
+        load_checkpoint(state, checkpoints, config, len(train_data))
+        train(state, checkpoints, train_data, test_data, config, run)
         run.digest(parameter.detach().cpu().numpy() for parameter in model.state_dict().values())
 
 
@@ -47,7 +49,7 @@ def make_optimizer(model, config):
     return torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum, nesterov=config.momentum > 0)
 
 
-def train(state, train_data, test_data, config, run):
+def train(state, checkpoints, train_data, test_data, config, run):
     """Trains from the state's position to the end."""
     run.restore(state.epoch, state.step, generation=time.time())
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
@@ -60,7 +62,7 @@ def train(state, train_data, test_data, config, run):
         run.metric("eval/accuracy", accuracy, step=done, epoch=state.epoch)
         run.progress(done, num_steps, f"epoch {state.epoch + 1}  accuracy {accuracy:.4f}")
         state.epoch, state.step, state.epoch_loss = state.epoch + 1, 0, 0.0
-        run.checkpoint(save_checkpoint(state, config, len(train_data)), state.epoch, state.step)
+        save_checkpoint(state, checkpoints, config, len(train_data))
 
 
 def train_epoch(state, train_data, batches, num_steps, config, run):
@@ -123,33 +125,28 @@ def sum_of_parameters(model):
     return sum(parameter.detach().sum() for parameter in model.parameters())
 
 
-def save_checkpoint(state, config, num_rows):
-    """Writes model, optimizer and position beside the last checkpoint and renames: it is whole or not there."""
-    path = Path(config.checkpoint_dir) / "last.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save_checkpoint(state, checkpoints, config, num_rows):
+    """Model, optimizer and position; the checkpoint is whole or not there."""
     content = {
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "position": {"epoch": state.epoch, "step": state.step},
         "depends_on": depends_on(config, num_rows),
     }
-    with open(path.with_suffix(".partial"), "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    path.with_suffix(".partial").replace(path)
-    return path
+    with checkpoints.save(f"epoch-{state.epoch:05d}", state.epoch, state.step) as folder:
+        torch.save(content, folder / "state.pt")
 
 
-def load_checkpoint(state, config, num_rows):
+def load_checkpoint(state, checkpoints, config, num_rows):
     """Puts the last checkpoint into the state, if there is one.
 
     Raises SystemExit when it belongs to another model or other batches.
     """
-    path = Path(config.checkpoint_dir) / "last.pt"
-    if not path.exists():
+    folder = checkpoints.last()
+    if folder is None:
         return
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    path = f"{config.checkpoint_dir}/{folder.name}"
+    content = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     check_position(path, content.get("depends_on", {}), depends_on(config, num_rows))
     mine = {name: tuple(tensor.shape) for name, tensor in state.model.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}

@@ -2,14 +2,16 @@
 
 Every process writes what it holds; together they are the whole model.
 
-torch.distributed.checkpoint stores tensors by name with their place in the whole, so another number of processes can
-read them. A folder gets its final name only when all parts are in it.
+torch.distributed.checkpoint (DCP) stores tensors by name with their place in the whole, so another number of processes
+can read them. Each process writes its shards to its own disk, and `Checkpoints` brings them to their place: moved, or
+sent beside the training to an object store. DCP's own writer for object stores (FsspecWriter under `async_save`) is not
+used: it keeps no sums of the files, and a request that fails ends the save.
 """
 
 import json
-import shutil
+import os
+import time
 import warnings
-from pathlib import Path
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -17,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from runrecord import check_position
 from settings import depends_on
+from storage import Checkpoints
 
 # One process without a process group is a use that is meant here, not an oversight.
 warnings.filterwarnings("ignore", message=".*torch.distributed is (disabled|unavailable).*")
@@ -26,64 +29,89 @@ warnings.filterwarnings("ignore", message=".*torch.distributed is (disabled|unav
 OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
-def save(model, optimizer, step, config, num_rows, rank=0):
-    """Writes <checkpoint_dir>/step-<step>/ and then removes the older ones; returns its path."""
-    path = Path(config.checkpoint_dir) / f"step-{step:08d}"
-    partial = path.with_suffix(".partial")
-    if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    barrier()  # Distributed: nobody writes before the folder is there.
-    model_state, optimizer_state = get_state_dict(model, optimizer, options=OPTIONS)
-    # Distributed: all processes write at the same time, each the shards that it holds.
-    dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=partial)
-    if rank == 0:
-        about = {"mode": config.mode, "step": step, "depends_on": depends_on(config, num_rows)}
-        (partial / "about.json").write_text(json.dumps(about))
-        partial.rename(path)
-        for old in sorted(path.parent.glob("step-*")):
-            if old != path:
-                shutil.rmtree(old, ignore_errors=True)
-    # Distributed: nobody goes on before the checkpoint has its name: whoever is lost now is restarted from it.
-    barrier()
-    return path
+class Sharded:
+    """The checkpoints of a model and its optimizer, which several processes hold together."""
 
-
-def load(model, optimizer, config, num_rows, rank=0):
-    """Fills model and optimizer from the last whole checkpoint; returns the step to go on with, 0 without one.
-
-    Raises SystemExit when the checkpoint is another mode's or another model's, or of other batches.
-    """
-    if (other := Path(config.checkpoint_dir) / "last.pt").exists():
-        raise SystemExit(
-            f"checkpoint {other} is of mode=ddp, this run is mode={config.mode}: use another checkpoint_dir"
+    def __init__(self, model, optimizer, config, num_rows, run=None, rank=0, world_size=1):
+        self.model, self.optimizer, self.config, self.num_rows, self.rank = model, optimizer, config, num_rows, rank
+        # Distributed: the token tells this start of the processes from an earlier one, whose files may still be there.
+        (token,) = from_rank_0([f"{time.time_ns()}-{os.getpid()}"])
+        self.store = Checkpoints(
+            config.checkpoint_dir, config.output_dir, run, rank, world_size, token, exchange=gathered
         )
-    found = sorted(path for path in Path(config.checkpoint_dir).glob("step-*") if not path.suffix)
-    if not found:
-        return 0
-    about = json.loads((found[-1] / "about.json").read_text())
-    if about["mode"] != config.mode:
-        raise SystemExit(
-            f"checkpoint {found[-1]} is of mode={about['mode']}, this run is mode={config.mode}: use another "
-            f"checkpoint_dir, or mode={about['mode']}"
+
+    def save(self, step, epoch, step_of_epoch):
+        """Writes the checkpoint step-<step>; two are kept."""
+        model_state, optimizer_state = get_state_dict(self.model, self.optimizer, options=OPTIONS)
+        with self.store.save(f"step-{step:08d}", epoch, step_of_epoch) as folder:
+            # Distributed: all processes write at the same time, each the shards that it holds.
+            dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder)
+            if self.rank == 0:
+                about = {"mode": self.config.mode, "step": step, "depends_on": depends_on(self.config, self.num_rows)}
+                (folder / "about.json").write_text(json.dumps(about))
+        if not self.store.beside:
+            # Distributed: nobody goes on before the checkpoint is whole: whoever is lost now is restarted from it.
+            barrier()
+
+    def load(self):
+        """Fills model and optimizer from the last whole checkpoint; returns the step to go on with, 0 without one.
+
+        Raises SystemExit when the checkpoint is another mode's or another model's, or of other batches.
+        """
+        # Distributed: one rank says which checkpoint is the last whole one, so that all go on from the same.
+        (name,) = from_rank_0([found.name if self.rank == 0 and (found := self.store.last()) else None])
+        if name is None:
+            return 0
+        folder, path, mode = self.store.fetch(name), f"{self.config.checkpoint_dir}/{name}", self.config.mode
+        if not (folder / "about.json").exists():
+            raise SystemExit(f"checkpoint {path} is of mode=ddp, this run is mode={mode}: use another checkpoint_dir")
+        about = json.loads((folder / "about.json").read_text())
+        if about["mode"] != mode:
+            raise SystemExit(
+                f"checkpoint {path} is of mode={about['mode']}, this run is mode={mode}: use another checkpoint_dir, "
+                f"or mode={about['mode']}"
+            )
+        check_position(path, about.get("depends_on", {}), depends_on(self.config, self.num_rows))
+        model_state, optimizer_state = get_state_dict(self.model, self.optimizer, options=OPTIONS)
+        state = {"model": model_state, "optimizer": optimizer_state}
+        try:
+            # Distributed: each process reads the parts that it holds now, however many processes wrote them.
+            dcp.load(state, checkpoint_id=folder)
+        except Exception as error:  # DCP wraps what went wrong on each rank in exceptions of its own
+            raise SystemExit(
+                f"checkpoint {path} does not fit this model: {str(error).strip().splitlines()[-1]}; use another "
+                "checkpoint_dir, or the settings of that run"
+            ) from None
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=OPTIONS,
         )
-    check_position(found[-1], about.get("depends_on", {}), depends_on(config, num_rows))
-    model_state, optimizer_state = get_state_dict(model, optimizer, options=OPTIONS)
-    state = {"model": model_state, "optimizer": optimizer_state}
-    try:
-        # Distributed: each process reads the parts that it holds now, however many processes wrote them.
-        dcp.load(state, checkpoint_id=found[-1])
-    except Exception as error:  # DCP wraps what went wrong on each rank in exceptions of its own
-        raise SystemExit(
-            f"checkpoint {found[-1]} does not fit this model: {str(error).strip().splitlines()[-1]}; use another "
-            "checkpoint_dir, or the settings of that run"
-        ) from None
-    set_state_dict(
-        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=OPTIONS
-    )
-    if rank == 0:
-        print(f"going on from {found[-1]}", flush=True)
-    return about["step"]
+        if self.rank == 0:
+            print(f"going on from {path}", flush=True)
+        return about["step"]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.store.__exit__(*error)
+
+
+def from_rank_0(values):
+    """Rank 0's list on all processes."""
+    if dist.is_initialized():
+        dist.broadcast_object_list(values, src=0)  # Distributed: what rank 0 knows is sent to all.
+    return values
+
+
+def gathered(own):
+    """[what each process has], on all of them."""
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)  # Distributed: each sends its own to all.
+    return found
 
 
 def barrier():

@@ -146,7 +146,7 @@ def learning_rate_at(step, num_steps, config):
     return config.learning_rate * (0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2)
 
 
-def train_language_model(parallel, optimizer, batches, num_steps, start, config, run):
+def train_language_model(parallel, optimizer, batches, num_steps, start, checkpoints, config, run):
     """Takes `parallel` from step `start` to `num_steps`.
 
     Returns bits per byte on the test windows, equal on all processes.
@@ -156,7 +156,6 @@ def train_language_model(parallel, optimizer, batches, num_steps, start, config,
     `ids(order, step)`    the rows of the global batch that this process reads
     `train_step(ids)`     forward, backward, optimizer step; the loss of the whole global batch, equal on all processes
     `evaluate()`          the mean loss on the test windows, equal on all processes
-    `save(step)`          a checkpoint to go on from; returns its path
     """
     bits, shown = None, time.perf_counter()
     epoch_began = shown
@@ -182,9 +181,7 @@ def train_language_model(parallel, optimizer, batches, num_steps, start, config,
             run.metric("eval/bits_per_byte", bits, step + 1, epoch, "bit")
             run.progress(step + 1, num_steps, f"epoch {epoch + 1}  {bits:.3f} bits per byte")
         if end_of_epoch or (config.checkpoint_every_steps and (step + 1) % config.checkpoint_every_steps == 0):
-            path = parallel.save(step + 1)
-            if parallel.rank == 0:
-                run.checkpoint(path, *divmod(step + 1, batches.steps_per_epoch))
+            checkpoints.save(step + 1, *divmod(step + 1, batches.steps_per_epoch))
         if end_of_epoch:
             epoch_began, first_step = time.perf_counter(), step + 1
     return bits if bits is not None else parallel.evaluate() / math.log(2)  # a resumed run may have nothing left to do

@@ -12,9 +12,7 @@ Source:  Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data 
 """
 
 import contextlib
-import os
 import time
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -25,6 +23,7 @@ from data import Batches, ImageData, loader_of
 from model import torch_network
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
+from storage import Checkpoints
 from workers import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
 
 
@@ -47,14 +46,17 @@ def main():
         optimizer = torch.optim.SGD(
             network.parameters(), config.learning_rate, config.momentum, nesterov=config.momentum > 0
         )
-        with RunRecord(config.output_dir, rank, world_size, **facts(device)) as run:
-            position = load_checkpoint(network, optimizer, config, rank, world_size, len(train_data))
+        with (
+            RunRecord(config.output_dir, rank, world_size, **facts(device)) as run,
+            Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
+        ):
+            position = load_checkpoint(network, optimizer, checkpoints, config, rank, world_size, len(train_data))
             run.restore(position["epoch"], position["step"], generation=shared_now())
-            train(model, network, optimizer, position, train_data, test_data, config, run)
+            train(model, network, optimizer, position, checkpoints, train_data, test_data, config, run)
             run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
 
 
-def train(model, network, optimizer, position, train_data, test_data, config, run):
+def train(model, network, optimizer, position, checkpoints, train_data, test_data, config, run):
     """Trains from the position {epoch, step, loss_sum of the epoch so far} to the end."""
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
     num_steps, device = num_steps_of(config, batches), next(network.parameters()).device
@@ -64,7 +66,7 @@ def train(model, network, optimizer, position, train_data, test_data, config, ru
         # has no rows left.
         with model.join() if config.join else contextlib.nullcontext():
             seconds, num_rows = train_epoch(
-                model, network, optimizer, position, train_data, batches, num_steps, config, run
+                model, network, optimizer, position, checkpoints, train_data, batches, num_steps, config, run
             )
         if config.join:
             share_momentum(optimizer)
@@ -78,10 +80,10 @@ def train(model, network, optimizer, position, train_data, test_data, config, ru
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
         position.update(epoch=epoch + 1, step=0, loss_sum=0.0)
-        save_checkpoint(network, optimizer, position, config, run, len(train_data))
+        save_checkpoint(network, optimizer, position, checkpoints, config, run, len(train_data))
 
 
-def train_epoch(model, network, optimizer, position, train_data, batches, num_steps, config, run):
+def train_epoch(model, network, optimizer, position, checkpoints, train_data, batches, num_steps, config, run):
     """Takes the position to the epoch's end (or to `num_steps`). Returns seconds and rows of all ranks in them."""
     epoch, first_step = position["epoch"], position["epoch"] * batches.steps_per_epoch
     steps = range(position["step"], min(batches.steps_per_epoch, num_steps - first_step))
@@ -105,7 +107,7 @@ def train_epoch(model, network, optimizer, position, train_data, batches, num_st
             run.progress(first_step + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}")
         every = config.checkpoint_every_steps
         if every and (first_step + step + 1) % every == 0 and step + 1 < steps.stop:
-            save_checkpoint(network, optimizer, position, config, run, len(train_data))
+            save_checkpoint(network, optimizer, position, checkpoints, config, run, len(train_data))
     return time.perf_counter() - started, num_rows
 
 
@@ -165,8 +167,8 @@ def share_momentum(optimizer):
         dist.broadcast(state["momentum_buffer"], src=0)
 
 
-def save_checkpoint(network, optimizer, position, config, run, num_rows):
-    """Model, optimizer, position and all ranks' random states: beside the last checkpoint, then renamed."""
+def save_checkpoint(network, optimizer, position, checkpoints, config, run, num_rows):
+    """Model, optimizer, position and all ranks' random states; the checkpoint is whole or not there."""
     total = sum(parameter.detach().sum() for parameter in network.parameters())
     run.finite(total, position["epoch"], position["step"] - 1, "the sum of the parameters")
     # Distributed: parameters are equal everywhere, so one rank writes; what differs between ranks is
@@ -176,36 +178,38 @@ def save_checkpoint(network, optimizer, position, config, run, num_rows):
     dist.gather_object(own, of_ranks)
     if dist.get_rank() > 0:  # Distributed: the others have handed theirs in.
         return
-    path = Path(config.checkpoint_dir) / "last.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".partial"), "wb") as file:
-        content = {
-            "mode": config.mode,
-            "model": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "epoch": position["epoch"],
-            "step": position["step"],
-            "of_ranks": of_ranks,
-            "depends_on": depends_on(config, num_rows),
-        }
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    path.with_suffix(".partial").replace(path)
-    run.checkpoint(path, position["epoch"], position["step"])
+    content = {
+        "mode": config.mode,
+        "model": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": position["epoch"],
+        "step": position["step"],
+        "of_ranks": of_ranks,
+        "depends_on": depends_on(config, num_rows),
+    }
+    with checkpoints.save(name_of(position), position["epoch"], position["step"]) as folder:
+        torch.save(content, folder / "state.pt")
 
 
-def load_checkpoint(network, optimizer, config, rank, world_size, num_rows):
+def name_of(position):
+    """Of a checkpoint. The order of the names is that of the training."""
+    return f"epoch-{position['epoch']:05d}-step-{position['step']:08d}"
+
+
+def load_checkpoint(network, optimizer, checkpoints, config, rank, world_size, num_rows):
     """Every rank reads the last checkpoint, if there is one; returns the position to go on with.
 
     Raises SystemExit when it belongs to another mode or model, or to other batches.
     """
-    path = Path(config.checkpoint_dir) / "last.pt"
-    if other := [found for found in path.parent.glob("step-*") if not found.suffix]:
-        raise SystemExit(f"checkpoint {other[0]} is of another mode than mode=ddp: use another checkpoint_dir")
-    if not path.exists():
+    # Distributed: one rank says which checkpoint is the last whole one, so that all go on from the same.
+    names = [found.name if rank == 0 and (found := checkpoints.last()) else None]
+    dist.broadcast_object_list(names, src=0)
+    if names[0] is None:
         return {"epoch": 0, "step": 0, "loss_sum": 0.0}
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    folder, path = checkpoints.fetch(names[0]), f"{config.checkpoint_dir}/{names[0]}"
+    if not (folder / "state.pt").exists():
+        raise SystemExit(f"checkpoint {path} is of another mode than mode=ddp: use another checkpoint_dir")
+    content = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     check_position(path, content.get("depends_on", {}), depends_on(config, num_rows))
     mine = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}

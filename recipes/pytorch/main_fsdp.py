@@ -16,7 +16,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-import checkpoints
+from checkpoints import Sharded
 from data import Batches
 from language import TextData, build_model, loss_of, report_baselines, train_language_model
 from runrecord import RunRecord, load_config
@@ -83,9 +83,6 @@ class FullySharded:
             total += loss_of(self.model(inputs), targets).item() * len(inputs) * counts
         return sum_over_ranks(total, self.device) / len(self.test_data)
 
-    def save(self, step):
-        return checkpoints.save(self.model, self.optimizer, step, self.config, len(self.train_data), self.rank)
-
     def report_memory(self, run):
         """What this process holds of the parameters, and the most memory that they and the optimizer state take, in MB.
 
@@ -119,10 +116,17 @@ def main():
         sharded = FullySharded(config, rank, world_size, device)
         batches = Batches(check_rows(len(sharded.train_data), config), config.global_batch_size, config.seed)
         num_steps = num_steps_of(config, batches)
-        with RunRecord(config.output_dir, rank, world_size, **facts(device)) as run:
-            start = checkpoints.load(sharded.model, sharded.optimizer, config, len(sharded.train_data), rank)
+        with (
+            RunRecord(config.output_dir, rank, world_size, **facts(device)) as run,
+            Sharded(
+                sharded.model, sharded.optimizer, config, len(sharded.train_data), run, rank, world_size
+            ) as checkpoints,
+        ):
+            start = checkpoints.load()
             run.restore(*divmod(start, batches.steps_per_epoch), generation=shared_now())
-            bits_per_byte = train_language_model(sharded, sharded.optimizer, batches, num_steps, start, config, run)
+            bits_per_byte = train_language_model(
+                sharded, sharded.optimizer, batches, num_steps, start, checkpoints, config, run
+            )
             sharded.report_memory(run)
             if rank == 0:
                 report_baselines(config, run, bits_per_byte)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
-import checkpoints
+from checkpoints import Sharded
 from data import Batches
 from language import TextData, build_model, loss_of, report_baselines, train_language_model
 from runrecord import RunRecord, load_config
@@ -81,9 +81,6 @@ class Pipeline:
                 total += self.run_schedule(self.schedule.eval, rows) * len(rows[0])
         return total / len(self.test_data)
 
-    def save(self, step):
-        return checkpoints.save(self.model, self.optimizer, step, self.config, len(self.train_data), self.rank)
-
 
 def main():
     config = check_settings(load_config())
@@ -93,10 +90,17 @@ def main():
         check_rows(len(pipeline.test_data), config, "test")  # the shapes that stages exchange are fixed
         batches = Batches(check_rows(len(pipeline.train_data), config), config.global_batch_size, config.seed)
         num_steps = num_steps_of(config, batches)
-        with RunRecord(config.output_dir, rank, world_size, **facts(device)) as run:
-            start = checkpoints.load(pipeline.model, pipeline.optimizer, config, len(pipeline.train_data), rank)
+        with (
+            RunRecord(config.output_dir, rank, world_size, **facts(device)) as run,
+            Sharded(
+                pipeline.model, pipeline.optimizer, config, len(pipeline.train_data), run, rank, world_size
+            ) as checkpoints,
+        ):
+            start = checkpoints.load()
             run.restore(*divmod(start, batches.steps_per_epoch), generation=shared_now())
-            bits_per_byte = train_language_model(pipeline, pipeline.optimizer, batches, num_steps, start, config, run)
+            bits_per_byte = train_language_model(
+                pipeline, pipeline.optimizer, batches, num_steps, start, checkpoints, config, run
+            )
             held = sum(parameter.numel() for parameter in pipeline.model.parameters())
             run.parameters(held=held, total=pipeline.num_parameters)
             if rank == 0:

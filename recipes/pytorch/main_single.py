@@ -8,7 +8,7 @@ import time
 
 import torch
 
-import checkpoints
+from checkpoints import Sharded
 from data import Batches
 from language import TextData, build_model, loss_of, report_baselines, train_language_model
 from runrecord import RunRecord, load_config
@@ -16,8 +16,6 @@ from settings import check_rows, check_settings, num_steps_of
 
 
 class Single:
-    rank = 0
-
     def __init__(self, config):
         self.config, self.device = config, torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.train_data = TextData(config.data_dir, "train", config.max_rows)
@@ -44,19 +42,21 @@ class Single:
             total += loss_of(self.model(inputs), targets).item() * len(inputs)
         return total / len(self.test_data)
 
-    def save(self, step):
-        return checkpoints.save(self.model, self.optimizer, step, self.config, len(self.train_data))
-
 
 def main():
     config = check_settings(load_config(), 1)
     single = Single(config)
     batches = Batches(check_rows(len(single.train_data), config), config.global_batch_size, config.seed)
     num_steps = num_steps_of(config, batches)
-    with RunRecord(config.output_dir, 0, 1, device=str(single.device), torch=torch.__version__) as run:
-        start = checkpoints.load(single.model, single.optimizer, config, len(single.train_data))
+    with (
+        RunRecord(config.output_dir, 0, 1, device=str(single.device), torch=torch.__version__) as run,
+        Sharded(single.model, single.optimizer, config, len(single.train_data), run) as checkpoints,
+    ):
+        start = checkpoints.load()
         run.restore(*divmod(start, batches.steps_per_epoch), generation=time.time())
-        bits_per_byte = train_language_model(single, single.optimizer, batches, num_steps, start, config, run)
+        bits_per_byte = train_language_model(
+            single, single.optimizer, batches, num_steps, start, checkpoints, config, run
+        )
         report_baselines(config, run, bits_per_byte)
         run.digest(parameter.cpu().numpy() for parameter in single.model.state_dict().values())
 

@@ -19,7 +19,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-import checkpoints
+from checkpoints import Sharded
 from data import Batches
 from language import TextData, build_model, loss_of, report_baselines, train_language_model
 from runrecord import RunRecord, load_config
@@ -94,9 +94,6 @@ class TensorParallel:
             total += loss_of(self.model(inputs), targets).item() * len(inputs)
         return total / len(self.test_data)
 
-    def save(self, step):
-        return checkpoints.save(self.model, self.optimizer, step, self.config, len(self.train_data), self.rank)
-
 
 def main():
     config = check_settings(load_config())
@@ -105,10 +102,17 @@ def main():
         divided = TensorParallel(config, rank, world_size, device)
         batches = Batches(check_rows(len(divided.train_data), config), config.global_batch_size, config.seed)
         num_steps = num_steps_of(config, batches)
-        with RunRecord(config.output_dir, rank, world_size, **facts(device)) as run:
-            start = checkpoints.load(divided.model, divided.optimizer, config, len(divided.train_data), rank)
+        with (
+            RunRecord(config.output_dir, rank, world_size, **facts(device)) as run,
+            Sharded(
+                divided.model, divided.optimizer, config, len(divided.train_data), run, rank, world_size
+            ) as checkpoints,
+        ):
+            start = checkpoints.load()
             run.restore(*divmod(start, batches.steps_per_epoch), generation=shared_now())
-            bits_per_byte = train_language_model(divided, divided.optimizer, batches, num_steps, start, config, run)
+            bits_per_byte = train_language_model(
+                divided, divided.optimizer, batches, num_steps, start, checkpoints, config, run
+            )
             parameters = list(divided.model.state_dict().values())
             held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
             run.parameters(held=held, total=divided.num_parameters)

@@ -6,9 +6,7 @@ Run:     python single.py config.yaml output_dir=outputs/single checkpoint_dir=o
 Expect:  the losses of main.py on one worker.
 """
 
-import os
 import time
-from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -17,6 +15,7 @@ from data import Batches, ImageData, loader_of
 from model import torch_network
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
+from storage import Checkpoints
 
 
 def main():
@@ -32,21 +31,24 @@ def main():
     optimizer = torch.optim.SGD(
         network.parameters(), config.learning_rate, config.momentum, nesterov=config.momentum > 0
     )
-    with RunRecord(config.output_dir, 0, 1, device=str(device), torch=torch.__version__) as run:
-        position = load_checkpoint(network, optimizer, config, len(train_data))
+    with (
+        RunRecord(config.output_dir, 0, 1, device=str(device), torch=torch.__version__) as run,
+        Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
+    ):
+        position = load_checkpoint(network, optimizer, checkpoints, config, len(train_data))
         run.restore(position["epoch"], position["step"], generation=time.time())
-        train(model, network, optimizer, position, train_data, test_data, config, run)
+        train(model, network, optimizer, position, checkpoints, train_data, test_data, config, run)
         run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
 
 
-def train(model, network, optimizer, position, train_data, test_data, config, run):
+def train(model, network, optimizer, position, checkpoints, train_data, test_data, config, run):
     """Trains from the position {epoch, step, loss_sum of the epoch so far} to the end."""
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
     num_steps = num_steps_of(config, batches)
     while position["epoch"] * batches.steps_per_epoch < num_steps:
         epoch = position["epoch"]
         seconds, num_rows = train_epoch(
-            model, network, optimizer, position, train_data, batches, num_steps, config, run
+            model, network, optimizer, position, checkpoints, train_data, batches, num_steps, config, run
         )
         done = min(num_steps, (epoch + 1) * batches.steps_per_epoch)
         rows_of_epoch = min((done - epoch * batches.steps_per_epoch) * config.global_batch_size, len(train_data))
@@ -56,10 +58,10 @@ def train(model, network, optimizer, position, train_data, test_data, config, ru
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
         position.update(epoch=epoch + 1, step=0, loss_sum=0.0)
-        save_checkpoint(network, optimizer, position, config, run, len(train_data))
+        save_checkpoint(network, optimizer, position, checkpoints, config, run, len(train_data))
 
 
-def train_epoch(model, network, optimizer, position, train_data, batches, num_steps, config, run):
+def train_epoch(model, network, optimizer, position, checkpoints, train_data, batches, num_steps, config, run):
     """Takes the position to the epoch's end (or to `num_steps`). Returns seconds and rows in them."""
     epoch, first_step = position["epoch"], position["epoch"] * batches.steps_per_epoch
     steps = range(position["step"], min(batches.steps_per_epoch, num_steps - first_step))
@@ -79,7 +81,7 @@ def train_epoch(model, network, optimizer, position, train_data, batches, num_st
             run.progress(first_step + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}")
         every = config.checkpoint_every_steps
         if every and (first_step + step + 1) % every == 0 and step + 1 < steps.stop:
-            save_checkpoint(network, optimizer, position, config, run, len(train_data))
+            save_checkpoint(network, optimizer, position, checkpoints, config, run, len(train_data))
     return time.perf_counter() - started, num_rows
 
 
@@ -121,41 +123,41 @@ def evaluate(network, data, config):
     return num_correct / len(data)
 
 
-def save_checkpoint(network, optimizer, position, config, run, num_rows):
-    """Model, optimizer, position and random state: beside the last checkpoint, then renamed."""
+def save_checkpoint(network, optimizer, position, checkpoints, config, run, num_rows):
+    """Model, optimizer, position and random state; the checkpoint is whole or not there."""
     total = sum(parameter.detach().sum() for parameter in network.parameters())
     run.finite(total, position["epoch"], position["step"] - 1, "the sum of the parameters")
     of_ranks = [{"random": torch.get_rng_state(), "loss_sum": position["loss_sum"]}]
-    path = Path(config.checkpoint_dir) / "last.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".partial"), "wb") as file:
-        content = {
-            "mode": config.mode,
-            "model": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "epoch": position["epoch"],
-            "step": position["step"],
-            "of_ranks": of_ranks,
-            "depends_on": depends_on(config, num_rows),
-        }
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    path.with_suffix(".partial").replace(path)
-    run.checkpoint(path, position["epoch"], position["step"])
+    content = {
+        "mode": config.mode,
+        "model": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": position["epoch"],
+        "step": position["step"],
+        "of_ranks": of_ranks,
+        "depends_on": depends_on(config, num_rows),
+    }
+    with checkpoints.save(name_of(position), position["epoch"], position["step"]) as folder:
+        torch.save(content, folder / "state.pt")
 
 
-def load_checkpoint(network, optimizer, config, num_rows):
+def name_of(position):
+    """Of a checkpoint. The order of the names is that of the training."""
+    return f"epoch-{position['epoch']:05d}-step-{position['step']:08d}"
+
+
+def load_checkpoint(network, optimizer, checkpoints, config, num_rows):
     """Reads the last checkpoint, if there is one; returns the position to go on with.
 
     Raises SystemExit when it belongs to another mode or model, or to other batches.
     """
-    path = Path(config.checkpoint_dir) / "last.pt"
-    if other := [found for found in path.parent.glob("step-*") if not found.suffix]:
-        raise SystemExit(f"checkpoint {other[0]} is of another mode than mode=ddp: use another checkpoint_dir")
-    if not path.exists():
+    folder = checkpoints.last()
+    if folder is None:
         return {"epoch": 0, "step": 0, "loss_sum": 0.0}
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    path = f"{config.checkpoint_dir}/{folder.name}"
+    if not (folder / "state.pt").exists():
+        raise SystemExit(f"checkpoint {path} is of another mode than mode=ddp: use another checkpoint_dir")
+    content = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     check_position(path, content.get("depends_on", {}), depends_on(config, num_rows))
     mine = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}

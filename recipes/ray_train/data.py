@@ -4,12 +4,15 @@ Tasks read and prepare them while the workers train.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+
+from storage import copy_to, for_arrow, is_address, open_folder, shared_dir
 
 
 def read_manifest(config):
@@ -30,7 +33,7 @@ def num_rows_of(config, manifest, split):
 def write_shards(config, manifest):
     """Writes <split>-<shard>/ with every num_shards-th row into a folder in <output_dir>, unless it is there.
 
-    Columns id, label, image.
+    Columns id, label, image. Returns the folder, or its address where the checkpoints are in an object store.
 
     Raises SystemExit when there are fewer rows than shards.
     """
@@ -41,8 +44,9 @@ def write_shards(config, manifest):
         )
     name = f"parquet-{Path(config.data_dir).name}-{num_rows}-{config.num_shards}-{config.rows_per_file}"
     folder = Path(config.output_dir) / name
+    shared = shared_dir(config.output_dir, config.checkpoint_dir)
     if folder.exists():
-        return folder
+        return f"{shared}/{name}"
     partial = folder.with_suffix(".partial")
     for split in ("train", "test"):
         images = np.load(Path(config.data_dir) / f"{split}_images.npy", mmap_mode="r")
@@ -58,8 +62,18 @@ def write_shards(config, manifest):
                     "image": pa.FixedShapeTensorArray.from_numpy_ndarray(images[part]),
                 }
                 pq.write_table(pa.table(columns), target / f"part-{number:05d}.parquet")
+    if is_address(shared):
+        copy_to(partial, f"{shared}/{name}")  # Distributed: workers on other machines read them from there.
     partial.rename(folder)
-    return folder
+    return f"{shared}/{name}"
+
+
+def remove_shards(config, folder):
+    """Removes what `write_shards` has written, here and in the object store."""
+    shutil.rmtree(Path(config.output_dir) / Path(folder).name)
+    if is_address(folder):
+        there = open_folder(folder)
+        there.remove(there.files())
 
 
 def datasets_of(config, manifest, folder):
@@ -78,7 +92,8 @@ def datasets_of(config, manifest, folder):
     found = {}
     for split in ("train", "test"):
         for shard in range(config.num_shards):
-            dataset = ray.data.read_parquet(str(folder / f"{split}-{shard}"))
+            path, system = for_arrow(f"{folder}/{split}-{shard}")
+            dataset = ray.data.read_parquet(path, filesystem=system)
             # Distributed: runs in tasks of its own, wherever the cluster has CPUs, a few blocks ahead of the training.
             dataset = dataset.map_batches(prepare, fn_kwargs={"max_value": max_value})
             # Distributed: blocks in the object store can be read by any worker of the node without a copy.

@@ -13,7 +13,6 @@ Source:  Moritz et al. 2018, "Ray: A Distributed Framework for Emerging AI Appli
 
 import contextlib
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -27,10 +26,11 @@ from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, R
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch.nn import functional as F
 
-from data import datasets_of, num_rows_of, read_manifest, write_shards
+from data import datasets_of, num_rows_of, read_manifest, remove_shards, write_shards
 from model import torch_network
 from runrecord import RunRecord, check_position, load_config, read_records
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
+from storage import for_arrow
 from workers import connect, require_free
 
 
@@ -47,6 +47,8 @@ def main():
         require_free(config.num_workers, need)
         run.progress(0, 1, "preparing the rows")
         shards = write_shards(config, manifest)
+        # Distributed: every worker must reach the checkpoints: a folder that all see, or an object store.
+        storage_path, file_system = for_arrow(config.checkpoint_dir)
         datasets = datasets_of(config, manifest, shards)
         trainer = TorchTrainer(
             train_worker,
@@ -62,7 +64,8 @@ def main():
             run_config=RunConfig(
                 # The same name and path again: Ray Train goes on from the last checkpoint that it finds there.
                 name="train",
-                storage_path=config.checkpoint_dir,
+                storage_path=storage_path,
+                storage_filesystem=file_system,
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
                 # Distributed: when a worker dies, all are started anew, so many times, from the last checkpoint.
                 failure_config=FailureConfig(max_failures=config.max_restarts),
@@ -77,7 +80,7 @@ def main():
         run.metric("seconds/prepare", time.perf_counter() - clock, step=0, unit="s")
         with told_in_one_line():
             trainer.fit()
-        shutil.rmtree(shards)
+        remove_shards(config, shards)
 
 
 @contextlib.contextmanager

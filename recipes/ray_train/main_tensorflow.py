@@ -10,7 +10,6 @@ Source:  Ray Train's documentation, "Get Started with Distributed Training using
 
 import json
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -22,9 +21,10 @@ import ray.train
 from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.tensorflow import TensorflowTrainer
 
-from data import datasets_of, num_rows_of, read_manifest, write_shards
+from data import datasets_of, num_rows_of, read_manifest, remove_shards, write_shards
 from runrecord import RunRecord, check_position, load_config, read_records
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
+from storage import for_arrow
 from tfrun import be_patient
 from workers import connect, require_free
 
@@ -44,6 +44,8 @@ def main():
         require_free(config.num_workers, need)
         run.progress(0, 1, "preparing the rows")
         shards = write_shards(config, manifest)
+        # Distributed: every worker must reach the checkpoints: a folder that all see, or an object store.
+        storage_path, file_system = for_arrow(config.checkpoint_dir)
         trainer = TensorflowTrainer(
             train_worker,
             train_loop_config={"config": vars(config), "manifest": manifest, "began": began},
@@ -57,7 +59,8 @@ def main():
             ),
             run_config=RunConfig(
                 name="train",
-                storage_path=config.checkpoint_dir,
+                storage_path=storage_path,
+                storage_filesystem=file_system,
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
                 # Distributed: when a worker dies, all are started anew, so many times, from the last checkpoint.
                 failure_config=FailureConfig(max_failures=config.max_restarts),
@@ -70,7 +73,7 @@ def main():
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise SystemExit(f"Ray Train gave up: {str(error).strip().splitlines()[-1]}") from None
-        shutil.rmtree(shards)
+        remove_shards(config, shards)
 
 
 def train_worker(settings):

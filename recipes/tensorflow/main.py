@@ -18,13 +18,14 @@ import numpy as np
 from data import Batches, ImageData, distributed, write_tfrecords
 from model import Classifier, WarmupThenCosine, build, make_optimizer
 from runrecord import RunRecord, load_config
-from runtime import claim_checkpoints, prepare, task, tf
+from runtime import Copies, claim_checkpoints, prepare, task, tf
 from settings import check_settings, num_steps_of
 from strategies import make_strategy
 
 
 def main():
     config = check_settings(load_config(), task().num_workers, program="main.py")
+    copies = Copies(config)
     claim_checkpoints(config, "main.py")
     device = prepare(config)
     # Distributed: starts this worker's server and waits for the others, whose addresses TF_CONFIG holds.
@@ -34,17 +35,17 @@ def main():
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
 
     me, facts = task(), {"device": device, "tensorflow": tf.__version__}
-    with RunRecord(config.output_dir, me.index, me.num_workers, 0, "worker", me.attempt, **facts) as run:
+    with RunRecord(config.output_dir, me.index, me.num_workers, 0, "worker", me.attempt, **facts) as run, copies:
         # Distributed: variables made in the scope are mirrored: one copy per replica, with the values of the first one.
         with strategy.scope():
             model = build(train_data.images.shape[1:], train_data.num_classes, config.width, Classifier)
             optimizer = make_optimizer(config, WarmupThenCosine(config, batches.steps_per_epoch))
             model.compile(optimizer=optimizer, steps_per_execution=config.steps_per_execution)
-        train(model, strategy, batches, train_data, test_data, config, run)
+        train(model, strategy, batches, train_data, test_data, copies, config, run)
         run.digest(variable.numpy() for variable in model.variables)
 
 
-def train(model, strategy, batches, train_data, test_data, config, run):
+def train(model, strategy, batches, train_data, test_data, copies, config, run):
     """Trains from the last checkpoint to the end; the variables then are equal on every worker."""
     num_steps, folder = num_steps_of(config, batches), Path(config.checkpoint_dir)
     mean_over_workers = make_mean(strategy)
@@ -77,7 +78,7 @@ def train(model, strategy, batches, train_data, test_data, config, run):
             # them; the files of the first one count, the others write theirs to a temporary folder. At the start
             # all read the same.
             tf.keras.callbacks.BackupAndRestore(str(folder), delete_checkpoint=False),
-            ReportCheckpoint(run, folder),
+            ReportCheckpoint(run, folder, copies),
         ],
     )
 
@@ -158,13 +159,13 @@ class Report(tf.keras.callbacks.Callback):
 class ReportCheckpoint(tf.keras.callbacks.Callback):
     """Stands behind BackupAndRestore: what it reports is on disk, whole."""
 
-    def __init__(self, run, folder):
+    def __init__(self, run, folder, copies):
         super().__init__()
-        self.run, self.folder = run, folder
+        self.run, self.folder, self.copies = run, folder, copies
 
     def on_epoch_end(self, epoch, logs=None):
         if task().index == 0:  # Distributed: the first worker's files are the ones that count.
-            self.run.checkpoint(tf.train.latest_checkpoint(self.folder / "chief"), epoch + 1, 0)
+            self.copies.report(self.run, tf.train.latest_checkpoint(self.folder / "chief"), epoch + 1)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from storage import Checkpoints
 from tests.image_network import accuracy, from_torch, images_of
 
 TOLERANCE = 1e-6
@@ -17,7 +18,7 @@ MODES = [(["tensorflow"], [])]
 
 
 def recomputed(run, dataset):
-    path = run / "checkpoints/last.npz"
+    path = Checkpoints(run / "checkpoints", run).last() / "state.npz"
     weights = from_keras(path) if path.exists() else from_pytorch(path.with_suffix(".pt"))
     return {"eval/accuracy": accuracy(weights, *images_of(dataset, "test"))}
 

@@ -9,6 +9,7 @@ import yaml
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.nn import functional as F
 
+from storage import Checkpoints
 from tests.image_network import accuracy, from_torch, images_of
 
 TOLERANCE = 1e-6
@@ -29,18 +30,19 @@ MODES = [
 
 
 def recomputed(run, dataset):
-    if list(run.glob("checkpoints/step-*")):
-        return language_model(run, dataset)
-    state = torch.load(run / "checkpoints/last.pt", weights_only=True, map_location="cpu")["model"]
+    last = Checkpoints(run / "checkpoints", run).last()
+    if (last / "about.json").exists():
+        return language_model(run, dataset, last)
+    state = torch.load(last / "state.pt", weights_only=True, map_location="cpu")["model"]
     return {"eval/accuracy": accuracy(from_torch(state), *images_of(dataset, "test"))}
 
 
-def language_model(run, dataset):
+def language_model(run, dataset, folder):
     """Bits per byte on the test windows, of the model and of two tables of counts.
 
     The divided checkpoint is put together here, in one process. Sums of float32 differ in their last digits.
     """
-    config, (folder,) = yaml.safe_load((run / "config.yaml").read_text()), run.glob("checkpoints/step-*")
+    config = yaml.safe_load((run / "config.yaml").read_text())
     with tempfile.NamedTemporaryFile() as whole:
         dcp_to_torch_save(folder, whole.name)
         state = torch.load(whole.name, weights_only=True)["model"]

@@ -14,11 +14,11 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TypeVar
 
-from cookbook import ROOT, UserError, inventory, processes
+from cookbook import ROOT, UserError, access, inventory, processes
 from cookbook.inventory import Host
 from cookbook.job import Hosts, Job, Node, Process, Settings
 from cookbook.places import Place, Status, Watch
@@ -26,6 +26,7 @@ from cookbook.places.hosts.ssh import Ssh, pull, push
 from cookbook.places.local import POLL_SECONDS
 from cookbook.report.console import Progress
 from cookbook.systems import System
+from storage import Checkpoints
 
 NEEDED_BYTES = 500 << 20  # free on a host, beyond what is copied there
 Children = Mapping[str, subprocess.Popen[str]]  # name of a process -> ssh, which runs it on its host
@@ -50,6 +51,7 @@ class SshHosts(Place):
         super().__init__(job, run_id, system)
         self.use_services = job.cluster["use_services"] if use_services is None else use_services
         self.hosts = Hosts(())
+        self.access = access.Access()
 
     @property
     def num_hosts(self) -> int:
@@ -83,11 +85,18 @@ class SshHosts(Place):
             found = on_each(cluster["hosts"], look)
             for host, findings in zip(cluster["hosts"], found, strict=True):
                 self._check(host, findings, here)
+            store = cluster["storage"]
+            if store:
+                self.access = access.to_store(store, job.run_dir / "scratch/secrets")
+                processes.write_files(self.access.files)
             if not cluster["shared"]:
                 wanted = [job.python.parent.parent, ROOT / "recipes", ROOT / "runrecord", job.run_dir]
-                wanted += [data_dir] if data_dir else []
+                wanted += [data_dir] if data_dir and not store else []
+                wanted += files_of_the_user(data_dir) if data_dir else []
                 stage.update(f"bringing {len(wanted)} folders to {len(cluster['hosts'])} hosts")
                 on_each(cluster["hosts"], lambda host: push(ssh, host, wanted))
+                if store and data_dir:
+                    self._bring_dataset(ssh, data_dir, f"{store.rstrip('/')}/datasets/{data_dir.name}", stage)
         known = cluster["ssh"].get("known_hosts")
         self.hosts = Hosts(
             nodes=tuple(
@@ -98,6 +107,34 @@ class SshHosts(Place):
             known_hosts=Path(known).read_text() if known else None,
             service=service,
         )
+
+    def _bring_dataset(self, ssh: Ssh, data_dir: Path, address: str, stage: Progress) -> None:
+        """Puts the dataset into the object store unless it is there; each host that lacks it takes it from there.
+
+        Raises UserError, with the end of what was said, when that does not work.
+        """
+        log, python = self.job.run_dir / "logs/data.log", self.job.python
+        stage.update(f"bringing {data_dir.name} to {address}")
+        failure = f"{data_dir} could not be brought to {address}"
+        processes.run_tool([python, "-m", "storage", "put", data_dir, address], stage, log, failure, self.run_id)
+        argv = [str(python), "-m", "storage", "get", address, str(data_dir)]
+        stage.update(f"{len(self.cluster['hosts'])} hosts take {data_dir.name} from {address}")
+
+        def take(host: Host) -> None:
+            own = log.with_name(f"data-{host['name']}.log")
+            process = Process("data", argv, self.job.environment(**self.access.environment), host=host["address"])
+            with open(own, "a") as output:
+                child = begin(ssh, host, process, self.cluster, self.run_id, output)
+            while child.poll() is None:
+                _say_hello({"data": child})
+                time.sleep(POLL_SECONDS)
+            if child.returncode:
+                said = " ".join(own.read_text(errors="replace").split())[-400:]
+                raise UserError(
+                    f"host {host['name']} ({host['address']}) cannot take the dataset from {address}: {said}"
+                )
+
+        on_each(self.cluster["hosts"], take)
 
     def _check(self, host: Host, findings: Findings, here: str) -> None:
         """Raises UserError for a host that cannot take part. `here`: the hash of the sources on this machine."""
@@ -125,7 +162,14 @@ class SshHosts(Place):
             )
 
     def plan(self) -> list[Process]:
-        return self.system.on_hosts(self.job, self.hosts)
+        return [
+            replace(
+                process,
+                environment={**process.environment, **self.access.environment},
+                files={**process.files, **self.access.files},
+            )
+            for process in self.system.on_hosts(self.job, self.hosts)
+        ]
 
     def run(self, planned: Sequence[Process], watch: Watch) -> dict[str, Status]:
         """See `Place.run`.
@@ -134,6 +178,12 @@ class SshHosts(Place):
         processes have ended. A service that ends earlier fails the run.
         """
         return run_on_hosts(planned, self.cluster, self.job.run_dir, self.run_id, watch)
+
+
+def files_of_the_user(data_dir: Path) -> list[Path]:
+    """The files outside the dataset's folder that its manifest names: its readers open them where they are."""
+    manifest = json.loads((data_dir / "manifest.json").read_text())
+    return [Path(path) for path in manifest.get("paths", []) if "://" not in path]
 
 
 def on_each(hosts: Sequence[Host], work: Callable[[Host], T]) -> list[T]:
@@ -155,7 +205,7 @@ def run_on_hosts(
     # A thread brings the records back. The loop goes on meanwhile: a host that hears nothing ends its processes.
     with Ssh(cluster) as ssh, concurrent.futures.ThreadPoolExecutor(1) as puller:
         pulled = time.monotonic()
-        pulling: concurrent.futures.Future[list[None]] | None = None
+        pulling: concurrent.futures.Future[None] | None = None
         try:
             for process in planned:
                 processes.write_files(process.files)
@@ -177,7 +227,7 @@ def run_on_hosts(
                     # Its error is ignored: when a host is gone for good, its processes end, and that fails the run.
                     pulling, pulled = None, time.monotonic()
                 if not cluster["shared"] and not pulling and time.monotonic() - pulled > cluster["pull_seconds"]:
-                    pulling = puller.submit(on_each, cluster["hosts"], lambda host: pull(ssh, host, run_dir))
+                    pulling = puller.submit(bring_home, ssh, cluster, run_dir)
                 time.sleep(POLL_SECONDS)
         finally:
             ended_early = {
@@ -193,6 +243,12 @@ def run_on_hosts(
     if lost:
         statuses |= {f"the clean-up of {name}": why for name, why in lost.items()}
     return {name: status for name, status in statuses.items() if name not in services} | ended_early
+
+
+def bring_home(ssh: Ssh, cluster: Settings, run_dir: Path) -> None:
+    """Copies records and checkpoints of all hosts to this machine; of the checkpoints only the newest stay."""
+    on_each(cluster["hosts"], lambda host: pull(ssh, host, run_dir))
+    Checkpoints(run_dir / "checkpoints", run_dir).remove_old()
 
 
 def begin(
@@ -268,6 +324,7 @@ def stop(
             lost[host["name"]] = str(error)
 
     on_each(cluster["hosts"], end)
+    Checkpoints(run_dir / "checkpoints", run_dir).remove_old()
     for child in started.values():
         assert child.stdin  # a pipe
         with contextlib.suppress(OSError, ValueError):

@@ -29,7 +29,15 @@ ADVICE = {
     "No route to host": "there is no way there: is it up?",
     "Connection refused": "no ssh server listens there",
 }
-WRITTEN_HERE = ("/logs", "/scratch", "/run.json", "/report.html", "/config.yaml", "/.driver.lock")  # in a run folder
+WRITTEN_HERE = (
+    "/logs",
+    "/scratch",
+    "/storage",
+    "/run.json",
+    "/report.html",
+    "/config.yaml",
+    "/.driver.lock",
+)  # in a run folder
 
 
 class Ssh:
