@@ -356,7 +356,7 @@ def test_killed_in_the_middle_of_an_upload(trainer, store, bucket, part):
     process.kill()
     process.communicate()
     assert fault.seen
-    time.sleep(5.5)  # what was sent arrives after the death of the sender
+    store.settle()
     store.faults.clear()
     last = "step-00000002 b'2'" if part == "checkpoint.json" else "step-00000001 b'1'"
     done = trainer.run(f"s3://{bucket}/run", [3, 4])
@@ -476,7 +476,7 @@ def test_killed_while_it_sends_and_resumed(seed, recipe_python, undisturbed, sto
     time.sleep(random.uniform(0, 1))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(2)  # what was sent arrives after the death of its sender
+    store.settle()
     markers = [one.split("/")[1] for one in store.names(bucket) if one.endswith("checkpoint.json")]
     store.faults.clear()
     store.will("busy", r"(PUT|GET) ", times=random.randrange(3))
