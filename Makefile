@@ -41,7 +41,7 @@ doctor: ## what the recipes need from the machine, found or missing (or: RECIPE=
 	@$(HAS_PYTHON)
 	@$(PYTHON) -m cookbook.prepare.doctor $(RECIPE)
 
-tools: ## install what is missing; asks first (YES=1: does not; RECIPE=horovod; USE=tests)
+tools: ## install what is missing; asks first (YES=1: does not; RECIPE=horovod; USE="tests images")
 	@$(HAS_PYTHON)
 	@YES="$(YES)" $(PYTHON) -m cookbook.prepare.install install $(RECIPE) $(USE)
 
@@ -80,6 +80,9 @@ test-all: $(SETUP) ## everything: each fault, place, ejected copy, parity pair (
 	@$(BIN)/python -m tests.prepare --all $(if $(AREA),--area $(AREA)) $(ARGS)
 	@$(PYTEST) --all $(if $(AREA),--area $(AREA)) $(ARGS)
 
+image-sizes: $(SETUP) ## build the images, one after the other, and say how large they are (as root; RECIPE=dask)
+	@$(BIN)/python -m tests.image_engine $(RECIPE)
+
 areas: $(SETUP) ## the areas of test-all, one a line
 	@$(BIN)/python -m tests.areas
 
@@ -107,4 +110,4 @@ clean: ## remove environments, runs and caches of this checkout
 	@rm -rf .venv .venvs outputs .pytest_cache .mypy_cache .ruff_cache runrecord/build runrecord/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup doctor tools report send compare eject diff bench bench-hosts test test-all areas lint docs nightly-record health canary lock clean
+.PHONY: help setup doctor tools report send compare eject diff bench bench-hosts test test-all image-sizes areas lint docs nightly-record health canary lock clean

@@ -21,6 +21,7 @@ from cookbook import (
     UserError,
     evidence,
     inventory,
+    machine,
     places,
     redact,
     resume,
@@ -75,7 +76,7 @@ def run(composed: DictConfig) -> None:
         checks.check_kinds(config, choices)
         notes = surroundings.settle(config["cluster"])
         config["cluster"] = inventory.with_hosts(config["cluster"])
-        warning = checks.check_workers(config, surroundings.num_cores())
+        warning = checks.check_workers(config, machine.num_cores())
         driver = config["recipe"]["driver"]
         places.load(config["cluster"]["kind"]).check(config, systems.load(driver["system"]))
         evidence.check_rules(driver["proof"])

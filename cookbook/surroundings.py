@@ -6,11 +6,7 @@ all its children inherit. `cluster.inherit` names variables that are kept all th
 """
 
 import fnmatch
-import math
 import os
-import resource
-import shutil
-import socket
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,7 +23,6 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy", "grpc_proxy")
 LONGEST_TMPDIR = 20
 SHORTER = "set TMPDIR to a folder with a shorter name"
 SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
-LOADER_BYTES = 8 << 20  # of shared memory, for each process that reads ahead
 
 
 @dataclass(frozen=True)
@@ -254,71 +249,3 @@ def own_folder(run_id: str) -> list[Path]:
 
 def _can_write(place: str) -> bool:
     return os.access(place, os.W_OK | os.X_OK)
-
-
-def check_object_store(megabytes: int, available: int) -> None:
-    if megabytes << 20 > available * 0.8:
-        raise UserError(
-            f"recipe.object_store_mb={megabytes}: this machine has {available >> 20} MB of memory for everything; "
-            f"expected at most {int(available * 0.8) >> 20}"
-        )
-
-
-def num_cores() -> int:
-    """The processors that this process may use: fewer than there are under taskset, or in a container with a quota."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        found = min(found, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # not there, or "max"
-        pass
-    return max(1, found)
-
-
-def check_open_files(num_workers: int) -> None:
-    """Raises UserError for a limit of open files that no launcher can work with: it has pipes to each worker."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 32 + 16 * num_workers
-    if 0 <= limit < wanted:
-        raise UserError(
-            f"this shell allows {limit} open files, and {num_workers} workers need {wanted}: ulimit -n 1024"
-        )
-
-
-def memory_bytes() -> int:
-    """The memory of this machine, or what its container may use of it."""
-    import psutil
-
-    limits = [psutil.virtual_memory().total]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limits.append(int(Path(path).read_text()))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return min(limits)
-
-
-def check_shared_memory(num_loaders: int, place: str | Path = "/dev/shm") -> None:
-    if not Path(place).is_dir():
-        return
-    free = shutil.disk_usage(place).free
-    if free < num_loaders * LOADER_BYTES:
-        raise UserError(
-            f"{place} has {free >> 10} kB free, and {num_loaders} processes that read ahead hand their rows over in "
-            f"it: expected at least {num_loaders * LOADER_BYTES >> 20} MB. Make it larger (docker run --shm-size=1g; "
-            f"mount -o remount,size=1g {place}), or say recipe.num_loader_workers=0"
-        )
-
-
-def check_localhost() -> None:
-    """Raises UserError when the name localhost does not lead to loopback."""
-    try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo("localhost", None, socket.AF_INET)}
-    except OSError:
-        found = set()
-    if not any(address.startswith("127.") for address in found):
-        what = f"leads to {', '.join(sorted(found))}" if found else "does not resolve"
-        raise UserError(
-            f"the name localhost {what} on this machine, and this launcher starts its workers by it: "
-            "add the line `127.0.0.1 localhost` to /etc/hosts"
-        )

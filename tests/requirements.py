@@ -13,6 +13,7 @@ KNOWN = {
     "actionlint": "the linter of workflows (make lint; not part of REQUIRE=all: its package downloads a program)",
     "chromium": "a browser without a window",
     "hosts": "root, iproute2, openssh-server and rsync: hosts made of network namespaces",
+    "images": "root, podman, runc and debootstrap: images are built and run (make tools USE=images)",
     "namespaces": "user and network namespaces that an ordinary user, or root, may make",
     "node": "nodejs: the schemas of cloud providers",
     "openssl": "openssl: certificates of one's own",

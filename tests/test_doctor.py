@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from cookbook import ROOT, UserError
-from cookbook.prepare import doctor, environments, install
+from cookbook.prepare import doctor, environments, install, remedies, tools
 
 RECIPES = doctor.recipes()
 
 
 def tool(name):
-    return next(tool for tool in doctor.TOOLS if tool.name == name)
+    return next(tool for tool in tools.TOOLS if tool.name == name)
 
 
 def program(folder, name, text, status=0):
@@ -33,7 +33,7 @@ def machine(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(doctor, "MORE_FOLDERS", [])
-    monkeypatch.setattr(doctor, "is_root", lambda: True)
+    monkeypatch.setattr(remedies, "is_root", lambda: True)
     monkeypatch.setattr(doctor, "is_made", lambda recipe: False)
     program(tmp_path, "apt-get", "")
     program(tmp_path, "apt-cache", "  Candidate: 3.11.2-1+b1")
@@ -43,15 +43,15 @@ def machine(monkeypatch, tmp_path):
 def test_readme_names_what_doctor_wants_for_the_recipes():
     line = re.search(r"`apt-get install ([^`]+)`", (ROOT / "README.md").read_text())[1].split()
     named = [name for recipe in RECIPES for name in doctor.tools_of(recipe)]
-    wanted, without = doctor.packages_of(doctor.tools_for(named, [doctor.EVERY_RECIPE, doctor.MAKE_HELP]), "apt")
+    wanted, without = remedies.packages_of(tools.tools_for(named, [tools.EVERY_RECIPE, tools.MAKE_HELP]), "apt")
     assert sorted(line) == sorted(wanted) and without == []
     assert {"python3-dev", "g++", "make", "openjdk-17-jre-headless"} <= set(line)
 
 
 def test_conda_names_what_doctor_wants():
     file = yaml.safe_load((ROOT / "environment.yml").read_text())
-    listed = [tool for tool in doctor.TOOLS if "conda" in tool.packages and tool.used_by != ("tests",)]
-    assert sorted(set(file["dependencies"])) == sorted(doctor.packages_of(listed, "conda")[0])
+    listed = [tool for tool in tools.TOOLS if "conda" in tool.packages and tool.used_by != ("tests",)]
+    assert sorted(set(file["dependencies"])) == sorted(remedies.packages_of(listed, "conda")[0])
     assert f"python={environments.PYTHON}" in file["dependencies"]
     assert f'requires-python = ">={environments.PYTHON}"' in (ROOT / "pyproject.toml").read_text()
 
@@ -63,14 +63,14 @@ def test_ci_has_no_list_of_its_own():
 
 
 def test_doctor_and_the_environments_mean_the_same_python():
-    assert environments.PYTHON == doctor.PYTHON == tool("python").minimum
+    assert tool("python").minimum == tools.PYTHON
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_s_tools_are_known_and_read_as_yaml_reads_them(recipe):
     driver = yaml.safe_load((ROOT / f"conf/recipe/{recipe}.yaml").read_text())["driver"]
     assert doctor.tools_of(recipe) == driver["tools"]
-    assert set(driver["tools"]) <= {tool.name for tool in doctor.TOOLS}
+    assert set(driver["tools"]) <= {tool.name for tool in tools.TOOLS}
     assert doctor.needs_of(recipe) == driver["needs"]
     assert driver["needs"]["disk_mb"] >= 500 and driver["needs"]["memory_mb"] >= 300
 
@@ -92,30 +92,31 @@ def test_one_line_installs_all_that_is_missing(machine):
     ],
 )
 def test_each_package_manager_has_its_line(machine, monkeypatch, manager, line):
-    monkeypatch.setattr(doctor, "is_root", lambda: False)
-    assert doctor.install_line([tool("headers"), tool("c++"), tool("java")], manager) == (line, [])
+    monkeypatch.setattr(remedies, "is_root", lambda: False)
+    assert remedies.install_line([tool("headers"), tool("c++"), tool("java")], manager) == (line, [])
 
 
 def test_conda_is_taken_where_the_system_s_packages_are_out_of_reach(machine, monkeypatch):
     program(machine, "conda", "")
-    assert doctor.manager() == "apt"
-    monkeypatch.setattr(doctor, "is_root", lambda: False)
-    assert doctor.manager() == "conda"
+    assert remedies.manager() == "apt"
+    monkeypatch.setattr(remedies, "is_root", lambda: False)
+    assert remedies.manager() == "conda"
 
 
 def test_only_another_python(machine, monkeypatch):
-    monkeypatch.setattr(doctor, "PYTHON", "3.99")
-    monkeypatch.setattr(doctor, "_release", lambda: "id=ubuntu")
+    for module in (doctor, remedies):
+        monkeypatch.setattr(module, "PYTHON", "3.99")
+    monkeypatch.setattr(remedies, "_release", lambda: "id=ubuntu")
     program(machine, "apt-cache", "  Candidate: (none)")
     found = doctor.examine(tool("python"))
     assert found.problem.startswith("Python 3.99 is missing (there is Python 3.")
     assert "PYTHON=" in found.problem
     # A release whose python3 is another one: the packages have the version in their names, where there are any.
-    monkeypatch.setattr(doctor, "_candidate", lambda package: "3.12.3-0ubuntu2" if package == "python3" else "")
-    line, _ = doctor.install_line([tool("python"), tool("venv")], "apt")
+    monkeypatch.setattr(remedies, "_candidate", lambda package: "3.12.3-0ubuntu2" if package == "python3" else "")
+    line, _ = remedies.install_line([tool("python"), tool("venv")], "apt")
     assert "add-apt-repository -y ppa:deadsnakes/ppa" in line and line.endswith("python3.99 python3.99-venv")
-    monkeypatch.setattr(doctor, "_release", lambda: "id=debian")
-    assert doctor.install_line([tool("python"), tool("venv")], "apt") == ("", [tool("python")])
+    monkeypatch.setattr(remedies, "_release", lambda: "id=debian")
+    assert remedies.install_line([tool("python"), tool("venv")], "apt") == ("", [tool("python")])
 
 
 @pytest.mark.parametrize(
@@ -193,13 +194,13 @@ def test_yes_installs_and_goes_on(machine, monkeypatch):
         return subprocess.CompletedProcess(words, 0)
 
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(doctor, "manager", lambda: "dnf")
+    monkeypatch.setattr(remedies, "manager", lambda: "dnf")
     install.before("horovod", [])
     assert lines == ["dnf install -y gcc-c++"]
 
 
 def test_without_rights_it_says_who_can(machine, monkeypatch):
-    monkeypatch.setattr(doctor, "is_root", lambda: False)
+    monkeypatch.setattr(remedies, "is_root", lambda: False)
     with pytest.raises(UserError, match=r"(?s)no sudo.*\n  apt-get update && apt-get install -y g\+\+"):
         install.install([doctor.Finding(tool("c++"), None)])
 
@@ -215,9 +216,9 @@ def test_the_python_of_the_tools_is_that_of_the_environments():
 def test_doctor_lists_every_tool_and_needs_nothing_installed():
     words = [sys.executable, "-S", "-E", "-m", "cookbook.prepare.doctor"]  # -S: without site-packages
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    for each in doctor.TOOLS:
+    for each in tools.TOOLS:
         assert f" {each.name} " in done.stdout, done.stderr
-    assert f"of {len(doctor.TOOLS)} tools found" in done.stdout
+    assert f"of {len(tools.TOOLS)} tools found" in done.stdout
     assert "disk" in done.stdout and "memory" in done.stdout
 
 

@@ -11,9 +11,9 @@ import time
 import pytest
 
 from cookbook import ROOT, UserError, bootstrap, run_folder
+from cookbook.machine import num_cores
 from cookbook.prepare import doctor
 from cookbook.report import pages
-from cookbook.surroundings import num_cores
 from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook
 from tests.requirements import skip
 

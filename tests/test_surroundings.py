@@ -10,7 +10,7 @@ import tempfile
 
 import pytest
 
-from cookbook import ROOT, UserError, bootstrap, surroundings
+from cookbook import ROOT, UserError, bootstrap, machine, surroundings
 from tests.helpers import latest, recipes
 from tests.requirements import needs
 
@@ -107,15 +107,15 @@ def test_a_long_tmpdir_gets_a_short_link(tmp_path, monkeypatch):
 
 def test_an_object_store_larger_than_the_machine_is_refused():
     with pytest.raises(UserError, match="recipe.object_store_mb=999999: this machine has 4096 MB"):
-        surroundings.check_object_store(999_999, 4 << 30)
-    surroundings.check_object_store(500, 4 << 30)
+        machine.check_object_store(999_999, 4 << 30)
+    machine.check_object_store(500, 4 << 30)
 
 
 def test_a_small_dev_shm_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(65536, 0, 65536))
     with pytest.raises(UserError, match="has 64 kB free, and 4 processes that read ahead.*num_loader_workers=0"):
-        surroundings.check_shared_memory(4, tmp_path)
-    surroundings.check_shared_memory(0, tmp_path)
+        machine.check_shared_memory(4, tmp_path)
+    machine.check_shared_memory(0, tmp_path)
 
 
 # ---- whole runs

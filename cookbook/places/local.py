@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cookbook import UserError, processes, surroundings
+from cookbook import UserError, machine, processes
 from cookbook.job import Process, Settings
 from cookbook.places import Place, Watch
 from cookbook.systems import System
@@ -25,7 +25,7 @@ class Local(Place):
     @classmethod
     def check(cls, config: Settings, system: System) -> None:
         system.check(config, "local")
-        surroundings.check_open_files(config["cluster"]["num_workers"])
+        machine.check_open_files(config["cluster"]["num_workers"])
         check_port(config["cluster"]["port"])
 
     def plan(self) -> list[Process]:

@@ -6,70 +6,24 @@ This runs with the system's own Python, old or new, before anything is installed
 
 from __future__ import annotations
 
-import configparser
 import os
 import platform
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from cookbook import ROOT, UserError, bootstrap
+from cookbook.machine import can_be_made, free_disk_mb, free_memory_mb
+from cookbook.prepare.remedies import remedy
+from cookbook.prepare.tools import EVERY_RECIPE, MAKE_HELP, PYTHON, Tool, output_of, tools_for
 
-PYTHON = "3.11"  # of every environment
-EVERY_RECIPE = "every recipe"
-MAKE_HELP = "make help"
 MORE_FOLDERS = ["/usr/local/sbin", "/usr/sbin", "/sbin"]  # an ordinary user's PATH may lack them; servers are there
 LINK_TEST = "#include <string>\n#include <vector>\nint main() { std::vector<std::string> v(1); return v.size() - 1; }\n"
-PROGRAM_SECONDS = 60  # that a program may take to print its version
-
-
-@dataclass(frozen=True)
-class Tool:
-    name: str
-    why: str  # what it is for
-    programs: tuple[str, ...] = ()  # the first one that is on PATH counts
-    version: tuple[str, ...] = ()  # arguments that make it print its version; none: not asked
-    minimum: str = ""  # lowest version that will do
-    packages: dict[str, str] = field(default_factory=dict)  # package manager -> packages
-    elsewhere: str = ""  # where to get it when no package manager has it
-    used_by: tuple[str, ...] = ()  # besides the recipes whose `driver.tools` name it
-    system: str = ""  # the only system that has it; none: all
-    only_for_environment: bool = False  # not needed any more once the recipe's environment is made
-
-
-def read_tools() -> list[Tool]:
-    """The tools in tools.ini, in its order."""
-    parser = configparser.ConfigParser(interpolation=None)
-    parser.read(Path(__file__).with_name("tools.ini"), encoding="utf-8")
-
-    def words(section: configparser.SectionProxy, key: str) -> tuple[str, ...]:
-        return tuple(filter(None, map(str.strip, section.get(key, "").split(","))))
-
-    return [
-        Tool(
-            name,
-            section["why"],
-            words(section, "programs"),
-            words(section, "version"),
-            section.get("minimum", ""),
-            {manager: section[manager] for manager in MANAGERS if manager in section},
-            section.get("elsewhere", ""),
-            words(section, "used_by"),
-            section.get("system", ""),
-            section.get("only_for") == "environment",
-        )
-        for name, section in ((name, parser[name]) for name in parser.sections())
-    ]
-
-
-MANAGERS = ("apt", "dnf", "brew", "conda")
-TOOLS = read_tools()
 
 
 @dataclass(frozen=True)
@@ -91,14 +45,6 @@ class Finding:
             return f"version {self.version} is too old, expected {self.tool.minimum} or newer ({self.path})"
         return None
 
-    @property
-    def remedy(self) -> str:
-        """How to get this tool."""
-        return remedy([self.tool])
-
-
-# What is there
-
 
 def interpreter() -> str | None:
     """The Python that the environments will have, or None. `make` chooses it: PYTHON=/path/to/python3.11."""
@@ -111,16 +57,8 @@ def interpreter() -> str | None:
 
 def ask(python: str, code: str) -> str | None:
     """What Python code prints in an interpreter, or None when it fails."""
-    done = _output([python, "-c", code])
+    done = output_of([python, "-c", code])
     return done.stdout.strip() if done and done.returncode == 0 else None
-
-
-def _output(argv: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str] | None:
-    """The finished process, which has read `text`, or None when it cannot be started or hangs."""
-    try:
-        return subprocess.run(argv, capture_output=True, text=True, input=text, timeout=PROGRAM_SECONDS)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
 
 
 def _python(tool: Tool) -> Finding:
@@ -165,12 +103,12 @@ def _compiler(tool: Tool) -> Finding:
         return Finding(tool, None, "", f"CXX={asked} is not there" if asked else "")
     with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
         program = f"{folder}/program"
-        done = _output([*words, "-x", "c++", "-std=gnu++17", "-", "-o", program], LINK_TEST)
-        made = _output([program]) if done and done.returncode == 0 else None
+        done = output_of([*words, "-x", "c++", "-std=gnu++17", "-", "-o", program], LINK_TEST)
+        made = output_of([program]) if done and done.returncode == 0 else None
     if made is None or made.returncode:
         last = done.stderr.strip().splitlines()[-1:] if done else []
         return Finding(tool, words[0], "", f"cannot make a small program: {(last or ['it does not start'])[0][:120]}")
-    number = _output([*words, "-dumpfullversion", "-dumpversion"])
+    number = output_of([*words, "-dumpfullversion", "-dumpversion"])
     return Finding(tool, words[0], number.stdout.strip() if number else "")
 
 
@@ -191,7 +129,7 @@ def examine(tool: Tool) -> Finding:
         return Finding(tool, None, "", named)
     if not tool.version:
         return Finding(tool, path)
-    answer = _output([path, *tool.version])
+    answer = output_of([path, *tool.version])
     text = answer.stdout + answer.stderr if answer else ""
     # Java first repeats what JAVA_TOOL_OPTIONS says, and that may have numbers in it.
     text = "\n".join(line for line in text.splitlines() if not line.startswith("Picked up "))
@@ -199,9 +137,6 @@ def examine(tool: Tool) -> Finding:
     if tool.minimum and not number:
         return Finding(tool, path, "", f"does not tell its version: {text.strip()[:120] or 'it does not start'}")
     return Finding(tool, path, number[0] if number else "")
-
-
-# Who needs what
 
 
 def recipes() -> list[str]:
@@ -224,12 +159,6 @@ def tools_of(recipe: str) -> list[str]:
 def needs_of(recipe: str) -> dict[str, int]:
     """{disk_mb, memory_mb}: measured; see `driver.needs` in the recipe's settings. Empty where nobody has measured."""
     return {key: int(number) for key, number in re.findall(r"(\w+): *(\d+)", _driver_line(recipe, "needs"))}
-
-
-def tools_for(names: Collection[str] = (), uses: Collection[str] = ()) -> list[Tool]:
-    """The tools that these names stand for, and those that these uses need; of this system, in the order of TOOLS."""
-    here = [tool for tool in TOOLS if tool.system in ("", platform.system())]
-    return [tool for tool in here if tool.name in names or set(tool.used_by) & set(uses)]
 
 
 def is_made(recipe: str) -> bool:
@@ -261,134 +190,6 @@ def complaint(recipe: str, findings: Iterable[Finding]) -> str:
         "(`make tools` does that too)",
     ]
     return "\n".join(lines)
-
-
-# How to get it
-
-
-def manager() -> str | None:
-    """The package manager of this machine: conda where one of its environments is active; None where there is none."""
-    names = ["apt-get", "dnf", "brew", "conda"]
-    if os.environ.get("CONDA_PREFIX") and shutil.which("conda"):
-        return "conda"
-    found = next((name for name in names if shutil.which(name)), None)
-    if found in ("apt-get", "dnf") and not is_root() and not shutil.which("sudo") and shutil.which("conda"):
-        return "conda"  # the system's packages are out of reach
-    return "apt" if found == "apt-get" else found
-
-
-def is_root() -> bool:
-    return os.geteuid() == 0
-
-
-def _candidate(package: str) -> str:
-    """The version that apt would install, or an empty text."""
-    done = _output(["apt-cache", "policy", package])
-    found = re.search(r"Candidate: (?:\d+:)?(\S+)", done.stdout) if done else None
-    return "" if not found or found[1] == "(none)" else found[1]
-
-
-def packages_of(tools: Iterable[Tool], manager_name: str) -> tuple[list[str], list[Tool]]:
-    """Names of packages, each once, in the order of the tools; and the tools that this package manager lacks."""
-    words: list[str] = []
-    without: list[Tool] = []
-    for tool in tools:
-        found = tool.packages.get(manager_name, "").split()
-        if not found:
-            without.append(tool)
-        words += [word for word in found if word not in words]
-    return words, without
-
-
-def install_line(tools: Sequence[Tool], manager_name: str) -> tuple[str, list[Tool]]:
-    """The shell command that installs these tools, or an empty text; and the tools that must come from elsewhere."""
-    words, without = packages_of(tools, manager_name)
-    first: list[str] = []
-    if manager_name == "apt" and any(word.startswith("python3") for word in words):
-        default = _candidate("python3")
-        if default and not default.startswith(PYTHON):
-            words = [re.sub(r"^python3(?!\.)", f"python{PYTHON}", word) for word in words]
-            if not _candidate(f"python{PYTHON}"):
-                if "ubuntu" in _release():
-                    first = [
-                        "apt-get install -y software-properties-common",
-                        "add-apt-repository -y ppa:deadsnakes/ppa",
-                    ]
-                else:
-                    words = [word for word in words if not word.startswith(f"python{PYTHON}")]
-                    without = [*without, *(tool for tool in tools if tool.name == "python")]
-    if not words:
-        return "", without
-    commands = {
-        "apt": ["apt-get update", *first, f"apt-get install -y {' '.join(words)}"],
-        "dnf": [f"dnf install -y {' '.join(words)}"],
-        "brew": [f"brew install {' '.join(words)}"],
-        "conda": [f"conda install -y -c conda-forge {' '.join(words)}"],
-    }[manager_name]
-    root = "sudo " if manager_name in ("apt", "dnf") and not is_root() else ""
-    return " && ".join(root + command for command in commands), without
-
-
-def _release() -> str:
-    path = Path("/etc/os-release")
-    return path.read_text(encoding="utf-8").lower() if path.exists() else ""
-
-
-def remedy(tools: Sequence[Tool]) -> str:
-    """The command that installs these tools on this machine, as one line for the user."""
-    name = manager()
-    if name is None:
-        words, without = packages_of(tools, "apt")
-        line = "no package manager of apt-get, dnf, brew, conda was found"
-        line += f"; Debian's names are: {' '.join(words)}" if words else ""
-    else:
-        line, without = install_line(tools, name)
-    places = [f"{tool.name} comes from {tool.elsewhere or 'your system'}" for tool in without]
-    return "   and ".join(filter(None, [line, *places]))
-
-
-# Space
-
-
-def can_be_made(folder: Path) -> bool:
-    """Whether files can be written in a folder, which may have to be made first; a read-only one must be there."""
-    if folder.is_dir():
-        return True
-    while not folder.exists():
-        folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-
-
-def free_disk_mb(folder: Path) -> int:
-    """Megabytes that are free where a folder is, or will be."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free // 2**20
-
-
-def free_memory_mb() -> int | None:
-    """Megabytes that are left for new processes, in this container if it is one; None: the system does not tell."""
-
-    def number(path: str) -> int | None:
-        try:
-            text = Path(path).read_text(encoding="utf-8").strip()
-        except OSError:
-            return None
-        return int(text) if text.isdigit() else None
-
-    found = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists() and (line := re.search(r"^MemAvailable: +(\d+) kB", meminfo.read_text(encoding="utf-8"), re.M)):
-        found.append(int(line[1]) // 1024)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        most, now = number(limit), number(used)
-        if most is not None and now is not None and most < 2**60:
-            found.append(max(0, most - now) // 2**20)
-    return min(found) if found else None
 
 
 def lack_of_space(names: Sequence[str]) -> dict[str, str]:
@@ -423,11 +224,15 @@ def main(argv: Sequence[str]) -> int:
     if unknown := [name for name in names if name not in recipes()]:
         raise SystemExit(f"error: RECIPE={' '.join(unknown)} does not exist; there are: {', '.join(recipes())}")
     needed = tools_for([tool for name in names for tool in tools_of(name)], (EVERY_RECIPE, MAKE_HELP))
-    more = [] if argv else [tool for tool in tools_for((), ("hosts", "infra", "tests")) if tool not in needed]
-    findings = {tool.name: examine(tool) for tool in [*needed, *more]}
-    for title, tools in (("for the recipes:", needed), ("only for other hosts, infra/ and the tests:", more)):
+    groups = [("for the recipes", needed, "")]
+    if not argv:
+        more = [tool for tool in tools_for((), ("hosts", "infra", "tests")) if tool not in needed]
+        groups.append(("only for other hosts, infra/ and the tests", more, " USE=tests"))
+        groups.append(("only for the tests that build images", tools_for((), ("images",)), " USE=images"))
+    findings = {tool.name: examine(tool) for _, tools, _ in groups for tool in tools}
+    for title, tools, _ in groups:
         if tools:
-            print(title)
+            print(f"{title}:")
         for tool in tools:
             finding = findings[tool.name]
             state = finding.problem or "  ".join(filter(None, [finding.version, finding.path]))
@@ -444,9 +249,9 @@ def main(argv: Sequence[str]) -> int:
     missing = [finding.tool for finding in findings.values() if finding.problem]
     count = f", {len(missing)} missing" if missing else ""
     print(f"{len(findings) - len(missing)} of {len(findings)} tools found{count}")
-    for title, tools, word in (("recipes", needed, ""), ("hosts, infra/ and tests", more, " USE=tests")):
+    for title, tools, word in groups:
         if lacking := [tool for tool in tools if tool in missing]:
-            print(f"what is missing for {title} (`make tools{word}` does it):\n  {remedy(lacking)}")
+            print(f"what is missing {title} (`make tools{word}` does it):\n  {remedy(lacking)}")
     return 1 if short.get("disk") or any(tool in missing for tool in needed) else 0
 
 

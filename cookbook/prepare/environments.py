@@ -21,10 +21,10 @@ from filelock import FileLock, Timeout
 
 from cookbook import ROOT, UserError
 from cookbook.bootstrap import complete, interpreter, mark_as_used, point, uv_environment
+from cookbook.prepare.tools import PYTHON
 from cookbook.processes import run_tool
 from cookbook.report.console import Progress, Stage
 
-PYTHON = "3.11"  # the Python of every recipe's environment
 UNUSED_DAYS = 30  # an environment that was not used for so long is removed when another one is made
 # A CPU build of torch does not need these. On a machine with GPUs they are installed all the same, because torch's own
 # metadata pins them exactly.

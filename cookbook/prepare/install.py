@@ -14,17 +14,18 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from cookbook import UserError
-from cookbook.prepare import doctor
+from cookbook.prepare import doctor, remedies
+from cookbook.prepare.tools import EVERY_RECIPE, MAKE_HELP, TOOLS
 from cookbook.words import words_of_make
 
 
 def install(findings: Iterable[doctor.Finding]) -> None:
     """Runs the line that installs these tools. Raises UserError when there is none, or when it fails."""
     tools = [finding.tool for finding in findings]
-    name = doctor.manager()
-    line, without = doctor.install_line(tools, name) if name else ("", tools)
+    name = remedies.manager()
+    line, without = remedies.install_line(tools, name) if name else ("", tools)
     if not line:
-        raise UserError(f"{', '.join(tool.name for tool in tools)}: {doctor.remedy(tools)}")
+        raise UserError(f"{', '.join(tool.name for tool in tools)}: {remedies.remedy(tools)}")
     if line.startswith("sudo ") and not shutil.which("sudo"):
         raise UserError(
             f"you are not root and there is no sudo: ask somebody who is to run\n  {line.replace('sudo ', '')}"
@@ -52,7 +53,7 @@ def before(recipe: str, words: Iterable[str]) -> None:
     """What `make recipe-<name>` does first. Raises UserError when something is missing, and stays missing."""
     if recipe not in doctor.recipes():
         return  # the driver will say so, and name the nearest recipe
-    uses = [doctor.EVERY_RECIPE, *(word.partition("=")[2] for word in words if word.startswith("cluster="))]
+    uses = [EVERY_RECIPE, *(word.partition("=")[2] for word in words if word.startswith("cluster="))]
     made = doctor.is_made(recipe)
     findings = doctor.missing_for(doctor.tools_of(recipe), uses, made)
     if findings:
@@ -70,7 +71,7 @@ def before(recipe: str, words: Iterable[str]) -> None:
 
 def agreed_to(findings: Sequence[doctor.Finding]) -> bool:
     """Shows what is missing and the line, and asks; returns the answer."""
-    line = doctor.remedy([finding.tool for finding in findings])
+    line = remedies.remedy([finding.tool for finding in findings])
     for finding in findings:
         print(f"missing      {finding.tool.name}: {finding.problem} (for: {finding.tool.why})", flush=True)
     print(f"this installs it:\n  {line}", flush=True)
@@ -85,21 +86,21 @@ def main(argv: Sequence[str]) -> None:
             return
         names = [word for word in words if word in doctor.recipes()]
         uses = [word for word in words if word not in names]
-        known = sorted({use for tool in doctor.TOOLS for use in tool.used_by} - {doctor.EVERY_RECIPE, doctor.MAKE_HELP})
+        known = sorted({use for tool in TOOLS for use in tool.used_by} - {EVERY_RECIPE, MAKE_HELP})
         if unknown := [use for use in uses if use not in known]:
             raise UserError(
                 f"{', '.join(unknown)} is unknown; RECIPE= takes one of {', '.join(doctor.recipes())}; "
                 f"USE= takes {', '.join(known)}"
             )
         tools = [tool for name in names or doctor.recipes() for tool in doctor.tools_of(name)]
-        findings = doctor.missing_for(tools, [doctor.EVERY_RECIPE, doctor.MAKE_HELP, *uses])
+        findings = doctor.missing_for(tools, [EVERY_RECIPE, MAKE_HELP, *uses])
         if not findings:
             print("nothing is missing")
             return
         if not agreed_to(findings):
             raise UserError("nothing was installed; YES=1 make tools answers the question in a script")
         install(findings)
-        if still := doctor.missing_for(tools, [doctor.EVERY_RECIPE, doctor.MAKE_HELP, *uses]):
+        if still := doctor.missing_for(tools, [EVERY_RECIPE, MAKE_HELP, *uses]):
             lines = [f"{finding.tool.name}: {finding.problem}" for finding in still]
             raise UserError(f"still missing: {'; '.join(lines)}")
         print("nothing is missing any more")

@@ -13,7 +13,8 @@ from typing import Any
 import jinja2
 import psutil
 
-from cookbook import ROOT, UserError, run_folder, surroundings
+from cookbook import ROOT, UserError, run_folder
+from cookbook.machine import num_cores
 from cookbook.words import words_of_make
 from runrecord import read_records
 
@@ -48,7 +49,7 @@ def machine() -> str:
     """What ran this: for people who compare figures."""
     memory = psutil.virtual_memory().total / 2**30
     system = f"{platform.system()} {platform.release()}"
-    cores, python = surroundings.num_cores(), platform.python_version()
+    cores, python = num_cores(), platform.python_version()
     return f"{_processor()}, {cores} cores, {memory:.0f} GiB, {system}, Python {python}"
 
 

@@ -6,7 +6,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from cookbook import UserError, surroundings
+from cookbook import UserError, machine
 from cookbook.job import Hosts, Job, Process, Settings, flags
 from cookbook.systems import TRAIN_JOB_ENDS, TRAIN_JOB_KINDS, WHO_AM_I, System
 
@@ -34,7 +34,7 @@ class Horovod(System):
         super().check(config, place)
         recipe = config["recipe"]
         if place == "local":
-            surroundings.check_localhost()
+            machine.check_localhost()
         if not recipe["elastic"]:
             return
         if place == "slurm":

@@ -6,7 +6,7 @@ import secrets
 import shlex
 from typing import TYPE_CHECKING, ClassVar
 
-from cookbook import surroundings
+from cookbook import machine
 from cookbook.job import Hosts, Job, Process, Settings, flags
 from cookbook.systems import Cluster, System, is_here, running_or_own_cluster
 
@@ -26,7 +26,7 @@ class Ray(System):
     def check(self, config: Settings, place: str) -> None:
         super().check(config, place)
         if place == "local" and not config["cluster"]["ray_address"]:
-            surroundings.check_object_store(config["recipe"]["object_store_mb"], surroundings.memory_bytes())
+            machine.check_object_store(config["recipe"]["object_store_mb"], machine.memory_bytes())
 
     def on_local(self, job: Job) -> list[Process]:
         """The program, on a cluster that runrecord/rayrun.py starts for it, or on that of cluster.ray_address."""

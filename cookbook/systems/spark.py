@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cookbook import redact, surroundings
+from cookbook import machine, redact
 from cookbook.job import Hosts, Job, Node, Process, Settings, flags
 from cookbook.systems import Cluster, System, is_here, running_or_own_cluster
 
@@ -22,7 +22,7 @@ class Spark(System):
     def check(self, config: Settings, place: str) -> None:
         super().check(config, place)
         if place == "local":
-            surroundings.check_localhost()  # PySpark's driver listens on that name
+            machine.check_localhost()  # PySpark's driver listens on that name
 
     def on_local(self, job: Job) -> list[Process]:
         """spark-submit, with a cluster elsewhere or an embedded one.

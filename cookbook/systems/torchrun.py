@@ -6,7 +6,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from cookbook import surroundings
+from cookbook import machine
 from cookbook.job import Hosts, Job, Process, Settings, flags
 from cookbook.systems import TRAIN_JOB_ENDS, TRAIN_JOB_KINDS, WHO_AM_I, System
 
@@ -22,7 +22,7 @@ class Torchrun(System):
         super().check(config, place)
         loaders = config["recipe"].get("num_loader_workers", 0)
         if place == "local" and loaders and config["recipe"].get("pool", "process") == "process":
-            surroundings.check_shared_memory(loaders * config["cluster"]["num_workers"])
+            machine.check_shared_memory(loaders * config["cluster"]["num_workers"])
 
     def on_local(self, job: Job) -> list[Process]:
         """All workers under one torchrun, which meet on loopback."""

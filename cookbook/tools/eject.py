@@ -16,7 +16,8 @@ import jinja2
 from cookbook import ROOT, UserError, redact, settings, systems
 from cookbook.job import Job
 from cookbook.prepare import datasets
-from cookbook.prepare.environments import PYTHON, lock_of
+from cookbook.prepare.environments import lock_of
+from cookbook.prepare.tools import PYTHON
 from cookbook.words import words_of_make
 
 HERE = "/HERE"  # stands for the copy's folder until the command is a template

@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 from python_terraform import IsFlagged, Terraform
 
 from cookbook import ROOT, UserError, inventory, settings
-from cookbook.prepare import doctor
+from cookbook.prepare import doctor, remedies
+from cookbook.prepare.tools import TOOLS
 from cookbook.tools import leaks, prices
 from cookbook.words import words_of_make
 
@@ -342,10 +343,10 @@ def readable(text: str) -> str:
 
 def check_terraform() -> None:
     """Raises UserError when terraform is missing or too old."""
-    (tool,) = (tool for tool in doctor.TOOLS if tool.name == "terraform")
+    (tool,) = (tool for tool in TOOLS if tool.name == "terraform")
     found = doctor.examine(tool)
     if found.problem:
-        raise UserError(f"terraform: {found.problem}; {found.remedy}")
+        raise UserError(f"terraform: {found.problem}; {remedies.remedy([tool])}")
 
 
 def check_variables(environment: Mapping[str, str]) -> None:

@@ -1,0 +1,122 @@
+"""What this machine has: processors, memory, disk, limits; and whether a run can do with it. Standard library only."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import resource
+import shutil
+import socket
+from pathlib import Path
+
+from cookbook import UserError
+
+LOADER_BYTES = 8 << 20  # of shared memory, for each process that reads ahead
+# (limit, what is used) of a container's memory, in bytes, where cgroups of version 2 and 1 have them
+CONTAINER_MEMORY = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def check_object_store(megabytes: int, available: int) -> None:
+    """Raises UserError for an object store of Ray's that would not fit into so many bytes of memory."""
+    if megabytes << 20 > available * 0.8:
+        raise UserError(
+            f"recipe.object_store_mb={megabytes}: this machine has {available >> 20} MB of memory for everything; "
+            f"expected at most {int(available * 0.8) >> 20}"
+        )
+
+
+def num_cores() -> int:
+    """The processors that this process may use: fewer than there are under taskset, or in a container with a quota."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        found = min(found, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # not there, or "max"
+        pass
+    return max(1, found)
+
+
+def check_open_files(num_workers: int) -> None:
+    """Raises UserError for a limit of open files that no launcher can work with: it has pipes to each worker."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 32 + 16 * num_workers
+    if 0 <= limit < wanted:
+        raise UserError(
+            f"this shell allows {limit} open files, and {num_workers} workers need {wanted}: ulimit -n 1024"
+        )
+
+
+def memory_bytes() -> int:
+    """The memory of this machine, or what its container may use of it."""
+    limits = [number for path, _ in CONTAINER_MEMORY if (number := number_in(path)) is not None]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
+
+
+def check_shared_memory(num_loaders: int, place: str | Path = "/dev/shm") -> None:
+    """Raises UserError where so many processes that read ahead could not hand over their rows."""
+    if not Path(place).is_dir():
+        return
+    free = shutil.disk_usage(place).free
+    if free < num_loaders * LOADER_BYTES:
+        raise UserError(
+            f"{place} has {free >> 10} kB free, and {num_loaders} processes that read ahead hand their rows over in "
+            f"it: expected at least {num_loaders * LOADER_BYTES >> 20} MB. Make it larger (docker run --shm-size=1g; "
+            f"mount -o remount,size=1g {place}), or say recipe.num_loader_workers=0"
+        )
+
+
+def check_localhost() -> None:
+    """Raises UserError when the name localhost does not lead to loopback."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo("localhost", None, socket.AF_INET)}
+    except OSError:
+        found = set()
+    if not any(address.startswith("127.") for address in found):
+        what = f"leads to {', '.join(sorted(found))}" if found else "does not resolve"
+        raise UserError(
+            f"the name localhost {what} on this machine, and this launcher starts its workers by it: "
+            "add the line `127.0.0.1 localhost` to /etc/hosts"
+        )
+
+
+def can_be_made(folder: Path) -> bool:
+    """Whether files can be written in a folder, which may have to be made first; a read-only one must be there."""
+    if folder.is_dir():
+        return True
+    while not folder.exists():
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def free_disk_mb(folder: Path) -> int:
+    """Megabytes that are free where a folder is, or will be."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free // 2**20
+
+
+def number_in(path: str) -> int | None:
+    """The number that a file of the system holds; None where it holds none ("max"), or is not there."""
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def free_memory_mb() -> int | None:
+    """Megabytes that are left for new processes, in this container if it is one; None: the system does not tell."""
+    found = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists() and (line := re.search(r"^MemAvailable: +(\d+) kB", meminfo.read_text(encoding="utf-8"), re.M)):
+        found.append(int(line[1]) // 1024)
+    for limit, used in CONTAINER_MEMORY:
+        most, now = number_in(limit), number_in(used)
+        if most is not None and now is not None and most < 2**60:
+            found.append(max(0, most - now) // 2**20)
+    return min(found) if found else None
