@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import threading
 import time
 from random import Random
 
+import psutil
 import pytest
 
 import storage
@@ -474,7 +474,9 @@ def test_killed_while_it_sends_and_resumed(seed, recipe_python, undisturbed, sto
         time.sleep(0.02)
     assert fault.seen, (tmp_path / "log").read_text()
     time.sleep(random.uniform(0, 1))
-    os.killpg(process.pid, signal.SIGKILL)
+    # torchrun's workers are in sessions of their own: a signal for its group would not reach them.
+    for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        one.kill()
     process.wait()
     store.settle()
     markers = [one.split("/")[1] for one in store.names(bucket) if one.endswith("checkpoint.json")]
