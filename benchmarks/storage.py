@@ -60,6 +60,7 @@ def main() -> None:
     words = ["scale=bench", "data=images", f"scale.max_steps={STEPS}", f"recipe.global_batch_size={BATCH}"]
     words += [f"recipe.base_batch_size={BATCH}", f"recipe.width={WIDTH}", "recipe.num_epochs=2"]
     found: dict[str, list[float]] = {"none": [], "bucket": [], "folder": []}
+    os.environ["NETRUN_NETWORK"] = "host"  # else there would be nothing but loopback, and no store in it
     with store() as place, tempfile.TemporaryDirectory() as root:
         ways = {
             "none": [],

@@ -62,6 +62,7 @@ class Store:
 
     def __init__(self, server, host="127.0.0.1"):
         self.server, self.faults, self.asked, self.lock = server.removeprefix("http://"), [], [], threading.Lock()
+        self.in_flight = 0
         store = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -71,7 +72,13 @@ class Store:
                 pass
 
             def answer(self):
-                store.answer(self)
+                with store.lock:
+                    store.in_flight += 1
+                try:
+                    store.answer(self)
+                finally:
+                    with store.lock:
+                        store.in_flight -= 1
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer
 
@@ -87,6 +94,13 @@ class Store:
     def close(self):
         self.http.shutdown()
         self.http.server_close()
+
+    def settle(self):
+        """Waits until what was sent has arrived, also what a program sent that is dead now."""
+        deadline = time.monotonic() + 120
+        while self.in_flight:
+            assert time.monotonic() < deadline, f"{self.in_flight} requests do not come to an end"
+            time.sleep(0.05)
 
     def will(self, how, pattern=r"PUT ", **options):
         self.faults.append(Fault(pattern, how, **options))

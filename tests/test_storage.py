@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -11,10 +10,11 @@ import threading
 import time
 from random import Random
 
+import psutil
 import pytest
 
 import storage
-from cookbook import UserError
+from cookbook import UserError, systems
 from cookbook.access import to_store
 from cookbook.settings import compose_recipe
 from runrecord import read_records
@@ -356,7 +356,7 @@ def test_killed_in_the_middle_of_an_upload(trainer, store, bucket, part):
     process.kill()
     process.communicate()
     assert fault.seen
-    time.sleep(5.5)  # what was sent arrives after the death of the sender
+    store.settle()
     store.faults.clear()
     last = "step-00000002 b'2'" if part == "checkpoint.json" else "step-00000001 b'1'"
     done = trainer.run(f"s3://{bucket}/run", [3, 4])
@@ -426,6 +426,10 @@ FEW = ("scale.max_rows=256", "recipe.num_epochs=3", "recipe.width=8", "recipe.ch
 POSITIONS = [(0, 2), (1, 0), (1, 2), (2, 0), (2, 2), (3, 0)]
 
 
+# The launchers' own networks have nothing but loopback, and no store in it.
+HOST_NETWORK = dict.fromkeys(("NETRUN_NETWORK", "TFRUN_NETWORK", "RAYRUN_NETWORK"), "host")
+
+
 class Torchrun:
     """Two workers of the pytorch recipe without the driver: twenty drivers would take too long."""
 
@@ -470,9 +474,11 @@ def test_killed_while_it_sends_and_resumed(seed, recipe_python, undisturbed, sto
         time.sleep(0.02)
     assert fault.seen, (tmp_path / "log").read_text()
     time.sleep(random.uniform(0, 1))
-    os.killpg(process.pid, signal.SIGKILL)
+    # torchrun's workers are in sessions of their own: a signal for its group would not reach them.
+    for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        one.kill()
     process.wait()
-    time.sleep(2)  # what was sent arrives after the death of its sender
+    store.settle()
     markers = [one.split("/")[1] for one in store.names(bucket) if one.endswith("checkpoint.json")]
     store.faults.clear()
     store.will("busy", r"(PUT|GET) ", times=random.randrange(3))
@@ -490,12 +496,13 @@ def test_a_run_whose_driver_is_killed_goes_on_from_the_bucket(recipe, undisturbe
     words = [f"recipe={recipe}", *SHORT[recipe]]
     expected = undisturbed(*words)[0]
     words += [f"cluster.storage=s3://{bucket}/mine/"]
-    driver = Driver(*words, output_root=tmp_path, environment=store.environment)
+    environment = {**store.environment, **HOST_NETWORK}
+    driver = Driver(*words, output_root=tmp_path, environment=environment)
     driver.wait_until(lambda: any(event["event"] == "checkpoint" for event in driver.events()))
     driver.process.kill()
     driver.process.wait()
     assert driver.no_process_left()
-    content, folder, output = run_cookbook(*words, output_root=tmp_path, environment=store.environment)
+    content, folder, output = run_cookbook(*words, output_root=tmp_path, environment=environment)
     assert "going on with this run" in output
     assert content["status"] == "ok", output
     assert content["storage"].startswith(f"s3://{bucket}/mine/runs/{recipe}/{folder.name}-")
@@ -624,3 +631,18 @@ def test_a_slurm_job_gets_the_keys_by_a_file(monkeypatch, tmp_path):
     assert "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN" in script
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in script + " ".join(process.argv)
     assert KEYS["AWS_SECRET_ACCESS_KEY"] in process.files["/runs/pytorch/x/scratch/secrets/aws"]
+
+
+@pytest.mark.parametrize(
+    ("system", "switch"),
+    [("torchrun", "NETRUN"), ("horovod", "NETRUN"), ("tensorflow", "TFRUN"), ("ray", "RAYRUN"), ("dask", None)],
+)
+def test_workers_in_a_network_of_their_own_reach_no_store(system, switch):
+    one, config = systems.load(system), {"cluster": {"storage": "s3://bucket/x"}, "recipe": {"driver": {}}}
+    if switch is None:
+        one.check_reaches_store(config, {})
+        return
+    with pytest.raises(UserError, match=f"{switch}_NETWORK=host in front of the command"):
+        one.check_reaches_store(config, {})
+    one.check_reaches_store(config, {f"{switch}_NETWORK": "host"})
+    one.check_reaches_store(config | {"cluster": {"storage": None}}, {})

@@ -7,6 +7,7 @@ A place for which the class has no method is refused. Nothing is started here: t
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +44,6 @@ class System:
     kubernetes_ends: ClassVar[Mapping[str, Mapping[str, bool]]] = {}
     # True: the recipe's own program talks to the Kubernetes cluster. The driver only starts it, on this machine.
     is_kubernetes_client: ClassVar[bool] = False
-
     # The variable that keeps the launcher of this machine in the machine's network. Else it has a network of its own,
     # with nothing but loopback. Empty: the system has no such launcher.
     network_switch: ClassVar[str] = ""
@@ -62,11 +62,14 @@ class System:
         if place == "hosts" and self.has_cluster():
             require_shared_files(config)
             refuse_address(config)
+        if place == "local":
+            self.check_reaches_store(config, os.environ)
 
     def check_reaches_store(self, config: Settings, environment: Mapping[str, str]) -> None:
         """Raises UserError when workers on this machine would be in a network that no object store is in."""
-        store, switch = config["cluster"]["storage"], self.network_switch
-        if store and switch and environment.get(switch) != "host":
+        store, switch = config["cluster"].get("storage"), self.network_switch
+        running = config["cluster"].get(config["recipe"]["driver"].get("address"))  # in a network that is not ours
+        if store and switch and not running and environment.get(switch) != "host":
             raise UserError(
                 f"cluster.storage={store}: on this machine the workers of {self.name} have a network of their own with "
                 f"nothing but loopback, because the launcher's ports would be open to everybody. {switch}=host in "
