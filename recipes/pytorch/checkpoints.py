@@ -109,8 +109,8 @@ def from_rank_0(values):
 
 def gathered(own):
     """[what each process has], on all of them."""
-    found = [None] * dist.get_world_size()
-    dist.all_gather_object(found, own)  # Distributed: each sends its own to all.
+    found = [None] * dist.get_world_size()  # Distributed: each sends its own to all.
+    dist.all_gather_object(found, own)
     return found
 
 
