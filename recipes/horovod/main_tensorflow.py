@@ -39,7 +39,7 @@ def main():
         # Distributed: one rank reads the checkpoint; broadcasting makes it the start of all.
         epoch = load_checkpoint(model, optimizer, checkpoints, config, len(train_data)) if hvd.rank() == 0 else 0
         epoch = int(hvd.broadcast(tf.constant(epoch, tf.int64), root_rank=0, name="epoch"))
-        # Distributed: all begin with rank 0's values. `.value`: Horovod wants TensorFlow's variables, not Keras's objects.
+        # Distributed: all begin with rank 0's values. Horovod wants TensorFlow's variables (`.value`), not Keras's.
         hvd.broadcast_variables([v.value for v in model.variables + optimizer.variables], root_rank=0)
         run.restore(epoch, 0, generation=hvd.broadcast_object(time.time(), name="generation"))
         train(model, optimizer, epoch, checkpoints, train_data, test_data, config, run)
