@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from cookbook.settings.checks import RANGES
+
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = {  # folder of conf/ -> what its files are about
     "recipe": "recipes",
@@ -60,6 +62,14 @@ class Setting:
         name = self.key.rpartition(".")[2]
         found = (u for ending, u in UNITS.items() if f"_{name}".endswith(f"_{ending}") or f"_{ending}_per_" in name)
         return "" if re.search(r"\b[GM]i?B\b", self.meaning) else next(found, "")
+
+    @property
+    def range(self) -> str:
+        """What a number may be, as the check of the settings has it; empty where nothing bounds it."""
+        low, high = RANGES.get(self.key.rpartition(".")[2], (None, None))
+        if high is None or self.key.startswith("infra.") or "share from" in self.unit:
+            return ""
+        return f"up to {high:,}" if low is None else f"{low:,} to {high:,}"
 
 
 def pages() -> dict[str, str]:
@@ -171,14 +181,15 @@ def terraform_descriptions(target: str) -> dict[str, str]:
 
 
 def definitions(settings: list[Setting]) -> str:
-    """A list of definitions in HTML: key, default and unit on a line, the meaning below it."""
+    """A list of definitions in HTML: key, default, unit and range on a line, the meaning below it."""
     html, section = [], ""
     for setting in settings:
         if setting.section != section:
             section = setting.section
             html.append(f"</dl>\n\n**{sentence(section)}**\n\n<dl class='settings'>")
         default = re.sub(r"^\$\{(\w+\.\w+)\}$", r"as \1", setting.default)
-        unit = f" <span class='unit'>{setting.unit}</span>" if setting.unit else ""
+        kind = ", ".join(filter(None, [setting.unit, setting.range]))
+        unit = f" <span class='unit'>{kind}</span>" if kind else ""
         meaning = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(setting.meaning, quote=False))
         name = f"<code>{escape(setting.key)}</code> <span class='default'>{escape(default)}</span>"
         html.append(f"<dt>{name}{unit}</dt>\n<dd>{meaning}</dd>")

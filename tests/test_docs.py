@@ -146,6 +146,12 @@ def test_a_setting_has_default_meaning_section_and_unit(file, key, default, mean
     assert (found.default, found.meaning, found.section, found.unit) == (default, meaning, section, unit)
 
 
+def test_a_setting_s_page_has_its_range():
+    ranges = {one.key: one.range for one in settings.settings_of(ROOT / "conf/cluster/local.yaml", "cluster.")}
+    assert (ranges["cluster.port"], ranges["cluster.num_workers"]) == ("1 to 65,535", "1 to 10,000")
+    assert (ranges["cluster.storage"], ranges["cluster.inherit"]) == ("", "")
+
+
 def test_the_worked_example_of_a_recipe_is_one():
     text = (ROOT / "docs/add-recipe.md").read_text()
     (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
