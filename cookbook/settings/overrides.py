@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -88,67 +89,101 @@ def prepared(words: Sequence[str]) -> list[str]:
     grammar does not allow. Quotes for Hydra (key='...') are understood, too. Raises UserError for a name that does not
     exist, for `~name`, and for a word that is no setting.
     """
-    several = any(word in ("-m", "--multirun") for word in words)
-    defaults, mappings = defaults_of(words)
-    made: list[str] = []
-    given: dict[str, str] = {}
-    value_follows = False
+    line, made, value_follows = _CommandLine(words), [], False
     for word in words:
         if word.startswith("-") or value_follows:
             value_follows = word in HYDRA_WITH_VALUE
             made.append(word)
-            continue
-        rest = word.lstrip("+~")
-        sign, (key, equals, value) = word[: len(word) - len(rest)], rest.partition("=")
-        if "~" in sign:
-            raise UserError(
-                f"{word}: no setting can be taken away, as the workers read all of them; give it another value: "
-                f"{key}=..."
-            )
-        if not equals:
-            raise UserError(
-                f"{word!r} is no setting: expected key=value. A value with blanks needs quotes around the whole: "
-                f"ARGS=\"'data.path=/my files'\" (or '\"key=value\"')"
-            )
-        if not key or "@" in key or (" " in key and not key.startswith("data.columns.")):
-            raise UserError(f"{word!r} is no setting: expected key=value, such as seed=1, without blanks in the key")
-        group = key
-        if key.startswith("hydra.") or (CONF / group).is_dir():
-            if "," in value and not several and (CONF / group).is_dir():
-                raise UserError(f"{word}: several values make a sweep: say -m, or choose one")
-            if given.setdefault(key, value) != value:
-                raise UserError(_twice(key, given[key], value))
-            made.append(f"{sign}{key}={value}" if key.startswith("hydra.") else f"{key}={value}")
-            continue
-        if opened := next((name for name in OPEN if key.startswith(f"{name}.") and name in mappings), None):
-            is_name = opened == "data.columns" and value.lower() != "null"
-            shown = _quoted(value) if is_name else _scalar(value)
-            made.append(f"++{opened}={{{key.removeprefix(opened + '.')}: {shown}}}")
-            continue
-        if key not in defaults and not (key in mappings or key.startswith("recipe.driver.")):
-            renamed = renamed_of(words)
-            raise UserError(
-                f"{key} is called {renamed[key]} now: {renamed[key]}={value}"
-                if key in renamed
-                else _no_such_setting(word, key, [*defaults, *mappings])
-            )
-        default = defaults.get(key)
+        else:
+            made.append(line.for_hydra(_split(word)))
+    return made
+
+
+@dataclass(frozen=True)
+class Override:
+    """A word `key=value`, with the signs that may stand in front of it."""
+
+    word: str
+    sign: str
+    key: str
+    value: str
+
+
+def _split(word: str) -> Override:
+    """Raises UserError for a word that is no setting."""
+    rest = word.lstrip("+~")
+    sign, (key, equals, value) = word[: len(word) - len(rest)], rest.partition("=")
+    if "~" in sign:
+        raise UserError(
+            f"{word}: no setting can be taken away, as the workers read all of them; give it another value: {key}=..."
+        )
+    if not equals:
+        raise UserError(
+            f"{word!r} is no setting: expected key=value. A value with blanks needs quotes around the whole: "
+            f"ARGS=\"'data.path=/my files'\" (or '\"key=value\"')"
+        )
+    if not key or "@" in key or (" " in key and not key.startswith("data.columns.")):
+        raise UserError(f"{word!r} is no setting: expected key=value, such as seed=1, without blanks in the key")
+    return Override(word, sign, key, value)
+
+
+class _CommandLine:
+    """What all words of a command line say together: which settings there are, and which were given already."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = words
+        self.is_sweep = any(word in ("-m", "--multirun") for word in words)
+        self.defaults, self.mappings = defaults_of(words)
+        self.given: dict[str, str] = {}
+
+    def for_hydra(self, one: Override) -> str:
+        if one.key.startswith("hydra.") or (CONF / one.key).is_dir():
+            return self._choice(one)
+        if mapping := next((name for name in OPEN if one.key.startswith(f"{name}.") and name in self.mappings), None):
+            is_name = mapping == "data.columns" and one.value.lower() != "null"
+            shown = _quoted(one.value) if is_name else _scalar(one.value)
+            return f"++{mapping}={{{one.key.removeprefix(mapping + '.')}: {shown}}}"
+        return self._setting(one)
+
+    def _choice(self, one: Override) -> str:
+        """A file of a group, or a setting of Hydra's own."""
+        is_group = (CONF / one.key).is_dir()
+        if is_group and "," in one.value and not self.is_sweep:
+            raise UserError(f"{one.word}: several values make a sweep: say -m, or choose one")
+        self._once(one)
+        return f"{'' if is_group else one.sign}{one.key}={one.value}"
+
+    def _setting(self, one: Override) -> str:
+        key, value = one.key, one.value
+        self._exists(one)
+        default = self.defaults.get(key)
         # A default that only points at another setting is of that one's kind.
         while isinstance(default, str) and (other := re.fullmatch(r"\$\{([\w.]+)\}", default)):
-            default = defaults.get(other[1])
-        text = (isinstance(default, str) or default is None) and (isinstance(default, str) or TEXTS.search(key))
-        if text and given.setdefault(key, value) != value:  # of numbers the last one counts, as Hydra has it
-            raise UserError(_twice(key, given[key], value))
-        texts = LISTS.search(key) and not several
-        if "${" in value and (FOLDERS.search(key) or several or not (text or texts)):
+            default = self.defaults.get(other[1])
+        is_text = isinstance(default, str) or (default is None and bool(TEXTS.search(key)))
+        if is_text:  # of numbers the last one counts, as Hydra has it
+            self._once(one)
+        are_texts = bool(LISTS.search(key)) and not self.is_sweep
+        if "${" in value and (FOLDERS.search(key) or self.is_sweep or not (is_text or are_texts)):
             raise UserError(
                 f"{key}={value}: nothing is filled in for ${{...}} here; write the value itself, "
                 "or have the shell fill it in"
             )
-        plus = "++" if key in OPEN else ""
-        shown = _texts_for_hydra(key, value) if texts else _for_hydra(key, value, bool(text), several, default)
-        made.append(f"{plus}{key}={shown}")
-    return made
+        shown = _texts_for_hydra(key, value) if are_texts else _for_hydra(key, value, is_text, self.is_sweep, default)
+        return f"{'++' if key in OPEN else ''}{key}={shown}"
+
+    def _exists(self, one: Override) -> None:
+        """Raises UserError, with the nearest name, for a setting that does not exist."""
+        if one.key in self.defaults or one.key in self.mappings or one.key.startswith("recipe.driver."):
+            return
+        if new := renamed_of(self.words).get(one.key):
+            raise UserError(f"{one.key} is called {new} now: {new}={one.value}")
+        raise UserError(_no_such_setting(one.word, one.key, [*self.defaults, *self.mappings]))
+
+    def _once(self, one: Override) -> None:
+        """Raises UserError when the key was given before, with another value."""
+        if (first := self.given.setdefault(one.key, one.value)) != one.value:
+            raise UserError(_twice(one.key, first, one.value))
 
 
 def _twice(key: str, first: str, second: str) -> str:
