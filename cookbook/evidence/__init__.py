@@ -25,33 +25,9 @@ def check_rules(names: Sequence[str]) -> None:
 
 def judge(records: Sequence[Record], asked: Asked) -> Verdict:
     """Returns the verdict over a run's records, as `runrecord.read_records` gives them."""
-    begun = [events for events in records if process_keys([events]) - asked.earlier]
-    services = [events for events in begun if events[0].get("role", "worker") != "worker"]
-    workers = [events for events in begun if events not in services]
     verdict = Verdict()
-    finished = [events for events in records if events[0].get("role", "worker") == "worker" and _end(events)]
-    verdict.done_before = asked.resumed and not workers and bool(finished) and "phase" in finished[-1][0]
-    # A launcher that starts all workers anew replaces those of the attempt before, however they ended.
-    verdict.restarts = max((_attempt(events) for events in workers), default=0)
-    current = [events for events in workers if _attempt(events) == verdict.restarts or not asked.max_restarts]
-    told = _samples_told(begun)
-    for events in workers:
-        ended = events in current and _end(events) is not None
-        worker = _describe(events)
-        worker["samples"] = (worker["samples"] or 0) + told.get(worker["pid"], 0) if ended else worker["samples"]
-        (verdict.workers if ended else verdict.lost).append(worker)
-    if verdict.done_before:
-        last = {(events[0]["phase"], events[0]["rank"]): events for events in finished if "phase" in events[0]}
-        verdict.workers = [_describe(events) | {"earlier": True} for events in last.values()]
-    verdict.workers.sort(key=lambda worker: (worker.get("phase", 0), worker["rank"]))
-    verdict.services = [_describe(events) for events in services]
-    verdict.worlds = _worlds(current)
-    skips = [event for events in records for event in events if event["event"] == "skip"]
-    verdict.skipped = {event["step"]: event["reason"] for event in sorted(skips, key=lambda event: event["time"])}
-    verdict.curves, verdict.curve_seconds = _curves(records)
-    verdict.metrics = {name: points[-1][1] for name, points in verdict.curves.items()}
-    if speed := [value for _, value in verdict.curves.get("samples_per_second", [])]:
-        verdict.metrics["samples_per_second"] = statistics.median(speed[1:] or speed)  # the first epoch warms up
+    current, services = _sort_out(records, verdict, asked)
+    _take_figures(records, verdict)
     verdict.errors = _errors(current + services)
     verdict.figures["no_process_failed"] = f"{len(current + services)} processes ended by themselves"
     verdict.diverged = next((error for error in verdict.errors if " ended with Diverged: " in error), "")
@@ -59,16 +35,7 @@ def judge(records: Sequence[Record], asked: Asked) -> Verdict:
     unfinished = [f"{start['role']} {start['rank']} started but did not finish" for start in gone]
     _find(verdict, "no_process_failed", verdict.errors)
     _find(verdict, "workers_as_asked_for", _membership(verdict, asked) + unfinished)
-    if asked.seen_pids is None:
-        why = "the workers do not run under this machine's operating system"
-        verdict.findings.append(Finding("seen_by_the_operating_system", "not applied", why))
-    else:
-        _find(verdict, "seen_by_the_operating_system", _unseen(verdict, asked.seen_pids | asked.unwatched_pids))
-        unwatched = {worker["pid"] for worker in verdict.workers} & asked.unwatched_pids - asked.seen_pids
-        if unwatched and verdict.findings[-1].outcome == "held":
-            pids = ", ".join(map(str, sorted(unwatched)))
-            why = f"the driver was held up, and did not look while processes {pids} worked"
-            verdict.findings[-1] = Finding("seen_by_the_operating_system", "not applied", why)
+    verdict.findings.append(_seen(verdict, asked))
     _find(verdict, "metrics_finite_and_agreed", _metrics(verdict, current + services))
     broken = bool(verdict.problems)
     for name in asked.proof:
@@ -79,6 +46,41 @@ def judge(records: Sequence[Record], asked: Asked) -> Verdict:
         else:
             _find(verdict, name, found)
     return verdict
+
+
+def _sort_out(records: Sequence[Record], verdict: Verdict, asked: Asked) -> tuple[list[Record], list[Record]]:
+    """Notes who finished and who was lost. Returns the records of this try: (workers that count, services)."""
+    begun = [events for events in records if process_keys([events]) - asked.earlier]
+    services = [events for events in begun if events[0].get("role", "worker") != "worker"]
+    workers = [events for events in begun if events not in services]
+    finished = [events for events in records if events[0].get("role", "worker") == "worker" and _end(events)]
+    verdict.done_before = asked.resumed and not workers and bool(finished) and "phase" in finished[-1][0]
+    # A launcher that starts all workers anew replaces those of the attempt before, however they ended.
+    verdict.restarts = max((_attempt(events) for events in workers), default=0)
+    current = [events for events in workers if _attempt(events) == verdict.restarts or not asked.max_restarts]
+    reported = _samples_reported(begun)
+    for events in workers:
+        ended = events in current and _end(events) is not None
+        worker = _describe(events)
+        worker["samples"] = (worker["samples"] or 0) + reported.get(worker["pid"], 0) if ended else worker["samples"]
+        (verdict.workers if ended else verdict.lost).append(worker)
+    if verdict.done_before:
+        last = {(events[0]["phase"], events[0]["rank"]): events for events in finished if "phase" in events[0]}
+        verdict.workers = [_describe(events) | {"earlier": True} for events in last.values()]
+    verdict.workers.sort(key=lambda worker: (worker.get("phase", 0), worker["rank"]))
+    verdict.services = [_describe(events) for events in services]
+    verdict.worlds = _worlds(current)
+    return current, services
+
+
+def _take_figures(records: Sequence[Record], verdict: Verdict) -> None:
+    """Notes what the workers measured, over all tries of the run."""
+    skips = [event for events in records for event in events if event["event"] == "skip"]
+    verdict.skipped = {event["step"]: event["reason"] for event in sorted(skips, key=lambda event: event["time"])}
+    verdict.curves, verdict.curve_seconds = _curves(records)
+    verdict.metrics = {name: points[-1][1] for name, points in verdict.curves.items()}
+    if speed := [value for _, value in verdict.curves.get("samples_per_second", [])]:
+        verdict.metrics["samples_per_second"] = statistics.median(speed[1:] or speed)  # the first epoch warms up
 
 
 def _find(verdict: Verdict, rule: str, problems: list[str]) -> None:
@@ -97,14 +99,14 @@ def _attempt(events: Record) -> int:
     return attempt
 
 
-def _samples_told(records: Iterable[Record]) -> dict[int, int]:
+def _samples_reported(records: Iterable[Record]) -> dict[int, int]:
     """process -> the samples that it took, as another process (a coordinator) reports."""
-    told: dict[int, int] = {}
+    reported: dict[int, int] = {}
     for events in records:
         for event in events:
             if event["event"] == "rows" and "pid" in event:
-                told[event["pid"]] = told.get(event["pid"], 0) + event["count"]
-    return told
+                reported[event["pid"]] = reported.get(event["pid"], 0) + event["count"]
+    return reported
 
 
 def _describe(events: Record) -> Worker:
@@ -190,16 +192,25 @@ def _membership(verdict: Verdict, asked: Asked) -> list[str]:
     return problems
 
 
-def _unseen(verdict: Verdict, seen_pids: frozenset[int]) -> list[str]:
-    """The operating system showed each worker's process while the run went on."""
-    claimed = [worker for worker in verdict.workers if "earlier" not in worker]
-    pids = [str(worker["pid"]) for worker in claimed]
-    verdict.figures["seen_by_the_operating_system"] = f"processes {', '.join(pids)}" if pids else "none in this try"
-    return [
-        f"rank {worker['rank']} claims process {worker['pid']}, which the operating system never showed in this run"
-        for worker in claimed
-        if worker["pid"] not in seen_pids
+def _seen(verdict: Verdict, asked: Asked) -> Finding:
+    """Whether the operating system showed each worker's process while the run went on."""
+    rule = "seen_by_the_operating_system"
+    if asked.seen_pids is None:
+        return Finding(rule, "not applied", "the workers do not run under this machine's operating system")
+    claimed = {worker["pid"]: worker["rank"] for worker in verdict.workers if "earlier" not in worker}
+    problems = [
+        f"rank {rank} claims process {pid}, which the operating system never showed in this run"
+        for pid, rank in claimed.items()
+        if pid not in asked.seen_pids | asked.unwatched_pids
     ]
+    if problems:
+        verdict.problems += problems
+        return Finding(rule, "broken", "; ".join(problems))
+    if unwatched := sorted(claimed.keys() & asked.unwatched_pids - asked.seen_pids):
+        pids = ", ".join(map(str, unwatched))
+        return Finding(rule, "not applied", f"the driver was held up, and did not look while processes {pids} worked")
+    pids = ", ".join(map(str, claimed))
+    return Finding(rule, "held", f"processes {pids}" if pids else "none in this try")
 
 
 def _world(workers: Sequence[Worker], lost: Sequence[Worker], asked: Asked) -> list[str]:
