@@ -50,7 +50,7 @@ def main():
             else:
                 run_here(pipeline, spec, config, run)
         finally:
-            tell(spec, steps_of(config.output_dir, began), time.time() - began, config, run)
+            report(spec, steps_of(config.output_dir, began), time.time() - began, config, run)
 
 
 def run_here(pipeline, spec, config, run):
@@ -67,7 +67,7 @@ def run_here(pipeline, spec, config, run):
     checkpoints.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="kfp-", dir=config.output_dir) as scratch,
-        watched(spec, config, began, run),
+        StepWatcher(spec, config, began, run),
     ):
         os.environ["TMPDIR"] = scratch  # kfp's runner leaves a folder behind for each step
         # Distributed: the steps are processes, as they are pods elsewhere; they meet in files only.
@@ -108,8 +108,8 @@ def arguments_of(config):
     return found | {"min_accuracy": float(config.min_accuracy)}  # kfp takes no integer for a float
 
 
-class watched:
-    """Tells the record every second which steps have ended, while kfp runs them."""
+class StepWatcher:
+    """Tells the record which steps have ended, while kfp runs them."""
 
     def __init__(self, spec, config, began, run):
         self.num_steps = len(graph_of(spec)[0]) - 1 + len(config.learning_rates)
@@ -139,8 +139,27 @@ def steps_of(output_dir, since):
     return sorted((record for record in records if record["began"] >= since), key=lambda record: record["ended"])
 
 
-def tell(spec, records, seconds, config, run):
+def report(spec, records, seconds, config, run):
     """Metrics, a table of the steps, the lineage of the artifacts, and the graph with what became of each step."""
+    done = {record["step"] for record in records}
+    is_whole = any(record["step"] == "smoke_test" and "found" in record for record in records)
+    cached = [step for step in graph_of(spec)[0] if is_whole and step.replace("-", "_") not in done]
+    report_metrics(records, cached, seconds, run)
+    report_steps(records, cached, run)
+    if made := lineage(spec, f"{config.output_dir}/artifacts"):
+        run.table("lineage", made)
+    states = {step: [("cached", "cached")] for step in cached}
+    for step in done:
+        tries = [record for record in records if record["step"] == step]
+        shown = tries if step == "trial" else tries[-1:]
+        states[step.replace("_", "-")] = [
+            ("failed" if "error" in r else "done", label_of(r, len(tries))) for r in shown
+        ]
+    draw_graph(config.output_dir, spec, states)
+
+
+def report_metrics(records, cached, seconds, run):
+    """What the steps found, and how long they took of the pipeline's `seconds`."""
     found = {record["step"]: record["found"] for record in records if "found" in record}
     names = {"evaluate": "eval", "smoke_test": "served"}
     if best := found.get("choose") or found.get("tune"):
@@ -156,11 +175,11 @@ def tell(spec, records, seconds, config, run):
     inside = sum(record["ended"] - record["began"] for record in records)
     run.metric("pipeline/seconds", seconds, step=1, unit="s")
     run.metric("pipeline/seconds_inside_steps", inside, step=1, unit="s")
-    cached = []
-    if "smoke_test" in found:
-        done = {r["step"] for r in records}
-        cached = [step for step in graph_of(spec)[0] if step.replace("-", "_") not in done]
     run.metric("pipeline/cached_steps", len(cached), step=1)
+
+
+def report_steps(records, cached, run):
+    """A row for each step: when, how long, where, and what it found."""
     rows = [
         {
             "step": r["step"],
@@ -176,16 +195,6 @@ def tell(spec, records, seconds, config, run):
     rows += [{"step": step.replace("-", "_"), **not_run} for step in cached]
     if rows:
         run.table("steps", rows)
-    if made := lineage(spec, f"{config.output_dir}/artifacts"):
-        run.table("lineage", made)
-    states = {step: [("cached", "cached")] for step in cached}
-    for step in {record["step"] for record in records}:
-        tries = [record for record in records if record["step"] == step]
-        shown = tries if step == "trial" else tries[-1:]
-        states[step.replace("_", "-")] = [
-            ("failed" if "error" in r else "done", label_of(r, len(tries))) for r in shown
-        ]
-    draw_graph(config.output_dir, spec, states)
 
 
 def label_of(record, num_tries):

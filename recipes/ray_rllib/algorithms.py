@@ -26,8 +26,8 @@ def make_config(config, seed):
         # Distributed: learners of their own exchange gradients like any data-parallel training; 0: the program
         # itself learns.
         .learners(num_learners=config.num_learners)
-        # Distributed: a runner that dies is replaced, and the training goes on.
-        # ... but an environment that always fails ends the training, which else would wait for ever.
+        # Distributed: a runner that dies is replaced, and the training goes on. An environment that always fails ends
+        # it: else it would wait for ever.
         .fault_tolerance(restart_failed_env_runners=True, num_consecutive_env_runner_failures_tolerance=10)
         # Distributed: judged by a runner of its own, while the others sample and the learner learns.
         .evaluation(
@@ -43,7 +43,7 @@ def make_config(config, seed):
         .debugging(seed=seed, log_level="ERROR")
         .training(lr=config.learning_rate, gamma=config.gamma)
     )
-    return globals()[f"_{config.algorithm}"](common, config)
+    return TRAINING[config.algorithm](common, config)
 
 
 def _ppo(common, config):
@@ -54,10 +54,6 @@ def _ppo(common, config):
         vf_loss_coeff=0.01,
         entropy_coeff=0.0,
     )
-
-
-def _appo(common, config):
-    return _impala(common, config)
 
 
 def _impala(common, config):
@@ -78,3 +74,6 @@ def _dqn(common, config):
         num_steps_sampled_before_learning_starts=1000,
         epsilon=[(0, 1.0), (10_000, 0.02)],
     ).reporting(min_sample_timesteps_per_iteration=1000)
+
+
+TRAINING = {"ppo": _ppo, "appo": _impala, "impala": _impala, "dqn": _dqn}
