@@ -23,6 +23,7 @@ from cookbook import (
     inventory,
     machine,
     places,
+    recipes,
     redact,
     resume,
     run_folder,
@@ -53,7 +54,7 @@ def main() -> None:
             checks.check_choices(argv)
             sys.argv[1:] = overrides.prepared(overrides.with_defaults_of_mode(argv))
         elif not any(word.startswith("recipe=") for word in argv):
-            sys.argv.append(f"recipe={min(path.stem for path in (files.CONF / 'recipe').glob('*.yaml'))}")
+            sys.argv.append(f"recipe={recipes()[0]}")
         hydra.main(config_path=str(files.CONF), config_name="config", version_base="1.3")(run)()
     except UserError as error:
         raise SystemExit(_message(error)) from None

@@ -10,10 +10,10 @@ import sys
 import pytest
 import yaml
 
-from cookbook import ROOT, UserError
+from cookbook import ROOT, UserError, recipes
 from cookbook.prepare import doctor, environments, install, remedies, tools
 
-RECIPES = doctor.recipes()
+RECIPES = recipes()
 
 
 def tool(name):

@@ -223,7 +223,7 @@ def test_a_cluster_that_stays_up_loses_a_part_or_its_supervisor(two, service, tm
     ("recipe", "words", "message"),
     [
         ("pytorch", [], "recipe pytorch has no cluster that could stay up: torchrun starts its workers itself"),
-        ("..", [], "recipe '..' does not exist. There are: dask, horovod"),
+        ("..", [], "RECIPE=.. does not exist. There are: dask, horovod"),
         ("dask", ["cluster.num_workers=9"], "more than the 2 slots"),
     ],
 )

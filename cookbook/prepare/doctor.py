@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cookbook import ROOT, UserError, bootstrap
+from cookbook import ROOT, UserError, bootstrap, recipes, require_recipe
 from cookbook.machine import can_be_made, free_disk_mb, free_memory_mb
 from cookbook.prepare.remedies import remedy
 from cookbook.prepare.tools import EVERY_RECIPE, MAKE_HELP, PYTHON, Tool, output_of, tools_for
@@ -139,10 +139,6 @@ def examine(tool: Tool) -> Finding:
     return Finding(tool, path, number[0] if number else "")
 
 
-def recipes() -> list[str]:
-    return sorted(path.parent.name for path in ROOT.glob("recipes/*/main.py"))
-
-
 def _driver_line(recipe: str, key: str) -> str:
     """The value of a one-line entry of `driver` in a recipe's settings, as text (read without a YAML library)."""
     path = ROOT / f"conf/recipe/{recipe}.yaml"
@@ -221,8 +217,11 @@ def _gb(megabytes: float) -> str:
 
 def main(argv: Sequence[str]) -> int:
     names = argv or recipes()
-    if unknown := [name for name in names if name not in recipes()]:
-        raise SystemExit(f"error: RECIPE={' '.join(unknown)} does not exist; there are: {', '.join(recipes())}")
+    try:
+        for name in names:
+            require_recipe(name)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
     needed = tools_for([tool for name in names for tool in tools_of(name)], (EVERY_RECIPE, MAKE_HELP))
     groups = [("for the recipes", needed, "")]
     if not argv:

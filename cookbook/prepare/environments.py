@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from cookbook import ROOT, UserError
+from cookbook import ROOT, UserError, recipes, require_recipe
 from cookbook.bootstrap import complete, interpreter, mark_as_used, point, uv_environment
 from cookbook.prepare.tools import PYTHON
 from cookbook.processes import run_tool
@@ -204,14 +204,13 @@ def make_all(recipes: Iterable[str]) -> None:
 def main(argv: Sequence[str]) -> None:
     command, *wanted = argv or [""]
     sources = sorted(ROOT.glob("recipes/*/requirements*.in"))
-    recipes = sorted({source.parent.name for source in sources})
-    if unknown := set(wanted) - set(recipes):
-        raise SystemExit(f"error: no such recipe: {', '.join(sorted(unknown))}; there are: {', '.join(recipes)}")
     if command not in ("lock", "make"):
         raise SystemExit("usage: python -m cookbook.prepare.environments lock|make [recipe ...]")
     try:
+        for name in wanted:
+            require_recipe(name)
         if command == "make":
-            make_all(wanted or recipes)
+            make_all(wanted or recipes())
             return
         if not wanted:
             renew_lock(ROOT / "pyproject.toml", "--all-extras")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
-from cookbook import UserError
+from cookbook import UserError, recipes
 from cookbook.prepare import doctor, remedies
 from cookbook.prepare.tools import EVERY_RECIPE, MAKE_HELP, TOOLS
 from cookbook.words import words_of_make
@@ -51,7 +51,7 @@ def agreed(question: str) -> bool:
 
 def before(recipe: str, words: Iterable[str]) -> None:
     """What `make recipe-<name>` does first. Raises UserError when something is missing, and stays missing."""
-    if recipe not in doctor.recipes():
+    if recipe not in recipes():
         return  # the driver will say so, and name the nearest recipe
     uses = [EVERY_RECIPE, *(word.partition("=")[2] for word in words if word.startswith("cluster="))]
     made = doctor.is_made(recipe)
@@ -84,15 +84,15 @@ def main(argv: Sequence[str]) -> None:
         if command == "before":
             before(words[0], words_of_make(words[1:]))
             return
-        names = [word for word in words if word in doctor.recipes()]
+        names = [word for word in words if word in recipes()]
         uses = [word for word in words if word not in names]
         known = sorted({use for tool in TOOLS for use in tool.used_by} - {EVERY_RECIPE, MAKE_HELP})
         if unknown := [use for use in uses if use not in known]:
             raise UserError(
-                f"{', '.join(unknown)} is unknown; RECIPE= takes one of {', '.join(doctor.recipes())}; "
+                f"{', '.join(unknown)} is unknown; RECIPE= takes one of {', '.join(recipes())}; "
                 f"USE= takes {', '.join(known)}"
             )
-        tools = [tool for name in names or doctor.recipes() for tool in doctor.tools_of(name)]
+        tools = [tool for name in names or recipes() for tool in doctor.tools_of(name)]
         findings = doctor.missing_for(tools, [EVERY_RECIPE, MAKE_HELP, *uses])
         if not findings:
             print("nothing is missing")

@@ -28,7 +28,7 @@ from filelock import FileLock
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from cookbook import ROOT, UserError, bootstrap, run_folder
+from cookbook import ROOT, UserError, bootstrap, recipes, run_folder
 from cookbook.prepare.environments import (
     NoSolution,
     environment_name,
@@ -355,7 +355,7 @@ def proposals(recipe: str, deadline: float) -> list[Proposal]:
 
 
 def main(argv: list[str]) -> None:
-    names = sorted(path.parent.name for path in ROOT.glob("recipes/*/main.py"))
+    names = recipes()
     description = "Tries newer versions than a recipe's lock has, in a copy of the checkout, "
     description += "and says which single upgrade breaks the recipe."
     parser = argparse.ArgumentParser(prog="make canary", description=description)

@@ -3,7 +3,6 @@
 Run: make eject RECIPE=horovod TO=../mine [ARGS="key=value"]
 """
 
-import difflib
 import re
 import shlex
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import jinja2
 
-from cookbook import ROOT, UserError, redact, settings, systems
+from cookbook import ROOT, UserError, redact, require_recipe, settings, systems
 from cookbook.job import Job
 from cookbook.prepare import datasets
 from cookbook.prepare.environments import lock_of
@@ -27,11 +26,7 @@ COUNT = 104_729  # stands for the number of workers until then
 def eject(recipe: str, to: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Writes the recipe's program, composed settings, data builder, lock, test and a Makefile into an empty folder."""
     source, target = ROOT / "recipes" / recipe, Path(to).expanduser().absolute()
-    names = sorted(path.parent.name for path in ROOT.glob("recipes/*/main.py"))
-    if recipe not in names:
-        near = difflib.get_close_matches(recipe, names, 1, 0.5)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise UserError(f"RECIPE={recipe} does not exist{hint} There are: {', '.join(names)}")
+    require_recipe(recipe)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"TO={target} is not an empty folder; choose another one: nothing is ever overwritten")
     config, choices = settings.compose_recipe(recipe, overrides)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from cookbook import ROOT, UserError, run_folder
+from cookbook import ROOT, UserError, recipes, require_recipe, run_folder
 from cookbook.prepare.environments import lock_of
 from cookbook.report import pages
 from cookbook.words import words_of_make
@@ -501,19 +501,20 @@ def _say(entry: Entry, earlier: Iterable[Entry]) -> bool:
 
 
 def main(argv: Sequence[str]) -> None:
-    recipes = sorted(path.parent.name for path in ROOT.glob("recipes/*/main.py"))
     command, *words = words_of_make(argv) or [""]
     if command == "record" and len(words) >= 2:
         recipe, history, *overrides = words
-        if recipe not in recipes:
-            raise SystemExit(f"error: RECIPE={recipe} does not exist; there are: {', '.join(recipes)}")
+        try:
+            require_recipe(recipe)
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from None
         raise SystemExit(record(recipe, os.path.abspath(history), overrides))
     if command != "page" or len(words) != 2 or not all(words):
         raise SystemExit(
             "usage: make health HISTORY=history.jsonl [TO=folder], make nightly-record RECIPE=name HISTORY=..."
         )
     try:
-        path, rows, problems = write_page(words[0], words[1], recipes, time.time())
+        path, rows, problems = write_page(words[0], words[1], recipes(), time.time())
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     for row in rows:

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import psutil
 from filelock import FileLock
 
-from cookbook import ROOT, UserError, inventory, systems
+from cookbook import ROOT, UserError, inventory, recipes, require_recipe, systems
 from cookbook.job import Job, Process, Settings
 from cookbook.places import hosts as on_hosts
 from cookbook.places.hosts.ssh import Ssh
@@ -42,11 +42,9 @@ class Service:
 
     def __init__(self, where: str | Path, recipe: str, overrides: Sequence[str] = ()) -> None:
         """Raises UserError for a recipe that has no such cluster. `where`: the inventory."""
-        names = sorted(path.stem for path in (ROOT / "conf/recipe").glob("*.yaml"))
-        if recipe not in names:
-            raise UserError(f"recipe {recipe!r} does not exist. There are: {', '.join(names)}")
+        require_recipe(recipe)
         self.where, self.recipe, self.overrides = Path(where).resolve(), recipe, list(overrides)
-        port = f"cluster.port={FIRST_PORT + names.index(recipe)}"
+        port = f"cluster.port={FIRST_PORT + recipes().index(recipe)}"
         self.config, _ = compose_recipe(recipe, ["cluster=hosts", f"cluster.inventory={self.where}", port, *overrides])
         self.config["cluster"] = inventory.with_hosts(self.config["cluster"])
         self.system = systems.load(self.config["recipe"]["driver"]["system"])
