@@ -161,9 +161,9 @@ class DiskFolder:
 
     def put(self, path: Path, name: str) -> None:
         target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "rb") as file:
             os.fsync(file.fileno())
+        target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
         self._sync(target.parent)
 
@@ -181,10 +181,12 @@ class DiskFolder:
         return (self.path / name).read_bytes()
 
     def remove(self, names: Iterable[str]) -> None:
+        # Only of files that were there: other writers may have just made the folder of one that was not.
         parents = set()
         for name in names:
-            (self.path / name).unlink(missing_ok=True)
-            parents.add((self.path / name).parent)
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / name).unlink()
+                parents.add((self.path / name).parent)
         for parent in sorted(parents - {self.path}, key=lambda path: -len(path.parts)):
             with contextlib.suppress(OSError):  # something else is in it
                 parent.rmdir()

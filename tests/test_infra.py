@@ -72,9 +72,10 @@ def test_an_apply_that_was_killed_can_be_cleaned_up(tmp_path):
         "infra.variables.num_hosts=40",
     ]
     up = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "hosts/key").exists() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 600
+    while not (tmp_path / "hosts/key").exists() and up.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
+    assert (tmp_path / "hosts/key").exists(), "no host was begun"
     os.killpg(up.pid, 9)
     up.wait()
     (tmp_path / ".terraform.tfstate.lock.info").unlink(missing_ok=True)
