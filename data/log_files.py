@@ -92,10 +92,10 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
     first = first_of(files)
     if not any(first.values()):
         raise DatasetError(f"path={path}: there are no lines: all {len(files)} files are empty")
-    for file, reason in copies_by_lines(first).items():
-        left_out.append(entry(file, reason))
-        del first[file]
-    files = list(first)
+    notes = [
+        f"{file}: {reason}: they are counted twice, unless you leave one of the two out of data.path"
+        for file, reason in copies_by_lines(first).items()
+    ]
     wanted = choose(first, options) if wanted is None else wanted
     try:
         logformat.check_effect(wanted, options)
@@ -114,11 +114,10 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
     if note := logformat.without_time(wanted, sample):
         print(note, flush=True)
     wanted = replace(wanted, years=years_of(wanted, first))
-    for one in left_out[:5]:
-        print(f"left out: {one['file']}: {one['reason']}", flush=True)
-    return manifest(
-        [str(file) for file in files], wanted, f"{sum(file.stat().st_size for file in files):,} bytes", left_out
-    )
+    for line in [f"left out: {one['file']}: {one['reason']}" for one in left_out[:5]] + notes[:5]:
+        print(line, flush=True)
+    size = f"{sum(file.stat().st_size for file in files):,} bytes"
+    return manifest([str(file) for file in files], wanted, size, left_out, notes)
 
 
 def find(path):
@@ -202,7 +201,8 @@ def same_lines(one, other):
 
 
 def copies_by_lines(first):
-    """{file: reason} of those whose lines another file has, too: packed otherwise, with other line ends, or as a part.
+    """{file: what is said of it} for those whose lines another file has, too: packed otherwise, with other line ends,
+    or as a part of it.
 
     `first`: {file: its first lines}. Files that begin with the same lines are compared to their ends, and unpacked
     ones that end with the same bytes to their beginnings. Of few lines, only those that are all the same are copies.
@@ -551,7 +551,7 @@ def month_day(fmt, line):
     return found["time"].month * 100 + found["time"].day if found and found["time"] else None
 
 
-def manifest(paths, fmt, size, left_out):
+def manifest(paths, fmt, size, left_out, notes=()):
     return {
         "name": "log_files",
         "version": "2",
@@ -561,6 +561,7 @@ def manifest(paths, fmt, size, left_out):
         "entry": fmt.as_dict(),
         "paths": paths,
         "left_out": left_out,
+        "notes": list(notes),
         "rows": {},
         "schema": {"lines": fmt.name},
     }
