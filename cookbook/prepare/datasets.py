@@ -166,7 +166,10 @@ def ensure(
                         parameters[key] = local if isinstance(given, list) else local[0]
                 stage.update(f"building {folder.name}")
                 program = DATA / f"{data['builder']}.py"
-                tool.run(f"data={data['builder']} could not be built", program, folder, *as_arguments(parameters))
+                try:
+                    tool.run(f"data={data['builder']} could not be built", program, folder, *as_arguments(parameters))
+                finally:  # a builder that had to be killed has not done this itself
+                    shutil.rmtree(folder.with_name(f".{folder.name}.partial"), ignore_errors=True)
     except OSError as error:
         free = shutil.disk_usage(folder.parent).free / 1e6 if folder.parent.exists() else 0
         raise UserError(
