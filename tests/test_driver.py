@@ -12,7 +12,7 @@ import pytest
 
 from cookbook import ROOT, UserError, bootstrap, run_folder
 from cookbook.machine import num_cores
-from cookbook.prepare import doctor
+from cookbook.prepare import doctor, remedies
 from cookbook.report import pages
 from tests.helpers import CLEAN, Driver, latest, recipes, run_cookbook
 from tests.requirements import skip
@@ -55,7 +55,7 @@ def test_the_driver_under_a_launcher_by_mistake(tmp_path, name, launcher):
 
 def test_without_a_compiler_nothing_is_started(monkeypatch):
     monkeypatch.setattr(doctor, "is_made", lambda recipe: False)
-    monkeypatch.setattr(doctor, "manager", lambda: "apt")
+    monkeypatch.setattr(remedies, "manager", lambda: "apt")
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError) as error:

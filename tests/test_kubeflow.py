@@ -141,7 +141,7 @@ def test_tensorflow_trains_the_model_that_pytorch_serves(tmp_path):
     [
         ("recipe.min_accuracy=high", "recipe.min_accuracy='high': expected a number"),
         ("recipe.min_accuracy=95", "min_accuracy=95: expected a share between 0 and 1"),
-        ("recipe.learning_rates=[fast]", "learning_rates=['fast']: expected numbers"),
+        ("recipe.learning_rates=[fast]", "recipe.learning_rates=['fast']: 'fast' is not a number"),
         ("recipe.learning_rates=[0.1,0.1]", "one of them is there twice"),
         ("recipe.trainer=mpijob", "trainer='mpijob' is unknown; expected one of: trainjob, pytorchjob, tfjob"),
         ("recipe.model_name=My_Model", "Kubernetes takes small letters, digits and dashes"),
