@@ -950,12 +950,15 @@ def content(lines, end="\n"):
         ("json_access", '{{"ts":17432856{k:02d}.5,"request":{{"uri":"/{k}","method":"GET"}},"status":200}}'),
         ("klog", "I0329 22:00:{k:02d}.123456   12345 main.cc:42] hello {k}"),
         ("spark", "25/03/29 22:00:{k:02d} INFO SparkContext: Running {k}"),
-        ("haproxy", 'Feb  6 12:14:14 lb haproxy[9]: 10.0.1.2:33317 [06/Feb/2009:12:14:{k:02d}.655] http-in static/srv1 '
-         '10/0/30/69/109 200 2750 - - ---- 1/1/1/1/0 0/0 "GET /index{k}.html HTTP/1.1"'),
+        (
+            "haproxy",
+            "Feb  6 12:14:14 lb haproxy[9]: 10.0.1.2:33317 [06/Feb/2009:12:14:{k:02d}.655] http-in static/srv1 "
+            '10/0/30/69/109 200 2750 - - ---- 1/1/1/1/0 0/0 "GET /index{k}.html HTTP/1.1"',
+        ),
         ("logfmt", 'time="2025-03-29T22:00:{k:02d}Z" level=info msg="hello {k}"'),
         ("nginx_timed", '192.0.2.1 - - [29/Mar/2025:22:00:{k:02d} +0000] "GET /a HTTP/1.1" 200 5 "-" "c" rt=0.{k:02d}'),
     ],
-)  # fmt: skip
+)
 def test_auto_takes_no_format_that_only_looks_alike(tmp_path, name, line):
     write(tmp_path / "a.log", [line.format(k=k) for k in range(60)])
     if name:

@@ -41,7 +41,7 @@ def main():
     ring = tf.distribute.experimental.CommunicationOptions(
         implementation=tf.distribute.experimental.CommunicationImplementation.RING
     )
-    be_patient()
+    be_patient()  # Distributed: a worker that is busy for a moment is not taken for dead.
     # Distributed: starts this worker's server and waits for the others, whose addresses TF_CONFIG holds.
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=ring)
     data = ImageData(config.rows_dir, "train")

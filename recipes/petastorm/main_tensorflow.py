@@ -42,7 +42,7 @@ def main():
     tf.config.threading.set_inter_op_parallelism_threads(num_threads)
     tf.keras.utils.set_random_seed(config.seed)
     manifest = json.loads((Path(config.data_dir) / "manifest.json").read_text())
-    be_patient()
+    be_patient()  # Distributed: a worker that is busy for a moment is not taken for dead.
     # Distributed: starts this worker's server and waits for the others.
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     facts = {"petastorm": petastorm.__version__, "tensorflow": tf.__version__, "device": "cpu"}

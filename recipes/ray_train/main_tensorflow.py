@@ -96,7 +96,7 @@ def train_worker(settings):
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=kinds.NCCL if config.use_gpu else kinds.RING
     )
-    be_patient()
+    be_patient()  # Distributed: a worker that is busy for a moment is not taken for dead.
     # Distributed: starts this worker's server, and waits for the others.
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     with (

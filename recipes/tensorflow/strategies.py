@@ -19,7 +19,7 @@ def make_strategy(config):
     # Distributed: how the gradients travel. RING works over gRPC on any device, NCCL between GPUs; AUTO leaves it
     # to TensorFlow.
     options = tf.distribute.experimental.CommunicationOptions(implementation=kinds[config.communication.upper()])
-    be_patient()
+    be_patient()  # Distributed: a worker that is busy for a moment is not taken for dead.
     return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
 
 
