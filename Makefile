@@ -60,6 +60,12 @@ eject: $(SETUP) ## copy a recipe out so that it runs by itself: RECIPE=horovod T
 diff: $(SETUP) ## what makes a recipe's program a distributed one, against its twin in one process: RECIPE=horovod
 	@$(BIN)/python -m cookbook.tools.diff "$(RECIPE)"
 
+guide: $(SETUP) ## which tool for my job: the same tasks in all systems, measured, one page: ARGS=smoke (10 minutes), or a night
+	@$(BIN)/python -m guide @ARGS
+
+choose: $(SETUP) ## five questions, and the recipe to take: ARGS="task=tables rows=3e7 machines=one framework=pandas team=alone"
+	@$(BIN)/python -m guide.choose @ARGS
+
 bench: $(SETUP) ## measure a recipe against the bare framework: RECIPE=horovod
 	@$(BIN)/python -m benchmarks.$(RECIPE)
 
@@ -110,4 +116,4 @@ clean: ## remove environments, runs and caches of this checkout
 	@rm -rf .venv .venvs outputs .pytest_cache .mypy_cache .ruff_cache runrecord/build runrecord/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup doctor tools report send compare eject diff bench bench-hosts test test-all image-sizes areas lint docs nightly-record health canary lock clean
+.PHONY: help setup doctor tools report send compare eject diff guide choose bench bench-hosts test test-all image-sizes areas lint docs nightly-record health canary lock clean
