@@ -174,7 +174,8 @@ def _from_guide(name: str, recipe: str, rows: int, here: Known) -> tuple[list[st
     if way is None:
         return [f'{recipe} does this; figures: not measured here (make guide ARGS="smoke tasks={name}")'], []
     reasons, more = [f"{recipe}: {_figure(measured, way, rows)}"], []
-    for other in [one for one in measured.most if one != way]:
+    others = sorted((one for one in measured.most if one != way), key=lambda one: _seconds(measured, one, rows))
+    for other in others:
         text = f"{other[0]}: {_figure(measured, other, rows)}"
         faster = _seconds(measured, other, rows) < _seconds(measured, way, rows)
         if faster and not measured.task.system(other[0]).distributed:

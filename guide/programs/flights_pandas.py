@@ -24,7 +24,7 @@ def flown(flights, planes):
 def per_airport(flights):
     """The sums of all flights of some planes, by carrier and airport."""
     flights = flights.sort_values(ORDER)
-    before = flights.groupby("tailnum")["arr_delay"].shift(1)
+    before = flights.groupby("tailnum")["arr_delay"].shift(1).fillna(0)
     flights = flights.assign(flights=1, knock_on=((flights["dep_delay"] > 15) & (before > 15)).astype("int64"))
     return flights.groupby(KEYS, as_index=False)[SUMS].sum()
 

@@ -29,12 +29,12 @@ def parsed(lines, teams):
 def per_hour(requests):
     """The sums of all requests of some clients, by team and hour."""
     requests = requests.sort_values(["time", "section", "rest"])
-    gap = requests["time"] - requests.groupby("client")["time"].shift(1)
+    gap = (requests["time"] - requests.groupby("client")["time"].shift(1)).fillna(PAUSE + 1)
     requests = requests.assign(
         hour=requests["time"] // 3600,
         requests=1,
         errors=(requests["status"] >= 500).astype("int64"),
-        sessions=(gap.isna() | (gap > PAUSE)).astype("int64"),
+        sessions=(gap > PAUSE).astype("int64"),
     )
     return requests.groupby(KEYS, as_index=False)[SUMS].sum()
 
