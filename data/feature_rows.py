@@ -1,6 +1,7 @@
-"""Rows of 16 features in plain Parquet: to measure how fast readers feed them into tensors.
+"""Rows of 16 features in plain Parquet: to measure how fast readers feed them into tensors, and to fit models to.
 
-`id` int64 (0, 1, ...) and x00 to x15 float32, whole numbers below 1000: their sums are exact in double precision, so
+`id` int64 (0, 1, ...), `label` int64 (0 or 1: a noisy weighted sum of features, and whether two of them are both large)
+and x00 to x15 float32, whole numbers below 1000: their sums are exact in double precision, so
 that two readers can be compared to the last digit. A block of rows follows from the seed and its own number.
 """
 
@@ -31,7 +32,7 @@ def build(folder, num_rows, seed):
         "source": f"generated: {num_rows} rows, seed {seed}",
         "licence": "CC0 1.0",
         "rows": {"rows": num_rows},
-        "schema": {"id": "int64", **dict.fromkeys(FEATURES, "float32")},
+        "schema": {"id": "int64", "label": "int64", **dict.fromkeys(FEATURES, "float32")},
     }
 
 
@@ -39,7 +40,11 @@ def block(start, num_rows, seed):
     """The rows from `start` on, as a table."""
     random = np.random.default_rng([seed, start])
     values = random.integers(0, 1000, (len(FEATURES), num_rows)).astype(np.float32)
-    return pa.table({"id": np.arange(start, start + num_rows), **dict(zip(FEATURES, values, strict=True))})
+    score = values[:4].T @ np.array([1.0, -0.8, 0.6, -0.4]) + 600 * ((values[4] > 500) & (values[5] > 500))
+    label = (score + random.normal(0, 400, num_rows) > 350).astype(np.int64)
+    return pa.table(
+        {"id": np.arange(start, start + num_rows), "label": label, **dict(zip(FEATURES, values, strict=True))}
+    )
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def run(case: Case, place: Place, data: tuple[Path, int], stage: Progress) -> re
     peak, reason = watched([*argv, "--out", str(events)], log, place, python)
     shown = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
     shutil.rmtree(events.parent, ignore_errors=True)
-    return with_figures(made, shown, peak, reason)
+    return with_figures(case.task, made, shown, peak, reason)
 
 
 def watched(argv: list[str], log: Path, place: Place, python: Path) -> tuple[float, str]:
@@ -174,15 +174,17 @@ def memory_of(pid: int) -> float:
     return total / 1e6
 
 
-def with_figures(run: results.Run, events: list[dict[str, Any]], peak_mb: float, reason: str) -> results.Run:
+def with_figures(
+    task: Task, run: results.Run, events: list[dict[str, Any]], peak_mb: float, reason: str
+) -> results.Run:
     """The run with what its program told. One that told too little, or two different results, has failed."""
     ready = [event for event in events if event["event"] == "ready"]
     done = [event for event in events if event["event"] == "result"]
     found = [results.summary(event["result"]) for event in done]
     if not reason and (len(ready) != 1 or len(done) < 2):
         reason = f"it said {len(ready)} times that it is ready, and gave {len(done)} results; expected 1, and 2 or more"
-    if not reason and any(other != found[0] for other in found):
-        reason = f"doing its work again gave another result: {found[0]}, then {next(o for o in found if o != found[0])}"
+    if not reason and (others := [text for one in found if (text := results.difference(task, found[0], one))]):
+        reason = f"doing its work again gave another result: {others[0]}"
     if reason:
         return replace(run, reason=reason, peak_mb=round(peak_mb, 1))
     return replace(

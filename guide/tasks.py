@@ -85,7 +85,7 @@ def _logs(name: str, num_lines: int, workers: tuple[int, ...] = (1, 2)) -> Size:
 
 
 def _features(name: str, num_rows: int, workers: tuple[int, ...] = (1, 2)) -> Size:
-    return Size(name, {"num_rows": num_rows, "seed": 0}, num_rows * 72 // 1_000_000 + 1, workers)
+    return Size(name, {"num_rows": num_rows, "seed": 0}, num_rows * 52 // 1_000_000 + 1, workers)
 
 
 TASKS = (
@@ -144,12 +144,36 @@ TASKS = (
         ),
         sizes=(
             _features("tiny", 30_000, (2,)),
-            _features("0.01 GB", 150_000, (2,)),
-            _features("0.1 GB", 1_500_000),
-            _features("1 GB", 15_000_000),
-            _features("10 GB", 150_000_000, (2,)),
+            _features("0.01GB", 150_000, (2,)),
+            _features("0.1GB", 1_500_000),
+            _features("1GB", 15_000_000),
+            _features("10GB", 150_000_000, (2,)),
         ),
-        smoke=("0.01 GB", "0.1 GB"),
+        smoke=("0.01GB", "0.1GB"),
+    ),
+    Task(
+        name="models",
+        title="Linear and tree models",
+        what="A logistic regression and a forest of 20 trees, eight levels deep, on rows of 16 features; the area "
+        "under the curve on the last fifth of the rows.",
+        unit="rows",
+        rows="rows",
+        builder="feature_rows",
+        built_in=OWN,
+        systems=(
+            System("scikit-learn", "models_sklearn", OWN, False, "pandas"),
+            System("dask", "models_dask", "dask", True, "pandas"),
+            System("spark", "models_spark", "spark", True, "sql"),
+        ),
+        sizes=(
+            _features("tiny", 30_000, (2,)),
+            _features("0.1M", 100_000, (2,)),
+            _features("0.3M", 300_000),
+            _features("3M", 3_000_000),
+            _features("30M", 30_000_000, (2,)),
+        ),
+        smoke=("0.1M", "0.3M"),
+        tolerance={"linear_auc": 0.002, "trees_auc": 0.02},
     ),
 )
 

