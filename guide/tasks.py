@@ -267,8 +267,8 @@ def cases_of(wanted: Wanted) -> list[Case]:
         for size in [size.name for size in task.sizes if size.name in wanted.sizes]
         for system in task.systems
         if system.name in wanted.systems
-        for workers in wanted.workers
-        if workers in system.workers and (workers in task.size(size).workers or system.workers == (1,))
+        for workers in (wanted.workers if len(system.workers) > 1 else system.workers)
+        if len(system.workers) == 1 or (workers in system.workers and workers in task.size(size).workers)
     ]
     if not found:
         raise UserError("these settings leave nothing to measure; `make guide ARGS=help` lists what there is")
