@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from cookbook.report.pages import number
 from guide.results import Run
@@ -17,12 +18,31 @@ NOT_MEASURED = "not measured here"
 LEAST_RUNS = 2
 
 
+class Linked(Protocol):
+    """A run that the page can link to."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def system(self) -> str: ...
+
+    @property
+    def workers(self) -> int: ...
+
+    @property
+    def size(self) -> str: ...
+
+    @property
+    def launch(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Advice:
     """A sentence, and the runs that it rests on."""
 
     said: str
-    runs: tuple[Run, ...] = ()
+    runs: tuple[Linked, ...] = ()
 
     @property
     def is_measured(self) -> bool:

@@ -6,22 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from cookbook.report import pages
-from guide import advice
+from guide import advice, training
 from guide.measure import Place
 from guide.results import Run
 from guide.tasks import TASKS, lines_of
 
 
 def write(folder: Path, runs: Sequence[Run], place: Place, problems: Sequence[str]) -> Path:
-    """Writes <folder>/index.html over the runs of this machine; returns its path."""
+    """Writes <folder>/index.html over the runs of this machine, and those of recipes beside it; returns its path."""
+    trained = training.read(folder.parent, place.machine)
     path = folder / "index.html"
     partial = folder / ".index.html.partial"
-    partial.write_text(text_of(runs, place.commit, pages.machine(), problems, time.time()))
+    partial.write_text(text_of(runs, place.commit, pages.machine(), problems, time.time(), trained, folder))
     partial.replace(path)
     return path
 
 
-def text_of(runs: Sequence[Run], commit: str, machine: str, problems: Sequence[str], now: float) -> str:
+def text_of(
+    runs: Sequence[Run],
+    commit: str,
+    machine: str,
+    problems: Sequence[str],
+    now: float,
+    trained: Sequence[training.Training] = (),
+    folder: Path = Path(),
+) -> str:
     """The page as HTML."""
     measured = [found for task in TASKS if (found := advice.Measured(task, runs)).all]
     environment = pages.environment()
@@ -34,6 +43,12 @@ def text_of(runs: Sequence[Run], commit: str, machine: str, problems: Sequence[s
         machine=machine,
         problems=problems,
         now=now,
+        groups=[
+            {"runs": group, "advice": training.advice_of(group), "unequal": training.unequal(group)}
+            for group in training.groups_of(trained)
+        ],
+        report=lambda one: one.report(folder),
+        compare=training.COMMAND,
         others=sorted({run.commit[:10] for run in runs if run.commit != commit}),
     )
 

@@ -12,7 +12,7 @@ import pytest
 from cookbook import ROOT, UserError
 from cookbook.report import pages
 from guide import __main__ as command
-from guide import advice, choose, measure, page, results, settings
+from guide import advice, choose, measure, page, results, settings, training
 from guide.tasks import TASKS, Wanted, cases_of, lines_of, task_named
 from tests.helpers import CLEAN
 
@@ -283,6 +283,36 @@ def test_the_table_has_a_row_for_each_way_and_size(whole_page):
     text = whole_page
     assert len(re.findall(r'<td class="num">330,000</td><td>\w+</td>', text)) == 5
     assert "polars, 2 workers: 0.73 s" in text.partition("size: 3,300,000 flights")[2].partition("</tr>")[0]
+
+
+def trained(system, workers, rate, value=0.9, task="one"):
+    plain = dict(size="digits, 512 rows", folder=f"/out/{system}/{workers}", task=task, objective="eval/accuracy")
+    return training.Training(
+        system=system,
+        workers=workers,
+        rate=rate,
+        value=value,
+        launch_seconds=1.0,
+        run_seconds=1000 / rate,
+        peak_mb=None,
+        **plain,
+    )
+
+
+def test_recipes_that_did_the_same_task_are_compared_and_others_are_not():
+    runs = [trained("pytorch single", 1, 100.0), trained("pytorch ddp", 1, 95.0), trained("pytorch ddp", 2, 180.0)]
+    other = trained("horovod torch", 2, 900.0, task="another")
+    (group,) = training.groups_of([*runs, other])
+    said = [sentence.text for sentence in training.advice_of(group)]
+    assert said[0] == "pytorch ddp, 2 workers: 180.0 samples/s; next pytorch single, 1 workers: 100.0 samples/s"
+    assert said[-1] == "pytorch ddp: 2 workers are 1.89 times as fast as one"
+    text = page.text_of([], "abc", MACHINE, [], 2000.0, [*runs, other])
+    assert 'id="' + runs[2].id in text and "900" not in text
+
+
+def test_trainings_with_other_results_give_no_advice():
+    group = [trained("pytorch ddp", 2, 100.0), trained("horovod torch", 2, 200.0, value=0.7)]
+    assert [sentence.text for sentence in training.advice_of(group)] == ["not measured here"]
 
 
 # ---- the cases
