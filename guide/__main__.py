@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from cookbook import UserError, processes, signals
 from cookbook.bootstrap import cache_dir
 from cookbook.report import pages
@@ -32,9 +34,18 @@ def make(words: Sequence[str]) -> tuple[Path, list[str]]:
         seconds=rest["minutes"] * 60,
         repeats=wanted.repeats,
     )
-    path = folder / "results.jsonl"
     cases = cases_of(wanted)
-    known = {} if rest["fresh"] else {run.key: run for run in fitting(results.read(path), place)}
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return measured(cases, place, rest["fresh"])
+    except Timeout:
+        raise UserError(f"another make guide is at work in {folder}; wait for it, or choose output_root=...") from None
+
+
+def measured(cases: Sequence[Case], place: measure.Place, fresh: bool) -> tuple[Path, list[str]]:
+    """Measures the cases that are not known yet, and writes the page; returns (its path, problems)."""
+    folder, path = place.folder, place.folder / "results.jsonl"
+    known = {} if fresh else {run.key: run for run in fitting(results.read(path), place)}
     problems: list[str] = []
     with processes.Watchdog(place.run_id, GRACE_SECONDS), Stage("guide") as stage:
         done = sum(is_known(case, known) for case in cases)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
 from cookbook import ROOT, UserError
 from cookbook.report import pages
@@ -133,6 +134,13 @@ def test_a_guide_that_was_cut_off_goes_on(bench):
     bench.make()
     assert bench.started == ["flights 1x, duckdb, 1 workers"]
     assert [run.system for run in results.read(bench.path)] == ["pandas", "duckdb"]
+
+
+def test_two_guides_do_not_work_in_one_folder(bench):
+    (bench.root / "guide").mkdir()
+    with FileLock(bench.root / "guide/.lock"), pytest.raises(UserError, match="another make guide is at work"):
+        bench.make()
+    assert bench.started == []
 
 
 def test_another_commit_or_program_is_measured_again(bench, monkeypatch):
