@@ -116,7 +116,8 @@ def said(run: results.Run) -> str:
     if run.status != "ok":
         return f"{run.status}: {run.reason}"
     rate = pages.number(run.rate)
-    return f"first result after {run.first_seconds:.1f} s, then {rate} rows/s, {run.peak_mb:,.0f} MB"
+    busy = f"; others used {run.busy:.0f} % of the processors" if run.was_busy else ""
+    return f"first result after {run.first_seconds:.1f} s, then {rate} rows/s, {run.peak_mb:,.0f} MB{busy}"
 
 
 def main(argv: Sequence[str]) -> None:

@@ -197,6 +197,7 @@ def _figure(measured: advice.Measured, way: tuple[str, int], rows: int) -> str:
     sizes = measured.sizes(way)
     runs = measured.of(way)
     known_runs = f"{len(runs)} run{'s' if len(runs) > 1 else ''} here"
+    known_runs += " while it was busy" if any(run.was_busy for run in runs) else ""
     if rows in sizes:
         seconds = measured.median(way, rows, advice.first) or 0.0
         return f"{shown(seconds)} s to the first result (measured, {known_runs})"

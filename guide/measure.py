@@ -112,6 +112,7 @@ def run(case: Case, place: Place, data: tuple[Path, int], stage: Progress) -> re
     log.parent.mkdir(parents=True, exist_ok=True)
     argv = [str(python), str(case.system.path), str(folder), "--workers", str(case.workers)]
     argv += ["--repeats", str(place.repeats), "--memory-mb", str(memory_mb())]
+    busy = psutil.cpu_percent(LOOK_SECONDS)
     made = results.Run(
         task=case.task.name,
         system=case.system.name,
@@ -125,6 +126,7 @@ def run(case: Case, place: Place, data: tuple[Path, int], stage: Progress) -> re
         time=time.time(),
         status="failed",
         command=shlex.join([f".venvs/{environment}/bin/python", str(case.system.path.relative_to(ROOT)), *argv[2:]]),
+        busy=busy,
     )
     peak, reason = watched([*argv, "--out", str(events)], log, place, python)
     shown = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []

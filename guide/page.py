@@ -48,6 +48,7 @@ def text_of(
             for group in training.groups_of(trained)
         ],
         report=lambda one: one.report(folder),
+        busy=sum(run.was_busy for run in runs),
         compare=training.COMMAND,
         others=sorted({run.commit[:10] for run in runs if run.commit != commit}),
     )

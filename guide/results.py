@@ -10,6 +10,8 @@ from typing import Any
 
 from guide.tasks import PROGRAMS, Case, Task
 
+BUSY_PERCENT = 20.0  # of the processors, used by others: from there on a machine counts as busy
+
 
 @dataclass(frozen=True)
 class Run:
@@ -33,6 +35,7 @@ class Run:
     peak_mb: float | None = None  # of all processes together; shared memory counts once
     result: dict[str, Any] = field(default_factory=dict)  # {"digest", "rows", "sums"} of a table, or {name: number}
     command: str = ""
+    busy: float | None = None  # percent of the processors that others used right before it began
 
     @property
     def id(self) -> str:
@@ -43,6 +46,11 @@ class Run:
     @property
     def key(self) -> tuple[str, str, str, int, int]:
         return self.task, self.system, self.size, self.workers, self.launch
+
+    @property
+    def was_busy(self) -> bool:
+        """Whether the machine had other work, so that the figures say little about the system."""
+        return self.busy is not None and self.busy > BUSY_PERCENT
 
     @property
     def rate(self) -> float | None:

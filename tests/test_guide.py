@@ -323,6 +323,16 @@ def test_trainings_with_other_results_give_no_advice():
     assert [sentence.text for sentence in training.advice_of(group)] == ["not measured here"]
 
 
+def test_a_busy_machine_is_named_on_the_page_and_in_the_choice(monkeypatch):
+    monkeypatch.setattr(pages, "plot", lambda *words, **more: "")
+    idle = [replace(run, busy=5.0) for run in grid()]
+    assert "busy machine" not in page.text_of(idle, "abc", MACHINE, [], 2000.0)
+    assert "while it was busy" not in str(choose.choose(ANSWERS, choose.Known(idle)))
+    busy = [replace(idle[0], busy=90.0), *idle[1:]]
+    assert f"before 1 of the {len(busy)} runs" in page.text_of(busy, "abc", MACHINE, [], 2000.0)
+    assert "while it was busy" in str(choose.choose(ANSWERS, choose.Known(busy)))
+
+
 # ---- the cases
 
 
