@@ -153,7 +153,7 @@ def unequal(task: Task, runs: Sequence[Run]) -> dict[str, str]:
         return {}
     counts = [len({run.system for run in group}) for group in groups]
     right = groups[counts.index(max(counts))] if counts.count(max(counts)) == 1 else None
-    found = {}
+    found: dict[str, str] = {}
     for group in groups:
         if group is not right:
             other = (right or next(one for one in groups if one is not group))[0]

@@ -448,7 +448,7 @@ def test_choose_asks_what_is_not_given_and_asks_again_for_an_unknown_answer(monk
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("task", ["flights", "logs", "feeding", "models"])
+@pytest.mark.parametrize("task", [task.name for task in TASKS])
 def test_a_tiny_guide_gives_the_same_result_in_all_systems(task, tmp_path):
     words = [f"tasks={task}", "sizes=tiny", "launches=1", "repeats=1", f"output_root={tmp_path}"]
     argv = [sys.executable, "-m", "guide", *words]
