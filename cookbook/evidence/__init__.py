@@ -29,6 +29,11 @@ def judge(records: Sequence[Record], asked: Asked) -> Verdict:
     current, services = _sort_out(records, verdict, asked)
     _take_figures(records, verdict)
     verdict.errors = _errors(current + services)
+    verdict.preempted = _preempted(records, current, services)
+    if verdict.preempted:
+        rules = ("no_process_failed", "workers_as_asked_for", "metrics_finite_and_agreed", *asked.proof)
+        verdict.findings = [Finding(rule, "not applied", "the run is not over") for rule in rules]
+        return verdict
     verdict.figures["no_process_failed"] = f"{len(current + services)} processes ended by themselves"
     verdict.diverged = next((error for error in verdict.errors if " ended with Diverged: " in error), "")
     gone = [events[0] for events in services if _end(events) is None]
@@ -153,6 +158,18 @@ def _errors(current: Iterable[Record]) -> list[str]:
         for start, end in ends
         if "error" in end
     ]
+
+
+def _preempted(records: Sequence[Record], current: Sequence[Record], services: Sequence[Record]) -> str:
+    """By what the workers were preempted, and where they have saved; empty unless they were, and nothing failed."""
+    reasons = [end["preempted"] for events in [*current, *services] if "preempted" in (end := _end(events) or {})]
+    if not reasons or _errors(current):  # who waits for the workers (a pipeline's driver) may end with an error
+        return ""
+    saved = [event for events in records for event in events if event["event"] == "checkpoint"]
+    last = max(saved, key=lambda event: event["time"], default=None)
+    where = f"saved at epoch {last['epoch'] + 1} after step {last['step']}" if last else "nothing was done yet"
+    told = next((reason for reason in reasons if not reason.startswith("another")), reasons[0])
+    return f"preempted by {told}: {where}; the same command goes on from there"
 
 
 def _membership(verdict: Verdict, asked: Asked) -> list[str]:

@@ -233,6 +233,7 @@ def settings_of_training(config, on_cluster):
     It is JSON text, because kfp makes every number in a dictionary a float.
     """
     own = ("global_batch_size", "width", "seed", "use_gpu", "max_steps")
+    own += ("checkpoint_every_steps", "checkpoint_every_seconds")
     train = {key: getattr(config, key) for key in own} | {"max_steps": config.max_steps or 0}
     if not on_cluster:
         train |= {"output_dir": config.output_dir, "checkpoint_dir": f"{config.checkpoint_dir}/train"}
