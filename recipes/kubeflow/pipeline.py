@@ -241,7 +241,14 @@ def settings_of_training(config, on_cluster):
             {"train": train} | {key: getattr(config, key) for key in ("num_workers", "max_restarts", "trainer")}
         )
     keys = ["num_workers", "max_restarts", "num_retries", "trainer", "image", "namespace", "claim", "runtime"]
-    keys += ["cpus_per_worker", "memory_mb_per_worker", "model_name", "service_account", "mount_path"]
+    keys += [
+        "cpus_per_worker",
+        "memory_mb_per_worker",
+        "model_name",
+        "service_account",
+        "mount_path",
+        "notice_grace_seconds",
+    ]
     return json.dumps({"train": train} | {key: getattr(config, key) for key in keys})
 
 

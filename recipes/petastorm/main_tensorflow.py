@@ -167,7 +167,8 @@ def train_epoch(add_up, train_step, manifest, config, position, notice, save, ra
             ids, features, late = next(stream, none)
             # Distributed: row groups do not divide evenly. Who has run out goes on with no rows until nobody has any.
             # The workers' wishes for a checkpoint (see preempt.py) travel along: all save after the same step.
-            total, wish = add_up(tf.constant([len(ids), notice.wish(position["step"] + 1)], tf.float64)).numpy().tolist()
+            own = [len(ids), notice.wish(position["step"] + 1)]
+            total, wish = add_up(tf.constant(own, tf.float64)).numpy().tolist()
             if not total:
                 break
             run.rows(epoch, position["taken"], ids)
