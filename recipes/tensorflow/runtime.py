@@ -52,7 +52,7 @@ def claim_checkpoints(config, program):
     mine, batches = depends_on(config, min(num_rows, config.max_rows or num_rows)), note.with_name("depends_on.json")
     # Without one of this note, nobody knows of which batches the checkpoints are; without a checkpoint, it
     # does not matter.
-    saved = any(note.parent.rglob("*.index")) or (note.parent / "last.npz").exists()
+    saved = any(note.parent.glob("*/checkpoint.json"))
     if saved and batches.exists():
         check_position(note.parent, json.loads(batches.read_text()), mine)
     note.parent.mkdir(parents=True, exist_ok=True)
