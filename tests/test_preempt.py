@@ -148,6 +148,18 @@ def test_an_earlier_try_that_was_preempted_does_not_count_now(tmp_path):
     assert (verdict.preempted, verdict.problems) == ("", [])
 
 
+def test_workers_that_came_after_the_preempted_ones_count(tmp_path):
+    """Slurm puts a job back into the queue, and one driver sees both starts."""
+    preempted_run(tmp_path, [(0, 1), (0, 1)])
+    for rank in range(2):
+        with RunRecord(tmp_path, rank, 2, pid=2000 + rank) as run:
+            run.rows(0, 1, np.arange(rank, 8, 2))
+    verdict = evidence.judge(read_records(tmp_path), Asked(num_workers=2))
+    assert (verdict.preempted, verdict.problems) == ("", [])
+    assert [worker["pid"] for worker in verdict.workers] == [2000, 2001]
+    assert sorted(worker["pid"] for worker in verdict.lost) == [1000, 1001]
+
+
 class Place:
     def __init__(self):
         self.told = 0

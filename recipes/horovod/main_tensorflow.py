@@ -34,7 +34,7 @@ def main():
 
     facts = {"device": device, "tensorflow": tf.__version__, "horovod": horovod.__version__}
     try:
-        # Distributed: each rank keeps a record of its own: who it is, among how many, and which of its host's processes.
+        # Distributed: each rank keeps a record of its own: who it is among how many, and which of its host's processes.
         with (
             RunRecord(config.output_dir, hvd.rank(), hvd.size(), hvd.local_rank(), **facts) as run,
             Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
