@@ -26,6 +26,6 @@ class Notice:
                 f"{signals.NOTICED[0]}: the workers finish their step, save and leave within {self.grace_seconds:g} s "
                 "(cluster.notice_grace_seconds); a second one ends them at once"
             )
-            self.place.give_notice()
+            self.place.give_notice(signals.NOTICED[0])
         elif self.deadline is not None and time.monotonic() > self.deadline:
             raise Interrupted(signals.NOTICED[0])

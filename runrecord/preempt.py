@@ -1,8 +1,8 @@
 """When a training writes a checkpoint in the middle of an epoch, and when it leaves because its machine is taken away.
 
 A notice is SIGTERM to the worker (a launcher hands it on; so do Slurm and Kubernetes before they end a job or a pod),
-or a file that appears: `<output_dir>/preempt`, or the one that NOTICE_FILE in the environment names. A hook for a
-cloud's spot notice has nothing more to do than to make that file.
+or a file that appears: `<output_dir>/preempt`, or the one that NOTICE_FILE in the environment names. What the file says
+is the reason that is shown. A hook for a cloud's spot notice has nothing more to do than to make that file.
 
     notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
     for step in ...:
@@ -19,6 +19,7 @@ than any number of ranks that only want to save.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -67,7 +68,9 @@ class Notice:
     def _came(self) -> bool:
         if not self.reason and time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
-            self.reason = next((str(file) for file in self.files if file.exists()), "")
+            for file in self.files:
+                with contextlib.suppress(OSError):
+                    self.reason = self.reason or file.read_text().strip() or str(file)
         return bool(self.reason)
 
     def wish(self, step: int, last: bool = False) -> int:

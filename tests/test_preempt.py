@@ -91,6 +91,9 @@ def test_a_file_of_the_machine(notice, tmp_path, monkeypatch):
     (tmp_path / "spot").touch()
     assert mine.wish(2) == LEAVE
     assert mine.reason == str(tmp_path / "spot")
+    (tmp_path / "spot").write_text("spot instance-action: terminate\n")
+    told = notice()
+    assert (told.wish(1), told.reason) == (LEAVE, "spot instance-action: terminate")
 
 
 @pytest.mark.parametrize("combine", [sum, max])
@@ -164,7 +167,8 @@ class Place:
     def __init__(self):
         self.told = 0
 
-    def give_notice(self):
+    def give_notice(self, reason):
+        assert reason == "SIGTERM"
         self.told += 1
 
 

@@ -57,9 +57,9 @@ class Place(ABC):
         """Whether `give_notice` reaches the workers."""
         return True
 
-    def give_notice(self) -> None:
-        """Tells the workers to save and leave. Here: a file that they see (runrecord/preempt.py)."""
-        (self.job.run_dir / NOTICE).touch()
+    def give_notice(self, reason: str) -> None:
+        """Tells the workers to save and leave. Here: by a file that they see (runrecord/preempt.py)."""
+        (self.job.run_dir / NOTICE).write_text(f"{reason}\n")
 
     def prepare(self, data_dir: Path | None, stage: Progress) -> None:  # noqa: B027 (this machine needs nothing)
         """Looks at the place, and brings it what the run needs. Raises UserError when the run is not possible there."""

@@ -45,7 +45,7 @@ GOES_ON_LATER = """\
 notice={notice}
 rm -f "$notice"
 taken_away=
-trap 'taken_away=1; touch "$notice"' TERM
+trap 'taken_away=1; echo "SIGTERM of Slurm" > "$notice"' TERM
 (
 {body}
 ) &

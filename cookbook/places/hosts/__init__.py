@@ -172,12 +172,12 @@ class SshHosts(Place):
             for process in self.system.on_hosts(self.job, self.hosts)
         ]
 
-    def give_notice(self) -> None:
+    def give_notice(self, reason: str) -> None:
         """See `Place.give_notice`: on each host, since they need not share a disk."""
-        super().give_notice()
+        super().give_notice(reason)
         path = self.job.run_dir / NOTICE
         with Ssh(self.cluster) as ssh:
-            on_each(self.cluster["hosts"], lambda host: ssh.ask(host, None, "notice", path))
+            on_each(self.cluster["hosts"], lambda host: ssh.ask(host, None, "notice", path, reason))
 
     def run(self, planned: Sequence[Process], watch: Watch) -> dict[str, Status]:
         """See `Place.run`.

@@ -3,7 +3,7 @@
 start   reads one line of JSON {argv, environment, run_id, grace, silence}, runs it, hands on its output and exit
         status; ends it, and everything that it has started, when the connection is gone or silent for so long
 sweep   RUN_ID GRACE [FOLDER ...]: ends every process of a run on this host, and removes its folders
-notice  PATH: makes that file, which tells the workers of this host to save and leave
+notice  PATH REASON: makes that file, which tells the workers of this host to save and leave
 look    reads {address, paths, files} and says what this host is like
 """
 
@@ -119,9 +119,9 @@ def start() -> None:
     os._exit(status if status >= 0 else 128 - status)
 
 
-def notice(path: str) -> None:
-    with open(path, "w"):
-        pass
+def notice(path: str, reason: str) -> None:
+    with open(path, "w") as file:
+        file.write(reason)
 
 
 def look() -> None:
@@ -156,6 +156,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "sweep":
         sweep(sys.argv[2], float(sys.argv[3]), *sys.argv[4:])
     elif sys.argv[1] == "notice":
-        notice(sys.argv[2])
+        notice(*sys.argv[2:])
     else:
         {"start": start, "look": look}[sys.argv[1]]()

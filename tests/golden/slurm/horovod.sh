@@ -21,7 +21,7 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 notice=/shared/outputs/horovod/2026-01-31_12-00-00/preempt
 rm -f "$notice"
 taken_away=
-trap 'taken_away=1; touch "$notice"' TERM
+trap 'taken_away=1; echo "SIGTERM of Slurm" > "$notice"' TERM
 (
 slots=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed 's/$/:4/' | paste -sd, -)
 address=$(getent ahostsv4 "$SLURMD_NODENAME" | awk 'NR==1 {print $1}')
