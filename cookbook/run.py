@@ -31,6 +31,7 @@ from cookbook.evidence import causes
 from cookbook.evidence.verdict import ProcessKey
 from cookbook.evidence.watch import Watcher
 from cookbook.job import Job, Result, Settings, num_processes
+from cookbook.notice import Notice
 from cookbook.places import Place, Status
 from cookbook.prepare import datasets, environments
 from cookbook.report import pages
@@ -38,6 +39,7 @@ from cookbook.report.console import Stage, console, timed_stage
 from cookbook.report.summary import print_summary, shown_path
 from cookbook.run_folder import RunFolder
 from cookbook.signals import Interrupted
+from preempt import NOTICE
 from runrecord import read_records
 
 # What a worker's record says of the worker itself. Every other text in its first event is the version of a library.
@@ -197,12 +199,17 @@ class Run:
         watcher = Watcher(self.folder, self.run_id, stage, job.num_processes, job.cluster, place.sees_processes)
         earlier, launched = evidence.process_keys(read_records(self.folder)), time.monotonic()
 
+        (self.folder / NOTICE).unlink(missing_ok=True)  # of an earlier try
+        notice = Notice(place, stage, job.cluster["notice_grace_seconds"])
+
         def watch(waiting: bool = False) -> None:
             signals.check()
+            notice.look()
             watcher(waiting)
 
         try:
-            statuses = place.run(planned, watch)
+            with signals.expect_notice(place.takes_notice and job.recipe["driver"].get("takes_notice", False)):
+                statuses = place.run(planned, watch)
         finally:
             self.result.seconds["launch"] = round((watcher.first_start or time.monotonic()) - launched, 3)
         stage.done("workers ended")
@@ -216,7 +223,9 @@ class Run:
         objective = self.result.objective
         if not problems and objective["value"] is None and not objective.get("optional"):
             problems.append(f"no worker reported the run's objective, {objective['name']}")
-        if verdict.diverged:
+        if verdict.preempted:
+            self.result.status, self.result.reason = "preempted", verdict.preempted
+        elif verdict.diverged:
             self._fail(verdict.diverged)  # the same settings would diverge again
         elif problems:
             if failed and all(causes.CONSEQUENCE.search(error) for error in verdict.errors):

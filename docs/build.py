@@ -138,6 +138,7 @@ class Site:
             {"Home": "index.md"},
             {"Start": "start.md"},
             {"How a run goes": "run.md"},
+            {"When the machine is taken away": "preemption.md"},
             {"Evidence": "evidence.md"},
             {"Places": "places.md"},
             {"Object storage": "storage.md"},

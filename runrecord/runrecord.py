@@ -21,7 +21,8 @@ Events, each with `event` and `time` (seconds since 1970):
     metric      name, value, unit, epoch, step
     progress    done, total, text
     checkpoint  epoch, step, path
-    end         samples, digest, and error if the worker's block ended with one
+    end         samples, digest, and error if the worker's block ended with one; or preempted: why it left before its
+                work was done, with all of it saved
 
 Beside the events, `table` writes a table for the run's report, which can also plot it.
 """
@@ -48,6 +49,9 @@ if TYPE_CHECKING:  # a recipe without NumPy keeps records, too
 
     from numpy import integer
     from numpy.typing import NDArray
+
+# The exit status of a worker that has saved its work and left because its machine is taken away (EX_TEMPFAIL).
+GO_ON_LATER = 75
 
 Event = dict[str, Any]  # one line of a record: `event`, `time` and the event's own entries
 Record = list[Event]  # of one worker process, in the order in which it wrote them
@@ -256,6 +260,8 @@ class RunRecord:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         failed = {"error": f"{kind.__name__}: {error}"} if kind else {}
+        if isinstance(error, SystemExit) and error.code == GO_ON_LATER:
+            failed = {"preempted": getattr(error, "reason", "")}
         self._write("end", samples=self._samples, digest=self._digest, **failed)
         self._file.close()
 

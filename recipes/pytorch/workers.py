@@ -8,6 +8,8 @@ import time
 import torch
 import torch.distributed as dist
 
+from preempt import Preempted
+
 
 @contextlib.contextmanager
 def joined_world(config):
@@ -35,7 +37,11 @@ def joined_world(config):
     # Distributed: waits until all world_size processes are there, and connects them.
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
-        yield dist.get_rank(), dist.get_world_size(), device  # Distributed: who am I, among how many?
+        preempted = None
+        try:
+            yield dist.get_rank(), dist.get_world_size(), device  # Distributed: who am I, among how many?
+        except Preempted as error:
+            preempted = error
         # Distributed: nobody leaves while another still waits for an answer. They meet in the store: that
         # is no exchange.
         store.set(f"done{rank}", "")
@@ -46,6 +52,8 @@ def joined_world(config):
         time.sleep(0.2)
     finally:
         dist.destroy_process_group()  # Distributed: leaves the others in order.
+    if preempted:
+        raise preempted
 
 
 def facts(device):
@@ -65,6 +73,14 @@ def shared_now():
     now = now.cuda() if dist.get_backend() == "nccl" else now
     dist.broadcast(now, src=0)
     return now.item()
+
+
+def ask_all(wish, device):
+    """Begins to exchange the ranks' wishes (see preempt.py); returns a function that waits for the most urgent one."""
+    # Distributed: the exchange goes on while the step is computed, and costs next to nothing.
+    most = torch.tensor(wish, device=device)
+    work = dist.all_reduce(most, op=dist.ReduceOp.MAX, async_op=True)
+    return lambda: work.wait() and most.item()
 
 
 def sum_over_ranks(value, device):

@@ -49,6 +49,11 @@ class Kubernetes(Place):
                 "(images/README.md has the commands), then say cluster.image=REGISTRY/NAME:TAG"
             )
 
+    @property
+    def takes_notice(self) -> bool:
+        """No: the pods see no file of this machine. When their objects are deleted, Kubernetes sends them SIGTERM."""
+        return False
+
     def prepare(self, data_dir: Path | None, stage: Progress) -> None:
         """Looks at the cluster, and deletes what an earlier try of this run has left there.
 
