@@ -26,7 +26,7 @@ RUN_VARIABLE = "COOKBOOK_RUN"
 POLL_SECONDS = 0.05
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Asks the kernel to end this process when the driver is killed and can no longer do it itself (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
@@ -49,7 +49,7 @@ def start(
         text=True,
         cwd=cwd,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     )
 
 

@@ -52,6 +52,9 @@ def main():
         ):
             position = load_checkpoint(network, optimizer, checkpoints, config, rank, world_size, len(train_data))
             run.restore(position["epoch"], position["step"], generation=shared_now())
+            # Distributed: the first layer's gradient is the last one that `backward` computes. What follows in it is
+            # waiting for the others: the record says for how long.
+            next(network.parameters()).register_post_accumulate_grad_hook(lambda _: run.own_work_done())
             train(model, network, optimizer, position, checkpoints, train_data, test_data, config, run)
             run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
 
@@ -100,6 +103,7 @@ def train_epoch(model, network, optimizer, position, checkpoints, train_data, ba
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(epoch + step / batches.steps_per_epoch, config)
         loss = train_step(model, optimizer, images, labels, batch_size, config)
+        run.exchange_done()  # Distributed: with the gradients of all.
         position["loss_sum"] += run.finite(loss, epoch, step)
         position["step"], num_rows = step + 1, num_rows + batch_size
         if time.perf_counter() - shown > 2:
