@@ -36,6 +36,7 @@ BACKWARD = ("torch/autograd/graph.py", "_engine_run_backward")  # DDP exchanges 
 IN_BACKWARD = "the exchange of gradients"
 GRAPH = ("tensorflow/python/eager/execute.py", "quick_execute")
 IN_GRAPH = "a TensorFlow step, of which the exchange is a part"
+IN_IMAGE = "/srv/recipe/"  # where the images of images/ have the recipe
 LOADER = "torch/utils/data/dataloader.py"
 STATES = {
     "R": "running",
@@ -272,7 +273,7 @@ def exchange_of(thread: Thread, active: bool) -> str:
 
 
 def _is_own(frame: Frame, recipe: str) -> bool:
-    return f"/recipes/{recipe}/" in frame.file
+    return f"/recipes/{recipe}/" in frame.file or frame.file.startswith(IN_IMAGE)
 
 
 def _own_frame(thread: Thread, recipe: str) -> Frame | None:

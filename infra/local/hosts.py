@@ -43,7 +43,7 @@ class Hosts:
     belongs to that folder alone."""
 
     def __init__(self, folder, num_hosts=2, slots=1, private=(), as_root=None, own_processes=False):
-        """`own_processes`: each host sees its own processes only, and numbers them from 1, as a real one does (root)."""
+        """`own_processes`: each host sees its own processes only, numbered from 1, as a real one does (root)."""
         self.folder, self.num_hosts, self.slots, self.private = Path(folder).absolute(), num_hosts, slots, list(private)
         self.own_processes = own_processes
         self.namespaces = os.geteuid() == 0 if as_root is None else as_root
