@@ -311,7 +311,7 @@ def _stacks_on_signal(record: Path) -> TextIO | None:
     """
     if not hasattr(faulthandler, "register") or signal.getsignal(signal.SIGUSR2) != signal.SIG_DFL:
         return None
-    file = open(record.with_suffix(".stacks"), "a")  # noqa: SIM115 (it stays open)
+    file = open(record.with_suffix(".stacks"), "a")
     faulthandler.register(signal.SIGUSR2, file, all_threads=True)
     return file
 

@@ -19,6 +19,7 @@ def write(folder: Path, recipe: str, found: Diagnosis) -> str:
         .get_template(PAGE)
         .render(
             found=found,
+            ranks=_in_order(found),
             recipe=recipe,
             name=folder.name,
             now=time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -38,10 +39,15 @@ def write(folder: Path, recipe: str, found: Diagnosis) -> str:
 
 def text_of(found: Diagnosis) -> str:
     """The verdict, a line for each rank (those that are behind first), and the notes."""
-    ranks = sorted(found.workers, key=lambda one: (one.rank not in found.behind, one.rank))
+    ranks = _in_order(found)
     lines = [found.says, *(_line(one) for one in ranks[:MOST_IN_TEXT])]
     lines += [f"{len(ranks) - MOST_IN_TEXT} more ranks: see the page"] if len(ranks) > MOST_IN_TEXT else []
     return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+
+
+def _in_order(found: Diagnosis) -> list[Worker]:
+    """The ranks that are behind, then the others."""
+    return sorted(found.workers, key=lambda one: (one.rank not in found.behind, one.rank))
 
 
 def _line(one: Worker) -> str:
