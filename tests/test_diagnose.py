@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from cookbook import UserError
-from cookbook.evidence import diagnosis, inspector, stragglers
+from cookbook.evidence import diagnosis, diagnosis_page, inspector, stragglers
 from cookbook.evidence.diagnosis import Frame, Thread
 from cookbook.places.local import probe_here
 from cookbook.places.slurm import look_at
-from cookbook.report import diagnosis_page
 from cookbook.tools import diagnose
 from runrecord import RunRecord, read_records
 from tests.helpers import ROOT, Driver, copy_checkout, latest

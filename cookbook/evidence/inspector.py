@@ -68,8 +68,7 @@ class Inspector:
             self._thread.join(PATIENCE_SECONDS)
 
     def _look(self, word: str) -> None:
-        from cookbook.evidence import diagnosis
-        from cookbook.report import diagnosis_page
+        from cookbook.evidence import diagnosis, diagnosis_page
 
         try:
             answers = self.probe(self._spec())
