@@ -337,6 +337,24 @@ def test_all_in_exchanges(tmp_path):
     assert "rank 2 came to exchange number 8 only, others to number 9" in found.says
 
 
+def test_where_no_exchange_is_known_nobody_is_blamed_by_a_guess(tmp_path):
+    loop = Frame("select", "/usr/lib/python3.11/selectors.py", 468)
+    found = made(tmp_path / "idle", process(1, [loop]), process(2, [loop]))
+    assert found.behind == ()
+    assert found.says.startswith("No rank is in an exchange that is known here, and none is clearly behind. rank 0: it")
+    found = made(tmp_path / "alone", process(1, [OWN], active=True))
+    assert found.says.startswith("rank 0 (pid 1 on one) has stopped writing: it computes, at main.py:7 in step")
+    found = made(tmp_path / "one", process(1, [loop]), process(2, [OWN], active=True))
+    assert found.behind == (1,)
+
+
+def test_a_recipe_s_own_function_is_no_exchange():
+    frame = Frame("broadcast_state", "/code/recipes/horovod/main.py", 3)
+    assert diagnosis.exchange_of(Thread("MainThread", False, (frame,)), False) == ""
+    library = Frame("synchronize", f"{PACKAGES}/horovod/torch/mpi_ops.py", 3)
+    assert diagnosis.exchange_of(Thread("MainThread", False, (library, frame)), False) == "synchronize"
+
+
 def test_a_worker_that_waits_for_its_data_loader(tmp_path):
     loader = Frame("_try_get_data", f"{PACKAGES}/torch/utils/data/dataloader.py", 1200)
     stuck = process(30, [Frame("read", "/code/recipes/demo/data.py", 5)], active=True) | {"ppid": 11}

@@ -30,7 +30,7 @@ EXCHANGES = (
     ("torch/distributed/distributed_c10d.py", ""),
     ("torch/distributed/_functional_collectives.py", ""),
     ("torch/distributed/fsdp/", "wait_for_unshard|unshard|wait|_finalize|reduce"),
-    ("horovod/", "synchronize|allreduce|allgather|broadcast|barrier|join|wait|grouped"),
+    ("/horovod/", "synchronize|allreduce|allgather|broadcast|barrier|join|wait|grouped"),
 )
 BACKWARD = ("torch/autograd/graph.py", "_engine_run_backward")  # DDP exchanges the gradients within it
 IN_BACKWARD = "the exchange of gradients"
@@ -237,7 +237,9 @@ def doing_of(seen: Seen, threads: Sequence[Thread], recipe: str) -> Doing:
     if thread is None:
         busy = seen.cpu_share > BUSY_SHARE
         return Doing("busy" if busy else "unknown", "it computes" if busy else "its stacks could not be read", None)
-    active = thread.active or seen.cpu_share > BUSY_SHARE if seen.how == "faulthandler" else thread.active
+    active, computes = thread.active, seen.cpu_share > BUSY_SHARE
+    if computes and (seen.how == "faulthandler" or any(GRAPH[0] in one.file for one in thread.frames)):
+        active = True  # faulthandler does not say which thread runs; TensorFlow computes in threads of its own
     if name := exchange_of(thread, active):
         return Doing("exchange", name, frame)
     if not active and any(LOADER in one.file for one in thread.frames):
@@ -263,7 +265,8 @@ def thread_of(threads: Sequence[Thread], recipe: str) -> Thread | None:
 def exchange_of(thread: Thread, active: bool) -> str:
     """The name of the exchange in which a thread is; empty in none."""
     for frame in reversed(thread.frames):  # the outermost one has the name that the recipe calls
-        if any(part in frame.file and re.search(names, frame.function) for part, names in EXCHANGES):
+        known = any(part in frame.file and re.search(names, frame.function) for part, names in EXCHANGES)
+        if known and LIBRARY.search(frame.file):
             return frame.function
     if not active:
         for (part, function), name in ((BACKWARD, IN_BACKWARD), (GRAPH, IN_GRAPH)):
@@ -330,12 +333,23 @@ def _verdict(
         return _held_up(rest, waiting)
     if len(waiting) == len(workers) and len(workers) > 1:
         return _all_in_exchanges(workers)
-    if rest:
-        # Nobody is in an exchange: those who have come least far hold the others up, if they differ.
-        first = min(one.position or (-1, -1) for one in rest)
-        behind = [one for one in rest if (one.position or (-1, -1)) == first]
-        return _held_up(behind, [one for one in workers if one not in behind])
-    return "Nobody can be named: see the notes.", ()
+    return _no_exchange(workers, rest, recipe)
+
+
+def _no_exchange(workers: Sequence[Worker], rest: Sequence[Worker], recipe: str) -> tuple[str, tuple[int, ...]]:
+    """Nobody is in an exchange that is known here: those who have come least far are behind, if that differs."""
+    telling = [
+        one for one in rest if one.doing.kind == "busy" or (one.doing.frame and _is_own(one.doing.frame, recipe))
+    ]
+    if len(workers) == 1 and telling:
+        (one,) = telling
+        return f"{one.name} has stopped writing: {one.doing.what}{_line(one.doing.frame)}; {one.at}.", (one.rank,)
+    first = min((one.position or (-1, -1) for one in telling), default=(-1, -1))
+    behind = [one for one in telling if (one.position or (-1, -1)) == first]
+    if behind and len(behind) < len(workers):
+        return _held_up(behind, [])
+    places = "; ".join(f"rank {one.rank}: {one.doing.what}{_line(one.doing.frame)}" for one in workers[:4])
+    return f"No rank is in an exchange that is known here, and none is clearly behind. {places}.", ()
 
 
 def _held_up(behind: Sequence[Worker], waiting: Sequence[Worker]) -> tuple[str, tuple[int, ...]]:
