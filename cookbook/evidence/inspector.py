@@ -63,9 +63,12 @@ class Inspector:
         return text
 
     def close(self) -> None:
-        """Waits for the end of a look that is under way."""
+        """Waits for the end of a look that is under way, and tidies up after workers that were killed."""
         if self._thread:
             self._thread.join(PATIENCE_SECONDS)
+        for path in self.run_dir.glob("workers/*.stacks"):
+            if not path.stat().st_size:
+                path.unlink()
 
     def _look(self, word: str) -> None:
         from cookbook.evidence import diagnosis, diagnosis_page

@@ -70,12 +70,19 @@ def answers_when_asked(config):
     os.environ["TORCH_WORKER_SERVER_SOCKET"] = f"/proc/self/fd/{opened}/{name}"
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, opened)
-        stack.callback((folder / name).unlink, missing_ok=True)
+        stack.callback(remove, folder, name)
         try:
             stack.enter_context(worker_main())
         except RuntimeError as error:  # a disk that has no sockets
             print(f"nobody can ask this process for its exchanges: {error}", flush=True)
         yield
+
+
+def remove(folder, name):
+    """Removes a file, and its folder when nobody else has one there."""
+    (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def facts(device):
