@@ -41,7 +41,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -141,6 +141,7 @@ class RunRecord:
         self._digest: str | None = None
         self._stacks = _stacks_on_signal(Path(self._file.name)) if pid == os.getpid() else None
         self._own_work_done: float | None = None  # when, while this worker waits
+        self.after_exchange: Callable[[float], None] | None = None  # called after each with the seconds waited for it
         self._waited: float | None = None  # seconds since the last `rows`; None: the recipe does not say
         place = {"rank": rank, "world_size": world_size, "local_rank": local_rank, "host": self._host, "pid": pid}
         self._write("start", **place, role=role, attempt=attempt, **facts)
@@ -189,8 +190,10 @@ class RunRecord:
     def exchange_done(self) -> None:
         """Notes that the exchange of a step is over. The next `rows` says how long this worker has waited for it."""
         if self._own_work_done is not None:
-            self._waited = (self._waited or 0.0) + time.perf_counter() - self._own_work_done
-            self._own_work_done = None
+            waited = time.perf_counter() - self._own_work_done
+            self._waited, self._own_work_done = (self._waited or 0.0) + waited, None
+            if self.after_exchange:
+                self.after_exchange(waited)
 
     def work(self, count: int) -> None:
         """Counts work that is not rows of a dataset: checks, episodes, trials."""

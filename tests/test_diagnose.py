@@ -1,6 +1,7 @@
 """A slow or hung run explains itself: who is behind, in which line, and what the others wait for."""
 
 import contextlib
+import gzip
 import json
 import os
 import signal
@@ -473,3 +474,49 @@ def test_equal_ranks_and_short_runs_blame_nobody(tmp_path):
     assert "none is clearly slower" in found.says
     found = paces(tmp_path / "short", {0: (1.0, 0.9, 0, "a"), 1: (1.0, 0.0, 0, "a")}, steps=4)
     assert (found.slow_rank, found.ranks) == (None, ())
+
+
+def pytorch_profiling():
+    """The module of the recipe, without torch: only its sums are looked at."""
+    text = (ROOT / "recipes/pytorch/profiling.py").read_text()
+    found = {"__name__": "profiling"}
+    exec(compile(text.replace("import torch\nimport torch.distributed as dist\n", ""), "profiling.py", "exec"), found)
+    return found
+
+
+def test_shares_of_a_profile():
+    module = pytorch_profiling()
+    assert module["length"]([(0, 10), (5, 20), (30, 31), (30, 30.5)]) == 21
+    ranges = [("ProfilerStep#5", 0, 1000), ("ProfilerStep#6", 1000, 3000), ("aten::mm", 100, 200)]
+    ranges += [("enumerate(DataLoader)#_Single", 0, 400), ("gloo:all_reduce", 500, 900), ("gloo:all_reduce", 800, 1500)]
+    shares = module["shares_of"](ranges, [0.0003, 0.0003])
+    assert shares == {
+        "steps": 2,
+        "ms for a step": 1.5,
+        "data": 13.3,
+        "computing and the rest": 66.7,
+        "waiting for the others": 20.0,
+        "an exchange under way": 33.3,
+    }
+    assert module["shares_of"]([("aten::mm", 0, 1)], []) == {}
+
+
+@pytest.mark.full
+def test_a_profile_is_kept_with_the_run_and_says_who_was_slow(tmp_path):
+    checkout, _ = broken("ten times slower", tmp_path / "checkout")
+    driver = Driver(
+        "recipe=pytorch", "scale=smoke", "recipe.profile=true", output_root=tmp_path / "out", checkout=checkout
+    )
+    status, output = driver.end(1200)
+    assert status == 0, output
+    _, folder = latest(tmp_path / "out", "pytorch")
+    name = "where the time of a step goes, in percent"
+    fast, slow = json.loads((folder / f"tables/{name}.json").read_text())["rows"]
+    assert fast["steps"] == slow["steps"] == 20
+    assert fast["waiting for the others"] > 60 > 20 > slow["waiting for the others"]
+    assert slow["computing and the rest"] > 60
+    for rank in (0, 1):
+        trace = json.loads(gzip.decompress((folder / f"traces/rank{rank}.json.gz").read_bytes()))
+        names = {event.get("name") for event in trace["traceEvents"]}
+        assert "gloo:all_reduce" in names, "what Perfetto shows"
+    assert "Where the time of a step goes" in (folder / "report.html").read_text()

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data import Batches, ImageData, loader_of
 from model import torch_network
+from profiling import profiled
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
@@ -55,7 +56,8 @@ def main():
             # Distributed: the first layer's gradient is the last one that `backward` computes. What follows in it is
             # waiting for the others: the record says for how long.
             next(network.parameters()).register_post_accumulate_grad_hook(lambda _: run.own_work_done())
-            train(model, network, optimizer, position, checkpoints, train_data, test_data, config, run)
+            with profiled(config, run):
+                train(model, network, optimizer, position, checkpoints, train_data, test_data, config, run)
             run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
 
 
