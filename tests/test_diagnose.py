@@ -476,16 +476,16 @@ def test_equal_ranks_and_short_runs_blame_nobody(tmp_path):
     assert (found.slow_rank, found.ranks) == (None, ())
 
 
-def pytorch_profiling():
+def profiles_of_pytorch():
     """The module of the recipe, without torch: only its sums are looked at."""
-    text = (ROOT / "recipes/pytorch/profiling.py").read_text()
-    found = {"__name__": "profiling"}
-    exec(compile(text.replace("import torch\nimport torch.distributed as dist\n", ""), "profiling.py", "exec"), found)
+    text = (ROOT / "recipes/pytorch/profiles.py").read_text()
+    found = {"__name__": "profiles"}
+    exec(compile(text.replace("import torch\nimport torch.distributed as dist\n", ""), "profiles.py", "exec"), found)
     return found
 
 
 def test_shares_of_a_profile():
-    module = pytorch_profiling()
+    module = profiles_of_pytorch()
     assert module["length"]([(0, 10), (5, 20), (30, 31), (30, 30.5)]) == 21
     ranges = [("ProfilerStep#5", 0, 1000), ("ProfilerStep#6", 1000, 3000), ("aten::mm", 100, 200)]
     ranges += [("enumerate(DataLoader)#_Single", 0, 400), ("gloo:all_reduce", 500, 900), ("gloo:all_reduce", 800, 1500)]

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data import Batches, ImageData, loader_of
 from model import torch_network
-from profiling import profiled
+from profiles import profiled
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
