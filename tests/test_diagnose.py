@@ -33,8 +33,7 @@ FAULTS = {
         "data.py",
         "        return self.images[ids].astype(np.float32) / self.max_value, np.asarray(self.labels[ids])\n",
         "        self.num_reads = getattr(self, 'num_reads', 0) + 1\n"
-        "        while os.environ['RANK'] == '1' and self.num_reads > 5:\n"
-        f"            self.num_reads += 1  {MARK}\n"
+        f"        while os.environ['RANK'] == '1' and self.num_reads > 5: pass  {MARK}\n"
         "        return self.images[ids].astype(np.float32) / self.max_value, np.asarray(self.labels[ids])\n",
     ),
     "different exchanges": (
