@@ -51,6 +51,9 @@ report: $(SETUP) ## one page over all past runs
 send: $(SETUP) ## send a finished run to its tracker, later: RUN=outputs/horovod/latest ARGS="tracking=mlflow"
 	@$(BIN)/python -m cookbook.report.tracking "$(RUN)" @ARGS
 
+diagnose: $(SETUP) ## who holds a run up that goes on at this moment, and in which line: RUN=outputs/pytorch/latest
+	@$(BIN)/python -m cookbook.tools.diagnose "$(RUN)"
+
 compare: $(SETUP) ## the same task in several recipes: RECIPES="horovod pytorch" ARGS="recipe.num_epochs=4"
 	@$(BIN)/python -m cookbook.tools.compare "$(RECIPES)" @ARGS
 
@@ -110,4 +113,4 @@ clean: ## remove environments, runs and caches of this checkout
 	@rm -rf .venv .venvs outputs .pytest_cache .mypy_cache .ruff_cache runrecord/build runrecord/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup doctor tools report send compare eject diff bench bench-hosts test test-all image-sizes areas lint docs nightly-record health canary lock clean
+.PHONY: help setup doctor tools report send diagnose compare eject diff bench bench-hosts test test-all image-sizes areas lint docs nightly-record health canary lock clean

@@ -187,6 +187,7 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> seconds
     versions: dict[str, str] = field(default_factory=dict)
     workers_command: str = ""
+    paces: dict[str, Any] = field(default_factory=dict)  # how each rank went through its steps, and who was slow
     storage: str = ""  # the run's own address in an object store, where its checkpoints are; empty: the folder
 
     def as_dict(self) -> dict[str, Any]:

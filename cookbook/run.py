@@ -27,7 +27,8 @@ from cookbook import (
     signals,
     systems,
 )
-from cookbook.evidence import causes
+from cookbook.evidence import causes, stragglers
+from cookbook.evidence.inspector import Inspector
 from cookbook.evidence.verdict import ProcessKey
 from cookbook.evidence.watch import Watcher
 from cookbook.job import Job, Result, Settings, num_processes
@@ -196,7 +197,10 @@ class Run:
         commands = (process.shell_command + (own if process.takes_settings else "") for process in planned)
         self.result.workers_command = redact.redacted_text("\n".join(commands))
         stage.line("the workers by hand: " + self.result.workers_command)
-        watcher = Watcher(self.folder, self.run_id, stage, job.num_processes, job.cluster, place.sees_processes)
+        inspector = Inspector(self.folder, self.run_id, self.recipe, place.probe)
+        watcher = Watcher(
+            self.folder, self.run_id, stage, job.num_processes, job.cluster, place.sees_processes, inspector
+        )
         earlier, launched = evidence.process_keys(read_records(self.folder)), time.monotonic()
 
         (self.folder / NOTICE).unlink(missing_ok=True)  # of an earlier try
@@ -211,6 +215,7 @@ class Run:
             with signals.expect_notice(place.takes_notice and job.recipe["driver"].get("takes_notice", False)):
                 statuses = place.run(planned, watch)
         finally:
+            inspector.close()
             self.result.seconds["launch"] = round((watcher.first_start or time.monotonic()) - launched, 3)
         stage.done("workers ended")
         return Outcome(place, statuses, watcher, earlier)
@@ -310,6 +315,7 @@ class Run:
         spent["run"] = round(spent["run"] - spent["launch"], 3)  # this stage began with the launch
         self.result.seconds = spent | {"total": round(time.monotonic() - self.began, 3)}
         try:
+            self.result.paces = stragglers.find(read_records(self.folder)).as_dict()
             self.run_folder.write(self.result.as_dict())
             page = pages.write_run_page(self.folder)
             print_summary(self.result.as_dict(), page)

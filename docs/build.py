@@ -140,6 +140,7 @@ class Site:
             {"How a run goes": "run.md"},
             {"When the machine is taken away": "preemption.md"},
             {"Evidence": "evidence.md"},
+            {"A slow or hung run": "diagnose.md"},
             {"Places": "places.md"},
             {"Object storage": "storage.md"},
             {"Recipes": below("recipes")},

@@ -3,7 +3,9 @@ hosts made of network namespaces."""
 
 import inspect
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 
 from cookbook import ROOT, UserError
 from cookbook.settings import compose_recipe
+from cookbook.tools import diagnose
 from tests.helpers import CLEAN, Driver, latest, plan, run_cookbook
 from tests.requirements import needs
 from tests.test_contracts import SHORT, digests, in_the_middle_of_an_epoch, step_reached
@@ -210,6 +213,22 @@ def test_a_job_whose_time_is_nearly_over_saves_and_goes_back_into_the_queue(slur
     content, _ = latest(tmp_path, "pytorch")
     assert digests(content) == digests(undisturbed(*words)[0])
     assert f"epoch {saved[0]}, step {saved[1]}" in (folder / "logs/job.log").read_text(), "where it went on"
+
+
+@needs_slurm
+@pytest.mark.full
+def test_the_nodes_of_a_job_are_looked_at_while_it_runs(slurm, tmp_path):
+    driver = Driver("recipe=pytorch", "cluster=slurm", output_root=tmp_path, environment=slurm.environment)
+    driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
+    os.kill(driver.pid_of(1), signal.SIGSTOP)
+    try:
+        text = diagnose.diagnose(tmp_path / "pytorch/latest")
+    finally:
+        os.kill(driver.pid_of(1), signal.SIGCONT)
+    assert re.search(r"rank 1 \(pid \d+ on host[12]\) holds the others up: it is stopped", text), text
+    assert "Who waits: rank 0 in the exchange of gradients at main.py:" in text
+    driver.interrupt()
+    assert driver.end()[0] == 130
 
 
 @needs_slurm

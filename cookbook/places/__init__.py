@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cookbook import UserError
+from cookbook.evidence.inspector import Answers, Spec
 from cookbook.job import Job, Process, Settings
 from cookbook.report.console import Progress
 from cookbook.systems import System
@@ -75,6 +76,10 @@ class Place(ABC):
         Returns the processes' states at the end by their names. The output of each goes to <run_dir>/logs/<name>.log.
         Nothing is left behind, however this ends.
         """
+
+    def probe(self, spec: Spec) -> Answers:
+        """Runs evidence/probe.py on every machine of the run. Called from a thread of its own while `run` goes on."""
+        return {f"cluster={self.cluster['kind']}": "this place has no way to look at its machines"}
 
 
 def names() -> list[str]:

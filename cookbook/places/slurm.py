@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cookbook import UserError, access, processes
+from cookbook.evidence.inspector import PROBE, Answers, Spec, ask
 from cookbook.job import Job, Process, Settings
 from cookbook.places import Place, Watch
 from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
@@ -63,6 +64,8 @@ exit "$status\""""
 
 
 class Slurm(Place):
+    number = ""  # of the job, once it is submitted
+
     @property
     def num_hosts(self) -> int:
         num_nodes: int = self.cluster["num_nodes"]
@@ -106,7 +109,7 @@ class Slurm(Place):
         done = subprocess.run(process.argv, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"Slurm refused the job: {' '.join(done.stderr.split())}")
-        number = done.stdout.strip().partition(";")[0]
+        number = self.number = done.stdout.strip().partition(";")[0]
         try:
             state = follow(number, watch)
         finally:
@@ -120,6 +123,21 @@ class Slurm(Place):
         tail = job_log.read_text(errors="replace").splitlines()[-20:] if job_log.exists() else []
         (logs / "sbatch.log").write_text("\n".join([*tail, f"job {number} ended as {state}"]) + "\n")
         return {"sbatch": 0 if state == "COMPLETED" else 1}
+
+    def probe(self, spec: Spec) -> Answers:
+        """See `Place.probe`: srun starts it on each node of the job, beside what runs there."""
+        if not self.number:
+            return {"Slurm": "the job is not submitted yet"}
+        found = ask(look_at(self.number, self.cluster["num_nodes"], self.job.python), spec)
+        if isinstance(found, str):
+            return {f"job {self.number}": found}
+        return {answer["host"]: answer for answer in found}
+
+
+def look_at(number: str, num_nodes: int, python: Path) -> list[str]:
+    """The command that runs probe.py on each node of a job. It takes no processors from the job's own steps."""
+    options = [f"--jobid={number}", "--overlap", f"--nodes={num_nodes}", f"--ntasks={num_nodes}", "--ntasks-per-node=1"]
+    return ["srun", *options, "--cpus-per-task=1", "--mem=0", "--quiet", str(python), "-c", PROBE.read_text()]
 
 
 def job_name(job: Job) -> str:

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data import Batches, ImageData, loader_of
 from model import torch_network
 from preempt import Notice
+from profiles import profiled
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
@@ -54,7 +55,11 @@ def main():
             position = load_checkpoint(network, optimizer, checkpoints, config, rank, world_size, len(train_data))
             run.restore(position["epoch"], position["step"], generation=shared_now())
             notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
-            train(model, network, optimizer, position, checkpoints, notice, train_data, test_data, config, run)
+            # Distributed: the first layer's gradient is the last one that `backward` computes. What follows in it is
+            # waiting for the others: the record says for how long.
+            next(network.parameters()).register_post_accumulate_grad_hook(lambda _: run.own_work_done())
+            with profiled(config, run):
+                train(model, network, optimizer, position, checkpoints, notice, train_data, test_data, config, run)
             run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
 
 
@@ -108,6 +113,7 @@ def train_epoch(model, network, optimizer, position, checkpoints, notice, train_
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(epoch + step / batches.steps_per_epoch, config)
         loss = train_step(model, optimizer, images, labels, batch_size, config)
+        run.exchange_done()  # Distributed: with the gradients of all.
         position["loss_sum"] += run.finite(loss, epoch, step)
         position["step"], num_rows = step + 1, num_rows + batch_size
         if time.perf_counter() - shown > 2:

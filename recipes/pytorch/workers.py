@@ -3,10 +3,14 @@
 import contextlib
 import datetime
 import os
+import socket
+import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.control_plane import worker_main
 
 from preempt import Preempted
 
@@ -39,7 +43,8 @@ def joined_world(config):
     try:
         preempted = None
         try:
-            yield dist.get_rank(), dist.get_world_size(), device  # Distributed: who am I, among how many?
+            with answers_when_asked(config):
+                yield dist.get_rank(), dist.get_world_size(), device  # Distributed: who am I, among how many?
         except Preempted as error:
             preempted = error
         # Distributed: nobody leaves while another still waits for an answer. They meet in the store: that
@@ -54,6 +59,38 @@ def joined_world(config):
         dist.destroy_process_group()  # Distributed: leaves the others in order.
     if preempted:
         raise preempted
+
+
+@contextlib.contextmanager
+def answers_when_asked(config):
+    """In the block this process says, to whoever asks on its socket, which exchanges it is in.
+
+    PyTorch's worker server answers from a thread of its own, also when the program hangs. Its Flight Recorder keeps the
+    last exchanges. `make diagnose` asks it.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    folder, name = Path(config.output_dir, "scratch"), f"torch-{socket.gethostname()}-{os.getpid()}.sock"
+    folder.mkdir(parents=True, exist_ok=True)
+    opened = os.open(folder, os.O_RDONLY)
+    # A socket's name has 107 bytes at most. This one is short, however long the folder's name is.
+    os.environ["TORCH_WORKER_SERVER_SOCKET"] = f"/proc/self/fd/{opened}/{name}"
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, opened)
+        stack.callback(remove, folder, name)
+        try:
+            stack.enter_context(worker_main())
+        except RuntimeError as error:  # a disk that has no sockets
+            print(f"nobody can ask this process for its exchanges: {error}", flush=True)
+        yield
+
+
+def remove(folder, name):
+    """Removes a file, and its folder when nobody else has one there."""
+    (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def facts(device):
