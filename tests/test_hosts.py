@@ -18,6 +18,7 @@ from cookbook import UserError, inventory
 from cookbook.places.hosts.ssh import Ssh
 from cookbook.settings import compose_recipe
 from cookbook.tools import services
+from cookbook.tools.chaos import inject
 from tests.helpers import ROOT, Driver, latest, plan, run_cookbook
 from tests.object_store import KEYS, Store, s3_server
 from tests.requirements import needs, skip
@@ -339,10 +340,9 @@ def test_a_host_is_lost_in_the_middle_and_the_same_command_goes_on(tmp_path, und
         driver = Driver(*words, output_root=tmp_path / "out")
         driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
         if fault == "link":
-            local_hosts.sh("ip", "link", "set", f"{place.hosts.bridge}-2", "down")
+            inject.cut_link(f"{place.hosts.bridge}-2")
         else:
-            for pid in place.pids(2):
-                os.kill(pid, signal.SIGKILL)
+            inject.kill_host(place.hosts.namespace(2))
         status, output = driver.end()
         assert status == 1, output
         content, folder = latest(tmp_path / "out", "pytorch")
@@ -356,7 +356,7 @@ def test_a_host_is_lost_in_the_middle_and_the_same_command_goes_on(tmp_path, und
                     break
                 time.sleep(0.2)
             assert not any("recipes/pytorch" in words for words in left), left
-            local_hosts.sh("ip", "link", "set", f"{place.hosts.bridge}-2", "up")
+            inject.mend_link(f"{place.hosts.bridge}-2")
         else:
             place.hosts.up()
         content, again, _ = run_cookbook(*words, output_root=tmp_path / "out")

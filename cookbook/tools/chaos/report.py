@@ -124,15 +124,13 @@ def results(root: Path) -> list[dict[str, Any]]:
 
 
 def cell(one: Mapping[str, Any]) -> str:
-    """What the table says of a result of one fault."""
+    """What the table says of a result of one fault: seconds lost and, where workers note them, steps lost."""
     if one["cannot"]:
         return "–"
     if not one["recovered"]:
         return "**not**"
     figures = f"{one['seconds_lost']:+.0f} s"
-    if one["steps_lost"] is not None:
-        figures += f", {one['steps_lost']} step{'s' if one['steps_lost'] != 1 else ''}"
-    return figures
+    return figures if one["steps_lost"] is None else f"{figures}, {one['steps_lost']}"
 
 
 def usual_scene(recipe: str, fault: type[Fault]) -> Scene:
@@ -149,18 +147,19 @@ def table(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
             place = usual_scene(one["recipe"], FAULTS[one["names"][0]]).place if one["names"][0] in FAULTS else ""
             if one["place"] == place:
                 newest[one["names"][0], one["recipe"]] = one
-    lines = ["| fault | " + " | ".join(f"`{name}`" for name in names) + " |", "| --- |" + " --- |" * len(names)]
+    # A row for each recipe: a row for each fault would be too long to be read as text.
+    lines = ["| recipe | " + " | ".join(FAULTS) + " |", "| --- |" + " --- |" * len(FAULTS)]
     broken: list[str] = []
     cannot: list[str] = []
-    for fault in FAULTS:
+    for recipe in names:
         cells = []
-        for recipe in names:
+        for fault in FAULTS:
             result = newest.get((fault, recipe))
             cells.append("not run" if result is None else cell(result))
             if result and not result["recovered"]:
                 text = result["cannot"] or "; ".join(result["problems"])
                 (cannot if result["cannot"] else broken).append(f"- `{fault}`, `{recipe}`: {text.splitlines()[0]}")
-        lines.append(f"| `{fault}` | " + " | ".join(cells) + " |")
+        lines.append(f"| `{recipe}` | " + " | ".join(cells) + " |")
     runs = [*newest.values()]
     done = [one for one in runs if not one["cannot"]]
     recovered = sum(one["recovered"] for one in done)
@@ -176,7 +175,7 @@ def table(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     if broken:
         parts.append("Not recovered:\n\n" + "\n".join(broken))
     if cannot:
-        parts.append("Cannot happen at this scale:\n\n" + "\n".join(cannot))
+        parts.append("Cannot happen (–) at this scale:\n\n" + "\n".join(cannot))
     counted = [*runs, *drawn]
     if counted:
         machines = "; ".join(sorted({one["machine"] for one in counted}))

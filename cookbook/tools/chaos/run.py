@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -168,7 +169,7 @@ class Driver:
         environment = {inject.MARK: mark, "TMPDIR": str(temporary)}
         with open(log, "w") as output:
             self.process = processes.start(
-                [sys.executable, "-m", "cookbook", *words, f"output_root={root}"], mark, environment, output, ROOT
+                [*session.program, *words, f"output_root={root}"], mark, environment, output, ROOT
             )
         self.driver_pid = self.process.pid
 
@@ -235,10 +236,12 @@ class Driver:
         assert self.session.hosts
         return self.session.hosts.namespace(host)
 
-    def look_at_shared_memory(self) -> None:
-        for pid in self.pids():
-            with contextlib.suppress(OSError):
-                self.mapped |= set(re.findall(r"/dev/shm/(\S+)", Path(f"/proc/{pid}/maps").read_text()))
+    def look_at_shared_memory(self, ended: threading.Event) -> None:
+        """Notes which files in /dev/shm processes of this run have, each second. In a thread: it takes its time."""
+        while not ended.wait(1.0):
+            for pid in self.pids():
+                with contextlib.suppress(OSError):
+                    self.mapped |= set(re.findall(r"/dev/shm/(\S+)", Path(f"/proc/{pid}/maps").read_text()))
 
     def stop(self) -> None:
         """Ends it as Ctrl-C would, when this program itself is to end."""
@@ -280,6 +283,7 @@ class Session:
             raise UserError("cluster=hosts: hosts are made on this machine as root; or give a cluster.inventory")
         self.scene = Scene(recipe, cluster["kind"], num_workers, own)
         self.machine, self.commit = pages.machine(), health.commit_of()
+        self.program = [sys.executable, "-m", "cookbook"]
 
     @property
     def driver_settings(self) -> Settings:
@@ -462,7 +466,9 @@ class Disturbance:
         earlier = run_folder.newest(self.root, self.session.scene.recipe)
         driver = Driver(self.session, self.session.typed, self.root, log, self.mark, temporary)
         driver.disk = self.disk
-        hurt, news, looked = False, True, 0.0
+        hurt, news, ended = False, True, threading.Event()
+        looking = threading.Thread(target=driver.look_at_shared_memory, args=[ended])
+        looking.start()
         try:
             while driver.process.poll() is None:
                 news = driver.read() or news
@@ -473,15 +479,14 @@ class Disturbance:
                         hurt = True
                 else:
                     news = False
-                if time.monotonic() - looked > 1.0:
-                    looked = time.monotonic()
-                    driver.look_at_shared_memory()
                 following = f", then {self.pending[0].text}" if self.pending else ""
                 stage.update(f"try {number}: step {driver.so_far.step()} of {self.shown.num_steps}{following}")
                 time.sleep(POLL_SECONDS)
         finally:
             driver.stop()
             self._undo_all()
+            ended.set()
+            looking.join()
             self.mapped |= driver.mapped
         run = run_folder.newest(self.root, self.session.scene.recipe)
         content = run_folder.load(run) if run else {}
