@@ -1,8 +1,12 @@
 """`make chaos`: the language of faults, their moments, the harm itself, and what is said of a run that was hurt."""
 
+import contextlib
 import json
 import os
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -311,6 +315,70 @@ def test_a_slow_disk_is_slow_for_those_who_are_to_feel_it(tmp_path):
     assert not disk.group.exists()
 
 
+def hosts_missing():
+    there = {"root": os.geteuid() == 0, "ip (iproute2)": shutil.which("ip"), "tc": shutil.which("tc")}
+    return [what for what, found in there.items() if not found]
+
+
+@needs("hosts", hosts_missing())
+def test_a_host_is_cut_off_slowed_down_and_ended(tmp_path):
+    place = run.LocalHosts(tmp_path / "hosts", 2)
+    place.up()
+    try:
+        address = re.findall(r"address: (10[.\d]+)", (tmp_path / "hosts/inventory.yaml").read_text())[1]
+
+        def answers():
+            with contextlib.suppress(OSError), socket.create_connection((address, 22), timeout=1) as connection:
+                return connection.recv(4) == b"SSH-"
+            return False
+
+        def seconds_to_send(count):
+            """From the second host to this machine."""
+            with socket.create_server(("0.0.0.0", 0)) as server:
+                here = address.rpartition(".")[0] + ".254"
+                target = f"/dev/tcp/{here}/{server.getsockname()[1]}"
+                words = [
+                    "ip",
+                    "netns",
+                    "exec",
+                    place.namespace(2),
+                    "bash",
+                    "-c",
+                    f"head -c {count} /dev/zero > {target}",
+                ]
+                sender = subprocess.Popen(words)
+                connection, began = server.accept()[0], time.monotonic()
+                with connection:
+                    while connection.recv(1 << 16):
+                        pass
+                assert sender.wait(10) == 0
+                return time.monotonic() - began
+
+        assert answers()
+        inject.cut_link(place.link(2))
+        assert not answers()
+        inject.mend_link(place.link(2))
+        assert answers()
+        assert seconds_to_send(200_000) < 0.7
+        inject.narrow(place.namespace(2), 1)
+        assert seconds_to_send(200_000) > 1.0, "1.6 Mbit at 1 Mbit/s"
+        inject.undo_traffic(place.namespace(2))
+        assert seconds_to_send(200_000) < 0.7
+        assert place.strangers() == []
+        stranger = subprocess.Popen(["ip", "netns", "exec", place.namespace(2), "sleep", "60"])
+        while "sleep" not in " ".join(psutil.Process(stranger.pid).cmdline()[:1]):
+            time.sleep(0.01)
+        assert place.strangers() == [f"host 2: sleep 60 (pid {stranger.pid})"]
+        assert inject.kill_host(place.namespace(2)) == f"2 processes of {place.namespace(2)} ended"
+        assert stranger.wait(5) == -signal.SIGKILL
+        assert not answers()
+        place.up()
+        assert answers(), "whoever mends hosts has done so"
+    finally:
+        place.down()
+    assert place.namespace(2) not in inject.sh("ip", "netns", "list")
+
+
 # ---- a whole disturbance, with a program in the driver's place
 
 PROGRAM = '''
@@ -450,6 +518,48 @@ def test_what_is_wrong_with_a_run_is_found(session, monkeypatch, how, fault, pro
     if how == "afresh":
         assert out.tries[1].afresh and out.steps_lost >= 10
         assert out.notes == ["the same command began afresh: there was nothing to go on with"]
+
+
+ENDED = """
+import sys
+from pathlib import Path
+from cookbook.tools.chaos import __main__ as command, faults, run
+command.listen()
+session = run.Session("pytorch", [], Path(sys.argv[1]))
+session.program = [sys.executable, sys.argv[2]]
+shown, calm = session.undisturbed()
+Path(sys.argv[2]).write_text(Path(sys.argv[2]).read_text().replace("time.sleep(0.05)", "time.sleep(60)"))
+print("ready", flush=True)
+session.disturbed([faults.parse("slow_disk@step=1"), faults.parse("stop@step=1,seconds=60")], None, shown, calm)
+"""
+
+
+@pytest.mark.full
+@needs("root", lacking(inject.cannot_slow_disks()))
+def test_who_ends_the_command_ends_the_run_and_what_was_done_to_it(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    words = [sys.executable, "-c", ENDED, str(tmp_path / "chaos"), str(tmp_path / "program.py")]
+    mine = uuid.uuid4().hex
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**CLEAN, "MINE": mine})
+
+    def relatives():
+        found = []
+        for each in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if each.environ().get("MINE") == mine and each.status() != psutil.STATUS_ZOMBIE:
+                    found.append(each)
+        return found
+
+    lines = iter(process.stdout.readline, "")
+    assert next(line for line in lines if "SIGSTOP for worker 1" in line)
+    assert len(relatives()) == 4, "this program, the driver's stand-in and two workers"
+    assert str(tmp_path) in Path("/proc/mounts").read_text()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert relatives() == []
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
+    assert list(inject.BLKIO.glob(f"cookbook-chaos-{process.pid}*")) == []
+    assert list((tmp_path / "chaos").rglob("disk.img")) == []
 
 
 # ---- what is said

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -198,7 +197,7 @@ def test_a_cluster_that_stays_up_loses_a_part_or_its_supervisor(two, service, tm
     assert running.access_file.stat().st_mode & 0o077 == 0
     supervisor = inventory.supervisor(running.state())
     worker = next(pid for pid in two.pids(2) if "dask_worker" in local_hosts.words_of(pid))
-    os.kill(worker, signal.SIGKILL)
+    inject.kill(worker)
     supervisor.wait(30)
     text = (running.folder / "supervisor.log").read_text()
     assert "the dask cluster has ended: {'dask-worker-host2-0': 137}" in text
@@ -384,7 +383,7 @@ def test_elastic_training_survives_a_lost_host(tmp_path):
             event["pid"] for event in driver.events() if event["event"] == "start" and event["host"] == "host2"
         }
         for pid in {worker, *place.pids(2)}:
-            os.kill(pid, signal.SIGKILL)
+            inject.kill(pid)
         _, output = driver.end()
         content, _ = latest(tmp_path / "out", "horovod")
         assert content["worlds"][:2] == [2, 1], output

@@ -8,6 +8,8 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from cookbook import UserError, recipes, require_recipe
 from cookbook.report.console import console
@@ -88,12 +90,18 @@ def main(argv: Sequence[str]) -> int:
     return 0 if all(one.recovered or one.cannot for one in outcomes) else 1
 
 
-def _end(*_: object) -> None:
-    sys.exit(143)
+def listen() -> None:
+    """Whoever ends this program ends the run that goes on, and undoes what was done to it."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGHUP, end)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _end)
+    listen()
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:

@@ -180,17 +180,24 @@ class Disk:
 
     def close(self, keep: Path | None = None) -> None:
         """Takes the disk away; what is on it is copied to `keep` first."""
-        self.speed_up()
-        self.make_room()
-        if keep:
-            shutil.copytree(self.folder, keep, symlinks=True, dirs_exist_ok=True)
-        for _ in range(50):
-            with contextlib.suppress(UserError):
+        try:
+            self.speed_up()
+            self.make_room()
+            if keep:
+                shutil.copytree(self.folder, keep, symlinks=True, dirs_exist_ok=True)
+        finally:
+            self._unmount()
+
+    def _unmount(self) -> None:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
                 sh("umount", self.folder)
                 break
-            time.sleep(0.2)
-        else:
-            sh("umount", self.folder)  # says what is wrong
+            except UserError:  # somebody still looks at it
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
         self.image.unlink(missing_ok=True)
 
 

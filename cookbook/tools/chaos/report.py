@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def lines_of(outcome: Outcome) -> list[tuple[str, str]]:
 
 
 def said_of(one: Any) -> str:
-    first = one.reason.splitlines()[0][:200] if one.reason else ""
+    first = textwrap.shorten(one.reason.splitlines()[0], 200, placeholder=" ...") if one.reason else ""
     afresh = ", begun afresh" if one.afresh else ""
     return f"{one.status}{afresh}, {one.seconds:.1f} s{': ' if first else ''}{first}"
 

@@ -443,6 +443,9 @@ class Disturbance:
                 self._look_for_leftovers(temporary, before)
             finally:
                 self._undo_all()
+                for process in inject.marked(self.mark):  # when this program itself is to end
+                    with contextlib.suppress(ProcessLookupError):
+                        inject.kill(process.pid)
                 if self.disk:
                     self.disk.close(keep=self.folder / "runs")
                     mount.rmdir()
@@ -570,6 +573,12 @@ class Disturbance:
                 out.steps_lost = steps[0] - last[1]
             out.notes.append("the same command began afresh: there was nothing to go on with")
         ended = out.tries[-1]
+        if "corrupt_checkpoint" in out.names:
+            logs = [*self.folder.glob("try-*.log"), *(log for path, _ in runs for log in path.rglob("logs/**/*.log"))]
+            said = [line for log in logs for line in log.read_text(errors="replace").splitlines() if "damaged" in line]
+            out.notes.append(
+                f"noticed: {said[0].strip()[:200]}" if said else "no program said that a checkpoint is damaged"
+            )
         if ended.status != "ok":
             out.problems.append(f"it did not recover: {ended.reason.splitlines()[0] if ended.reason else ended.status}")
         for fault in self.pending:
