@@ -616,8 +616,9 @@ def test_the_table_says_what_was_run_and_what_was_not():
         result(["corrupt_checkpoint"], recovered=False, cannot="it writes 1"),
         result(["link_cut"], place="hosts", steps_lost=None),
         result(["driver_kill"], place="hosts"),
-        result(["kill", "stop"]),
-        result(["kill", "stop"], seed=1, hits=[1, 2]),
+        result(["kill", "preempt"]),
+        result(["stop", "slow_disk"], recovered=False, problems=["left behind: a file"]),
+        result(["kill", "disk_full"], seed=1, hits=[1, 2]),
         result(["kill"], recipe="spark", steps_lost=1),
     ]
     text = report.table(found, ["pytorch", "spark"])
@@ -630,6 +631,9 @@ def test_the_table_says_what_was_run_and_what_was_not():
     assert cells["corrupt_checkpoint"] == "–"
     assert cells["link_cut"] == "+12 s", "no worker notes steps there"
     assert cells["driver_kill"] == "not run", "on hosts is another place"
+    assert (cells["preempt"], cells["disk_full"], cells["slow_disk"]) == ("in a plan", "in a plan", "not run")
+    assert "Plans of several faults: 1 of 2 recovered." in lines
+    assert "- `make chaos`: left behind: a file" in lines
     assert "3 of 4 runs with one fault recovered." in lines
     assert "Random plans: 1 of 1 recovered, with 2 faults, over `pytorch`." in lines
     assert "- `stop`, `pytorch`: another result" in lines

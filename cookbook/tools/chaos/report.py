@@ -141,13 +141,20 @@ def usual_scene(recipe: str, fault: type[Fault]) -> Scene:
 
 
 def table(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """The table FAULT x RECIPE, in Markdown, from results of single faults. The newest of a cell counts."""
+    """The table FAULT x RECIPE, in Markdown, from results on disk. The newest of a cell counts.
+
+    Costs are those of runs with a single fault. "in a plan": a run with several faults recovered from this one, too.
+    """
     newest: dict[tuple[str, str], Mapping[str, Any]] = {}
+    together: set[tuple[str, str]] = set()  # what a run with several faults has recovered from
     for one in found:
-        if len(one["names"]) == 1 and one["seed"] is None:
-            place = usual_scene(one["recipe"], FAULTS[one["names"][0]]).place if one["names"][0] in FAULTS else ""
-            if one["place"] == place:
-                newest[one["names"][0], one["recipe"]] = one
+        for name in set(one["names"]) & FAULTS.keys():
+            if one["place"] != usual_scene(one["recipe"], FAULTS[name]).place:
+                continue
+            if len(one["names"]) == 1 and one["seed"] is None:
+                newest[name, one["recipe"]] = one
+            elif one["recovered"]:
+                together.add((name, one["recipe"]))
     # A row for each recipe: a row for each fault would be too long to be read as text.
     lines = ["| recipe | " + " | ".join(FAULTS) + " |", "| --- |" + " --- |" * len(FAULTS)]
     broken: list[str] = []
@@ -156,7 +163,8 @@ def table(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
         cells = []
         for fault in FAULTS:
             result = newest.get((fault, recipe))
-            cells.append("not run" if result is None else cell(result))
+            in_plan = "in a plan" if (fault, recipe) in together else "not run"
+            cells.append(in_plan if result is None else cell(result))
             if result and not result["recovered"]:
                 text = result["cannot"] or "; ".join(result["problems"])
                 (cannot if result["cannot"] else broken).append(f"- `{fault}`, `{recipe}`: {text.splitlines()[0]}")
@@ -173,11 +181,17 @@ def table(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
         parts.append(f"Random plans: {good} of {len(drawn)} recovered, with {faults} faults, over {which}.")
         bad = [one for one in drawn if not one["recovered"]]
         broken += [f"- `{one['command']}`: {'; '.join(one['problems']).splitlines()[0]}" for one in bad]
+    plans = [one for one in found if len(one["names"]) > 1 and one["seed"] is None]
+    if plans:
+        good = sum(one["recovered"] for one in plans)
+        parts.append(f"Plans of several faults: {good} of {len(plans)} recovered.")
+        bad = [one for one in plans if not one["recovered"]]
+        broken += [f"- `{one['command']}`: {'; '.join(one['problems']).splitlines()[0]}" for one in bad]
     if broken:
         parts.append("Not recovered:\n\n" + "\n".join(broken))
     if cannot:
         parts.append("Cannot happen (–) at this scale:\n\n" + "\n".join(cannot))
-    counted = [*runs, *drawn]
+    counted = [*runs, *drawn, *plans]
     if counted:
         machines = "; ".join(sorted({one["machine"] for one in counted}))
         commits = ", ".join(
