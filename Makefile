@@ -63,6 +63,12 @@ eject: $(SETUP) ## copy a recipe out so that it runs by itself: RECIPE=horovod T
 diff: $(SETUP) ## what makes a recipe's program a distributed one, against its twin in one process: RECIPE=horovod
 	@$(BIN)/python -m cookbook.tools.diff "$(RECIPE)"
 
+chaos: $(SETUP) ## hurt a run and see it recover: RECIPE=pytorch FAULTS="kill@step=7,rank=1 driver_kill" (FAULTS=help lists them)
+	@$(BIN)/python -m cookbook.tools.chaos "$(RECIPE)" "--faults=$(FAULTS)" "--seed=$(SEED)" @ARGS
+
+chaos-table: $(SETUP) ## the table of faults and recipes, from all results of make chaos (TO=docs/chaos.md)
+	@$(BIN)/python -m cookbook.tools.chaos --table --to "$(TO)"
+
 bench: $(SETUP) ## measure a recipe against the bare framework: RECIPE=horovod
 	@$(BIN)/python -m benchmarks.$(RECIPE)
 
@@ -113,4 +119,4 @@ clean: ## remove environments, runs and caches of this checkout
 	@rm -rf .venv .venvs outputs .pytest_cache .mypy_cache .ruff_cache runrecord/build runrecord/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup doctor tools report send diagnose compare eject diff bench bench-hosts test test-all image-sizes areas lint docs nightly-record health canary lock clean
+.PHONY: help setup doctor tools report send diagnose compare eject diff chaos chaos-table bench bench-hosts test test-all image-sizes areas lint docs nightly-record health canary lock clean

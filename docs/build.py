@@ -141,6 +141,7 @@ class Site:
             {"When the machine is taken away": "preemption.md"},
             {"Evidence": "evidence.md"},
             {"A slow or hung run": "diagnose.md"},
+            {"Chaos": "chaos.md"},
             {"Places": "places.md"},
             {"Object storage": "storage.md"},
             {"Recipes": below("recipes")},

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import warnings
@@ -225,7 +224,7 @@ def test_a_killed_worker_fails_the_run_and_the_same_command_goes_on(recipe, undi
     expected, _, _ = undisturbed(*words)
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
-    os.kill(driver.pid_of(1), signal.SIGKILL)
+    driver.kill(1)
     status, output = driver.end()
     assert status == 1, output
     killed, folder = latest(tmp_path, recipe)
@@ -335,7 +334,7 @@ def test_a_driver_killed_after_the_last_checkpoint(recipe, undisturbed, tmp_path
     expected, _, _ = undisturbed(*words)
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["epoch"] == 4 for e in driver.events()))
-    driver.process.kill()
+    driver.kill_driver()
     driver.end()
     assert driver.no_process_left()
     content, _, output = run_cookbook(*words, output_root=tmp_path)
