@@ -70,7 +70,6 @@ class Tailer:
         deadline = time.monotonic() + seconds + 1  # it ends by itself before
         while self.process.poll() is None and time.monotonic() < deadline and not hurried():
             time.sleep(0.02)
-        in_time = self.process.poll() is not None
         self.process.kill()
         self.process.wait()
         assert self.process.stdin is not None
@@ -80,8 +79,7 @@ class Tailer:
         for one in self.wanted:
             state = read_state(self.folder / f"{sinks.key(one)}.json")
             if state.get("ended") != status:
-                late = "" if in_time else f"it was not done within {seconds:.0f} s"
-                problems.append((one["kind"], state.get("error") or late or "it ended too early"))
+                problems.append((one["kind"], state.get("error") or f"it had not taken all within {seconds:.0f} s"))
         return problems
 
 
