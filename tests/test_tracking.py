@@ -1,8 +1,13 @@
 """Live metrics: what the tail reads, what each sink gets, and that none of them can hold up a run."""
 
 import datetime
+import hashlib
 import json
+import os
 import re
+import shutil
+import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -12,8 +17,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import requests
+import yaml
+from filelock import FileLock
 
-from cookbook import ROOT, UserError, run_folder
+from cookbook import ROOT, UserError, bootstrap, run_folder
+from cookbook.prepare.environments import uv, uv_environment
 from cookbook.report import sinks, tracking
 from cookbook.report.feeder import Feeder, read_state
 from cookbook.report.sinks import Run, kubeflow, prometheus
@@ -21,7 +29,8 @@ from cookbook.report.tail import RATE_SECONDS, Tail
 from cookbook.report.tailer import Tailer
 from cookbook.tools import watch
 from runrecord import RunRecord
-from tests.helpers import CLEAN
+from tests.helpers import CLEAN, Driver, latest
+from tests.requirements import skip
 
 EVERY = {"every_seconds": 0.05, "wait_seconds": 20.0}
 BEGAN = 1_000_000.0
@@ -524,8 +533,6 @@ def test_the_live_page_is_for_this_machine_only(watched):
 
 
 def test_make_watch_says_its_address_and_ends_with_ctrl_c(tmp_path):
-    import signal
-
     run = make_run(tmp_path / "run")
     argv = [sys.executable, "-m", "cookbook.tools.watch", str(run.folder), ""]
     process = subprocess.Popen(argv, cwd=ROOT, env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -545,3 +552,218 @@ def test_make_watch_says_its_address_and_ends_with_ctrl_c(tmp_path):
 def test_make_watch_refuses_what_it_cannot_show(run, port, said):
     with pytest.raises(UserError, match=said):
         watch.main([run, port])
+
+
+@pytest.fixture(scope="module")
+def mlflow_python():
+    """The Python of an environment with a whole MLflow: the driver's has the client only."""
+    lock = ROOT / "tests/tracking/requirements.txt"
+    folder = bootstrap.cache_dir() / f"environments/tracking-tests-{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not bootstrap.complete(folder).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            environment = {**CLEAN, **uv_environment()}
+            subprocess.run([uv(), "venv", "-q", "--python", "3.11", folder], check=True, env=environment)
+            install = [uv(), "pip", "install", "-q", "--python", folder / "bin/python", "-r", lock]
+            subprocess.run(install, check=True, env=environment)
+        bootstrap.mark_as_used(folder)
+    return folder / "bin/python"
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+class Program:
+    """A server in a session of its own, that can be killed and started again."""
+
+    def __init__(self, argv, address, folder):
+        self.argv, self.address, self.log = [str(word) for word in argv], address, folder / "server.log"
+        self.start()
+
+    def start(self):
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(
+                self.argv, cwd=self.log.parent, env=CLEAN, stdout=log, stderr=log, start_new_session=True
+            )
+        wait_for(self.is_up, 300)
+
+    def is_up(self):
+        assert self.process.poll() is None, self.log.read_text()[-3000:]
+        try:
+            return requests.get(self.address, timeout=5).ok
+        except requests.RequestException:
+            return False
+
+    def kill(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def mlflow_server(mlflow_python, tmp_path):
+    folder, port = tmp_path / "server", free_port()
+    folder.mkdir()
+    where = f"http://127.0.0.1:{port}"
+    argv = [mlflow_python, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", 1]
+    argv += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", folder / "artifacts"]
+    program = Program(argv, f"{where}/health", folder)
+    program.where = where
+    yield program
+    program.kill()
+
+
+def history(client, run_id, name):
+    return sorted((point.step, point.value) for point in client.get_metric_history(run_id, name))
+
+
+def the_run(client, experiment):
+    """The only run of the experiment that is nobody's child, and its children."""
+    found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    (run,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    return run, [run for run in found if "mlflow.parentRunId" in run.data.tags]
+
+
+@pytest.mark.full
+def test_an_mlflow_server_that_is_killed_in_the_middle_of_a_run_has_all_of_it_at_the_end(tmp_path, mlflow_server):
+    from mlflow import MlflowClient
+
+    words = ["recipe=pytorch", "scale=smoke", "scale.max_steps=null", "recipe.num_epochs=400", "tracking=mlflow"]
+    words += [f"tracking.uri={mlflow_server.where}", "tracking.every_seconds=0.5"]
+    driver = Driver(*words, output_root=tmp_path / "out")
+
+    def num_losses():
+        return sum(event.get("name") == "train/loss" and event["event"] == "metric" for event in driver.events())
+
+    def sent():
+        (path,) = (tmp_path / "out/pytorch/latest/tracking").glob("mlflow-*.json")
+        return sum(size for _, size in read_state(path)["place"].values())
+
+    driver.wait_until(lambda: num_losses() >= 4 and sent() > 0)
+    mlflow_server.kill()
+    at_the_kill = num_losses()
+    driver.wait_until(lambda: num_losses() >= at_the_kill + 8)
+    missed = sent()
+    mlflow_server.start()
+    driver.wait_until(lambda: sent() > missed)  # while the run goes
+    driver.process.send_signal(signal.SIGINT)  # the rest of 400 epochs shows nothing more
+    status, output = driver.end()
+    assert status == 130 and "could not be sent" not in output
+    assert driver.no_process_left()
+    _, folder = latest(tmp_path / "out", "pytorch")
+    client = MlflowClient(mlflow_server.where)
+    run, _ = the_run(client, "cookbook/pytorch")
+    points = Tail(folder).read(10**9).points
+    assert len(losses_of(points)) >= at_the_kill + 8
+    assert history(client, run.info.run_id, "train/loss") == losses_of(points)
+    names = {point.path for point in points}
+    assert {"rank_0/steps_per_second", "rank_1/steps_per_second"} <= names
+    assert names <= run.data.metrics.keys()
+    for name in names:
+        mine = sorted((point.step, point.value) for point in points if point.path == name)
+        assert history(client, run.info.run_id, name) == mine
+    assert run.info.status == "KILLED"
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    assert run.data.params["global_batch_size"] == str(settings["global_batch_size"])
+    assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} == {"run.json", "report.html"}
+
+
+def losses_of(points):
+    return sorted((point.step, point.value) for point in points if point.name == "train/loss")
+
+
+@pytest.mark.full
+def test_trials_and_the_members_of_a_sweep_are_child_runs(tmp_path):
+    from mlflow import MlflowClient
+
+    store = {"kind": "mlflow", "uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "search", **EVERY}
+    run = make_run(tmp_path / "out/ray_tune/one")
+    trials = [
+        {"event": "trial", "time": BEGAN + 9, "phase": "random-0", "id": f"t{number}", "epochs": [1, 2], "score": score}
+        for number, score in enumerate((0.5, 0.75))
+    ]
+    lines = [*lines_of(0, 2, role="driver"), *(json.dumps(trial) + "\n" for trial in trials)]
+    (run.folder / "workers/a.jsonl").write_text("".join(lines))
+    feeder = Feeder(store, run)
+    assert feeder.pump() and feeder.end("failed"), feeder.error
+    client = MlflowClient(store["uri"])
+    parent, children = the_run(client, "search")
+    assert parent.info.status == "FAILED"
+    assert {(one.data.params["trial"], one.data.metrics["score"]) for one in children} == {("t0", 0.5), ("t1", 0.75)}
+    assert {one.data.tags["mlflow.parentRunId"] for one in children} == {parent.info.run_id}
+    # Nothing is there twice when all is sent again by somebody who knows nothing of it.
+    shutil.rmtree(run.folder / "tracking")
+    again = Feeder(store, run)
+    assert again.pump() and again.end("failed"), again.error
+    same, more = the_run(client, "search")
+    assert same.info.run_id == parent.info.run_id and len(more) == 2
+    # Two members of a sweep, of which the second one fails.
+    for number, status in enumerate(("ok", "failed")):
+        member = make_run(tmp_path / f"out/pytorch/{number}")
+        (member.folder / "workers/a.jsonl").write_text("".join(lines_of(0, 2)))
+        feeder = Feeder(store | {"experiment": "sweep"}, Run(member.folder, "pytorch", sweep="/out/sweeps/one"))
+        assert feeder.pump() and feeder.end(status), feeder.error
+    sweep, members = the_run(client, "sweep")
+    assert {one.info.status for one in members} == {"FINISHED", "FAILED"}
+    assert {one.data.tags["mlflow.parentRunId"] for one in members} == {sweep.info.run_id}
+    assert (sweep.info.run_name, sweep.info.status) == ("sweep one", "FINISHED")
+
+
+@pytest.fixture
+def prometheus_server(tmp_path, endpoint):
+    if not shutil.which("prometheus"):
+        skip("prometheus", "prometheus is missing: apt-get install prometheus")
+    folder, port = tmp_path / "prometheus", free_port()
+    folder.mkdir()
+    config = yaml.safe_load((ROOT / "infra/grafana/prometheus.yml").read_text())
+    config["global"]["scrape_interval"] = "1s"
+    target = endpoint.removeprefix("http://").removesuffix("/metrics")
+    config["scrape_configs"][0]["static_configs"][0]["targets"] = [target]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    argv = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+    where = f"http://127.0.0.1:{port}"
+    program = Program([*argv, f"--web.listen-address=127.0.0.1:{port}"], f"{where}/-/ready", folder)
+    yield where
+    program.kill()
+
+
+@pytest.mark.full
+def test_prometheus_reads_the_endpoint_and_answers_the_dashboard(prometheus_server):
+    def ask(expression):
+        answer = requests.get(f"{prometheus_server}/api/v1/query", params={"query": expression}, timeout=30).json()
+        assert answer["status"] == "success", answer
+        return answer["data"]["result"]
+
+    wait_for(lambda: ask("cookbook_rank_steps"))
+    by_rank = {one["metric"]["rank"]: float(one["value"][1]) for one in ask("cookbook_rank_steps")}
+    assert by_rank == {"rank_0": 5, "rank_1": 3}
+    board = json.loads((ROOT / "infra/grafana/cookbook.json").read_text())
+    expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    wait_for(lambda: ask("count_over_time(cookbook_rank_rows[1m]) > 1"))  # a rate needs two points
+    empty = [one for one in expressions if not ask(one.replace("$recipe", ".*").replace("$run", ".*"))]
+    # The made record has no metric but the loss, and no memory in use.
+    assert [re.search(r"name!?[=~]+\"([^\"]*)", one)[1] for one in empty] == [".*loss.*|seconds/.*"]
+    (behind,) = [one for one in expressions if "scalar" in one]
+    found = ask(behind.replace("$recipe", ".*").replace("$run", ".*"))
+    assert {one["metric"]["rank"]: float(one["value"][1]) for one in found} == {"rank_0": 0, "rank_1": 2}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_live_page_fits_a_browser_and_renews_itself(tmp_path, watched, width):
+    if not shutil.which("chromium"):
+        skip("chromium", "chromium is missing: apt-get install chromium")
+    folder, address = watched
+    argv = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    argv += [f"--window-size={width},1400", "--virtual-time-budget=9000"]
+    shot = subprocess.run(
+        [*argv, f"--screenshot={tmp_path}/page.png", address], capture_output=True, text=True, timeout=300
+    )
+    assert (tmp_path / "page.png").exists(), shot.stderr
+    with open(folder / "workers/rank0-here-100.jsonl", "a") as file:
+        file.write("".join(lines_of(0, 2, first=5)[1:]))
+    page = subprocess.run([*argv, "--dump-dom", address], capture_output=True, text=True, timeout=300).stdout
+    assert "train/loss: 0.1429 at step 6" in page and 'id="gone" class="reason" hidden' in page
