@@ -139,6 +139,7 @@ class Site:
             {"Start": "start.md"},
             {"How a run goes": "run.md"},
             {"Evidence": "evidence.md"},
+            {"Live metrics": "tracking.md"},
             {"Places": "places.md"},
             {"Object storage": "storage.md"},
             {"Recipes": below("recipes")},

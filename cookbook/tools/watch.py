@@ -104,7 +104,7 @@ def curve(name: str, points: Sequence[tuple[int, float]]) -> str:
     first, last = drawn[0][0], drawn[-1][0]
     low, high = min(value for _, value in drawn), max(value for _, value in drawn)
     span = (high - low) or 1.0
-    left, top, right, bottom = 56, 26, WIDTH - 12, HEIGHT - 24
+    left, top, right, bottom = 62, 28, WIDTH - 12, HEIGHT - 26
 
     def at(step: int, value: float) -> str:
         x = left + (right - left) * (step - first) / ((last - first) or 1)
@@ -112,13 +112,13 @@ def curve(name: str, points: Sequence[tuple[int, float]]) -> str:
 
     line = " ".join(at(step, value) for step, value in drawn)
     end = at(*drawn[-1]).split(",")
-    label = '<text x="{}" y="{}" font-size="11" fill="#5d6877" text-anchor="{}">{}</text>'
+    label = '<text x="{}" y="{}" font-size="13" fill="#5d6877" text-anchor="{}">{}</text>'
     texts = [
         label.format(left - 6, top + 4, "end", pages.number(float(high))),
         label.format(left - 6, bottom + 4, "end", pages.number(float(low))),
         label.format(left, HEIGHT - 8, "start", f"step {first:,}"),
         label.format(right, HEIGHT - 8, "end", f"{last:,}"),
-        f'<text x="{left}" y="14" font-size="13" fill="#1c2430">{pages.html.escape(name)}</text>',
+        f'<text x="{left}" y="14" font-size="15" fill="#1c2430">{pages.html.escape(name)}</text>',
     ]
     said = pages.html.escape(f"{name}: {drawn[-1][1]:.4g} at step {last}", quote=True)
     return (
@@ -192,7 +192,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"PORT={port}: expected a number")
     folder = Path(run) if run else newest(Path("outputs"))
     made = server(folder, int(port or 0))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with made:
         print(f"watch        {shown_path(folder)}: http://{HOST}:{made.server_port}/ (Ctrl-C ends it)", flush=True)
         try:
