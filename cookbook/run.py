@@ -306,15 +306,16 @@ class Run:
         self.tailer = tailer.Tailer(self.config["tracking"], run, processes.RUN_VARIABLE)
 
     def _end_tracking(self) -> None:
-        if self.tailer is None:
+        tailer, self.tailer = self.tailer, None
+        if tailer is None:
             return
         from cookbook.report.tailer import INTERRUPTED_SECONDS
 
         interrupted = self.result.reason.startswith("interrupted")
         status = "interrupted" if interrupted else self.result.status
-        seconds = min(self.tailer.wait_seconds, INTERRUPTED_SECONDS if interrupted else float("inf"))
+        seconds = min(tailer.wait_seconds, INTERRUPTED_SECONDS if interrupted else float("inf"))
         already = len(signals.CAME)
-        for kind, why in self.tailer.finish(status, seconds, lambda: len(signals.CAME) > already):
+        for kind, why in tailer.finish(status, seconds, lambda: len(signals.CAME) > already):
             console.print(
                 f"warning: the metrics could not be sent to {kind}: {redact.redacted_text(why)}; they are in "
                 f"the run folder: `make send RUN={shown_path(self.folder)}` sends them later",
@@ -331,12 +332,12 @@ class Run:
             self.run_folder.write(self.result.as_dict())
             page = pages.write_run_page(self.folder)
             print_summary(self.result.as_dict(), page)
-            self._end_tracking()
         except OSError as error:
             console.print(f"error: the run folder cannot be written: {error}", markup=False)
             self._fail(f"{self.result.reason}; the run folder cannot be written: {error}".lstrip("; "))
             print_summary(self.result.as_dict(), None)
         finally:
+            self._end_tracking()  # also when nothing could be written
             self.run_folder.close()
 
 

@@ -286,6 +286,29 @@ def test_a_tailer_whose_driver_is_gone_sends_the_rest_and_ends(tmp_path, collect
     assert read_state(path)["ended"] == "interrupted"
 
 
+def test_a_run_that_has_ended_is_not_sent_to_what_only_shows_runs_that_go_on(tmp_path, collector):
+    run = make_run(tmp_path / "run", status="failed", reason="interrupted by SIGINT")
+    (run.folder / "workers/rank0-here-100.jsonl").write_text("".join(lines_of(0, 2)))
+    live = {"kind": "prometheus", "port": None, **EVERY}
+    with pytest.raises(UserError, match="this one has ended"):
+        tracking.send(live, run.folder, run.content())
+    both = {"kind": "several", "sinks": ["prometheus", "otlp"], "otlp": collector.settings, "prometheus": live}
+    assert len(tracking.send(both, run.folder, run.content())) == 1
+    assert received(collector) == expected(2)
+    with FileLock(run.folder / ".driver.lock"), pytest.raises(UserError, match="this run goes on"):
+        tracking.send(both, run.folder, run.content())
+
+
+def test_a_run_folder_that_cannot_be_written_to_stops_no_feeder(tmp_path, collector, monkeypatch):
+    run = make_run(tmp_path / "run")
+    (run.folder / "workers/rank0-here-100.jsonl").write_text("".join(lines_of(0, 2)))
+    (run.folder / "tracking").write_text("a file where the folder should be")
+    feeder = Feeder(collector.settings, run)
+    assert not feeder.pump() and "FileExistsError" in feeder.error
+    (run.folder / "tracking").unlink()
+    assert feeder.pump() and received(collector) == expected(2)
+
+
 def wait_for(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():

@@ -1,5 +1,6 @@
 """Sends a run record to one sink: from where it stopped, again after an error, to the end."""
 
+import contextlib
 import json
 import threading
 import time
@@ -82,7 +83,8 @@ class Feeder:
         said = redact.redacted_text(f"{type(error).__name__}: {error}".strip().splitlines()[0][:500])
         if said != self.error:
             self.error = said
-            self._keep()
+            with contextlib.suppress(OSError):  # a full disk may be what failed
+                self._keep()
 
     def _keep(self) -> None:
         """Writes down what the sink has. The place is that of the last batch which it took."""

@@ -70,16 +70,17 @@ class Tailer:
         deadline = time.monotonic() + seconds + 1  # it ends by itself before
         while self.process.poll() is None and time.monotonic() < deadline and not hurried():
             time.sleep(0.02)
+        crashed = f"its process ended with status {self.process.returncode}" if self.process.poll() else ""
         self.process.kill()
         self.process.wait()
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()
-        problems = []
+        problems, late = [], f"it had not taken all within {seconds:.0f} s"
         for one in self.wanted:
             state = read_state(self.folder / f"{sinks.key(one)}.json")
             if state.get("ended") != status:
-                problems.append((one["kind"], state.get("error") or f"it had not taken all within {seconds:.0f} s"))
+                problems.append((one["kind"], state.get("error") or crashed or late))
         return problems
 
 

@@ -37,7 +37,13 @@ def send(tracking: Settings, folder: Path, content: dict[str, Any]) -> list[str]
 
     Raises UserError when a tracker fails, or when the run is being sent by its driver.
     """
-    check(tracking)
+    chosen = [one for one in sinks.chosen(tracking) if not sinks.load(one["kind"]).only_live]
+    if not chosen:
+        raise UserError(
+            f"tracking.kind={tracking['kind']} shows runs that go on, and this one has ended: choose another"
+        )
+    for settings in chosen:
+        sinks.load(settings["kind"]).check(settings)
     (folder / FOLDER).mkdir(exist_ok=True)
     status = content["status"] if content["status"] == "ok" else "failed"
     if content["status"] == "running" or content.get("reason", "").startswith("interrupted"):
@@ -47,9 +53,7 @@ def send(tracking: Settings, folder: Path, content: dict[str, Any]) -> list[str]
     lines = []
     try:
         with FileLock(folder / ".driver.lock", timeout=0), FileLock(folder / FOLDER / ".lock", timeout=10):
-            for settings in sinks.chosen(tracking):
-                if sinks.load(settings["kind"]).only_live:
-                    raise UserError(f"{settings['kind']} shows runs that go on; this one has ended")
+            for settings in chosen:
                 feeder = Feeder(settings, run)
                 went_well = feeder.pump() and feeder.end(status)
                 feeder.sink.close()
