@@ -106,7 +106,7 @@ def own_logs(folder):
     (folder / "other.log.bz2").write_bytes(bz2.compress(text))
     (folder / "empty.log").write_text("")
     latin = lines[1].encode().replace(b"product", b"caf\xe9")
-    strange = [lines[0].replace("product", "café").encode(), latin, b"x" * 5_000_000, lines[2].encode()]
+    strange = [lines[0].replace("product", "café").encode(), b"", latin, b"  ", b"x" * 5_000_000, lines[2].encode()]
     (folder / "strange.log").write_bytes(b"\n".join(strange))  # nothing ends the last line
     (folder / "again.log").symlink_to(folder / "plain.log")
     return 4 * 50 + 2, 2
@@ -128,6 +128,7 @@ def test_own_logs_in_many_forms(tmp_path, recipe_python):
     reasons = json.loads((folder / "tables/quarantined lines.json").read_text())["rows"]
     assert {row["reason"] for row in reasons} == {"not UTF-8", "longer than 1,048,576 bytes"}
     assert content["metrics"]["ingest/located"] == malformed
+    assert content["metrics"]["ingest/blank"] == 2
 
 
 @pytest.mark.parametrize(
