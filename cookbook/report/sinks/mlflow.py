@@ -30,6 +30,7 @@ MOST_PARAMETERS = 100
 STATUS = {"ok": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 WHERE = "cookbook.folder"  # this tag has the host and folder of a run: so it is found again
 SWEEP = "cookbook.sweep"
+TRIAL = "cookbook.trial"
 PARENT = "mlflow.parentRunId"
 
 
@@ -99,8 +100,8 @@ class Sink(sinks.Sink):
         found = self.client.search_runs([self.experiment], f"tags.`{tag}` = '{quoted}'", max_results=1)
         return found[0].info.run_id if found else None
 
-    def _create(self, tags: dict[str, str], start: float | None = None) -> str:
-        began = int(1000 * (start or self.run.content().get("started") or time.time()))
+    def _create(self, tags: dict[str, str]) -> str:
+        began = int(1000 * (self.run.content().get("started") or time.time()))
         safe = {name: value.replace("'", "") for name, value in tags.items()}
         made: str = self.client.create_run(self.experiment, start_time=began, tags=safe).info.run_id
         return made
@@ -140,9 +141,9 @@ class Sink(sinks.Sink):
         made: dict[str, str] = self.state.setdefault("trials", {})
         name = f"{trial.phase}/{trial.id}"
         if name not in made:
-            began = self.run.content().get("started")
-            tags = {"mlflow.runName": name, PARENT: self.state["run_id"], "cookbook.trial": name}
-            made[name] = self._create(tags, began)
+            which = f"{self.state['run_id']}/{name}"
+            tags = {"mlflow.runName": name, PARENT: self.state["run_id"], TRIAL: which}
+            made[name] = self._find(TRIAL, which) or self._create(tags)
         when = int(1000 * trial.time)
         metrics = [
             Metric("score", trial.score, when, max(trial.epochs, default=0)),
