@@ -4,6 +4,7 @@ Without RUN it is the newest run of any recipe. When the run has ended, the page
 the run goes on. The pictures are drawn from the run record alone, so that looking at a run costs it next to nothing.
 """
 
+import html
 import signal
 import sys
 import threading
@@ -118,9 +119,9 @@ def curve(name: str, points: Sequence[tuple[int, float]]) -> str:
         label.format(left - 6, bottom + 4, "end", pages.number(float(low))),
         label.format(left, HEIGHT - 8, "start", f"step {first:,}"),
         label.format(right, HEIGHT - 8, "end", f"{last:,}"),
-        f'<text x="{left}" y="14" font-size="15" fill="#1c2430">{pages.html.escape(name)}</text>',
+        f'<text x="{left}" y="14" font-size="15" fill="#1c2430">{html.escape(name)}</text>',
     ]
-    said = pages.html.escape(f"{name}: {drawn[-1][1]:.4g} at step {last}", quote=True)
+    said = html.escape(f"{name}: {drawn[-1][1]:.4g} at step {last}", quote=True)
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">'
         f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#dde2e8"/>'
