@@ -303,7 +303,10 @@ class Run:
         for kind, address in tracking.addresses(self.config["tracking"]):
             console.print(f"{'tracking':<12} {kind}: {address}", markup=False)
         run = sinks.Run(self.folder, self.recipe, self.sweep)
-        self.tailer = tailer.Tailer(self.config["tracking"], run, processes.RUN_VARIABLE)
+        try:
+            self.tailer = tailer.Tailer(self.config["tracking"], run, processes.RUN_VARIABLE)
+        except OSError as error:
+            console.print(f"warning: no metrics are sent while the run goes: {error}", markup=False)
 
     def _end_tracking(self) -> None:
         tailer, self.tailer = self.tailer, None

@@ -41,6 +41,8 @@ class Sink(sinks.Sink):
 
     @classmethod
     def address(cls, settings: Settings) -> str:
+        if settings["port"] is None:
+            return f"http://{HOST}, a port that is free: see tracking/ in the run folder"
         return f"http://{HOST}:{settings['port']}/metrics"
 
     @classmethod
