@@ -48,8 +48,11 @@ tools: ## install what is missing; asks first (YES=1: does not; RECIPE=horovod; 
 report: $(SETUP) ## one page over all past runs
 	@$(BIN)/python -m cookbook.report.pages @ARGS
 
-send: $(SETUP) ## send a finished run to its tracker, later: RUN=outputs/horovod/latest ARGS="tracking=mlflow"
+send: $(SETUP) ## send a run to its tracker, later: RUN=outputs/horovod/latest ARGS="tracking=mlflow"
 	@$(BIN)/python -m cookbook.report.tracking "$(RUN)" @ARGS
+
+watch: $(SETUP) ## the page of a run while it goes, on loopback: RUN=outputs/pytorch/latest PORT=8800 (or the newest run)
+	@$(BIN)/python -m cookbook.tools.watch "$(RUN)" "$(PORT)"
 
 diagnose: $(SETUP) ## who holds a run up that goes on at this moment, and in which line: RUN=outputs/pytorch/latest
 	@$(BIN)/python -m cookbook.tools.diagnose "$(RUN)"
@@ -119,4 +122,4 @@ clean: ## remove environments, runs and caches of this checkout
 	@rm -rf .venv .venvs outputs .pytest_cache .mypy_cache .ruff_cache runrecord/build runrecord/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup doctor tools report send diagnose compare eject diff chaos chaos-table bench bench-hosts test test-all image-sizes areas lint docs nightly-record health canary lock clean
+.PHONY: help setup doctor tools report send watch diagnose compare eject diff chaos chaos-table bench bench-hosts test test-all image-sizes areas lint docs nightly-record health canary lock clean

@@ -110,7 +110,8 @@ def run(composed: DictConfig) -> None:
         console.print(f"note: {note}", markup=False)
     if warning:
         console.print(f"warning: {warning}", markup=False)
-    content = Run(recipe, config, choices, typed, this_run).go().as_dict()
+    sweep = str(Path(hydra_config.sweep.dir).absolute()) if hydra_config.mode == RunMode.MULTIRUN else ""
+    content = Run(recipe, config, choices, typed, this_run, sweep).go().as_dict()
     FINISHED.append((typed, content))
     signals.check()  # one that came while the report was written
     signals.listen()

@@ -142,6 +142,7 @@ class Site:
             {"Evidence": "evidence.md"},
             {"A slow or hung run": "diagnose.md"},
             {"Chaos": "chaos.md"},
+            {"Live metrics": "tracking.md"},
             {"Places": "places.md"},
             {"Object storage": "storage.md"},
             {"Recipes": below("recipes")},

@@ -155,7 +155,7 @@ BOUNDS: dict[tuple[float | None, float], str] = {
     (1, 31 * 86_400): (
         "start_timeout_seconds stall_timeout_seconds connect_timeout_seconds silence_seconds exchange_timeout_seconds"
     ),
-    (0.01, 86_400): "pull_seconds poll_seconds snapshot_seconds serve_timeout_seconds",
+    (0.01, 86_400): "pull_seconds poll_seconds snapshot_seconds serve_timeout_seconds every_seconds wait_seconds",
     (0.01, 100_000): "cpus_per_worker",
     (64, 10**8): "memory_mb_per_worker memory_mb",
     (None, 16_384): "width model_width num_heads num_layers num_microbatches",
