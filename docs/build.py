@@ -137,6 +137,7 @@ class Site:
         return [
             {"Home": "index.md"},
             {"Start": "start.md"},
+            {"Which tool for my job": "guide.md"},
             {"How a run goes": "run.md"},
             {"When the machine is taken away": "preemption.md"},
             {"Evidence": "evidence.md"},
