@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -45,6 +46,7 @@ ROTATED = re.compile(
 FOREIGN = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ": ".xz", b"PK\x03\x04": ".zip"}
 STAMP = re.compile(rf"(?m)^(?:<\d{{1,3}}>)?({'|'.join(logformat.MONTHS)}) +\d{{1,2}} \d\d:".encode())
 SAMPLE_LINES, SAMPLE_BYTES = 1000, 4 << 20
+SLOW_SECONDS = 30  # of processor time, for the first 10,000 lines of all files: usual expressions take less than one
 ALIKE_LINES = 20  # files that have as many lines in common at the beginning are compared to their ends
 MARK = b"\xef\xbb\xbf"
 SECOND_1981, DAY = 347_155_200, 86_400
@@ -101,6 +103,17 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
         logformat.check_effect(wanted, options)
     except logformat.FormatError as error:
         raise DatasetError(str(error)) from None
+    with slow_expressions_refused(wanted, sum(map(len, first.values()))):
+        wanted = looked_at(wanted, first, event_start)
+    say_not_utf8(first)
+    for line in [f"left out: {one['file']}: {one['reason']}" for one in left_out[:5]] + notes[:5]:
+        print(line, flush=True)
+    size = f"{sum(file.stat().st_size for file in files):,} bytes"
+    return manifest([str(file) for file in files], wanted, size, left_out, notes)
+
+
+def looked_at(wanted, first, event_start):
+    """The format, with what only the files can tell: keys, numbers, the start of an event, years."""
     sample = [line for lines in first.values() for line in lines[: max(20, SAMPLE_LINES // len(first))]]
     wanted = logformat.with_keys(wanted, sample)
     wanted = logformat.with_numbers(wanted, sample)
@@ -110,14 +123,35 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
         raise DatasetError(str(error)) from None
     wanted = logformat.with_start(wanted, sample) if event_start == "auto" else wanted
     check_fit(wanted, first)
-    say_not_utf8(first)
     if note := logformat.without_time(wanted, sample):
         print(note, flush=True)
-    wanted = replace(wanted, years=years_of(wanted, first))
-    for line in [f"left out: {one['file']}: {one['reason']}" for one in left_out[:5]] + notes[:5]:
-        print(line, flush=True)
-    size = f"{sum(file.stat().st_size for file in files):,} bytes"
-    return manifest([str(file) for file in files], wanted, size, left_out, notes)
+    return replace(wanted, years=years_of(wanted, first))
+
+
+@contextlib.contextmanager
+def slow_expressions_refused(fmt, num_lines):
+    """Raises DatasetError when a user's expression needs far more processor time than so many lines ever take.
+
+    Some, like (a+)+$, take twice as long for each further letter of a line: they would never end.
+    """
+    limit = SLOW_SECONDS * max(1, num_lines / 10_000)
+
+    def give_up(*_):
+        raise DatasetError(
+            f"format={fmt.pattern!r} takes more than {limit:.0f} s for the first {num_lines:,} lines: is a part "
+            "repeated that is a repetition itself, as in (a+)+ or (.*)*? Say it with one repetition"
+        )
+
+    if fmt.name != "regex":
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, give_up)
+    signal.setitimer(signal.ITIMER_VIRTUAL, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def find(path):

@@ -999,6 +999,21 @@ def test_regular_expressions_that_only_python_takes(pattern, text):
     assert logformat.java("a{,3}") == "(?sd)a{0,3}"
 
 
+def test_an_expression_that_would_never_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(log_files, "SLOW_SECONDS", 0.5)
+    (tmp_path / "a.log").write_text("a" * 60 + "b\n")
+    with pytest.raises(DatasetError, match="is a part repeated that is a repetition itself"):
+        log_files.build(tmp_path / "out", str(tmp_path / "a.log"), "^(?<message>(?:a+)+)$")
+
+
+def test_a_blank_line_is_no_event():
+    lines = ["x 1", "", "  ", "x 2", "", "\tat a"]
+    assert logformat.events_of(logformat.resolve(r"(?<message>.*)"), lines) == ["x 1", "x 2", "\tat a"]
+    with_start = logformat.resolve(r"(?<message>.*)", event_start="^x")
+    assert logformat.events_of(with_start, lines) == ["x 1", "x 2\n\tat a"]
+    assert logformat.fit(logformat.resolve(r"(?<message>x.*)"), lines[:5])[0] == 1.0
+
+
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [

@@ -5,7 +5,6 @@ import gzip
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 
 from cookbook import ROOT, processes
 from cookbook.settings import compose_recipe
+from cookbook.tools.chaos import inject
 from tests.helpers import CLEAN, Driver, latest, run_cookbook
 from tests.requirements import skip
 
@@ -66,7 +66,7 @@ def test_a_killed_executor_changes_no_result(undisturbed, tmp_path):
     driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["step"] == 2 for e in driver.events()))
     lost = driver.pid_of(1)
     assert "-Xmx700M" in psutil.Process(lost).cmdline(), "the executor has the heap that was asked for"
-    os.kill(lost, signal.SIGKILL)
+    inject.kill(lost)
     status, output = driver.end(400)
     assert status == 0, output
     assert driver.no_process_left()
@@ -86,7 +86,7 @@ def test_a_stream_that_was_cut_off_scores_every_line_once(undisturbed, tmp_path)
     words = [*WITHOUT, "recipe.steps=[ingest,classify,stream]"]
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: list(tmp_path.glob("spark/*/stream-checkpoint/commits/0")), 200)
-    driver.process.kill()
+    driver.kill_driver()
     driver.end()
     assert driver.no_process_left()
     content, _, output = run_cookbook(*words, output_root=tmp_path)
@@ -106,7 +106,7 @@ def own_logs(folder):
     (folder / "other.log.bz2").write_bytes(bz2.compress(text))
     (folder / "empty.log").write_text("")
     latin = lines[1].encode().replace(b"product", b"caf\xe9")
-    strange = [lines[0].replace("product", "café").encode(), latin, b"x" * 5_000_000, lines[2].encode()]
+    strange = [lines[0].replace("product", "café").encode(), b"", latin, b"  ", b"x" * 5_000_000, lines[2].encode()]
     (folder / "strange.log").write_bytes(b"\n".join(strange))  # nothing ends the last line
     (folder / "again.log").symlink_to(folder / "plain.log")
     return 4 * 50 + 2, 2
@@ -128,6 +128,7 @@ def test_own_logs_in_many_forms(tmp_path, recipe_python):
     reasons = json.loads((folder / "tables/quarantined lines.json").read_text())["rows"]
     assert {row["reason"] for row in reasons} == {"not UTF-8", "longer than 1,048,576 bytes"}
     assert content["metrics"]["ingest/located"] == malformed
+    assert content["metrics"]["ingest/blank"] == 2
 
 
 @pytest.mark.parametrize(

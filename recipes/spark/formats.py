@@ -311,6 +311,11 @@ def with_reason(fields, reason, *dropped):
     return fields.withColumn("reason", reason).drop("_wrong", *dropped)
 
 
+def is_blank():
+    """Whether a line has nothing in it but blanks: such a line is no event, in any format."""
+    return F.trim("value") == ""
+
+
 def events_of(lines, start):
     """Joins the lines of each event, where only lines that match `start` begin one: stack traces.
 

@@ -21,7 +21,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import Observation
 from pyspark.sql import functions as F
 
-from formats import events_of, parse, window_start
+from formats import events_of, is_blank, parse, window_start
 from logformat import FormatError, dated_by, from_dict, resolve, w3c_columns
 from needs import Facts
 
@@ -91,8 +91,8 @@ def ingest(spark, config, run):
     paths, fmt, manifest = input_files(config)
     folder, known = f"{config.output_dir}/events", links(paths, config)
     try:
-        lines, columns = read_lines(spark, known, fmt)
-        counts = write_events(lines, fmt, folder, columns)
+        lines, columns, blank = read_lines(spark, known, fmt)
+        counts = write_events(lines, fmt, folder, columns) | blank.get
     except (PySparkException, Py4JJavaError) as error:
         raise SystemExit(unreadable(error, known)) from None
     if not counts["read"]:
@@ -110,8 +110,10 @@ def ingest(spark, config, run):
 
 
 def read_lines(spark, known, fmt):
-    """(lines with their file, {columns: files} of W3C files). Raises SystemExit when Spark would read other
-    files than the manifest's."""
+    """(lines with their file, {columns: files} of W3C files, the number of blank lines, which are no events).
+
+    Raises SystemExit when Spark would read other files than the manifest's.
+    """
     # Distributed: files are cut into splits (spark.sql.files.maxPartitionBytes), and each
     # split is one task on some executor.
     # Compressed files cannot be cut: one task each.
@@ -125,12 +127,14 @@ def read_lines(spark, known, fmt):
             f"Spark would not read the files that were asked for: {missing[:3]} left out, {more[:3]} besides. Rename "
             "them"
         )
+    blank = Observation("blank")
+    lines = lines.observe(blank, F.count_if(is_blank()).alias("blank")).where(~is_blank())
     if fmt.may_lack_year():
         lines = lines.withColumn(
             "dated", dated(fmt, {known[path]: address for path, address in addresses.items() if path in known})
         )
     if fmt.start:
-        lines = events_of(lines.where("value != ''"), fmt.start)
+        lines = events_of(lines, fmt.start)
     columns = {}
     if fmt.w3c:
         # Distributed: the lines that name the columns, wherever they stand; a file has one list of them, or is refused.
@@ -146,7 +150,7 @@ def read_lines(spark, known, fmt):
                 "it there into two files"
             )
         lines = lines.where(~F.col("value").startswith("#"))  # directives are no events
-    return lines.drop("block", "modified"), columns
+    return lines.drop("block", "modified"), columns, blank
 
 
 def extra_columns(fmt):

@@ -720,9 +720,10 @@ def dated_of(first, last, leap_day, year, modified):
 
 
 def events_of(fmt, lines):
-    """Joins the lines of each event, for formats whose events have several."""
+    """Joins the lines of each event, for formats whose events have several. A blank line is no event."""
+    lines = [line for line in lines if line.strip(" ")]
     if not fmt.start:
-        return list(lines)
+        return lines
     start, events, begun = compiled(fmt.start), [], False
     for line in lines:
         begins = bool(start.search(line))

@@ -11,7 +11,7 @@ from pyspark.ml import PipelineModel
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import functions as F
 
-from formats import parse
+from formats import is_blank, parse
 from ingest import input_files, links, literal, read_lines
 from models import line_features
 
@@ -33,6 +33,7 @@ def stream(spark, config, run):
         spark.readStream.format("text")
         .option("maxFilesPerTrigger", 1)
         .load(literal(str(Path(next(iter(known))).parent)))
+        .where(~is_blank())
     )
     good = parse(lines, fmt).where("reason IS NULL")
     scored = model.transform(line_features(good)).select(
