@@ -58,10 +58,11 @@ def python_of(environment: str, place: Place, stage: Progress) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             log, variables = folder.with_suffix(".log"), {**uv_environment(), "UV_COMPILE_BYTECODE": "1"}
             python = folder / "bin/python"
-            for text, argv in {
+            steps: dict[str, list[str | Path]] = {
                 "making the environment": ["venv", "--python", PYTHON, folder],
                 "installing the lock": ["pip", "install", "--python", python, "-r", lock_of(OWN)],
-            }.items():
+            }
+            for text, argv in steps.items():
                 stage.update(f"{OWN}: {text}")
                 failure = f"{OWN}: {text} failed; the whole output is in {log}"
                 processes.run_tool([environments.uv(), *argv], stage, log, failure, place.run_id, variables)
