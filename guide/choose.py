@@ -119,6 +119,8 @@ def choose(answers: Mapping[str, str], here: Known) -> Choice:
     command += f' ARGS="{" ".join(words)}"' if words else ""
     if task in OTHER_TASKS:
         reasons, more = _from_guide(OTHER_TASKS[task], recipe, rows, here)
+        if more and answers["machines"] == "one":  # the fastest tool of one process comes first
+            reasons.insert(0, f"you may need no cluster for this; {more.pop(0)}")
     else:
         reasons, more = _from_recipes(recipe, here), []
     return Choice(recipe, command, tuple(reasons), (*more, *otherwise))

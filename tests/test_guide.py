@@ -379,7 +379,12 @@ def test_choose_answers_with_a_recipe_a_command_and_figures_of_this_machine():
     assert (found.recipe, found.command) == ("dask", "make recipe-dask")
     text = str(found)
     assert "dask: about 36.83 s to the first result (between measured sizes" in text
-    assert "one machine holds the data: polars: about 0.7 s" in text
+    assert found.reasons[0].startswith(
+        "you may need no cluster for this; one machine holds the data: polars: about 0.7 s"
+    )
+    several = choose.choose({**ANSWERS, "machines": "several"}, choose.Known(grid()))
+    assert several.command == 'make recipe-dask ARGS="cluster=hosts cluster.inventory=hosts.yaml"'
+    assert several.otherwise[0].startswith("one machine holds the data: polars: about 0.7 s")
     assert "slower here: pandas" not in text or "pandas: about 30.5 s" in text
     beyond = choose.choose({**ANSWERS, "rows": "1e9"}, choose.Known(grid()))
     assert "extrapolated" in str(beyond)

@@ -1,11 +1,8 @@
 """A cluster of Ray's on this machine, for the programs that use it."""
 
 import logging
-import os
 
 import ray
-
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # on a machine that is busy, 30 are too few
 
 
 def start(num_workers, memory_mb):

@@ -8,7 +8,6 @@ from meter import Meter
 from ray import tune
 from search_trial import PENALTIES, RATES, TRIALS, best_of, loss_of
 
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # on a machine that is busy, 30 are too few
 os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "RAY_TRAIN_V2_ENABLED": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 
 
