@@ -128,6 +128,7 @@ def run(case: Case, place: Place, data: tuple[Path, int], stage: Progress) -> re
         status="failed",
         command=shlex.join([f".venvs/{environment}/bin/python", str(case.system.path.relative_to(ROOT)), *argv[2:]]),
         busy=busy,
+        data=folder.name,
     )
     peak, reason = watched([*argv, "--out", str(events)], log, place, python)
     shown = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []

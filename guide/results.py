@@ -35,6 +35,7 @@ class Run:
     peak_mb: float | None = None  # of all processes together; shared memory counts once
     result: dict[str, Any] = field(default_factory=dict)  # {"digest", "rows", "sums"} of a table, or {name: number}
     command: str = ""
+    data: str = ""  # the dataset's folder, whose name has a hash of all that the data depends on
     busy: float | None = None  # percent of the processors that others used right before it began
 
     @property

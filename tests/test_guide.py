@@ -181,6 +181,17 @@ def here():
     return command.health.machine_class(command.pages.machine())
 
 
+def test_results_of_two_guides_are_compared_with_each_other(bench):
+    words = ["smoke", "tasks=flights", "sizes=1x", "workers=1", f"output_root={bench.root}"]
+    command.make([*words, "systems=polars,duckdb"])
+    bench.outcome = lambda case: {"result": {**RESULT, "digest": "d2"}}
+    _, problems = command.make([*words, "systems=pandas"])
+    assert problems == ["flights 1x, pandas, 1 workers: not the result of polars: digest is d1 and d2"]
+    assert command.make(["page", f"output_root={bench.root}"])[1] == problems
+    bench.outcome = lambda case: {"data": "other data", "result": {**RESULT, "digest": "d2"}}
+    assert command.make([*words, "systems=pandas"])[1] == []
+
+
 def test_a_broken_line_in_the_middle_is_no_result(tmp_path):
     path = tmp_path / "results.jsonl"
     results.append(path, made("pandas", "1x"))
