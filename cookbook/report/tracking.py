@@ -6,13 +6,13 @@ They are read from the run folder; recipes know nothing of trackers. So a run ca
 """
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 from cookbook import ROOT, UserError, redact, run_folder
+from cookbook.words import run_program
 
 STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 # By default MLflow tries seven times to reach a server that is gone, which takes minutes.
@@ -110,9 +110,8 @@ SENDERS: dict[str, Callable[[Tracker, Path, Content], None]] = {"mlflow": to_mlf
 def main(argv: Sequence[str]) -> None:
     """Sends a run that has ended. `argv`: its folder, then settings of the tracker; without any, those of the run."""
     from cookbook.settings import compose_tracking
-    from cookbook.words import words_of_make
 
-    folder, *words = words_of_make(argv) or [""]
+    folder, *words = argv or [""]
     content = run_folder.load(folder) if folder else {}
     if content.get("status") != "ok":
         raise UserError(f"RUN={folder}: expected the folder of a run that ended well, such as outputs/horovod/latest")
@@ -133,7 +132,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        raise SystemExit(redact.redacted_text(f"error: {error}")) from None
+    run_program(main)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from cookbook.places.kubernetes.logs import Logs
 from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
 from cookbook.places.local import run_here
 from cookbook.pods import RUN_LABEL, Object, Pods
-from cookbook.prepare.environments import lock_of
+from cookbook.prepare.environments import lock_of, pins
 from cookbook.report.console import Progress, console
 from cookbook.systems import System
 
@@ -56,8 +55,7 @@ class Kubernetes(Place):
         Raises UserError when the cluster does not answer, or lacks what the run needs.
         """
         recipe, cluster = self.job.recipe_dir.name, self.cluster
-        settings, lock = (self.job.run_dir / "config.yaml").read_text(), lock_of(recipe).read_text()
-        versions = dict(re.findall(r"^(\S+)==(\S+)$", lock, re.MULTILINE))
+        settings, versions = (self.job.run_dir / "config.yaml").read_text(), pins(lock_of(recipe).read_text())
         self.pods = Pods(self.job, settings, data_dir.name if data_dir else "", versions)
         if self.system.is_kubernetes_client:
             return
