@@ -7,12 +7,13 @@ from pathlib import Path
 
 
 def write_whole(path: str | Path, text: str, mode: int | None = None) -> None:
-    """Writes a file, in a folder that is made where it is missing.
+    """Writes a file; its folder is made where it is missing.
 
-    The file never has more permissions than `mode`, not even for a moment; None: those that the umask leaves.
+    The file never has more permissions than `mode`, not even for a moment, and a new folder is its owner's only. None:
+    what the umask leaves, of both.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o777 if mode is None else 0o700, parents=True, exist_ok=True)
     if mode is None:
         mask = os.umask(0o077)
         os.umask(mask)

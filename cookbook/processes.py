@@ -27,7 +27,7 @@ RUN_VARIABLE = "COOKBOOK_RUN"
 POLL_SECONDS = 0.05
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Asks the kernel to end this process when the driver is killed and can no longer do it itself (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
@@ -50,7 +50,7 @@ def start(
         text=True,
         cwd=cwd,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     )
 
 
@@ -158,7 +158,6 @@ def end_leftovers(run_id: str, grace_seconds: float) -> list[str]:
 def write_files(files: Mapping[str, str]) -> None:
     """Writes {path: content}. A script (`#!`) is for everybody to run; any other file only its owner can read."""
     for path, content in files.items():
-        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_whole(path, content, 0o755 if content.startswith("#!") else 0o600)
 
 

@@ -12,7 +12,8 @@ Events, each with `event` and `time` (seconds since 1970):
     restore     epoch, step, generation: the run goes on from this position; rows that earlier generations recorded
                 for it and for later ones are void
     rows        epoch, step, count, sum, sum_sq: the row numbers that this worker takes through one step (or, with
-                pid, that the worker in that process took, as it told this one)
+                pid, that the worker in that process took, as it told this one); cpu: seconds of computing of this
+                process so far; waited: seconds since the last rows in which it had done its own work and waited
     work        count: other pieces of work that this worker has done
     account     read, good, quarantined: what became of all rows of the input
     skip        step, reason: a part of the recipe that was not done, because the input lacks what it needs
@@ -21,22 +22,28 @@ Events, each with `event` and `time` (seconds since 1970):
     metric      name, value, unit, epoch, step
     progress    done, total, text
     checkpoint  epoch, step, path
-    end         samples, digest, and error if the worker's block ended with one
+    system      cpu_percent, memory_used_mb, memory_percent: of the whole machine that the worker is on (Linux)
+    end         samples, digest, and error if the worker's block ended with one; or preempted: why it left before its
+                work was done, with all of it saved
 
-Beside the events, `table` writes a table for the run's report, which can also plot it.
+Beside the events, `table` writes a table for the run's report, which can also plot it. On SIGUSR2 the process writes
+the stacks of all its threads into the file NAME.stacks beside its record.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import hashlib
 import json
 import math
 import os
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -49,8 +56,13 @@ if TYPE_CHECKING:  # a recipe without NumPy keeps records, too
     from numpy import integer
     from numpy.typing import NDArray
 
+# The exit status of a worker that has saved its work and left because its machine is taken away (EX_TEMPFAIL).
+GO_ON_LATER = 75
+
 Event = dict[str, Any]  # one line of a record: `event`, `time` and the event's own entries
 Record = list[Event]  # of one worker process, in the order in which it wrote them
+
+SYSTEM_SECONDS = 10.0  # between two looks at the machine
 
 
 def load_config(argv: Sequence[str] | None = None) -> SimpleNamespace:
@@ -132,12 +144,20 @@ class RunRecord:
         # The rank alone is not unique: after an elastic restart another process has the rank of one that died.
         self._file = _new_file(folder, f"{'rank' if role == 'worker' else role}{rank}-{self._host}-{pid}")
         self._lock = threading.Lock()
+        self._machine = _Machine() if pid == os.getpid() and local_rank == 0 else None
         self._samples, self._rank = 0, rank
         self._digest: str | None = None
+        self._stacks = _stacks_on_signal(Path(self._file.name)) if pid == os.getpid() else None
+        self._own_work_done: float | None = None  # when, while this worker waits
+        self.after_exchange: Callable[[float], None] | None = None  # called after each with the seconds waited for it
+        self._waited: float | None = None  # seconds since the last `rows`; None: the recipe does not say
         place = {"rank": rank, "world_size": world_size, "local_rank": local_rank, "host": self._host, "pid": pid}
         self._write("start", **place, role=role, attempt=attempt, **facts)
 
     def _write(self, event: str, **fields: Any) -> None:
+        # Beside another event, never alone: a worker that hangs must fall silent, or nobody sees that it hangs.
+        if self._machine and (figures := self._machine.look(SYSTEM_SECONDS if event != "end" else 1.0)):
+            self._write("system", **figures)
         line = json.dumps({"event": event, "time": time.time(), **fields}) + "\n"
         with self._lock:  # a thread that sends a checkpoint writes, too
             self._file.write(line)
@@ -166,7 +186,25 @@ class RunRecord:
         wide, taker = ids.astype("uint64"), {} if pid is None else {"pid": pid}
         self._samples += 0 if taker else len(ids)
         sums = {"count": len(ids), "sum": int(wide.sum()), "sum_sq": int((wide * wide).sum())}
-        self._write("rows", epoch=epoch, step=step, **sums, **taker)
+        own = {} if taker else {"cpu": round(time.process_time(), 4)}
+        if self._waited is not None and not taker:
+            own["waited"], self._waited = round(self._waited, 6), 0.0
+        self._write("rows", epoch=epoch, step=step, **sums, **taker, **own)
+
+    def own_work_done(self) -> None:
+        """Notes that this worker has done its own share of a step: from now on it only waits for the others.
+
+        Called twice before `exchange_done`, the later one counts.
+        """
+        self._own_work_done = time.perf_counter()
+
+    def exchange_done(self) -> None:
+        """Notes that the exchange of a step is over. The next `rows` says how long this worker has waited for it."""
+        if self._own_work_done is not None:
+            waited = time.perf_counter() - self._own_work_done
+            self._waited, self._own_work_done = (self._waited or 0.0) + waited, None
+            if self.after_exchange:
+                self.after_exchange(waited)
 
     def work(self, count: int) -> None:
         """Counts work that is not rows of a dataset: checks, episodes, trials."""
@@ -256,8 +294,52 @@ class RunRecord:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         failed = {"error": f"{kind.__name__}: {error}"} if kind else {}
+        if isinstance(error, SystemExit) and error.code == GO_ON_LATER:
+            failed = {"preempted": getattr(error, "reason", "")}
         self._write("end", samples=self._samples, digest=self._digest, **failed)
         self._file.close()
+        if self._stacks:
+            faulthandler.unregister(signal.SIGUSR2)
+            self._stacks.close()
+            with contextlib.suppress(OSError):
+                if not os.path.getsize(self._stacks.name):
+                    os.unlink(self._stacks.name)
+
+
+class _Machine:
+    """Looks at the machine now and then, in /proc: where there is none, it sees nothing."""
+
+    def __init__(self) -> None:
+        self._looked, self._times = time.monotonic(), self._cpu_times()
+
+    @staticmethod
+    def _cpu_times() -> list[int]:
+        """user, nice, system, idle, iowait and so on of all cores since the machine started (proc(5)); [] elsewhere."""
+        try:
+            with open("/proc/stat") as file:
+                return [int(word) for word in file.readline().split()[1:9]]
+        except (OSError, ValueError):
+            return []
+
+    def look(self, seconds: float) -> dict[str, float]:
+        """What the machine did since the last look; {} when that is not `seconds` ago, or where nothing can be seen."""
+        now = time.monotonic()
+        if now - self._looked < seconds or not self._times:
+            return {}
+        before, self._times, self._looked = self._times, self._cpu_times(), now
+        spent = list(map(int.__sub__, self._times, before))
+        try:
+            with open("/proc/meminfo") as file:
+                memory = {line.partition(":")[0]: int(line.split()[1]) for line in file}
+            total, free = memory["MemTotal"], memory["MemAvailable"]
+        except (OSError, ValueError, IndexError, KeyError):
+            return {}
+        idle = spent[3] + spent[4] if len(spent) > 4 else 0
+        return {
+            "cpu_percent": round(100 * (1 - idle / sum(spent)), 1) if sum(spent) > 0 else 0.0,
+            "memory_used_mb": round((total - free) / 1024, 1),
+            "memory_percent": round(100 * (total - free) / total, 1),
+        }
 
 
 def _new_file(folder: Path, name: str) -> TextIO:
@@ -271,6 +353,19 @@ def _new_file(folder: Path, name: str) -> TextIO:
             return open(folder / f"{name}{f'-{number}' if number > 1 else ''}.jsonl", "x", buffering=1)
         except FileExistsError:
             number += 1
+
+
+def _stacks_on_signal(record: Path) -> TextIO | None:
+    """Makes SIGUSR2 write the stacks of all threads into a file beside the record.
+
+    Python's own code does not run for that, so it works in a program that hangs. Returns None where the system has no
+    such signal, or the program uses it itself.
+    """
+    if not hasattr(faulthandler, "register") or signal.getsignal(signal.SIGUSR2) != signal.SIG_DFL:
+        return None
+    file = open(record.with_suffix(".stacks"), "a")
+    faulthandler.register(signal.SIGUSR2, file, all_threads=True)
+    return file
 
 
 def parse_line(line: str) -> Event | None:

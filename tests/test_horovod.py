@@ -111,7 +111,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, undisturbed):
         "recipe=horovod", "recipe.width=64", "recipe.num_epochs=4", output_root=tmp_path, status=1
     )
     assert "is from another model: 0.weight is (32, 1, 3, 3) there and (64, 1, 3, 3) here" in content["reason"]
-    assert (mine / "checkpoints/epoch-00004/state.pt").exists(), "nothing is lost"
+    assert (mine / "checkpoints/epoch-00004-step-00000000/state.pt").exists(), "nothing is lost"
 
 
 @pytest.mark.full

@@ -220,6 +220,7 @@ def main(argv: Sequence[str]) -> None:
     if not wanted:
         renew_lock(ROOT / "pyproject.toml", "--all-extras")
         renew_lock(ROOT / "docs/requirements.in")
+        renew_lock(ROOT / "guide/requirements.in")
     for source in sources:
         if not wanted or source.parent.name in wanted:
             renew_lock(source, *overrides_of(source.parent.name))

@@ -183,6 +183,7 @@ def write_run_page(folder: str | Path) -> Path:
             config=config.read_text() if config.exists() else "",
             stages=[(*share, colour) for share, colour in zip(shares, COLOURS, strict=False)],
             timeline=timeline(folder),
+            has_diagnosis=(folder / "diagnosis.html").exists(),
             plots=[plot(name, [(content["recipe"], points)]) for name, points in curves.items() if len(points) > 1],
         )
     )
