@@ -50,8 +50,8 @@ def main():
             train(model, optimizer, position, checkpoints, notice, train_data, test_data, config, run)
             run.digest(variable.numpy() for variable in model.variables)
     except Preempted:
-        # Distributed: as soon as one has left, horovodrun ends the others: they wait for the one that saves. (Horovod has
-        # no barrier for TensorFlow.)
+        # Distributed: as soon as one has left, horovodrun ends the others: they wait for the one that saves.
+        # Horovod has no barrier for TensorFlow.
         sum_over_ranks(0.0)
         raise
     # Distributed: leaves the others in order; a process that merely ends looks to them like one that died.
