@@ -27,10 +27,12 @@ from cookbook import (
     signals,
     systems,
 )
-from cookbook.evidence import causes
+from cookbook.evidence import causes, stragglers
+from cookbook.evidence.inspector import Inspector
 from cookbook.evidence.verdict import ProcessKey
 from cookbook.evidence.watch import Watcher
 from cookbook.job import Job, Result, Settings, num_processes
+from cookbook.notice import Notice
 from cookbook.places import Place, Status
 from cookbook.prepare import datasets, environments
 from cookbook.report import pages
@@ -38,6 +40,7 @@ from cookbook.report.console import Stage, console, timed_stage
 from cookbook.report.summary import print_summary, shown_path
 from cookbook.run_folder import RunFolder
 from cookbook.signals import Interrupted
+from preempt import NOTICE
 from runrecord import read_records
 
 if TYPE_CHECKING:  # a run without trackers needs nothing of them
@@ -207,16 +210,25 @@ class Run:
         commands = (process.shell_command + (own if process.takes_settings else "") for process in planned)
         self.result.workers_command = redact.redacted_text("\n".join(commands))
         stage.line("the workers by hand: " + self.result.workers_command)
-        watcher = Watcher(self.folder, self.run_id, stage, job.num_processes, job.cluster, place.sees_processes)
+        inspector = Inspector(self.folder, self.run_id, self.recipe, place.probe)
+        watcher = Watcher(
+            self.folder, self.run_id, stage, job.num_processes, job.cluster, place.sees_processes, inspector
+        )
         earlier, launched = evidence.process_keys(read_records(self.folder)), time.monotonic()
+
+        (self.folder / NOTICE).unlink(missing_ok=True)  # of an earlier try
+        notice = Notice(place, stage, job.cluster["notice_grace_seconds"])
 
         def watch(waiting: bool = False) -> None:
             signals.check()
+            notice.look()
             watcher(waiting)
 
         try:
-            statuses = place.run(planned, watch)
+            with signals.expect_notice(place.takes_notice and job.recipe["driver"].get("takes_notice", False)):
+                statuses = place.run(planned, watch)
         finally:
+            inspector.close()
             self.result.seconds["launch"] = round((watcher.first_start or time.monotonic()) - launched, 3)
         stage.done("workers ended")
         return Outcome(place, statuses, watcher, earlier)
@@ -229,7 +241,9 @@ class Run:
         objective = self.result.objective
         if not problems and objective["value"] is None and not objective.get("optional"):
             problems.append(f"no worker reported the run's objective, {objective['name']}")
-        if verdict.diverged:
+        if verdict.preempted:
+            self.result.status, self.result.reason = "preempted", verdict.preempted
+        elif verdict.diverged:
             self._fail(verdict.diverged)  # the same settings would diverge again
         elif problems:
             if failed and all(causes.CONSEQUENCE.search(error) for error in verdict.errors):
@@ -332,6 +346,7 @@ class Run:
         spent["run"] = round(spent["run"] - spent["launch"], 3)  # this stage began with the launch
         self.result.seconds = spent | {"total": round(time.monotonic() - self.began, 3)}
         try:
+            self.result.paces = stragglers.find(read_records(self.folder)).as_dict()
             self.run_folder.write(self.result.as_dict())
             page = pages.write_run_page(self.folder)
             print_summary(self.result.as_dict(), page)

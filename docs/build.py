@@ -137,8 +137,12 @@ class Site:
         return [
             {"Home": "index.md"},
             {"Start": "start.md"},
+            {"Which tool for my job": "guide.md"},
             {"How a run goes": "run.md"},
+            {"When the machine is taken away": "preemption.md"},
             {"Evidence": "evidence.md"},
+            {"A slow or hung run": "diagnose.md"},
+            {"Chaos": "chaos.md"},
             {"Live metrics": "tracking.md"},
             {"Places": "places.md"},
             {"Object storage": "storage.md"},

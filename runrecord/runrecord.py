@@ -12,7 +12,8 @@ Events, each with `event` and `time` (seconds since 1970):
     restore     epoch, step, generation: the run goes on from this position; rows that earlier generations recorded
                 for it and for later ones are void
     rows        epoch, step, count, sum, sum_sq: the row numbers that this worker takes through one step (or, with
-                pid, that the worker in that process took, as it told this one)
+                pid, that the worker in that process took, as it told this one); cpu: seconds of computing of this
+                process so far; waited: seconds since the last rows in which it had done its own work and waited
     work        count: other pieces of work that this worker has done
     account     read, good, quarantined: what became of all rows of the input
     skip        step, reason: a part of the recipe that was not done, because the input lacks what it needs
@@ -22,22 +23,27 @@ Events, each with `event` and `time` (seconds since 1970):
     progress    done, total, text
     checkpoint  epoch, step, path
     system      cpu_percent, memory_used_mb, memory_percent: of the whole machine that the worker is on (Linux)
-    end         samples, digest, and error if the worker's block ended with one
+    end         samples, digest, and error if the worker's block ended with one; or preempted: why it left before its
+                work was done, with all of it saved
 
-Beside the events, `table` writes a table for the run's report, which can also plot it.
+Beside the events, `table` writes a table for the run's report, which can also plot it. On SIGUSR2 the process writes
+the stacks of all its threads into the file NAME.stacks beside its record.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import hashlib
 import json
 import math
 import os
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -49,6 +55,9 @@ if TYPE_CHECKING:  # a recipe without NumPy keeps records, too
 
     from numpy import integer
     from numpy.typing import NDArray
+
+# The exit status of a worker that has saved its work and left because its machine is taken away (EX_TEMPFAIL).
+GO_ON_LATER = 75
 
 Event = dict[str, Any]  # one line of a record: `event`, `time` and the event's own entries
 Record = list[Event]  # of one worker process, in the order in which it wrote them
@@ -138,6 +147,10 @@ class RunRecord:
         self._machine = _Machine() if pid == os.getpid() and local_rank == 0 else None
         self._samples, self._rank = 0, rank
         self._digest: str | None = None
+        self._stacks = _stacks_on_signal(Path(self._file.name)) if pid == os.getpid() else None
+        self._own_work_done: float | None = None  # when, while this worker waits
+        self.after_exchange: Callable[[float], None] | None = None  # called after each with the seconds waited for it
+        self._waited: float | None = None  # seconds since the last `rows`; None: the recipe does not say
         place = {"rank": rank, "world_size": world_size, "local_rank": local_rank, "host": self._host, "pid": pid}
         self._write("start", **place, role=role, attempt=attempt, **facts)
 
@@ -173,7 +186,25 @@ class RunRecord:
         wide, taker = ids.astype("uint64"), {} if pid is None else {"pid": pid}
         self._samples += 0 if taker else len(ids)
         sums = {"count": len(ids), "sum": int(wide.sum()), "sum_sq": int((wide * wide).sum())}
-        self._write("rows", epoch=epoch, step=step, **sums, **taker)
+        own = {} if taker else {"cpu": round(time.process_time(), 4)}
+        if self._waited is not None and not taker:
+            own["waited"], self._waited = round(self._waited, 6), 0.0
+        self._write("rows", epoch=epoch, step=step, **sums, **taker, **own)
+
+    def own_work_done(self) -> None:
+        """Notes that this worker has done its own share of a step: from now on it only waits for the others.
+
+        Called twice before `exchange_done`, the later one counts.
+        """
+        self._own_work_done = time.perf_counter()
+
+    def exchange_done(self) -> None:
+        """Notes that the exchange of a step is over. The next `rows` says how long this worker has waited for it."""
+        if self._own_work_done is not None:
+            waited = time.perf_counter() - self._own_work_done
+            self._waited, self._own_work_done = (self._waited or 0.0) + waited, None
+            if self.after_exchange:
+                self.after_exchange(waited)
 
     def work(self, count: int) -> None:
         """Counts work that is not rows of a dataset: checks, episodes, trials."""
@@ -263,8 +294,16 @@ class RunRecord:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         failed = {"error": f"{kind.__name__}: {error}"} if kind else {}
+        if isinstance(error, SystemExit) and error.code == GO_ON_LATER:
+            failed = {"preempted": getattr(error, "reason", "")}
         self._write("end", samples=self._samples, digest=self._digest, **failed)
         self._file.close()
+        if self._stacks:
+            faulthandler.unregister(signal.SIGUSR2)
+            self._stacks.close()
+            with contextlib.suppress(OSError):
+                if not os.path.getsize(self._stacks.name):
+                    os.unlink(self._stacks.name)
 
 
 class _Machine:
@@ -314,6 +353,19 @@ def _new_file(folder: Path, name: str) -> TextIO:
             return open(folder / f"{name}{f'-{number}' if number > 1 else ''}.jsonl", "x", buffering=1)
         except FileExistsError:
             number += 1
+
+
+def _stacks_on_signal(record: Path) -> TextIO | None:
+    """Makes SIGUSR2 write the stacks of all threads into a file beside the record.
+
+    Python's own code does not run for that, so it works in a program that hangs. Returns None where the system has no
+    such signal, or the program uses it itself.
+    """
+    if not hasattr(faulthandler, "register") or signal.getsignal(signal.SIGUSR2) != signal.SIG_DFL:
+        return None
+    file = open(record.with_suffix(".stacks"), "a")
+    faulthandler.register(signal.SIGUSR2, file, all_threads=True)
+    return file
 
 
 def parse_line(line: str) -> Event | None:

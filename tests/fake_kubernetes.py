@@ -7,6 +7,7 @@ does it is said at its method.
 """
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -70,6 +71,8 @@ class FakeKubernetes:
                 cluster.requests.append((self.command, path))
                 if path.endswith("/log"):
                     return self.stream(path.split("/")[-2])
+                if path.endswith("/exec"):
+                    return self.run_in(path.split("/")[-2], parse_qs(query)["command"])
                 status, content = cluster.refuse.get((self.command, path)) or cluster.respond(
                     self.command, path, query, body
                 )
@@ -92,6 +95,35 @@ class FakeKubernetes:
                         time.sleep(0 if chunk else 0.05)
                     self.write_chunk(log.read())
                 self.wfile.write(b"0\r\n\r\n")
+
+            def run_in(self, name, argv):
+                """As the real one: a WebSocket, whose messages begin with the number of a stream."""
+                key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455
+                self.send_response(101)
+                self.send_header("Upgrade", "websocket")
+                self.send_header("Connection", "Upgrade")
+                self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
+                self.send_header("Sec-WebSocket-Protocol", "v4.channel.k8s.io")
+                self.end_headers()
+                text = b""
+                while text.count(b"\n") < 2:  # what the driver's only command reads
+                    text += self.read_message()[1:]
+                done = subprocess.run([*cluster.into(name), *argv], input=text, capture_output=True)
+                for stream, content in ((b"\1", done.stdout), (b"\2", done.stderr), (b"\3", b'{"status": "Success"}')):
+                    self.write_message(0x82, stream + content)
+                self.write_message(0x88, b"")
+                self.close_connection = True
+
+            def read_message(self):
+                _, length = self.rfile.read(2)
+                length &= 0x7F
+                if length > 125:
+                    length = int.from_bytes(self.rfile.read(2 if length == 126 else 8), "big")
+                mask = self.rfile.read(4)
+                return bytes(byte ^ mask[place % 4] for place, byte in enumerate(self.rfile.read(length)))
+
+            def write_message(self, head, content):
+                self.wfile.write(bytes([head, 127]) + len(content).to_bytes(8, "big") + content)
 
             def write_chunk(self, content):
                 if content:
@@ -259,6 +291,13 @@ class FakeKubernetes:
             )
         self.pods[name] = {"process": process, "log": log, "owner": owner, "labels": template["metadata"]["labels"]}
         return process
+
+    def into(self, name):
+        """The words that lead into a pod's namespaces."""
+        outer = psutil.Process(self.pods[name]["process"].pid)
+        (inner,) = [child for child in outer.children() if child.name() != "unshare"]
+        enter = ["nsenter", f"--target={inner.pid}", "--mount", "--uts", "--pid", "--net", "--wd=/srv/recipe", "--"]
+        return [*enter, "env", f"PATH=/srv/venv/bin:{os.environ['PATH']}"]
 
     def volume(self, volume, own):
         """The folder of this machine that stands for a volume."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -15,10 +16,11 @@ import yaml
 from cookbook import UserError, pods
 from cookbook.places.kubernetes import logs as pod_logs
 from cookbook.settings import compose_recipe
+from cookbook.tools import diagnose
 from tests.fake_kubernetes import FakeKubernetes
 from tests.helpers import ROOT, Driver, latest, plan, run_cookbook
 from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch, quick
-from tests.test_hosts import SYSTEMS, Place, needs_hosts
+from tests.test_hosts import SYSTEMS, Place, local_hosts, needs_hosts
 
 ON_PODS = ["cluster=kubernetes", "cluster.image=registry.test/cookbook:1"]
 
@@ -65,6 +67,30 @@ def test_two_pods_come_to_the_same_result_as_one_machine(kubernetes, undisturbed
         name = content["objective"]["name"]
         assert content["metrics"][name] == pytest.approx(here["metrics"][name], abs=0.02)
     assert cluster.objects == {} and cluster.pods == {}, "nothing is left on the cluster"
+
+
+@needs_hosts
+@pytest.mark.full
+def test_pods_are_looked_at_while_they_run(kubernetes, hosts, tmp_path):
+    cluster = kubernetes("pytorch")
+    driver = Driver("recipe=pytorch", *ON_PODS, output_root=tmp_path / "out", environment=cluster.environment)
+    driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
+    (stopped,) = [
+        pid
+        for pid in Place.pids(SimpleNamespace(hosts=hosts), 2)
+        if "main.py" in (words := local_hosts.words_of(pid)) and "torchrun" not in words and "podrun" not in words
+    ]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        text = diagnose.diagnose(tmp_path / "out/pytorch/latest")
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    behind = json.loads((tmp_path / "out/pytorch/latest/diagnosis.json").read_text())["behind"]
+    (rank,) = behind
+    assert f"rank {rank} (pid " in text and "holds the others up: it is stopped" in text
+    assert f"rank {1 - rank} in the exchange of gradients at main.py:" in text, "by the signal"
+    driver.interrupt()
+    assert driver.end()[0] == 130
 
 
 def objects_of(recipe, *overrides):

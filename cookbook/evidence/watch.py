@@ -1,6 +1,7 @@
 """Follows the records of a run while its workers write them."""
 
 import contextlib
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ import psutil
 
 from cookbook import UserError
 from cookbook.evidence import causes
+from cookbook.evidence.inspector import Inspector
 from cookbook.processes import belongs_to, of_run
 from cookbook.report.console import Stage
 from runrecord import Event, parse_line
@@ -33,8 +35,16 @@ class Watcher:
         num_workers: int,
         cluster: Mapping[str, Any],
         sees_processes: bool = True,
+        inspector: Inspector | None = None,
     ) -> None:
-        """`sees_processes`: whether the workers are processes of this machine, as `Place.sees_processes` says."""
+        """`sees_processes`: whether the workers are processes of this machine, as `Place.sees_processes` says.
+
+        `inspector`: looks at them when they fall silent, and when somebody asks.
+        """
+        self.inspector = inspector
+        self.diagnose_after_seconds: float = cluster.get("diagnose_after_seconds", math.inf)
+        self._inspected: float | None = None  # since when there was no news when they were looked at last
+        self._stalled = False
         self.sees_processes = sees_processes
         self.folder, self.run_id, self.stage, self.num_workers = run_dir / "workers", run_id, stage, num_workers
         self.stall_timeout_seconds: float = cluster["stall_timeout_seconds"]
@@ -79,8 +89,26 @@ class Watcher:
             if (seconds := time.monotonic() - self._launched) > self.start_timeout_seconds:
                 raise UserError(self._nobody(seconds))
         silence = time.monotonic() - self._last_news
+        self._inspect(silence)
         if self.first_start and silence > self.stall_timeout_seconds:
-            raise UserError(self._stall(silence))
+            if self.inspector and not self._stalled:
+                self._stalled = True
+                self.inspector.begin()  # the run goes on for as long as that takes: hosts want to hear of this machine
+            if not self.inspector or not self.inspector.busy:
+                raise UserError(self._stall(silence))
+
+    def _inspect(self, silence: float) -> None:
+        """Has the processes looked at when somebody asks, and once when they fall silent; shows what was seen."""
+        if not self.inspector:
+            return
+        self.inspector.poll()
+        if self.first_start and silence > self.diagnose_after_seconds and self._inspected != self._last_news:
+            self._inspected = self._last_news
+            self.stage.line(f"no worker has written anything for {silence:.0f} s: looking at them")
+            self.inspector.begin()
+        if text := self.inspector.news():
+            for line in text.splitlines():
+                self.stage.line(line)
 
     def _look_around(self) -> None:
         """Looks for the run's processes before they write anything: a short one may be gone when its record is read."""
@@ -140,4 +168,6 @@ class Watcher:
             return f"{silent}, none of {self.num_workers} ever started: {said}. The whole logs are in {self.logs}"
         lines = [line for *_, line in sorted(found)]
         behind = f"slowest first: {'; '.join(lines)}" if lines else "all of them have ended, but the launcher has not"
+        if self.inspector and self.inspector.says:
+            behind += f". {self.inspector.says.rstrip('.')}"
         return f"{silent}, {behind}. A slower machine or a longer step needs a larger cluster.stall_timeout_seconds"

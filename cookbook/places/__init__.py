@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 from cookbook import UserError
+from cookbook.evidence.inspector import Answers, Spec
 from cookbook.job import Job, Process, Settings
 from cookbook.report.console import Progress
 from cookbook.systems import System
+from preempt import NOTICE
 
 Status = int | str  # a process's exit status, or why its host could not be cleaned up
 
@@ -51,6 +53,15 @@ class Place(ABC):
         """Whether this machine's operating system can confirm a worker's process id."""
         return False
 
+    @property
+    def takes_notice(self) -> bool:
+        """Whether `give_notice` reaches the workers."""
+        return True
+
+    def give_notice(self, reason: str) -> None:
+        """Tells the workers to save and leave. Here: by a file that they see (runrecord/preempt.py)."""
+        (self.job.run_dir / NOTICE).write_text(f"{reason}\n")
+
     def prepare(self, data_dir: Path | None, stage: Progress) -> None:  # noqa: B027 (this machine needs nothing)
         """Looks at the place, and brings it what the run needs. Raises UserError when the run is not possible there."""
 
@@ -65,6 +76,10 @@ class Place(ABC):
         Returns the processes' states at the end by their names. The output of each goes to <run_dir>/logs/<name>.log.
         Nothing is left behind, however this ends.
         """
+
+    def probe(self, spec: Spec) -> Answers:
+        """Runs evidence/probe.py on every machine of the run. Called from a thread of its own while `run` goes on."""
+        return {f"cluster={self.cluster['kind']}": "this place has no way to look at its machines"}
 
 
 def names() -> list[str]:

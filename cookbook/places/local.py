@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from cookbook import UserError, machine, processes
+from cookbook.evidence.inspector import PROBE, Answers, Spec, ask
 from cookbook.job import Process, Settings
 from cookbook.places import Place, Watch
 from cookbook.systems import System
@@ -34,6 +36,15 @@ class Local(Place):
     def run(self, planned: Sequence[Process], watch: Watch) -> dict[str, int]:
         check_port(self.cluster["port"])
         return run_here(planned, self.job.run_dir / "logs", self.run_id, self.cluster["stop_grace_seconds"], watch)
+
+    def probe(self, spec: Spec) -> Answers:
+        return probe_here(spec)
+
+
+def probe_here(spec: Spec) -> Answers:
+    """See `Place.probe`."""
+    found, here = ask([sys.executable, "-c", PROBE.read_text()], spec), socket.gethostname()
+    return {here: found if isinstance(found, str) else found[0]}
 
 
 def run_here(planned: Sequence[Process], logs: Path, run_id: str, grace_seconds: float, watch: Watch) -> dict[str, int]:

@@ -7,7 +7,6 @@ sent later, or to another tracker:
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from cookbook import ROOT, UserError, redact, run_folder
 from cookbook.report import sinks
 from cookbook.report.feeder import FOLDER, Feeder, read_state
 from cookbook.report.sinks import Run, Settings
+from cookbook.words import run_program
 
 
 def check(tracking: Settings) -> None:
@@ -69,9 +69,8 @@ def send(tracking: Settings, folder: Path, content: dict[str, Any]) -> list[str]
 def main(argv: Sequence[str]) -> None:
     """Sends a run that has ended. `argv`: its folder, then settings of the tracker; without any, those of the run."""
     from cookbook.settings import compose_tracking
-    from cookbook.words import words_of_make
 
-    folder, *words = words_of_make(argv) or [""]
+    folder, *words = argv or [""]
     content = run_folder.load(folder) if folder else {}
     if not content:
         raise UserError(f"RUN={folder}: expected the folder of a run that has ended, such as outputs/horovod/latest")
@@ -92,7 +91,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        raise SystemExit(redact.redacted_text(f"error: {error}")) from None
+    run_program(main)

@@ -42,8 +42,10 @@ class Hosts:
     """The hosts whose files are in `folder`; their namespaces and bridge bear a name that
     belongs to that folder alone."""
 
-    def __init__(self, folder, num_hosts=2, slots=1, private=(), as_root=None):
+    def __init__(self, folder, num_hosts=2, slots=1, private=(), as_root=None, own_processes=False):
+        """`own_processes`: each host sees its own processes only, numbered from 1, as a real one does (root)."""
         self.folder, self.num_hosts, self.slots, self.private = Path(folder).absolute(), num_hosts, slots, list(private)
+        self.own_processes = own_processes
         self.namespaces = os.geteuid() == 0 if as_root is None else as_root
         self.id = hashlib.sha256(str(self.folder).encode()).hexdigest()[:6]
         self.bridge = f"cb{self.id}"
@@ -166,6 +168,7 @@ class Hosts:
                 "unshare",
                 "--uts",
                 "--mount",
+                *(["--pid", "--fork", "--kill-child", "--mount-proc"] if self.own_processes else []),
                 "sh",
                 "-ec",
                 "; ".join(script),

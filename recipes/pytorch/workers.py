@@ -3,10 +3,16 @@
 import contextlib
 import datetime
 import os
+import socket
+import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.control_plane import worker_main
+
+from preempt import Preempted
 
 
 @contextlib.contextmanager
@@ -35,7 +41,12 @@ def joined_world(config):
     # Distributed: waits until all world_size processes are there, and connects them.
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
-        yield dist.get_rank(), dist.get_world_size(), device  # Distributed: who am I, among how many?
+        preempted = None
+        try:
+            with answers_when_asked(config):
+                yield dist.get_rank(), dist.get_world_size(), device  # Distributed: who am I, among how many?
+        except Preempted as error:
+            preempted = error
         # Distributed: nobody leaves while another still waits for an answer. They meet in the store: that
         # is no exchange.
         store.set(f"done{rank}", "")
@@ -46,6 +57,40 @@ def joined_world(config):
         time.sleep(0.2)
     finally:
         dist.destroy_process_group()  # Distributed: leaves the others in order.
+    if preempted:
+        raise preempted
+
+
+@contextlib.contextmanager
+def answers_when_asked(config):
+    """In the block this process says, to whoever asks on its socket, which exchanges it is in.
+
+    PyTorch's worker server answers from a thread of its own, also when the program hangs. Its Flight Recorder keeps the
+    last exchanges. `make diagnose` asks it.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    folder, name = Path(config.output_dir, "scratch"), f"torch-{socket.gethostname()}-{os.getpid()}.sock"
+    folder.mkdir(parents=True, exist_ok=True)
+    opened = os.open(folder, os.O_RDONLY)
+    # A socket's name has 107 bytes at most. This one is short, however long the folder's name is.
+    os.environ["TORCH_WORKER_SERVER_SOCKET"] = f"/proc/self/fd/{opened}/{name}"
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, opened)
+        stack.callback(remove, folder, name)
+        try:
+            stack.enter_context(worker_main())
+        except RuntimeError as error:  # a disk that has no sockets
+            print(f"nobody can ask this process for its exchanges: {error}", flush=True)
+        yield
+
+
+def remove(folder, name):
+    """Removes a file, and its folder when nobody else has one there."""
+    (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def facts(device):
@@ -65,6 +110,14 @@ def shared_now():
     now = now.cuda() if dist.get_backend() == "nccl" else now
     dist.broadcast(now, src=0)
     return now.item()
+
+
+def ask_all(wish, device):
+    """Begins to exchange the ranks' wishes (see preempt.py); returns a function that waits for the most urgent one."""
+    # Distributed: the exchange goes on while the step is computed, and costs next to nothing.
+    most = torch.tensor(wish, device=device)
+    work = dist.all_reduce(most, op=dist.ReduceOp.MAX, async_op=True)
+    return lambda: work.wait() and most.item()
 
 
 def sum_over_ranks(value, device):

@@ -5,6 +5,7 @@ The hosts are looked at, they get the run's files, the processes are started and
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import contextlib
 import hashlib
@@ -16,9 +17,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from cookbook import ROOT, UserError, access, inventory, processes
+from cookbook.evidence.inspector import PROBE, Answers, Spec, ask
 from cookbook.inventory import Host
 from cookbook.job import Hosts, Job, Node, Process, Settings
 from cookbook.places import Place, Status, Watch
@@ -26,6 +28,7 @@ from cookbook.places.hosts.ssh import Ssh, pull, push
 from cookbook.places.local import POLL_SECONDS
 from cookbook.report.console import Progress
 from cookbook.systems import System
+from preempt import NOTICE
 from storage import Checkpoints
 
 NEEDED_BYTES = 500 << 20  # free on a host, beyond what is copied there
@@ -171,6 +174,13 @@ class SshHosts(Place):
             for process in self.system.on_hosts(self.job, self.hosts)
         ]
 
+    def give_notice(self, reason: str) -> None:
+        """See `Place.give_notice`: on each host, since they need not share a disk."""
+        super().give_notice(reason)
+        path = self.job.run_dir / NOTICE
+        with Ssh(self.cluster) as ssh:
+            on_each(self.cluster["hosts"], lambda host: ssh.ask(host, None, "notice", path, reason))
+
     def run(self, planned: Sequence[Process], watch: Watch) -> dict[str, Status]:
         """See `Place.run`.
 
@@ -178,6 +188,20 @@ class SshHosts(Place):
         processes have ended. A service that ends earlier fails the run.
         """
         return run_on_hosts(planned, self.cluster, self.job.run_dir, self.run_id, watch)
+
+    def probe(self, spec: Spec) -> Answers:
+        """See `Place.probe`. A host that shares no files is sent py-spy, and does not keep it."""
+        spec = {**spec, "own_network": True}
+        if not self.cluster["shared"] and Path(spec["py_spy"]).exists():
+            spec["sent_py_spy"] = base64.b64encode(Path(spec["py_spy"]).read_bytes()).decode()
+        with Ssh(self.cluster) as ssh:
+
+            def look(host: Host) -> Mapping[str, Any] | str:
+                found = ask(ssh.argv(host, "python3", "-c", PROBE.read_text()), spec, ssh.environment)
+                return found if isinstance(found, str) else found[0]
+
+            answers = on_each(self.cluster["hosts"], look)
+        return {host["name"]: answer for host, answer in zip(self.cluster["hosts"], answers, strict=True)}
 
 
 def files_of_the_user(data_dir: Path) -> list[Path]:
@@ -237,7 +261,11 @@ def run_on_hosts(
             }
             if pulling:
                 concurrent.futures.wait([pulling])
-            cleanup_paths = [f"{run_dir}/scratch", *(path for process in planned for path in process.cleanup_paths)]
+            cleanup_paths = [
+                f"{run_dir}/scratch",
+                f"{run_dir}/{NOTICE}",
+                *(path for process in planned for path in process.cleanup_paths),
+            ]
             lost = stop(ssh, cluster, run_dir, run_id, started, cleanup_paths)
             watch()
     if lost:

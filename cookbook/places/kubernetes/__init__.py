@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import re
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from cookbook import UserError
+from cookbook.evidence.inspector import PATIENCE_SECONDS, PROBE, Answers, Spec
 from cookbook.job import Process, Settings
 from cookbook.places import Place, Watch
 from cookbook.places.kubernetes.api import COMMON_KINDS, JOB_ENDS, Api, reason_of
 from cookbook.places.kubernetes.logs import Logs
 from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
-from cookbook.places.local import run_here
+from cookbook.places.local import probe_here, run_here
 from cookbook.pods import RUN_LABEL, Object, Pods
-from cookbook.prepare.environments import lock_of
+from cookbook.prepare.environments import lock_of, pins
 from cookbook.report.console import Progress, console
 from cookbook.systems import System
 
@@ -50,14 +52,18 @@ class Kubernetes(Place):
                 "(images/README.md has the commands), then say cluster.image=REGISTRY/NAME:TAG"
             )
 
+    @property
+    def takes_notice(self) -> bool:
+        """No: the pods see no file of this machine. When their objects are deleted, Kubernetes sends them SIGTERM."""
+        return False
+
     def prepare(self, data_dir: Path | None, stage: Progress) -> None:
         """Looks at the cluster, and deletes what an earlier try of this run has left there.
 
         Raises UserError when the cluster does not answer, or lacks what the run needs.
         """
         recipe, cluster = self.job.recipe_dir.name, self.cluster
-        settings, lock = (self.job.run_dir / "config.yaml").read_text(), lock_of(recipe).read_text()
-        versions = dict(re.findall(r"^(\S+)==(\S+)$", lock, re.MULTILINE))
+        settings, versions = (self.job.run_dir / "config.yaml").read_text(), pins(lock_of(recipe).read_text())
         self.pods = Pods(self.job, settings, data_dir.name if data_dir else "", versions)
         if self.system.is_kubernetes_client:
             return
@@ -126,6 +132,36 @@ class Kubernetes(Place):
         lines = [*logs.last_lines(), f"{wanted['kind']} {wanted['metadata']['name']}: {said}"]
         (logs_folder / "kubernetes.log").write_text("\n".join(lines) + "\n")
         return {"kubernetes": 0 if good else 1}
+
+    def probe(self, spec: Spec) -> Answers:
+        """See `Place.probe`: it runs in each pod that is up, as `kubectl exec` would run it.
+
+        The images have no py-spy: there the workers write their stacks themselves.
+        """
+        if self.system.is_kubernetes_client:
+            return probe_here(spec)
+        api, answers = Api(self.cluster), {}
+        own = {**spec, "everything": True, "folder": self.pods.folder, "py_spy": ""}
+        for pod in api.pods(self.pods.name):
+            name, phase = pod["metadata"]["name"], (pod.get("status") or {}).get("phase")
+            if phase == "Running":
+                answers[name] = in_pod(api, name, pod["spec"]["containers"][0]["name"], own)
+            else:
+                answers[name] = f"the pod is {phase}"
+        return answers
+
+
+def in_pod(api: Api, pod: str, container: str, spec: Spec) -> Mapping[str, Any] | str:
+    """What probe.py answers in a container, or why it does not."""
+    # The program goes the same way as what it reads: a command is a part of an address, and must be short.
+    argv = ["python3", "-c", "import json, sys; exec(json.loads(sys.stdin.readline()))"]
+    text = "".join(json.dumps(line) + "\n" for line in (PROBE.read_text(), spec))
+    try:
+        said, errors = api.run_in(pod, container, argv, text, PATIENCE_SECONDS)
+    except (ApiException, HTTPError, OSError) as error:
+        return reason_of(error) if isinstance(error, ApiException) else f"{type(error).__name__}: {error}"
+    answers = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    return answers[0] if answers else " ".join(errors.split())[-300:] or "no answer"
 
 
 def follow(api: Api, wanted: Object, ends: Mapping[str, bool], logs: Logs, watch: Watch) -> tuple[str, bool]:

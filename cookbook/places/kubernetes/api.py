@@ -2,11 +2,12 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NoReturn, cast
 
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from kubernetes.stream import stream
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 
@@ -133,6 +134,22 @@ class Api:
             yield from (line.decode(errors="replace") for line in lines)
         if rest:
             yield rest.decode(errors="replace")
+
+    def run_in(self, pod: str, container: str, argv: Sequence[str], text: str, seconds: float) -> tuple[str, str]:
+        """Runs a command in a container, as `kubectl exec` does, with `text` as its input.
+
+        Returns what it wrote (to its output, as errors). Raises ApiException when the API refuses that. The client
+        serves nothing else meanwhile: take an Api of its own for it.
+        """
+        method = client.CoreV1Api(self.client).connect_get_namespaced_pod_exec
+        options = {"stdin": True, "stdout": True, "stderr": True, "tty": False, "_preload_content": False}
+        connection = stream(method, pod, self.namespace, container=container, command=list(argv), **options)
+        try:
+            connection.write_stdin(text)
+            connection.run_forever(timeout=seconds)
+            return connection.read_stdout(timeout=0), connection.read_stderr(timeout=0)
+        finally:
+            connection.close()
 
 
 def reason_of(error: ApiException) -> str:

@@ -1,0 +1,498 @@
+"""Says who holds a run up, in which line, and what the others wait for: from the records and from what probe.py saw.
+
+Nothing is asked or started here. A rank is held to be behind by the first of these signs that some ranks show:
+
+1. its process is gone, or stopped;
+2. the others are in an exchange, and it is not;
+3. all are in an exchange, and not in the same one;
+4. while the run goes on: it is in an exchange far less often than the others.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runrecord import Event, Record
+
+MOVING_SECONDS = 5.0  # a run whose last event is younger goes on, however slowly
+SLOW_SHARE = 0.3  # of its time that a rank is less in exchanges than the others: then it is what they wait for
+BUSY_SHARE = 0.5  # of a core: a process that uses more computes
+LIBRARY = re.compile(r"/site-packages/|/dist-packages/|/lib/python3[^/]*/|^<")
+LOCK = re.compile(r"\bwith\b.*lock|\.acquire\(|\block\b", re.IGNORECASE)
+# Where a thread waits for all others: part of the file's name, and which of its functions (any, if empty).
+EXCHANGES = (
+    ("torch/distributed/distributed_c10d.py", ""),
+    ("torch/distributed/_functional_collectives.py", ""),
+    ("torch/distributed/fsdp/", "wait_for_unshard|unshard|wait|_finalize|reduce"),
+    ("/horovod/", "synchronize|allreduce|allgather|broadcast|barrier|join|wait|grouped"),
+)
+BACKWARD = ("torch/autograd/graph.py", "_engine_run_backward")  # DDP exchanges the gradients within it
+IN_BACKWARD = "the exchange of gradients"
+GRAPH = ("tensorflow/python/eager/execute.py", "quick_execute")
+IN_GRAPH = "a TensorFlow step, of which the exchange is a part"
+IN_IMAGE = "/srv/recipe/"  # where the images of images/ have the recipe
+LOADER = "torch/utils/data/dataloader.py"
+STATES = {
+    "R": "running",
+    "S": "sleeping",
+    "D": "waiting for a disk or a network file system",
+    "T": "stopped",
+    "t": "stopped by a debugger",
+    "Z": "dead",
+}
+
+
+@dataclass(frozen=True)
+class Frame:
+    function: str
+    file: str
+    line: int
+
+    @property
+    def where(self) -> str:
+        """`main.py:112 in train_step`; of a library's file with its folder."""
+        shown = Path(self.file).name if not LIBRARY.search(self.file) else "/".join(Path(self.file).parts[-3:])
+        return f"{shown}:{self.line} in {self.function}"
+
+    @property
+    def source(self) -> str:
+        """The line itself, where this machine has that file; else empty."""
+        return linecache.getline(self.file, self.line).strip()
+
+
+@dataclass(frozen=True)
+class Thread:
+    name: str
+    active: bool  # running on a core at that moment
+    frames: tuple[Frame, ...]  # innermost first
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One exchange as a rank's Flight Recorder has it."""
+
+    number: int
+    name: str
+    sizes: str
+    done: bool
+
+    @property
+    def text(self) -> str:
+        return f"number {self.number}, {self.name} of {self.sizes}{'' if self.done else ', not over'}"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A process as its machine shows it."""
+
+    host: str
+    pid: int
+    ppid: int
+    name: str
+    words: str  # the begin of its command line
+    state: str  # a letter, as ps has it
+    cpu_share: float  # of one core while it was watched
+    cpu_seconds: float
+    waits_in: str  # the kernel's function in which it sleeps
+    rank: int | None  # as its launcher told it
+    threads: tuple[Thread, ...]
+    how: str  # py-spy, faulthandler, or empty: no stacks
+    why: str  # there are none
+    samples: tuple[tuple[Thread, ...], ...]
+    exchanges: tuple[Exchange, ...]
+
+
+@dataclass(frozen=True)
+class Doing:
+    """What a worker does. `kind`: gone, stopped, exchange, loading, busy, idle or unknown."""
+
+    kind: str
+    what: str  # the exchange's name; else what it does, in words
+    frame: Frame | None  # the innermost one of the recipe's own code, or of any
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A rank: what it wrote last, and what it does."""
+
+    rank: int
+    host: str
+    pid: int
+    position: tuple[int, int] | None  # epoch and step of its last rows, from 0
+    last_event: str
+    seconds_ago: float
+    doing: Doing
+    seen: Seen | None
+    shares: Mapping[str, float] = field(default_factory=dict)  # kind -> share of the moments at which it was looked at
+
+    @property
+    def name(self) -> str:
+        return f"rank {self.rank} (pid {self.pid} on {self.host})"
+
+    @property
+    def at(self) -> str:
+        return (
+            "before its first step"
+            if not self.position
+            else f"epoch {self.position[0] + 1}, step {self.position[1] + 1}"
+        )
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    says: str  # the verdict in a sentence or two
+    behind: tuple[int, ...]  # the ranks that hold the others up; empty: nobody could be named
+    workers: tuple[Worker, ...]
+    others: tuple[Seen, ...]  # launchers, loaders and all else of the run
+    notes: tuple[str, ...]  # what could not be looked at, and why
+
+
+def make(
+    records: Sequence[Record], probes: Mapping[str, Mapping[str, Any] | str], recipe: str, now: float
+) -> Diagnosis:
+    """The diagnosis of a run.
+
+    `probes`: machine -> what probe.py has answered there, or why it has not. `now`: seconds since 1970.
+    """
+    answers = [answer for answer in probes.values() if not isinstance(answer, str)]
+    notes = [f"{machine} could not be looked at: {why}" for machine, why in probes.items() if isinstance(why, str)]
+    seen = {
+        (answer["host"], one["pid"]): _seen(answer["host"], one) for answer in answers for one in answer["processes"]
+    }
+    hosts = {answer["host"] for answer in answers}
+    workers = tuple(_worker(events, seen, hosts, recipe, now) for events in _current(records))
+    ours = {(worker.host, worker.pid) for worker in workers}
+    others = tuple(one for key, one in seen.items() if key not in ours)
+    notes += sorted(
+        {
+            f"no stacks of {one.name} (pid {one.pid} on {one.host}): {one.why}"
+            for one in seen.values()
+            if one.why and not one.threads
+        }
+    )
+    silent = min((worker.seconds_ago for worker in workers), default=0.0)
+    says, behind = _verdict(workers, others, recipe, silent < MOVING_SECONDS)
+    return Diagnosis(says, behind, workers, others, tuple(notes))
+
+
+def _current(records: Sequence[Record]) -> list[Record]:
+    """Of each rank the newest record, unless it has ended."""
+    newest: dict[tuple[Any, int], Record] = {}
+    for events in records:
+        start = events[0]
+        if start["event"] == "start" and start.get("role", "worker") == "worker":
+            newest[start.get("phase", 0), start["rank"]] = events
+    return [
+        events
+        for _, events in sorted(newest.items(), key=lambda item: item[1][0]["rank"])
+        if events[-1]["event"] != "end"
+    ]
+
+
+def _worker(events: Record, seen: Mapping[tuple[str, int], Seen], hosts: set[str], recipe: str, now: float) -> Worker:
+    start, last = events[0], events[-1]
+    rows = next((event for event in reversed(events) if event["event"] == "rows"), None)
+    process = seen.get((start["host"], start["pid"]))
+    shares: dict[str, float] = {}
+    if process:
+        doing = doing_of(process, process.threads, recipe)
+        kinds = Counter(doing_of(process, threads, recipe).kind for threads in process.samples)
+        shares = {kind: count / len(process.samples) for kind, count in kinds.most_common()}
+        if doing.kind == "loading":
+            doing = _of_loader(process, seen, recipe) or doing
+    elif start["host"] in hosts:
+        doing = Doing("gone", "its process is gone, and it has not noted its end", None)
+    else:
+        doing = Doing("unknown", "its machine could not be looked at", None)
+    return Worker(
+        rank=start["rank"],
+        host=start["host"],
+        pid=start["pid"],
+        position=(rows["epoch"], rows["step"]) if rows else None,
+        last_event=_shown(last),
+        seconds_ago=max(0.0, now - last["time"]),
+        doing=doing,
+        seen=process,
+        shares=shares,
+    )
+
+
+def _shown(event: Event) -> str:
+    details = [f"{key} {event[key] + 1}" for key in ("epoch", "step") if isinstance(event.get(key), int)]
+    return " ".join([event["event"], str(event.get("name", "")), *details]).replace("  ", " ").strip()
+
+
+def doing_of(seen: Seen, threads: Sequence[Thread], recipe: str) -> Doing:
+    """What a process does, by the stacks of one moment."""
+    thread = thread_of(threads, recipe)
+    frame = _own_frame(thread, recipe) if thread else None
+    if seen.state in "Tt":
+        return Doing("stopped", f"it is {STATES[seen.state]}: SIGCONT lets it go on", frame)
+    if thread is None:
+        busy = seen.cpu_share > BUSY_SHARE
+        return Doing("busy" if busy else "unknown", "it computes" if busy else "its stacks could not be read", None)
+    active, computes = thread.active, seen.cpu_share > BUSY_SHARE
+    if computes and (seen.how == "faulthandler" or any(GRAPH[0] in one.file for one in thread.frames)):
+        active = True  # faulthandler does not say which thread runs; TensorFlow computes in threads of its own
+    if name := exchange_of(thread, active):
+        return Doing("exchange", name, frame)
+    if not active and any(LOADER in one.file for one in thread.frames):
+        return Doing("loading", "it waits for a process of its data loader", frame)
+    if active:
+        return Doing("busy", "it computes", frame)
+    if seen.state == "D":
+        return Doing("idle", f"it is {STATES['D']}", frame)
+    if frame and LOCK.search(frame.source):
+        other = _other_lock(threads, thread, recipe)
+        more = f", and its thread {other[0]} at {other[1].where}: they look like a deadlock" if other else ""
+        return Doing("idle", f"it waits for a lock{more}", frame)
+    return Doing("idle", "it waits for something that is no exchange", frame)
+
+
+def thread_of(threads: Sequence[Thread], recipe: str) -> Thread | None:
+    """The thread that does the recipe's work: the main one, unless only another one is in the recipe's code."""
+    main = [thread for thread in threads if thread.name == "MainThread"] or list(threads[:1])
+    own = [thread for thread in [*main, *threads] if any(_is_own(frame, recipe) for frame in thread.frames)]
+    return next(iter([*own, *main]), None)
+
+
+def exchange_of(thread: Thread, active: bool) -> str:
+    """The name of the exchange in which a thread is; empty in none."""
+    for frame in reversed(thread.frames):  # the outermost one has the name that the recipe calls
+        known = any(part in frame.file and re.search(names, frame.function) for part, names in EXCHANGES)
+        if known and LIBRARY.search(frame.file):
+            return frame.function
+    if not active:
+        for (part, function), name in ((BACKWARD, IN_BACKWARD), (GRAPH, IN_GRAPH)):
+            if any(part in frame.file and frame.function == function for frame in thread.frames):
+                return name
+    return ""
+
+
+def _is_own(frame: Frame, recipe: str) -> bool:
+    return f"/recipes/{recipe}/" in frame.file or frame.file.startswith(IN_IMAGE)
+
+
+def _own_frame(thread: Thread, recipe: str) -> Frame | None:
+    own = [frame for frame in thread.frames if _is_own(frame, recipe)]
+    other = [frame for frame in thread.frames if not LIBRARY.search(frame.file)]
+    return next(iter([*own, *other, *thread.frames]), None)
+
+
+def _other_lock(threads: Sequence[Thread], mine: Thread, recipe: str) -> tuple[str, Frame] | None:
+    """Another thread of the same process that waits for a lock in the recipe's code."""
+    for thread in threads:
+        frame = _own_frame(thread, recipe)
+        if thread is not mine and not thread.active and frame and _is_own(frame, recipe) and LOCK.search(frame.source):
+            return thread.name, frame
+    return None
+
+
+def _of_loader(parent: Seen, seen: Mapping[tuple[str, int], Seen], recipe: str) -> Doing | None:
+    """What the data loader's process does for which a worker waits: a stopped one, or the busiest."""
+    children = [
+        one for (host, _), one in seen.items() if host == parent.host and one.ppid == parent.pid and one.threads
+    ]
+    if not children:
+        return None
+    child = max(children, key=lambda one: (one.state in "Tt", one.cpu_share))
+    doing = doing_of(child, child.threads, recipe)
+    return Doing(
+        "loading",
+        f"it waits for process {child.pid} of its data loader, and {doing.what.replace('it ', 'that ', 1)}",
+        doing.frame,
+    )
+
+
+def _verdict(
+    workers: Sequence[Worker], others: Sequence[Seen], recipe: str, moving: bool
+) -> tuple[str, tuple[int, ...]]:
+    """Who is behind, in words, and the ranks."""
+    if not workers:
+        started = [one for one in others if one.rank is not None]
+        if not others:
+            return "No process of the run was found, and no worker is at work by its record.", ()
+        places = "; ".join(_of_process(one, recipe) for one in started or others)
+        return f"No worker is at work by its record. What runs: {places}.", ()
+    lost = [one for one in workers if one.doing.kind == "gone"] or [
+        one for one in workers if one.doing.kind == "stopped"
+    ]
+    waiting = [one for one in workers if one.doing.kind == "exchange"]
+    rest = [one for one in workers if one.doing.kind not in ("exchange", "unknown")]
+    if lost:
+        return _held_up(lost, waiting)
+    if moving:
+        return _slow(workers, recipe)
+    if waiting and rest:
+        return _held_up(rest, waiting)
+    if len(waiting) == len(workers) and len(workers) > 1:
+        return _all_in_exchanges(workers)
+    return _no_exchange(workers, rest, recipe)
+
+
+def _no_exchange(workers: Sequence[Worker], rest: Sequence[Worker], recipe: str) -> tuple[str, tuple[int, ...]]:
+    """Nobody is in an exchange that is known here: those who have come least far are behind, if that differs."""
+    telling = [
+        one for one in rest if one.doing.kind == "busy" or (one.doing.frame and _is_own(one.doing.frame, recipe))
+    ]
+    if len(workers) == 1 and telling:
+        (one,) = telling
+        return f"{one.name} has stopped writing: {one.doing.what}{_line(one.doing.frame)}; {one.at}.", (one.rank,)
+    first = min((one.position or (-1, -1) for one in telling), default=(-1, -1))
+    behind = [one for one in telling if (one.position or (-1, -1)) == first]
+    if behind and len(behind) < len(workers):
+        return _held_up(behind, [])
+    places = "; ".join(f"rank {one.rank}: {one.doing.what}{_line(one.doing.frame)}" for one in workers[:4])
+    return f"No rank is in an exchange that is known here, and none is clearly behind. {places}.", ()
+
+
+def _held_up(behind: Sequence[Worker], waiting: Sequence[Worker]) -> tuple[str, tuple[int, ...]]:
+    says = [
+        f"{one.name} holds the others up: {one.doing.what}{_line(one.doing.frame)}; {one.at}." for one in behind[:4]
+    ]
+    if more := behind[4:]:
+        says.append(f"So do {_ranks([one.rank for one in more])}.")
+    says += [_waits(waiting)] if waiting else []
+    return " ".join(says), tuple(one.rank for one in behind)
+
+
+def _line(frame: Frame | None) -> str:
+    if not frame:
+        return ""
+    return f", at {frame.where}" + (f" (`{frame.source}`)" if frame.source else "")
+
+
+def _waits(waiting: Sequence[Worker]) -> str:
+    places = Counter((one.doing.what, one.doing.frame.where if one.doing.frame else "") for one in waiting)
+    parts = []
+    for (what, where), _ in places.items():
+        ranks = [
+            one.rank
+            for one in waiting
+            if (one.doing.what, one.doing.frame.where if one.doing.frame else "") == (what, where)
+        ]
+        parts.append(f"{_ranks(ranks)} in {what}" + (f" at {where}" if where else ""))
+    return f"Who waits: {'; '.join(parts)}."
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
+
+
+def _all_in_exchanges(workers: Sequence[Worker]) -> tuple[str, tuple[int, ...]]:
+    """All ranks wait in exchanges: in different ones, or in the same one for the second time, or all in the same."""
+    calls = Counter(_call(one) for one in workers)
+    if len(calls) > 1:
+        usual, count = calls.most_common(1)[0]
+        # Without a majority nobody can say which of them is right.
+        behind = [one for one in workers if _call(one) != usual or count <= len(workers) / 2]
+        says = "; ".join(
+            f"rank {one.rank} is in {one.doing.what}{_line(one.doing.frame)}{_last(one)}" for one in behind
+        )
+        rest = [one for one in workers if one not in behind]
+        different = f"The ranks are in different exchanges, which wait for each other: {says}."
+        return " ".join([different, *([_waits(rest)] if rest else [])]), tuple(one.rank for one in behind)
+    numbers = {one.rank: one.seen.exchanges[-1].number for one in workers if one.seen and one.seen.exchanges}
+    line = _line(workers[0].doing.frame)
+    if len(numbers) == len(workers) and len(set(numbers.values())) > 1:
+        least, most = min(numbers.values()), max(numbers.values())
+        ranks = [rank for rank, number in numbers.items() if number == least]
+        says = f"By the Flight Recorder {_ranks(ranks)} came to exchange number {least} only, others to number {most}"
+        return f"{says}: one exchange was left out there, or called once more elsewhere{line}.", tuple(ranks)
+    same = f"All ranks are in the same exchange, {workers[0].doing.what}{line}"
+    return f"{same}: none of them is behind. Look at the network between them.", ()
+
+
+def _call(worker: Worker) -> tuple[str, ...]:
+    """What tells one exchange from another: its name and the line that calls it."""
+    frame = worker.doing.frame
+    return worker.doing.what, frame.where if frame else ""
+
+
+def _last(worker: Worker) -> str:
+    last = worker.seen.exchanges[-1] if worker.seen and worker.seen.exchanges else None
+    return f", by the Flight Recorder {last.text}" if last else ""
+
+
+def _slow(workers: Sequence[Worker], recipe: str) -> tuple[str, tuple[int, ...]]:
+    """While the run goes on: who is seen in exchanges far less often than the others."""
+    looked = [one for one in workers if one.shares]
+    if len(looked) < 2:
+        return "The run goes on: it writes its records. Too little was seen of its workers to compare them.", ()
+    least = min(looked, key=lambda one: one.shares.get("exchange", 0.0))
+    others = [one for one in looked if one is not least]
+    rest = min(one.shares.get("exchange", 0.0) for one in others)
+    own = least.shares.get("exchange", 0.0)
+    if rest - own < SLOW_SHARE:
+        return "The run goes on: it writes its records, and no rank makes the others wait clearly.", ()
+    frame = usual_line(least, recipe)
+    return (
+        f"The run goes on, but {least.name} makes the others wait: it was in exchanges at {own:.0%} of the moments at "
+        f"which it was looked at, the others at {rest:.0%} or more. Most often it is{_line(frame).lstrip(',')}.",
+        (least.rank,),
+    )
+
+
+def usual_line(worker: Worker, recipe: str) -> Frame | None:
+    """The line of the recipe in which a worker is most often when it is in no exchange."""
+    lines: Counter[Frame] = Counter()
+    for threads in worker.seen.samples if worker.seen else ():
+        doing, thread = doing_of(worker.seen, threads, recipe), thread_of(threads, recipe)  # type: ignore[arg-type]
+        if thread and doing.kind != "exchange" and doing.frame:
+            lines[doing.frame] += 1
+    return lines.most_common(1)[0][0] if lines else None
+
+
+def _of_process(one: Seen, recipe: str) -> str:
+    doing = doing_of(one, one.threads, recipe)
+    rank = f"rank {one.rank}, " if one.rank is not None else ""
+    return f"{one.name} ({rank}pid {one.pid} on {one.host}): {doing.what}{_line(doing.frame)}"
+
+
+def _seen(host: str, one: Mapping[str, Any]) -> Seen:
+    """A process from probe.py's answer."""
+    stacks, written = one["stacks"], one["written"]
+    threads = _threads(stacks) if stacks is not None else parse_faulthandler(written)
+    exchanges = (one["exchanges"] or {}).get("last", [])
+    return Seen(
+        host=host,
+        pid=one["pid"],
+        ppid=one["ppid"],
+        name=one["name"],
+        words=one["words"].strip(),
+        state=one["state"],
+        cpu_share=one["cpu_share"],
+        cpu_seconds=one["cpu_seconds"],
+        waits_in=one["waits_in"],
+        rank=int(one["rank"]) if str(one["rank"]).isdigit() else None,
+        threads=threads,
+        how="" if not threads else "py-spy" if stacks is not None else "faulthandler",
+        why=one["why"],
+        samples=tuple(_threads(sample) for sample in one["samples"]),
+        exchanges=tuple(Exchange(each["number"], each["name"], str(each["sizes"]), each["done"]) for each in exchanges),
+    )
+
+
+def _threads(stacks: Iterable[Mapping[str, Any]]) -> tuple[Thread, ...]:
+    return tuple(Thread(one["name"], one["active"], tuple(Frame(*frame) for frame in one["frames"])) for one in stacks)
+
+
+def parse_faulthandler(text: str) -> tuple[Thread, ...]:
+    """The threads in what Python's faulthandler writes. It does not say which of them run."""
+    threads: list[Thread] = []
+    for part in re.split(r"^(?=(?:Current thread|Thread) 0x)", text, flags=re.MULTILINE):
+        head = re.match(r"(Current thread|Thread) (0x[0-9a-f]+)(?: \[(.*?)\])?", part)
+        if head:
+            found = re.findall(r'^  File "(.*)", line (\d+) in (.*)$', part, re.MULTILINE)
+            frames = tuple(Frame(function, file, int(line)) for file, line, function in found)
+            # A signal reaches the main thread: it is the one that writes.
+            name = "MainThread" if head[1].startswith("Current") else head[3] or head[2]
+            threads.append(Thread(name, False, frames))
+    return tuple(threads)
