@@ -25,6 +25,7 @@ from cookbook.prepare.environments import uv, uv_environment
 from cookbook.report import sinks, tracking
 from cookbook.report.feeder import Feeder, read_state
 from cookbook.report.sinks import Run, kubeflow, prometheus
+from cookbook.report.sinks import mlflow as mlflow_sink
 from cookbook.report.tail import RATE_SECONDS, Tail
 from cookbook.report.tailer import Tailer
 from cookbook.tools import watch
@@ -500,6 +501,21 @@ def test_a_tracker_that_does_not_exist_is_refused(settings, said):
 def test_a_port_that_is_taken_is_refused(collector):
     with pytest.raises(UserError, match="is taken"):
         prometheus.Sink.check({"port": collector.server_port})
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "ending"),
+    [
+        ("ok", "", "ok"),
+        ("failed", "rank 1 is gone", "failed"),
+        ("failed", "interrupted by SIGINT", "interrupted"),
+        ("preempted", "SIGTERM", "interrupted"),
+        ("running", "", "interrupted"),  # its driver was killed
+    ],
+)
+def test_how_a_run_has_ended(status, reason, ending):
+    assert sinks.ending_of({"status": status, "reason": reason}) == ending
+    assert ending in mlflow_sink.STATUS
 
 
 def test_several_sinks_have_their_own_settings():
