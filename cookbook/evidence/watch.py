@@ -101,7 +101,7 @@ class Watcher:
         """Has the processes looked at when somebody asks, and once when they fall silent; shows what was seen."""
         if not self.inspector:
             return
-        self.inspector.poll()
+        self.inspector.poll(silence)
         if self.first_start and silence > self.diagnose_after_seconds and self._inspected != self._last_news:
             self._inspected = self._last_news
             self.stage.line(f"no worker has written anything for {silence:.0f} s: looking at them")
