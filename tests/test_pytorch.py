@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -156,7 +157,7 @@ def test_a_worker_that_hangs_is_named(tmp_path):
     assert "stopped)" in output
     says = json.loads((tmp_path / "pytorch/latest/diagnosis.json").read_text())["says"]
     assert re.match(r"rank 1 \(pid \d+ on .*\) holds the others up: it is stopped: SIGCONT lets it go on", says)
-    assert re.search(r"Who waits: rank 0 in .* at main\.py:\d+ in \w+\.$", says)
+    assert re.search(r"Who waits: rank 0 in .* at (main|workers)\.py:\d+ in \w+\.$", says)
 
 
 def test_a_port_that_is_taken(tmp_path):
