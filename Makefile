@@ -48,8 +48,11 @@ tools: ## install what is missing; asks first (YES=1: does not; RECIPE=horovod; 
 report: $(SETUP) ## one page over all past runs
 	@$(BIN)/python -m cookbook.report.pages @ARGS
 
-send: $(SETUP) ## send a finished run to its tracker, later: RUN=outputs/horovod/latest ARGS="tracking=mlflow"
+send: $(SETUP) ## send a run to its tracker, later: RUN=outputs/horovod/latest ARGS="tracking=mlflow"
 	@$(BIN)/python -m cookbook.report.tracking "$(RUN)" @ARGS
+
+watch: $(SETUP) ## the page of a run while it goes, on loopback: RUN=outputs/pytorch/latest PORT=8800 (or the newest run)
+	@$(BIN)/python -m cookbook.tools.watch "$(RUN)" "$(PORT)"
 
 diagnose: $(SETUP) ## who holds a run up that goes on at this moment, and in which line: RUN=outputs/pytorch/latest
 	@$(BIN)/python -m cookbook.tools.diagnose "$(RUN)"
@@ -62,6 +65,18 @@ eject: $(SETUP) ## copy a recipe out so that it runs by itself: RECIPE=horovod T
 
 diff: $(SETUP) ## what makes a recipe's program a distributed one, against its twin in one process: RECIPE=horovod
 	@$(BIN)/python -m cookbook.tools.diff "$(RECIPE)"
+
+chaos: $(SETUP) ## hurt a run and see it recover: RECIPE=pytorch FAULTS="kill@step=7,rank=1 driver_kill" (FAULTS=help lists them)
+	@$(BIN)/python -m cookbook.tools.chaos "$(RECIPE)" "--faults=$(FAULTS)" "--seed=$(SEED)" @ARGS
+
+chaos-table: $(SETUP) ## the table of faults and recipes, from all results of make chaos (TO=docs/chaos.md)
+	@$(BIN)/python -m cookbook.tools.chaos --table --to "$(TO)"
+
+guide: $(SETUP) ## which tool for my job: the same tasks in all systems, measured, one page: ARGS=smoke (10 minutes), or a night
+	@$(BIN)/python -m guide @ARGS
+
+choose: $(SETUP) ## five questions, and the recipe to take: ARGS="task=tables rows=3e7 machines=one framework=pandas team=alone"
+	@$(BIN)/python -m guide.choose @ARGS
 
 bench: $(SETUP) ## measure a recipe against the bare framework: RECIPE=horovod
 	@$(BIN)/python -m benchmarks.$(RECIPE)
@@ -113,4 +128,4 @@ clean: ## remove environments, runs and caches of this checkout
 	@rm -rf .venv .venvs outputs .pytest_cache .mypy_cache .ruff_cache runrecord/build runrecord/*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup doctor tools report send diagnose compare eject diff bench bench-hosts test test-all image-sizes areas lint docs nightly-record health canary lock clean
+.PHONY: help setup doctor tools report send watch diagnose compare eject diff guide choose chaos chaos-table bench bench-hosts test test-all image-sizes areas lint docs nightly-record health canary lock clean

@@ -40,6 +40,7 @@ from cookbook.run import Run
 from cookbook.settings import checks, files, overrides
 from cookbook.signals import Interrupted
 from cookbook.words import words_of_make
+from preempt import Preempted
 
 # (overrides, content of run.json) of the runs of this process: more than one in a sweep.
 FINISHED: list[tuple[list[str], dict[str, Any]]] = []
@@ -60,6 +61,8 @@ def main() -> None:
         raise SystemExit(_message(error)) from None
     except Interrupted:
         sys.exit(130)
+    except Preempted as error:
+        sys.exit(error.code)
     if len(FINISHED) > 1:
         summary.print_sweep(FINISHED)
     if any(content["status"] != "ok" for _, content in FINISHED):
@@ -107,12 +110,17 @@ def run(composed: DictConfig) -> None:
         console.print(f"note: {note}", markup=False)
     if warning:
         console.print(f"warning: {warning}", markup=False)
-    content = Run(recipe, config, choices, typed, this_run).go().as_dict()
+    sweep = str(Path(hydra_config.sweep.dir).absolute()) if hydra_config.mode == RunMode.MULTIRUN else ""
+    content = Run(recipe, config, choices, typed, this_run, sweep).go().as_dict()
     FINISHED.append((typed, content))
     signals.check()  # one that came while the report was written
     signals.listen()
     if content["reason"].startswith("interrupted"):
         raise Interrupted(content["reason"])
+    if content["status"] == "preempted":
+        raise Preempted(content["reason"])
+    if signals.NOTICED and hydra_config.mode == RunMode.MULTIRUN:
+        raise Interrupted(signals.NOTICED[0])  # this run was over before it took notice; the next one is not begun
 
 
 def _message(error: UserError) -> str:

@@ -132,6 +132,7 @@ class Job:
             "OMP_NUM_THREADS": str(self.num_threads),
             "PYTHONUNBUFFERED": "1",
             **ALLOCATOR,
+            **({"NOTICE_FILE": self.cluster["notice_file"]} if self.cluster["notice_file"] else {}),
             **more,
         }
 
@@ -164,8 +165,10 @@ class Result:
     folder: str
     run_id: str  # COOKBOOK_RUN of all its processes
     position: Settings  # the settings on which it depends which rows a step takes
-    status: str = "running"  # running, ok, failed
-    reason: str = ""  # why it failed
+    status: str = (
+        "running"  # running, ok, failed, preempted: its machine was taken away, and all that was done is saved
+    )
+    reason: str = ""  # why it failed, or who preempted it
     resumable: bool = True
     world_size: int = 0
     worlds: list[int] = field(default_factory=list)

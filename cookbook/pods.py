@@ -6,6 +6,7 @@ of the system's operator.
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -164,6 +165,8 @@ class Pods:
         return {
             **({"serviceAccountName": account} if account else {}),
             "automountServiceAccountToken": False,
+            # Between SIGTERM and SIGKILL when the pod has to leave: the workers save meanwhile.
+            "terminationGracePeriodSeconds": math.ceil(self.cluster["notice_grace_seconds"]),
             "securityContext": POD_SECURITY,
             "containers": [made | fields],
             "volumes": self.volumes(with_tls),

@@ -19,6 +19,7 @@ from typing import IO, Self
 import psutil
 
 from cookbook import ROOT, UserError, certificates, signals, surroundings
+from cookbook.files import write_whole
 from cookbook.report.console import Progress
 
 # This environment variable has the run's id. By it a run's processes are found, also those that left its process group.
@@ -154,22 +155,10 @@ def end_leftovers(run_id: str, grace_seconds: float) -> list[str]:
     return names
 
 
-def write_file(path: str | Path, text: str, mode: int) -> None:
-    """Writes a file that never has other permissions than `mode`, not even for a moment."""
-    Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    partial = f"{path}.partial"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(partial)
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
-        os.fchmod(file.fileno(), mode)  # the umask may have taken something away
-        file.write(text)
-    os.replace(partial, path)
-
-
 def write_files(files: Mapping[str, str]) -> None:
     """Writes {path: content}. A script (`#!`) is for everybody to run; any other file only its owner can read."""
     for path, content in files.items():
-        write_file(path, content, 0o755 if content.startswith("#!") else 0o600)
+        write_whole(path, content, 0o755 if content.startswith("#!") else 0o600)
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cookbook import (
     ROOT,
@@ -32,6 +32,7 @@ from cookbook.evidence.inspector import Inspector
 from cookbook.evidence.verdict import ProcessKey
 from cookbook.evidence.watch import Watcher
 from cookbook.job import Job, Result, Settings, num_processes
+from cookbook.notice import Notice
 from cookbook.places import Place, Status
 from cookbook.prepare import datasets, environments
 from cookbook.report import pages
@@ -39,7 +40,11 @@ from cookbook.report.console import Stage, console, timed_stage
 from cookbook.report.summary import print_summary, shown_path
 from cookbook.run_folder import RunFolder
 from cookbook.signals import Interrupted
+from preempt import NOTICE
 from runrecord import read_records
+
+if TYPE_CHECKING:  # a run without trackers needs nothing of them
+    from cookbook.report.tailer import Tailer
 
 # What a worker's record says of the worker itself. Every other text in its first event is the version of a library.
 PLACE_OF_WORKER = ("rank", "local_rank", "world_size", "host", "pid")
@@ -66,10 +71,19 @@ class Run:
     """One run of one recipe, in a folder of its own."""
 
     def __init__(
-        self, recipe: str, config: Settings, choices: Mapping[str, str], overrides: Sequence[str], folder: RunFolder
+        self,
+        recipe: str,
+        config: Settings,
+        choices: Mapping[str, str],
+        overrides: Sequence[str],
+        folder: RunFolder,
+        sweep: str = "",
     ) -> None:
+        """`sweep`: the folder of the sweep that the run belongs to."""
         self.recipe, self.config, self.choices, self.run_folder = recipe, config, choices, folder
         self.folder, self.run_id = folder.path, uuid.uuid4().hex
+        self.sweep = sweep
+        self.tailer: Tailer | None = None  # sends the metrics while the run goes
         self.grace_seconds: float = config["cluster"]["stop_grace_seconds"]
         self.before = run_folder.load(self.folder) if folder.resumed_from else {}  # what an earlier try has left
         self.stage, self.began = "start", time.monotonic()  # the stage that is under way
@@ -118,6 +132,7 @@ class Run:
     def _work(self) -> None:
         self.run_folder.write(self.result.as_dict())
         console.print(f"{self.recipe:<12} run folder {shown_path(self.folder)}", markup=False)
+        self._start_tracking()
         if earlier := self.run_folder.resumed_from:
             self._end_earlier_try(earlier)
         with self._timed("environment") as stage:
@@ -201,12 +216,17 @@ class Run:
         )
         earlier, launched = evidence.process_keys(read_records(self.folder)), time.monotonic()
 
+        (self.folder / NOTICE).unlink(missing_ok=True)  # of an earlier try
+        notice = Notice(place, stage, job.cluster["notice_grace_seconds"])
+
         def watch(waiting: bool = False) -> None:
             signals.check()
+            notice.look()
             watcher(waiting)
 
         try:
-            statuses = place.run(planned, watch)
+            with signals.expect_notice(place.takes_notice and job.recipe["driver"].get("takes_notice", False)):
+                statuses = place.run(planned, watch)
         finally:
             inspector.close()
             self.result.seconds["launch"] = round((watcher.first_start or time.monotonic()) - launched, 3)
@@ -221,7 +241,9 @@ class Run:
         objective = self.result.objective
         if not problems and objective["value"] is None and not objective.get("optional"):
             problems.append(f"no worker reported the run's objective, {objective['name']}")
-        if verdict.diverged:
+        if verdict.preempted:
+            self.result.status, self.result.reason = "preempted", verdict.preempted
+        elif verdict.diverged:
             self._fail(verdict.diverged)  # the same settings would diverge again
         elif problems:
             if failed and all(causes.CONSEQUENCE.search(error) for error in verdict.errors):
@@ -286,15 +308,33 @@ class Run:
         self.result.status, self.result.reason = "failed", redact.redacted_text(reason)
         self.result.resumable = resumable
 
-    def _track(self) -> None:
-        from cookbook.report import tracking
+    def _start_tracking(self) -> None:
+        """Starts to send the metrics, where the settings name trackers. Nothing of it can fail the run."""
+        if self.config["tracking"]["kind"] == "none":
+            return
+        from cookbook.report import sinks, tailer, tracking
 
+        for kind, address in tracking.addresses(self.config["tracking"]):
+            console.print(f"{'tracking':<12} {kind}: {address}", markup=False)
+        run = sinks.Run(self.folder, self.recipe, self.sweep)
         try:
-            tracking.send(self.config["tracking"], self.folder, self.result.as_dict())
-        except Exception as error:  # trackers raise errors of all kinds; the run itself is done and counts
-            kind = self.config["tracking"]["kind"]
+            self.tailer = tailer.Tailer(self.config["tracking"], run, processes.RUN_VARIABLE)
+        except OSError as error:
+            console.print(f"warning: no metrics are sent while the run goes: {error}", markup=False)
+
+    def _end_tracking(self) -> None:
+        tailer, self.tailer = self.tailer, None
+        if tailer is None:
+            return
+        from cookbook.report.tailer import INTERRUPTED_SECONDS
+
+        interrupted = self.result.reason.startswith("interrupted")
+        status = "interrupted" if interrupted else self.result.status
+        seconds = min(tailer.wait_seconds, INTERRUPTED_SECONDS if interrupted else float("inf"))
+        already = len(signals.CAME)
+        for kind, why in tailer.finish(status, seconds, lambda: len(signals.CAME) > already):
             console.print(
-                f"warning: the metrics could not be sent to {kind}: {redact.redacted_text(str(error))}; they are in "
+                f"warning: the metrics could not be sent to {kind}: {redact.redacted_text(why)}; they are in "
                 f"the run folder: `make send RUN={shown_path(self.folder)}` sends them later",
                 markup=False,
             )
@@ -310,13 +350,12 @@ class Run:
             self.run_folder.write(self.result.as_dict())
             page = pages.write_run_page(self.folder)
             print_summary(self.result.as_dict(), page)
-            if self.result.status == "ok" and self.config["tracking"]["kind"] != "none":
-                self._track()
         except OSError as error:
             console.print(f"error: the run folder cannot be written: {error}", markup=False)
             self._fail(f"{self.result.reason}; the run folder cannot be written: {error}".lstrip("; "))
             print_summary(self.result.as_dict(), None)
         finally:
+            self._end_tracking()  # also when nothing could be written
             self.run_folder.close()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cookbook import UserError
+from cookbook.files import write_whole
 from cookbook.job import Settings
 
 
@@ -28,10 +29,8 @@ class RunFolder:
         (path / "logs").mkdir(exist_ok=True)
 
     def write(self, content: Mapping[str, Any]) -> None:
-        """Writes run.json, a Result's content. It is never half written: it is renamed when it is whole."""
-        partial = self.path / ".run.json.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        partial.replace(self.path / "run.json")
+        """Writes run.json, a Result's content."""
+        write_whole(self.path / "run.json", json.dumps(content, indent=2) + "\n")
 
     def close(self) -> None:
         self._lock.release()

@@ -3,6 +3,8 @@
 An exception that a signal raises in the middle of something can leave a library's lock locked, or a file half written.
 So a signal is only noted. `check` raises Interrupted; the loops that wait for processes call it.
 
+While workers train that can save and leave, the first SIGTERM is a notice and no end: see `expect_notice`.
+
 The program is interrupted wherever it is when a second signal comes, or when it reaches no safe point for
 PATIENCE_SECONDS (an ssh server that is slow to answer, say).
 """
@@ -11,11 +13,14 @@ import contextlib
 import os
 import signal
 import stat
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
 PATIENCE_SECONDS = 3
 CAME: list[str] = []  # the names of the signals that have come
+NOTICED: list[str] = []  # of the one that was taken for a notice
+EXPECTED: list[bool] = []  # whether somebody can make use of a notice
 
 
 class Interrupted(BaseException):
@@ -33,6 +38,9 @@ def listen() -> None:
 
 def note(number: int, frame: FrameType | None) -> None:
     """Notes a signal."""
+    if number == signal.SIGTERM and EXPECTED and not NOTICED:
+        NOTICED.append(signal.Signals(number).name)
+        return
     again = bool(CAME)
     CAME.append(signal.Signals(number).name)
     if number == signal.SIGHUP:
@@ -74,6 +82,16 @@ def check() -> None:
     """A safe point: raises Interrupted if a signal has come."""
     if CAME:
         _interrupt()
+
+
+@contextlib.contextmanager
+def expect_notice(useful: bool) -> Iterator[None]:
+    """In this block the first SIGTERM only stands in NOTICED, if it is `useful`: what takes a machine away sends it."""
+    EXPECTED[:] = [True] if useful else []
+    try:
+        yield
+    finally:
+        EXPECTED.clear()
 
 
 def hold() -> None:

@@ -1,13 +1,15 @@
-"""The words that were typed behind make.
+"""The words that were typed behind make, and the programs that take them.
 
 Standard library only: programs that run before anything is installed use this module, too.
 """
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
-from cookbook import UserError
+from cookbook import UserError, redact
 
 
 def words_of_make(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -26,3 +28,16 @@ def words_of_make(argv: Sequence[str], environment: Mapping[str, str] = os.envir
             f"ARGS={text}: {error}; a quote that belongs to a value needs quotes of the other kind around it"
         ) from None
     return [word for each in argv for word in (given if each == "@ARGS" else [each])]
+
+
+def run_program(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+    """Runs one of make's programs, and ends the process with what it returns: None or 0 is well.
+
+    A UserError is one line without a traceback, with its secrets taken out; Ctrl-C ends the program with status 130.
+    """
+    try:
+        sys.exit(main(words_of_make(sys.argv[1:])))
+    except UserError as error:
+        raise SystemExit(redact.redacted_text(f"error: {error}")) from None
+    except KeyboardInterrupt:
+        sys.exit(130)

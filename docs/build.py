@@ -137,9 +137,13 @@ class Site:
         return [
             {"Home": "index.md"},
             {"Start": "start.md"},
+            {"Which tool for my job": "guide.md"},
             {"How a run goes": "run.md"},
+            {"When the machine is taken away": "preemption.md"},
             {"Evidence": "evidence.md"},
             {"A slow or hung run": "diagnose.md"},
+            {"Chaos": "chaos.md"},
+            {"Live metrics": "tracking.md"},
             {"Places": "places.md"},
             {"Object storage": "storage.md"},
             {"Recipes": below("recipes")},

@@ -89,7 +89,9 @@ def about(path: Path) -> str:
     content = yaml.safe_load(text) or {}
     description = text.partition("\n")[0].removeprefix("#").strip()
     parts = [f"## {name}\n", f"`{group}={name}`. {sentence(description)}\n"]
-    base = [entry for entry in content.get("defaults", []) if isinstance(entry, str) and entry != "_self_"]
+    # `mlflow@mlflow` puts the settings of another file below a name of this one.
+    entries = [entry for entry in content.get("defaults", []) if isinstance(entry, str) and "@" not in entry]
+    base = [entry for entry in entries if entry != "_self_"]
     if base:
         parts.append(f"What is not named here is as in `{group}={base[0]}`.\n")
     if group == "infra":

@@ -22,7 +22,9 @@ Events, each with `event` and `time` (seconds since 1970):
     metric      name, value, unit, epoch, step
     progress    done, total, text
     checkpoint  epoch, step, path
-    end         samples, digest, and error if the worker's block ended with one
+    system      cpu_percent, memory_used_mb, memory_percent: of the whole machine that the worker is on (Linux)
+    end         samples, digest, and error if the worker's block ended with one; or preempted: why it left before its
+                work was done, with all of it saved
 
 Beside the events, `table` writes a table for the run's report, which can also plot it. On SIGUSR2 the process writes
 the stacks of all its threads into the file NAME.stacks beside its record.
@@ -54,8 +56,13 @@ if TYPE_CHECKING:  # a recipe without NumPy keeps records, too
     from numpy import integer
     from numpy.typing import NDArray
 
+# The exit status of a worker that has saved its work and left because its machine is taken away (EX_TEMPFAIL).
+GO_ON_LATER = 75
+
 Event = dict[str, Any]  # one line of a record: `event`, `time` and the event's own entries
 Record = list[Event]  # of one worker process, in the order in which it wrote them
+
+SYSTEM_SECONDS = 10.0  # between two looks at the machine
 
 
 def load_config(argv: Sequence[str] | None = None) -> SimpleNamespace:
@@ -137,6 +144,7 @@ class RunRecord:
         # The rank alone is not unique: after an elastic restart another process has the rank of one that died.
         self._file = _new_file(folder, f"{'rank' if role == 'worker' else role}{rank}-{self._host}-{pid}")
         self._lock = threading.Lock()
+        self._machine = _Machine() if pid == os.getpid() and local_rank == 0 else None
         self._samples, self._rank = 0, rank
         self._digest: str | None = None
         self._stacks = _stacks_on_signal(Path(self._file.name)) if pid == os.getpid() else None
@@ -147,6 +155,9 @@ class RunRecord:
         self._write("start", **place, role=role, attempt=attempt, **facts)
 
     def _write(self, event: str, **fields: Any) -> None:
+        # Beside another event, never alone: a worker that hangs must fall silent, or nobody sees that it hangs.
+        if self._machine and (figures := self._machine.look(SYSTEM_SECONDS if event != "end" else 1.0)):
+            self._write("system", **figures)
         line = json.dumps({"event": event, "time": time.time(), **fields}) + "\n"
         with self._lock:  # a thread that sends a checkpoint writes, too
             self._file.write(line)
@@ -283,6 +294,8 @@ class RunRecord:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         failed = {"error": f"{kind.__name__}: {error}"} if kind else {}
+        if isinstance(error, SystemExit) and error.code == GO_ON_LATER:
+            failed = {"preempted": getattr(error, "reason", "")}
         self._write("end", samples=self._samples, digest=self._digest, **failed)
         self._file.close()
         if self._stacks:
@@ -291,6 +304,42 @@ class RunRecord:
             with contextlib.suppress(OSError):
                 if not os.path.getsize(self._stacks.name):
                     os.unlink(self._stacks.name)
+
+
+class _Machine:
+    """Looks at the machine now and then, in /proc: where there is none, it sees nothing."""
+
+    def __init__(self) -> None:
+        self._looked, self._times = time.monotonic(), self._cpu_times()
+
+    @staticmethod
+    def _cpu_times() -> list[int]:
+        """user, nice, system, idle, iowait and so on of all cores since the machine started (proc(5)); [] elsewhere."""
+        try:
+            with open("/proc/stat") as file:
+                return [int(word) for word in file.readline().split()[1:9]]
+        except (OSError, ValueError):
+            return []
+
+    def look(self, seconds: float) -> dict[str, float]:
+        """What the machine did since the last look; {} when that is not `seconds` ago, or where nothing can be seen."""
+        now = time.monotonic()
+        if now - self._looked < seconds or not self._times:
+            return {}
+        before, self._times, self._looked = self._times, self._cpu_times(), now
+        spent = list(map(int.__sub__, self._times, before))
+        try:
+            with open("/proc/meminfo") as file:
+                memory = {line.partition(":")[0]: int(line.split()[1]) for line in file}
+            total, free = memory["MemTotal"], memory["MemAvailable"]
+        except (OSError, ValueError, IndexError, KeyError):
+            return {}
+        idle = spent[3] + spent[4] if len(spent) > 4 else 0
+        return {
+            "cpu_percent": round(100 * (1 - idle / sum(spent)), 1) if sum(spent) > 0 else 0.0,
+            "memory_used_mb": round((total - free) / 1024, 1),
+            "memory_percent": round(100 * (total - free) / total, 1),
+        }
 
 
 def _new_file(folder: Path, name: str) -> TextIO:

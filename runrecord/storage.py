@@ -401,6 +401,24 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sums_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """{file: {bytes, sha256}} of all files below a local folder."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MARKER)
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
+    }
+
+
+def seal(folder: str | Path) -> None:
+    """Writes the marker of a checkpoint into its local folder: for what a framework of its own stores (Ray Train)."""
+    (Path(folder) / MARKER).write_text(json.dumps({"format": 1, "parts": sums_of(Path(folder))}, indent=1) + "\n")
+
+
+def check_seal(folder: str | Path) -> None:
+    """Raises Damaged when a local folder's files are not what its marker says."""
+    Checkpoints(Path(folder).parent, folder).fetch(Path(folder).name)
+
+
 class Noter(Protocol):
     """What is told of a checkpoint when it is whole: a RunRecord."""
 
@@ -565,7 +583,7 @@ class Checkpoints:
     def _bring(self, partial: Path, name: str, epoch: int, step: int) -> None:
         """Parts first, the marker last; then the old ones go."""
         parts = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*")) if path.is_file()}
-        facts = {part: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for part, path in parts.items()}
+        facts = sums_of(partial)
         if self.rank == 0:
             self.folder.remove([f"{name}/{MARKER}"])  # of a damaged checkpoint of this name
         for part, path in parts.items():

@@ -6,12 +6,15 @@
 The first line starts workers only, the second one a chief, ps and workers.
 
 Each process finds in its environment TF_CONFIG ("Distributed training with TensorFlow"), with addresses on loopback,
-and TFRUN_ATTEMPT, which says how often all workers have been started anew. Only the standard library is used. In a
+and TFRUN_ATTEMPT, which says how often all workers have been started anew. In a
 cluster of several machines the scheduler does the same.
 
 TensorFlow's servers ask nobody for a password, and listen on all interfaces of the machine, whatever TF_CONFIG says.
 So tfrun takes a network of its own that has loopback only (Linux). With --port or TFRUN_NETWORK=host it stays in the
 machine's network.
+
+The exit status is 75 when the workers have saved and left because their machine is taken away: see preempt.py. They are
+not started anew then.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO
 
 from loopback import Stopped, end_with_parent, leave_network, stop
+from runrecord import GO_ON_LATER
 
 GRACE_SECONDS = 10  # between SIGTERM and SIGKILL
 
@@ -73,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if failure is None:
                 return 0
             say(failure)
+            if any(task.process.returncode == GO_ON_LATER for task in tasks):
+                return GO_ON_LATER  # they have saved, and this machine is taken away
             if options.chief or attempt == options.max_restarts:
                 return 1
             attempt += 1

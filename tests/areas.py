@@ -3,7 +3,7 @@
 from pathlib import Path
 
 # One after the other: they make network namespaces and images, and look at what is left of them.
-NETWORK = ("hosts", "images", "infra", "kubernetes", "slurm")
+NETWORK = ("chaos", "hosts", "images", "infra", "kubernetes", "slurm")
 # Their tests belong to the area of the recipe that they look at: one run serves all of them.
 OF_ALL_RECIPES = ("test_contracts", "test_results")
 FOLDER = Path(__file__).parent

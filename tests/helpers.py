@@ -12,14 +12,14 @@ import time
 import uuid
 from pathlib import Path
 
-import psutil
-
 from cookbook import places, systems
 from cookbook.job import Hosts, Job, Node
 from cookbook.places.hosts import SshHosts
 from cookbook.places.kubernetes import Kubernetes
 from cookbook.pods import Pods
 from cookbook.settings import compose_recipe
+from cookbook.tools.chaos import inject
+from cookbook.tools.chaos.record import RunSoFar
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -85,7 +85,7 @@ class Driver:
             [sys.executable, "-m", "cookbook", *words, f"output_root={output_root}"],
             cwd=checkout,
             text=True,
-            env={**CLEAN, "TEST_MARK": self.test_mark, "TMPDIR": str(self.temporary), **(environment or {})},
+            env={**CLEAN, inject.MARK: self.test_mark, "TMPDIR": str(self.temporary), **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
@@ -102,19 +102,39 @@ class Driver:
             time.sleep(0.02)
         raise AssertionError(f"nothing happened for {seconds} s")
 
+    def so_far(self):
+        """What the workers have written so far."""
+        found = RunSoFar((self.output_root / self.recipe / "latest").resolve())
+        found.read()
+        return found
+
     def events(self):
         """All events that the workers have written so far."""
-        folder = (self.output_root / self.recipe / "latest").resolve()
-        lines = [
-            line
-            for path in folder.glob("workers/*.jsonl")
-            for line in path.read_text().rpartition("\n")[0].splitlines()
-        ]
-        return [json.loads(line) for line in lines]
+        return self.so_far().events
 
-    def pid_of(self, rank):
-        """The process of the worker that started last with this rank."""
-        return max((e["time"], e["pid"]) for e in self.events() if e["event"] == "start" and e["rank"] == rank)[1]
+    def pid_of(self, rank, role="worker"):
+        """The process of the worker that started last with this rank, and has not ended."""
+        start = self.so_far().alive(rank, role)
+        assert start, f"no {role} {rank} is at work"
+        return start["pid"]
+
+    # What `make chaos` does to a run, the tests do by the same functions.
+
+    def kill(self, rank, role="worker"):
+        """SIGKILL for a worker; returns its process id."""
+        pid = self.pid_of(rank, role)
+        inject.kill(pid)
+        return pid
+
+    def stop(self, rank, role="worker"):
+        """SIGSTOP for a worker; returns its process id, which `inject.go_on` takes."""
+        pid = self.pid_of(rank, role)
+        inject.stop(pid)
+        return pid
+
+    def kill_driver(self):
+        """SIGKILL for the driver."""
+        inject.kill(self.process.pid)
 
     def end(self, seconds=600):
         """Waits for the driver; returns (exit status, output)."""
@@ -126,12 +146,7 @@ class Driver:
 
     def relatives(self):
         """Living processes that descend from this driver, wherever they have gone."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get("TEST_MARK") == self.test_mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return inject.marked(self.test_mark)
 
     def no_process_left(self, seconds=15):
         """Whether all that the driver has started has ended; its temporary files must be gone then, too."""

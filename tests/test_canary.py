@@ -119,7 +119,7 @@ def question(tmp_path):
         def trial(lock, text):
             if deadline is not None and len(tried) >= deadline:
                 raise canary.OutOfTime
-            tried.append(canary.pins(lock))
+            tried.append(environments.pins(lock))
             return "it broke" if breaks(tried[-1]) else ""
 
         return canary.Question(source, lock, words, trial), tried

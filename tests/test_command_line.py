@@ -243,9 +243,9 @@ def test_report_heeds_output_root(tmp_path, monkeypatch, capsys):
     pages.main([f"output_root={tmp_path}"])
     pages.main([str(tmp_path)])
     assert seen == [str(tmp_path)] * 2
-    with pytest.raises(SystemExit, match="there are no runs in '/nowhere' yet"):
+    with pytest.raises(UserError, match="there are no runs in '/nowhere' yet"):
         pages.main(["output_root=/nowhere"])
-    with pytest.raises(SystemExit, match="expected output_root=FOLDER"):
+    with pytest.raises(UserError, match="expected output_root=FOLDER"):
         pages.main(["seed=3"])
 
 

@@ -4,10 +4,11 @@ Recipes are found by globbing: a new one is tested without touching this file.
 """
 
 import ast
+import hashlib
+import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import warnings
@@ -223,7 +224,7 @@ def test_a_killed_worker_fails_the_run_and_the_same_command_goes_on(recipe, undi
     expected, _, _ = undisturbed(*words)
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
-    os.kill(driver.pid_of(1), signal.SIGKILL)
+    driver.kill(1)
     status, output = driver.end()
     assert status == 1, output
     killed, folder = latest(tmp_path, recipe)
@@ -239,6 +240,93 @@ def test_a_killed_worker_fails_the_run_and_the_same_command_goes_on(recipe, undi
     assert content["num_rows"] == expected["num_rows"]
 
 
+def step_reached(folder):
+    """(epoch, steps of it) that the run in `folder` has taken, and that its last checkpoint holds."""
+    events = [event for events in read_records(folder) for event in events]
+    taken = max((event["epoch"], event["step"] + 1) for event in events if event["event"] == "rows")
+    saved = [event for event in events if event["event"] == "checkpoint"]
+    return taken, max((event["epoch"], event["step"]) for event in saved)
+
+
+@pytest.mark.parametrize("recipe", quick(DATA_PARALLEL, "pytorch"))
+def test_a_machine_that_is_taken_away_costs_no_step(recipe, undisturbed, tmp_path):
+    """SIGTERM to the driver in the middle of an epoch: the workers save and leave, the same command goes on there."""
+    words = [f"recipe={recipe}", *SHORT[recipe]]
+    expected, _, _ = undisturbed(*words)
+    driver = Driver(*words, "cluster.notice_grace_seconds=600", output_root=tmp_path)
+    driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
+    driver.process.terminate()
+    status, output = driver.end()
+    assert status == 75, output
+    assert driver.no_process_left()
+    content, folder = latest(tmp_path, recipe)
+    assert content["status"] == "preempted"
+    assert content["resumable"] is True
+    taken, saved = step_reached(folder)
+    assert taken == saved and saved[1] > 0, "in the middle of an epoch, and every step that was taken is saved"
+    where = f"saved at epoch {saved[0] + 1} after step {saved[1]}; the same command goes on from there"
+    assert where in content["reason"] and where in output
+    content, again, output = run_cookbook(*words, "cluster.notice_grace_seconds=600", output_root=tmp_path)
+    assert again == folder
+    assert "going on with this run, which stopped: preempted by" in output
+    restored = [event for events in read_records(folder) for event in events if event["event"] == "restore"]
+    assert (restored[-1]["epoch"], restored[-1]["step"]) == saved
+    assert digests(content) == digests(expected)
+    assert content["num_rows"] == expected["num_rows"]
+
+
+def sealed_checkpoints(folder):
+    """The folders with a marker of sizes and sums, oldest first."""
+    found = [path.parent for path in folder.rglob("checkpoint.json")]
+    return sorted(found, key=lambda path: (path / "checkpoint.json").stat().st_mtime_ns)
+
+
+@pytest.mark.parametrize("recipe", DATA_PARALLEL)
+def test_the_last_two_checkpoints_are_kept_with_the_sums_of_their_files(recipe, undisturbed):
+    _, folder, _ = undisturbed(f"recipe={recipe}", *SHORT[recipe])
+    kept = sealed_checkpoints(folder / "checkpoints")
+    assert len(kept) == 2
+    for checkpoint in kept:
+        parts = json.loads((checkpoint / "checkpoint.json").read_text())["parts"]
+        files = {path.relative_to(checkpoint).as_posix(): path for path in checkpoint.rglob("*") if path.is_file()}
+        own = files.pop("checkpoint.json")
+        assert own and files.keys() - {".metadata.json"} == parts.keys(), "Ray notes the metrics beside the files"
+        for name, facts in parts.items():
+            content = files[name].read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (facts["bytes"], facts["sha256"])
+        assert max(facts["bytes"] for facts in parts.values()) > 1000, "parameters"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("recipe", DATA_PARALLEL)
+@pytest.mark.parametrize("hurt", ["cut off", "altered"])
+def test_of_two_checkpoints_a_damaged_one_is_passed_over(recipe, hurt, undisturbed, tmp_path):
+    """The workers by hand, on a copy: from the one before they come to the same parameters."""
+    content, folder, _ = undisturbed(f"recipe={recipe}", *SHORT[recipe])
+    mine = shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
+    # kfp keeps the results of its steps there: with them it would not train again.
+    shutil.rmtree(mine / "steps", ignore_errors=True)
+    newest = sealed_checkpoints(mine)[-1]
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    whole = largest.read_bytes()
+    middle = len(whole) // 2
+    largest.write_bytes(whole[:middle] if hurt == "cut off" else whole[:middle] + b"\xff\x00" + whole[middle + 2 :])
+    command = re.sub(
+        r" output_dir=\S+ checkpoint_dir=\S+",
+        f" output_dir={tmp_path} checkpoint_dir={mine}",
+        content["workers_command"],
+    )
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=CLEAN)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert f"{newest.name} is damaged: {largest.relative_to(newest)} has" in said
+    assert "the one before is taken" in said
+    records = [events for events in read_records(tmp_path) if events[0]["role"] == "worker"]
+    assert {events[-1]["digest"] for events in records} == digests(content)
+    (restored,) = {(e["epoch"], e["step"]) for events in records for e in events if e["event"] == "restore"}
+    assert restored == (3, 0), "of four epochs the last one is trained again"
+
+
 @pytest.mark.parametrize("recipe", quick(DATA_PARALLEL, "pytorch"))
 def test_a_driver_killed_after_the_last_checkpoint(recipe, undisturbed, tmp_path):
     """It leaves no process; nothing is left to train then, and the run is whole all the same."""
@@ -246,7 +334,7 @@ def test_a_driver_killed_after_the_last_checkpoint(recipe, undisturbed, tmp_path
     expected, _, _ = undisturbed(*words)
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["epoch"] == 4 for e in driver.events()))
-    driver.process.kill()
+    driver.kill_driver()
     driver.end()
     assert driver.no_process_left()
     content, _, output = run_cookbook(*words, output_root=tmp_path)

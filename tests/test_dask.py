@@ -2,8 +2,6 @@
 
 import gzip
 import json
-import os
-import signal
 import socket
 import subprocess
 
@@ -86,8 +84,7 @@ def test_a_killed_worker_changes_no_result(undisturbed, tmp_path):
     expected, expected_folder, _ = undisturbed(*SHORT)
     driver = Driver(*SHORT, output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["step"] == 1 for e in driver.events()))
-    lost = driver.pid_of(1)
-    os.kill(lost, signal.SIGKILL)
+    lost = driver.kill(1)
     status, output = driver.end()
     assert status == 0, output
     assert driver.no_process_left()

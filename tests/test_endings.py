@@ -368,7 +368,7 @@ def test_a_first_step_that_diverges_has_no_checkpoint(tmp_path):
 def test_kill_9_of_the_driver_while_workers_train(tmp_path, words):
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: any(event["event"] == "rows" for event in driver.events()), 200)
-    driver.process.kill()
+    driver.kill_driver()
     driver.process.wait()
     assert driver.no_process_left(20)
 

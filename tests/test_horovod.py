@@ -1,10 +1,8 @@
 """What only the Horovod recipe can do, run for real through the driver."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 
 import pytest
@@ -28,7 +26,7 @@ def test_tensorflow_one_worker_and_two_and_a_resume(tmp_path):
     words = ["recipe=horovod", "recipe.mode=tensorflow", "recipe.num_epochs=3"]
     driver = Driver(*words, output_root=tmp_path / "killed")
     driver.wait_until(lambda: any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (1, 3) for e in driver.events()))
-    os.kill(driver.pid_of(0), signal.SIGKILL)
+    driver.kill(0)
     assert driver.end()[0] == 1
     resumed, _, _ = run_cookbook(*words, output_root=tmp_path / "killed")
     two, _, _ = run_cookbook(*words, output_root=tmp_path / "two")
@@ -69,8 +67,7 @@ def test_elastic_survives_a_lost_worker_and_takes_in_a_new_one(tmp_path):
         "recipe=horovod", "recipe.elastic=true", "recipe.num_epochs=30", "recipe.width=64", output_root=tmp_path
     )
     driver.wait_until(lambda: any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (2, 8) for e in driver.events()))
-    lost = driver.pid_of(1)
-    os.kill(lost, signal.SIGKILL)
+    lost = driver.kill(1)
     status, output = driver.end(400)
     assert status == 0, output
     assert driver.no_process_left()
@@ -114,7 +111,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, undisturbed):
         "recipe=horovod", "recipe.width=64", "recipe.num_epochs=4", output_root=tmp_path, status=1
     )
     assert "is from another model: 0.weight is (32, 1, 3, 3) there and (64, 1, 3, 3) here" in content["reason"]
-    assert (mine / "checkpoints/epoch-00004/state.pt").exists(), "nothing is lost"
+    assert (mine / "checkpoints/epoch-00004-step-00000000/state.pt").exists(), "nothing is lost"
 
 
 @pytest.mark.full

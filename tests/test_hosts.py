@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from cookbook import UserError, inventory
 from cookbook.places.hosts.ssh import Ssh
 from cookbook.settings import compose_recipe
 from cookbook.tools import services
+from cookbook.tools.chaos import inject
 from tests.helpers import ROOT, Driver, latest, plan, run_cookbook
 from tests.object_store import KEYS, Store, s3_server
 from tests.requirements import needs, skip
@@ -197,7 +197,7 @@ def test_a_cluster_that_stays_up_loses_a_part_or_its_supervisor(two, service, tm
     assert running.access_file.stat().st_mode & 0o077 == 0
     supervisor = inventory.supervisor(running.state())
     worker = next(pid for pid in two.pids(2) if "dask_worker" in local_hosts.words_of(pid))
-    os.kill(worker, signal.SIGKILL)
+    inject.kill(worker)
     supervisor.wait(30)
     text = (running.folder / "supervisor.log").read_text()
     assert "the dask cluster has ended: {'dask-worker-host2-0': 137}" in text
@@ -339,10 +339,9 @@ def test_a_host_is_lost_in_the_middle_and_the_same_command_goes_on(tmp_path, und
         driver = Driver(*words, output_root=tmp_path / "out")
         driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
         if fault == "link":
-            local_hosts.sh("ip", "link", "set", f"{place.hosts.bridge}-2", "down")
+            inject.cut_link(f"{place.hosts.bridge}-2")
         else:
-            for pid in place.pids(2):
-                os.kill(pid, signal.SIGKILL)
+            inject.kill_host(place.hosts.namespace(2))
         status, output = driver.end()
         assert status == 1, output
         content, folder = latest(tmp_path / "out", "pytorch")
@@ -356,7 +355,7 @@ def test_a_host_is_lost_in_the_middle_and_the_same_command_goes_on(tmp_path, und
                     break
                 time.sleep(0.2)
             assert not any("recipes/pytorch" in words for words in left), left
-            local_hosts.sh("ip", "link", "set", f"{place.hosts.bridge}-2", "up")
+            inject.mend_link(f"{place.hosts.bridge}-2")
         else:
             place.hosts.up()
         content, again, _ = run_cookbook(*words, output_root=tmp_path / "out")
@@ -384,7 +383,7 @@ def test_elastic_training_survives_a_lost_host(tmp_path):
             event["pid"] for event in driver.events() if event["event"] == "start" and event["host"] == "host2"
         }
         for pid in {worker, *place.pids(2)}:
-            os.kill(pid, signal.SIGKILL)
+            inject.kill(pid)
         _, output = driver.end()
         content, _ = latest(tmp_path / "out", "horovod")
         assert content["worlds"][:2] == [2, 1], output

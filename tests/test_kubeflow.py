@@ -124,7 +124,7 @@ def test_killed_in_a_late_step_the_model_server_goes_too(tmp_path):
     driver = Driver(*SHORT, output_root=tmp_path)
     root = tmp_path / "kubeflow/latest"
     driver.wait_until(lambda: json.loads((root / "server.json").read_text()))
-    driver.process.kill()
+    driver.kill_driver()
     driver.end()
     assert driver.no_process_left()
 

@@ -1,9 +1,7 @@
 """What only the PyTorch recipe can do, run for real through the driver."""
 
 import json
-import os
 import re
-import signal
 import socket
 import subprocess
 
@@ -102,7 +100,7 @@ def test_a_killed_worker_of_a_divided_model(mode, undisturbed, tmp_path):
     expected, _, _ = undisturbed(*words)
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "rows" and e["step"] >= 6 for e in driver.events()))
-    os.kill(driver.pid_of(1), signal.SIGKILL)
+    driver.kill(1)
     assert driver.end()[0] == 1
     content, _, _ = run_cookbook(*words, output_root=tmp_path)
     assert digests(content) == digests(expected)
@@ -117,8 +115,7 @@ def test_torchrun_starts_all_anew_in_the_middle_of_an_epoch(tmp_path):
     expected, _, _ = run_cookbook(*words, output_root=tmp_path / "undisturbed")
     driver = Driver(*words, "recipe.max_restarts=1", output_root=tmp_path / "killed")
     driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["step"] == 10 for e in driver.events()))
-    lost = driver.pid_of(1)
-    os.kill(lost, signal.SIGKILL)
+    lost = driver.kill(1)
     status, output = driver.end()
     assert status == 0, output
     assert driver.no_process_left()
@@ -149,7 +146,7 @@ def test_collectives_equal_one_process_and_are_measured(tmp_path):
 def test_a_worker_that_hangs_is_named(tmp_path):
     driver = Driver("recipe=pytorch", "cluster.stall_timeout_seconds=8", output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "rows" for e in driver.events()))
-    os.kill(driver.pid_of(1), signal.SIGSTOP)
+    driver.stop(1)
     status, output = driver.end()
     assert status == 1
     assert driver.no_process_left()

@@ -1,8 +1,6 @@
 """What only the RLlib recipe can do, run for real through the driver."""
 
 import json
-import os
-import signal
 import subprocess
 
 import pytest
@@ -80,8 +78,7 @@ def test_a_policy_learns_to_schedule(tmp_path):
 def test_a_killed_runner_is_replaced(tmp_path):
     driver = Driver(*SHORT, output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "progress" and e["done"] >= 2 for e in driver.events()))
-    lost = driver.pid_of(1)
-    os.kill(lost, signal.SIGKILL)
+    lost = driver.kill(1)
     status, output = driver.end()
     assert status == 0, output
     assert driver.no_process_left()
@@ -95,7 +92,7 @@ def test_a_killed_runner_is_replaced(tmp_path):
 def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
     driver = Driver(*SHORT, output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "checkpoint" for e in driver.events()))
-    driver.process.kill()
+    driver.kill_driver()
     driver.end()
     assert driver.no_process_left()
     content, folder, output = run_cookbook(*SHORT, output_root=tmp_path)
@@ -112,7 +109,7 @@ def test_killed_after_the_last_checkpoint(tmp_path):
     """Nothing is left to train then, no runner starts, and the run is whole all the same."""
     driver = Driver(*SHORT, output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["step"] == 10 for e in driver.events()))
-    driver.process.kill()
+    driver.kill_driver()
     driver.end()
     assert driver.no_process_left()
     content, _, output = run_cookbook(*SHORT, output_root=tmp_path)

@@ -5,7 +5,6 @@
 
 import json
 import os
-import signal
 import subprocess
 
 import pytest
@@ -25,7 +24,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_where_the_undisturbed_one_
     expected, _, _ = undisturbed(*SHORT)
     driver = Driver(*SHORT, "recipe.max_restarts=1", output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (2, 4) for e in driver.events()))
-    os.kill(driver.pid_of(1), signal.SIGKILL)
+    driver.kill(1)
     status, output = driver.end()
     assert status == 0, output
     assert driver.no_process_left()
@@ -41,7 +40,7 @@ def test_tensorflow_trains_too_and_goes_on_after_a_killed_worker(tmp_path):
     words = [*SHORT, "recipe.mode=tensorflow", "recipe.max_restarts=1"]
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (2, 4) for e in driver.events()))
-    os.kill(driver.pid_of(1), signal.SIGKILL)
+    driver.kill(1)
     status, output = driver.end()
     assert status == 0, output
     assert driver.no_process_left()

@@ -1,8 +1,6 @@
 """What only the Ray Tune recipe can do, run for real through the driver."""
 
 import json
-import os
-import signal
 
 import pytest
 
@@ -62,8 +60,7 @@ def results_so_far(driver, number):
 def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path):
     driver = Driver(*LONG, output_root=tmp_path)
     results_so_far(driver, 20)
-    lost = driver.pid_of(1)
-    os.kill(lost, signal.SIGKILL)
+    lost = driver.kill(1)
     status, output = driver.end()
     assert status == 0, output
     assert driver.no_process_left()
@@ -82,7 +79,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path):
 def test_a_killed_experiment_is_restored_with_every_trial_counted_once(tmp_path):
     driver = Driver(*LONG, output_root=tmp_path)
     results_so_far(driver, 90)
-    driver.process.kill()
+    driver.kill_driver()
     driver.end()
     assert driver.no_process_left()
     content, folder, output = run_cookbook(*LONG, output_root=tmp_path)

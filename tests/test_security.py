@@ -14,7 +14,8 @@ from threading import Thread
 import psutil
 import pytest
 
-from cookbook import ROOT, UserError, inventory, processes, redact
+from cookbook import ROOT, UserError, inventory, redact
+from cookbook.files import write_whole
 from cookbook.places.hosts.ssh import Ssh
 from cookbook.places.kubernetes import logs as pod_logs
 from cookbook.report import tracking
@@ -108,14 +109,14 @@ def test_a_file_never_has_other_permissions_than_asked_for(tmp_path, monkeypatch
     )
     before = os.umask(0)
     try:
-        processes.write_file(str(path), "x", 0o600)
+        write_whole(str(path), "x", 0o600)
     finally:
         os.umask(before)
     assert [mode for flags, mode in seen if flags & os.O_CREAT] == [0o600]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     path.chmod(0o644)
-    processes.write_file(str(path), "y", 0o600)
+    write_whole(str(path), "y", 0o600)
     assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("y", 0o600)
 
 

@@ -19,7 +19,7 @@ from cookbook.settings import compose_recipe
 from cookbook.tools import diagnose
 from tests.helpers import CLEAN, Driver, latest, plan, run_cookbook
 from tests.requirements import needs
-from tests.test_contracts import SHORT, digests, in_the_middle_of_an_epoch
+from tests.test_contracts import SHORT, digests, in_the_middle_of_an_epoch, step_reached
 from tests.test_hosts import MISSING, Place, local_hosts
 
 GOLDEN = ROOT / "tests/golden/slurm"
@@ -195,6 +195,28 @@ def test_a_job_that_is_requeued_goes_on_from_its_checkpoint(slurm, undisturbed, 
 
 @needs_slurm
 @pytest.mark.full
+def test_a_job_whose_time_is_nearly_over_saves_and_goes_back_into_the_queue(slurm, undisturbed, tmp_path):
+    """Slurm's own signal for that, sent earlier: to the script alone, as --signal=B: says."""
+    words = ["recipe=pytorch", *SHORT["pytorch"]]
+    places = ["cluster=slurm", "cluster.notice_grace_seconds=600"]
+    driver = Driver(*words, *places, output_root=tmp_path, environment=slurm.environment)
+    driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
+    (number,) = slurm.ask("squeue", "-h", "-o", "%i").split()
+    slurm.ask("scancel", "--signal=TERM", "--batch", number)
+    wait_for(lambda: slurm.ask("squeue", "-h", "-o", "%T").strip() == "PENDING", 120)
+    _, folder = latest(tmp_path, "pytorch")
+    taken, saved = step_reached(folder)
+    assert taken == saved and saved[1] > 0, "no step is lost"
+    slurm.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
+    status, output = driver.end()
+    assert status == 0, output
+    content, _ = latest(tmp_path, "pytorch")
+    assert digests(content) == digests(undisturbed(*words)[0])
+    assert f"epoch {saved[0]}, step {saved[1]}" in (folder / "logs/job.log").read_text(), "where it went on"
+
+
+@needs_slurm
+@pytest.mark.full
 def test_the_nodes_of_a_job_are_looked_at_while_it_runs(slurm, tmp_path):
     driver = Driver("recipe=pytorch", "cluster=slurm", output_root=tmp_path, environment=slurm.environment)
     driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
@@ -222,10 +244,15 @@ def test_ctrl_c_cancels_the_job_and_a_cancelled_job_fails_the_run(slurm, tmp_pat
     )
     driver.wait_until(lambda: any(event["event"] == "rows" for event in driver.events()))
     slurm.ask("scancel", *slurm.ask("squeue", "-h", "-o", "%i").split())
+    # Slurm sends SIGTERM, and SIGKILL after KillWait: workers that were fast enough have saved.
     status, output = driver.end()
-    assert status == 1
-    assert "started but did not finish" in latest(tmp_path / "other", "pytorch")[0]["reason"]
-    assert "CANCELLED" in output
+    content, folder = latest(tmp_path / "other", "pytorch")
+    if content["status"] == "preempted":
+        assert status == 75, output
+    else:
+        assert status == 1, output
+        assert "started but did not finish" in content["reason"]
+    assert "CANCELLED" in (folder / "logs/sbatch.log").read_text()
 
 
 @needs_slurm

@@ -5,7 +5,6 @@ import gzip
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 
 from cookbook import ROOT, processes
 from cookbook.settings import compose_recipe
+from cookbook.tools.chaos import inject
 from tests.helpers import CLEAN, Driver, latest, run_cookbook
 from tests.requirements import skip
 
@@ -66,7 +66,7 @@ def test_a_killed_executor_changes_no_result(undisturbed, tmp_path):
     driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["step"] == 2 for e in driver.events()))
     lost = driver.pid_of(1)
     assert "-Xmx700M" in psutil.Process(lost).cmdline(), "the executor has the heap that was asked for"
-    os.kill(lost, signal.SIGKILL)
+    inject.kill(lost)
     status, output = driver.end(400)
     assert status == 0, output
     assert driver.no_process_left()
@@ -86,7 +86,7 @@ def test_a_stream_that_was_cut_off_scores_every_line_once(undisturbed, tmp_path)
     words = [*WITHOUT, "recipe.steps=[ingest,classify,stream]"]
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: list(tmp_path.glob("spark/*/stream-checkpoint/commits/0")), 200)
-    driver.process.kill()
+    driver.kill_driver()
     driver.end()
     assert driver.no_process_left()
     content, _, output = run_cookbook(*words, output_root=tmp_path)

@@ -499,7 +499,7 @@ def test_a_run_whose_driver_is_killed_goes_on_from_the_bucket(recipe, undisturbe
     environment = {**store.environment, **HOST_NETWORK}
     driver = Driver(*words, output_root=tmp_path, environment=environment)
     driver.wait_until(lambda: any(event["event"] == "checkpoint" for event in driver.events()))
-    driver.process.kill()
+    driver.kill_driver()
     driver.process.wait()
     assert driver.no_process_left()
     content, folder, output = run_cookbook(*words, output_root=tmp_path, environment=environment)

@@ -11,6 +11,7 @@ import tempfile
 import pytest
 
 from cookbook import ROOT, UserError, bootstrap, machine, surroundings
+from cookbook.tools.chaos import inject
 from tests.helpers import latest, recipes
 from tests.requirements import needs
 
@@ -169,7 +170,7 @@ def test_a_run_in_the_surroundings_of_somebody_else(tmp_path, recipe):
 @needs("root", MISSING)
 @pytest.mark.parametrize("recipe", recipes())
 def test_localhost_that_does_not_resolve_is_no_matter_or_named_at_once(tmp_path, recipe):
-    environment = {name: value for name, value in os.environ.items() if name != "TEST_MARK"}
+    environment = {name: value for name, value in os.environ.items() if name != inject.MARK}
     hosts = f"127.0.1.1 {socket.gethostname()}\n"
     content, output, status = run_with_hosts(tmp_path, hosts, [f"recipe={recipe}", "scale=smoke"], environment)
     if status:

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import time
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import pytest
 
 from cookbook import ROOT, settings
 from cookbook.settings import compose_recipe
+from cookbook.tools.chaos import inject
 from tests.helpers import Driver, latest, run_cookbook
 
 FOLDER = ROOT / "recipes/tensorflow"
@@ -32,17 +32,13 @@ def in_epoch(driver, epoch, step=4):
     return any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (epoch, step) for e in driver.events())
 
 
-def pid_of(driver, role, rank):
-    return next(e["pid"] for e in driver.events() if e["event"] == "start" and (e["role"], e["rank"]) == (role, rank))
-
-
 @pytest.mark.full
 def test_a_worker_that_is_paused_for_a_moment_is_not_taken_for_dead(tmp_path):
     driver = Driver(*SHORT, output_root=tmp_path)
     driver.wait_until(lambda: in_epoch(driver, 0))
-    os.kill(pid_of(driver, "worker", 1), signal.SIGSTOP)
+    stopped = driver.stop(1)
     time.sleep(20)  # twice what TensorFlow allows
-    os.kill(pid_of(driver, "worker", 1), signal.SIGCONT)
+    inject.go_on(stopped)
     status, output = driver.end()
     assert status == 0, output
 
@@ -52,7 +48,7 @@ def test_all_workers_start_anew_from_the_checkpoint(undisturbed, tmp_path):
     expected, _, _ = undisturbed(*SHORT)
     driver = Driver(*SHORT, "recipe.max_restarts=1", output_root=tmp_path)
     driver.wait_until(lambda: in_epoch(driver, 2))
-    os.kill(pid_of(driver, "worker", 1), signal.SIGKILL)
+    driver.kill(1)
     status, output = driver.end()
     assert status == 0, output
     content, _ = latest(tmp_path, "tensorflow")
@@ -86,8 +82,7 @@ def test_asynchronous_training_takes_every_row_once(undisturbed):
 def test_a_lost_worker_of_the_parameter_servers_is_replaced(tmp_path):
     driver = Driver(*PS, "recipe.max_restarts=1", output_root=tmp_path)
     driver.wait_until(lambda: in_epoch(driver, 2))
-    lost = pid_of(driver, "worker", 1)
-    os.kill(lost, signal.SIGKILL)
+    lost = driver.kill(1)
     status, output = driver.end()
     assert status == 0, output
     assert driver.no_process_left()
@@ -103,8 +98,7 @@ def test_a_lost_worker_of_the_parameter_servers_is_replaced(tmp_path):
 def test_keras_fit_gives_the_steps_of_a_lost_worker_to_another(tmp_path):
     driver = Driver(*FIT, "recipe.max_restarts=1", output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["epoch"] >= 2 for e in driver.events()))
-    lost = pid_of(driver, "worker", 0)
-    os.kill(lost, signal.SIGKILL)
+    lost = driver.kill(0)
     status, output = driver.end()
     assert status == 0, output
     assert driver.no_process_left()
@@ -121,7 +115,7 @@ def test_a_lost_ps_ends_the_run_and_the_same_command_goes_on(tmp_path):
     words = [*PS, "recipe.num_epochs=4", "recipe.num_ps=2", "recipe.partitioner=fixed_shards"]
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: in_epoch(driver, 2))
-    os.kill(pid_of(driver, "ps", 1), signal.SIGKILL)
+    driver.kill(1, "ps")
     status, output = driver.end()
     assert status == 1
     assert "ps:1" in output

@@ -29,6 +29,11 @@ def judge(records: Sequence[Record], asked: Asked) -> Verdict:
     current, services = _sort_out(records, verdict, asked)
     _take_figures(records, verdict)
     verdict.errors = _errors(current + services)
+    verdict.preempted = _preempted(records, current)
+    if verdict.preempted:
+        rules = ("no_process_failed", "workers_as_asked_for", "metrics_finite_and_agreed", *asked.proof)
+        verdict.findings = [Finding(rule, "not applied", "the run is not over") for rule in rules]
+        return verdict
     verdict.figures["no_process_failed"] = f"{len(current + services)} processes ended by themselves"
     verdict.diverged = next((error for error in verdict.errors if " ended with Diverged: " in error), "")
     gone = [events[0] for events in services if _end(events) is None]
@@ -60,7 +65,7 @@ def _sort_out(records: Sequence[Record], verdict: Verdict, asked: Asked) -> tupl
     current = [events for events in workers if _attempt(events) == verdict.restarts or not asked.max_restarts]
     reported = _samples_reported(begun)
     for events in workers:
-        ended = events in current and _end(events) is not None
+        ended = events in current and _end(events) is not None and not _left(events)
         worker = _describe(events)
         worker["samples"] = (worker["samples"] or 0) + reported.get(worker["pid"], 0) if ended else worker["samples"]
         (verdict.workers if ended else verdict.lost).append(worker)
@@ -92,6 +97,11 @@ def _find(verdict: Verdict, rule: str, problems: list[str]) -> None:
 
 def _end(events: Record) -> Event | None:
     return events[-1] if events[-1]["event"] == "end" else None
+
+
+def _left(events: Record) -> str:
+    """By what a process was preempted; empty if it was not."""
+    return str((_end(events) or {}).get("preempted", ""))
 
 
 def _attempt(events: Record) -> int:
@@ -153,6 +163,23 @@ def _errors(current: Iterable[Record]) -> list[str]:
         for start, end in ends
         if "error" in end
     ]
+
+
+def _preempted(records: Sequence[Record], current: Sequence[Record]) -> str:
+    """By what the workers were preempted, and where they have saved; empty unless they were, and nothing failed.
+
+    Workers that another start has replaced since then (Slurm has put the job back into the queue) do not count.
+    """
+    in_order = sorted(current, key=lambda events: events[0]["time"])
+    newest = {(events[0].get("phase", 0), events[0]["rank"]): events for events in in_order}
+    reasons = [reason for events in newest.values() if (reason := _left(events))]
+    if not reasons or _errors(current):  # who waits for the workers (a pipeline's driver) may end with an error
+        return ""
+    saved = [event for events in records for event in events if event["event"] == "checkpoint"]
+    last = max(saved, key=lambda event: event["time"], default=None)
+    where = f"saved at epoch {last['epoch'] + 1} after step {last['step']}" if last else "nothing was done yet"
+    told = next((reason for reason in reasons if not reason.startswith("another")), reasons[0])
+    return f"preempted by {told}: {where}; the same command goes on from there"
 
 
 def _membership(verdict: Verdict, asked: Asked) -> list[str]:

@@ -272,10 +272,17 @@ def exchange_of(thread: Thread, active: bool) -> str:
         if known and LIBRARY.search(frame.file):
             return frame.function
     if not active:
+        if _is_begun_exchange(thread):
+            return "an exchange that was begun before"
         for (part, function), name in ((BACKWARD, IN_BACKWARD), (GRAPH, IN_GRAPH)):
             if any(part in frame.file and frame.function == function for frame in thread.frames):
                 return name
     return ""
+
+
+def _is_begun_exchange(thread: Thread) -> bool:
+    """Whether the innermost Python frame waits in a library's own code, as `work.wait()` does."""
+    return not LIBRARY.search(thread.frames[0].file) and ".wait(" in thread.frames[0].source if thread.frames else False
 
 
 def _is_own(frame: Frame, recipe: str) -> bool:

@@ -56,6 +56,8 @@ class Verdict:
     errors: list[str] = field(default_factory=list)  # the problems that the workers themselves have noted
     warnings: list[str] = field(default_factory=list)  # what a user should know although the run counts
     diverged: str = ""  # the error of a loss that was no longer a number: all other problems follow from it
+    # by what, and where the run stands: its workers have saved and left, and no rule is applied yet
+    preempted: str = ""
     workers: list[Worker] = field(default_factory=list)  # those that finished
     lost: list[Worker] = field(default_factory=list)  # those that started and did not finish
     services: list[Worker] = field(default_factory=list)  # processes with another role: chief, ps

@@ -17,6 +17,7 @@ from cookbook.evidence.inspector import Answers, Spec
 from cookbook.job import Job, Process, Settings
 from cookbook.report.console import Progress
 from cookbook.systems import System
+from preempt import NOTICE
 
 Status = int | str  # a process's exit status, or why its host could not be cleaned up
 
@@ -51,6 +52,15 @@ class Place(ABC):
     def sees_processes(self) -> bool:
         """Whether this machine's operating system can confirm a worker's process id."""
         return False
+
+    @property
+    def takes_notice(self) -> bool:
+        """Whether `give_notice` reaches the workers."""
+        return True
+
+    def give_notice(self, reason: str) -> None:
+        """Tells the workers to save and leave. Here: by a file that they see (runrecord/preempt.py)."""
+        (self.job.run_dir / NOTICE).write_text(f"{reason}\n")
 
     def prepare(self, data_dir: Path | None, stage: Progress) -> None:  # noqa: B027 (this machine needs nothing)
         """Looks at the place, and brings it what the run needs. Raises UserError when the run is not possible there."""

@@ -7,6 +7,7 @@ script of a few lines.
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from cookbook.places import Place, Watch
 from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
 from cookbook.report.console import Progress
 from cookbook.systems import System
+from preempt import NOTICE
 
 TOOLS = ("sbatch", "squeue", "scancel", "scontrol")
 UNDER_WAY = (
@@ -38,6 +40,27 @@ UNDER_WAY = (
     "STOPPED",
 )
 POLL_SECONDS = 1.0
+# bash heeds a signal only while it waits, so the work is done by a child. When the notice has come and the workers have
+# not come to their end before (status 0), the job goes back into the queue.
+GOES_ON_LATER = """\
+notice={notice}
+rm -f "$notice"
+taken_away=
+trap 'taken_away=1; echo "SIGTERM of Slurm" > "$notice"' TERM
+(
+{body}
+) &
+status=0
+wait $! || status=$?
+if [ -n "$taken_away" ]; then
+  status=0
+  wait $! || status=$?
+  # Not one that somebody has cancelled: its processes get SIGTERM, too.
+  if [ "$status" -ne 0 ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+fi
+exit "$status\""""
 
 
 class Slurm(Place):
@@ -144,6 +167,8 @@ def submission(job: Job, system: System) -> Process:
         # Slurm may stop the job for a more important one, or when a node fails. Started again, it goes on from its last
         # checkpoint.
         "--requeue",
+        # So long before the end of its time, or before another job takes its place, Slurm sends the script SIGTERM.
+        f"--signal=B:TERM@{math.ceil(cluster['notice_grace_seconds'])}",
     ]
     options += [f"--{key}={cluster[key]}" for key in ("partition", "account") if cluster[key]]
     options += [f"--gpus-per-node={per_node * cluster['gpus_per_worker']}"] if cluster["gpus_per_worker"] else []
@@ -155,7 +180,8 @@ def submission(job: Job, system: System) -> Process:
     # The job has the shell's variables; keys among them would be in the command lines of launchers that use ssh.
     lines += [f"unset {' '.join(access.KEYS)}"] if own.files else []
     lines += [f"export PATH={shlex.quote(str(job.bin))}:$PATH"]
-    lines += ['head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', body]
+    lines += ['head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)']
+    lines += [GOES_ON_LATER.format(notice=shlex.quote(str(run_dir / NOTICE)), body=body)]
     script = str(run_dir / "job.sh")
     argv, path = ["sbatch", "--parsable", script], {"PATH": environment["PATH"]}
     return Process("sbatch", argv, path, files={script: "\n".join(lines) + "\n", **own.files}, takes_settings=False)

@@ -21,6 +21,7 @@ from cookbook import ROOT, UserError, bootstrap, recipes, require_recipe
 from cookbook.machine import can_be_made, free_disk_mb, free_memory_mb
 from cookbook.prepare.remedies import remedy
 from cookbook.prepare.tools import EVERY_RECIPE, MAKE_HELP, PYTHON, Tool, output_of, tools_for
+from cookbook.words import run_program
 
 MORE_FOLDERS = ["/usr/local/sbin", "/usr/sbin", "/sbin"]  # an ordinary user's PATH may lack them; servers are there
 LINK_TEST = "#include <string>\n#include <vector>\nint main() { std::vector<std::string> v(1); return v.size() - 1; }\n"
@@ -217,11 +218,8 @@ def _gb(megabytes: float) -> str:
 
 def main(argv: Sequence[str]) -> int:
     names = argv or recipes()
-    try:
-        for name in names:
-            require_recipe(name)
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    for name in names:
+        require_recipe(name)
     needed = tools_for([tool for name in names for tool in tools_of(name)], (EVERY_RECIPE, MAKE_HELP))
     groups = [("for the recipes", needed, "")]
     if not argv:
@@ -259,4 +257,4 @@ def _print_line(name: str, state: str, bad: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

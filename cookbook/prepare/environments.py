@@ -24,6 +24,7 @@ from cookbook.bootstrap import complete, interpreter, mark_as_used, point, uv_en
 from cookbook.prepare.tools import PYTHON
 from cookbook.processes import run_tool
 from cookbook.report.console import Progress, Stage
+from cookbook.words import run_program
 
 UNUSED_DAYS = 30  # an environment that was not used for so long is removed when another one is made
 # A CPU build of torch does not need these. On a machine with GPUs they are installed all the same, because torch's own
@@ -44,6 +45,11 @@ def lock_of(recipe: str, variant: str | None = None, root: Path | None = None) -
     folder = (root or ROOT) / "recipes" / recipe
     own = folder / f"requirements-{variant}.txt"
     return own if own.exists() else folder / "requirements.txt"
+
+
+def pins(lock: str) -> dict[str, str]:
+    """{package: version} of a lock's text."""
+    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", lock, re.MULTILINE))
 
 
 def overrides_of(recipe: str, root: Path | None = None) -> list[str]:
@@ -206,21 +212,19 @@ def main(argv: Sequence[str]) -> None:
     sources = sorted(ROOT.glob("recipes/*/requirements*.in"))
     if command not in ("lock", "make"):
         raise SystemExit("usage: python -m cookbook.prepare.environments lock|make [recipe ...]")
-    try:
-        for name in wanted:
-            require_recipe(name)
-        if command == "make":
-            make_all(wanted or recipes())
-            return
-        if not wanted:
-            renew_lock(ROOT / "pyproject.toml", "--all-extras")
-            renew_lock(ROOT / "docs/requirements.in")
-        for source in sources:
-            if not wanted or source.parent.name in wanted:
-                renew_lock(source, *overrides_of(source.parent.name))
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    for name in wanted:
+        require_recipe(name)
+    if command == "make":
+        make_all(wanted or recipes())
+        return
+    if not wanted:
+        renew_lock(ROOT / "pyproject.toml", "--all-extras")
+        renew_lock(ROOT / "docs/requirements.in")
+        renew_lock(ROOT / "guide/requirements.in")
+    for source in sources:
+        if not wanted or source.parent.name in wanted:
+            renew_lock(source, *overrides_of(source.parent.name))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from cookbook import UserError, recipes
 from cookbook.prepare import doctor, remedies
 from cookbook.prepare.tools import EVERY_RECIPE, MAKE_HELP, TOOLS
-from cookbook.words import words_of_make
+from cookbook.words import run_program
 
 
 def install(findings: Iterable[doctor.Finding]) -> None:
@@ -79,34 +79,31 @@ def agreed_to(findings: Sequence[doctor.Finding]) -> bool:
 
 
 def main(argv: Sequence[str]) -> None:
-    try:
-        command, *words = words_of_make(argv) or ["install"]
-        if command == "before":
-            before(words[0], words_of_make(words[1:]))
-            return
-        names = [word for word in words if word in recipes()]
-        uses = [word for word in words if word not in names]
-        known = sorted({use for tool in TOOLS for use in tool.used_by} - {EVERY_RECIPE, MAKE_HELP})
-        if unknown := [use for use in uses if use not in known]:
-            raise UserError(
-                f"{', '.join(unknown)} is unknown; RECIPE= takes one of {', '.join(recipes())}; "
-                f"USE= takes {', '.join(known)}"
-            )
-        tools = [tool for name in names or recipes() for tool in doctor.tools_of(name)]
-        findings = doctor.missing_for(tools, [EVERY_RECIPE, MAKE_HELP, *uses])
-        if not findings:
-            print("nothing is missing")
-            return
-        if not agreed_to(findings):
-            raise UserError("nothing was installed; YES=1 make tools answers the question in a script")
-        install(findings)
-        if still := doctor.missing_for(tools, [EVERY_RECIPE, MAKE_HELP, *uses]):
-            lines = [f"{finding.tool.name}: {finding.problem}" for finding in still]
-            raise UserError(f"still missing: {'; '.join(lines)}")
-        print("nothing is missing any more")
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    command, *words = argv or ["install"]
+    if command == "before":
+        before(words[0], words[1:])
+        return
+    names = [word for word in words if word in recipes()]
+    uses = [word for word in words if word not in names]
+    known = sorted({use for tool in TOOLS for use in tool.used_by} - {EVERY_RECIPE, MAKE_HELP})
+    if unknown := [use for use in uses if use not in known]:
+        raise UserError(
+            f"{', '.join(unknown)} is unknown; RECIPE= takes one of {', '.join(recipes())}; "
+            f"USE= takes {', '.join(known)}"
+        )
+    tools = [tool for name in names or recipes() for tool in doctor.tools_of(name)]
+    findings = doctor.missing_for(tools, [EVERY_RECIPE, MAKE_HELP, *uses])
+    if not findings:
+        print("nothing is missing")
+        return
+    if not agreed_to(findings):
+        raise UserError("nothing was installed; YES=1 make tools answers the question in a script")
+    install(findings)
+    if still := doctor.missing_for(tools, [EVERY_RECIPE, MAKE_HELP, *uses]):
+        lines = [f"{finding.tool.name}: {finding.problem}" for finding in still]
+        raise UserError(f"still missing: {'; '.join(lines)}")
+    print("nothing is missing any more")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main)

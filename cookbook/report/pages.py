@@ -5,7 +5,6 @@ import html
 import io
 import json
 import platform
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ import jinja2
 import psutil
 
 from cookbook import ROOT, UserError, run_folder
+from cookbook.files import write_whole
 from cookbook.machine import num_cores
-from cookbook.words import words_of_make
+from cookbook.words import run_program
 from runrecord import read_records
 
 CURVES = ("train/loss", "eval/accuracy", "samples_per_second")  # shown first, in this order
@@ -187,7 +187,8 @@ def write_run_page(folder: str | Path) -> Path:
             plots=[plot(name, [(content["recipe"], points)]) for name, points in curves.items() if len(points) > 1],
         )
     )
-    return _write(folder / "report.html", page)
+    write_whole(folder / "report.html", page)
+    return folder / "report.html"
 
 
 def write_overview(root: str | Path) -> tuple[Path, int]:
@@ -199,7 +200,8 @@ def write_overview(root: str | Path) -> tuple[Path, int]:
     plots = {recipe: _curves_of(members[-8:]) for recipe, members in groups.items()}
     shown = [(folder.relative_to(Path(root).resolve()), content) for folder, content in reversed(found)]
     page = environment().get_template("runs.html").render(runs=shown, plots=plots, machine=machine())
-    return _write(Path(root) / "report.html", page), len(found)
+    write_whole(Path(root) / "report.html", page)
+    return Path(root) / "report.html", len(found)
 
 
 def _curves_of(members: Sequence[tuple[str, Content]]) -> list[str]:
@@ -241,7 +243,8 @@ def write_compare_page(
             members=[(label, path.relative_to(folder), content) for label, path, content in members],
         )
     )
-    return _write(folder / "report.html", page)
+    write_whole(folder / "report.html", page)
+    return folder / "report.html"
 
 
 def _over_time(content: Content, name: str) -> list[tuple[float, float]]:
@@ -250,28 +253,17 @@ def _over_time(content: Content, name: str) -> list[tuple[float, float]]:
     return [(seconds, value) for seconds, (_, value) in points]
 
 
-def _write(path: Path, text: str) -> Path:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
-    return path
-
-
 def main(argv: Sequence[str]) -> None:
     """Takes `output_root=FOLDER`, or the folder alone; without any, the folder is outputs."""
-    try:
-        words = words_of_make(argv)
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
-    roots = [word.removeprefix("output_root=") for word in words]
-    if len(roots) > 1 or any("=" in word and not word.startswith("output_root=") for word in words):
-        raise SystemExit(f"error: {' '.join(words)}: expected output_root=FOLDER, or nothing for outputs")
+    roots = [word.removeprefix("output_root=") for word in argv]
+    if len(roots) > 1 or any("=" in word and not word.startswith("output_root=") for word in argv):
+        raise UserError(f"{' '.join(argv)}: expected output_root=FOLDER, or nothing for outputs")
     root = roots[0].strip("'\"") if roots else "outputs"
     if not Path(root).is_dir():
-        raise SystemExit(f"error: there are no runs in {root!r} yet; make one: make recipe-horovod")
+        raise UserError(f"there are no runs in {root!r} yet; make one: make recipe-horovod")
     path, count = write_overview(root)
     print(f"{count} runs: {path}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main)

@@ -18,7 +18,8 @@ def shown_path(path: str | Path) -> str:
 def print_summary(content: Mapping[str, Any], page: Path | None) -> None:
     """Prints the table at the end of a run. `content` is its run.json, `page` its report."""
     ok, metrics, seconds = content["status"] == "ok", content["metrics"], content["seconds"]
-    lines = [("result", "ok" if ok else f"FAILED: {content['reason']}")]
+    said = {"ok": "ok", "preempted": content["reason"]}
+    lines = [("result", said.get(content["status"], f"FAILED: {content['reason']}"))]
     if content["workers"]:
         several = len({worker.get("phase") for worker in content["workers"]}) > 1
         where = ", ".join(_worker(worker, several) for worker in content["workers"])

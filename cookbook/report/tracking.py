@@ -1,121 +1,79 @@
-"""Sends the metrics of a finished run to an experiment tracker.
+"""Sends a run's metrics to experiment trackers and monitoring: while it goes, and later.
 
-They are read from the run folder; recipes know nothing of trackers. So a run can be sent later, or to another tracker:
+All is read from the run folder; recipes know nothing of trackers. While a run goes, tailer.py sends. So can a run be
+sent later, or to another tracker:
 
     make send RUN=outputs/horovod/latest [ARGS="tracking=mlflow tracking.uri=http://127.0.0.1:5000"]
 """
 
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+
+from filelock import FileLock, Timeout
 
 from cookbook import ROOT, UserError, redact, run_folder
-
-STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
-# By default MLflow tries seven times to reach a server that is gone, which takes minutes.
-PATIENCE = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
+from cookbook.report import sinks
+from cookbook.report.feeder import FOLDER, Feeder, read_state
+from cookbook.report.sinks import Run, Settings
+from cookbook.words import run_program
 
 
-Tracker = Mapping[str, Any]  # the settings of conf/tracking/
-Content = Mapping[str, Any]  # a run.json
+def check(tracking: Settings) -> None:
+    """Raises UserError before any work begins when a tracker cannot be used."""
+    for settings in sinks.chosen(tracking):
+        sinks.load(settings["kind"]).check(settings)
 
 
-def check(settings: Tracker) -> None:
-    """Raises UserError before any work begins when the tracker cannot be used."""
-    if settings["kind"] not in SENDERS:
-        raise UserError(f"tracking.kind={settings['kind']!r} is unknown; there are: {', '.join(SENDERS)}")
-    named = urlparse(settings.get("uri", "")).scheme.partition("+")[0]
-    if settings["kind"] == "mlflow" and settings["uri"] != "databricks" and named not in STORES:
-        folder = settings["uri"].removeprefix("file://") or "."
-        raise UserError(
-            f"tracking.uri={settings['uri']} names no store that MLflow can write: "
-            f"a folder takes tracking.uri=sqlite:///{folder}/mlflow.db, a server tracking.uri=http://HOST:PORT"
-        )
-    if settings["kind"] == "mlflow" and settings["uri"].startswith("http"):
-        import requests  # as MLflow does itself: with its rules for passwords, proxies and certificates
-
-        try:
-            requests.get(settings["uri"].rstrip("/") + "/health", timeout=5).raise_for_status()
-        except requests.RequestException as error:
-            raise UserError(
-                f"tracking.uri={settings['uri']}: no MLflow server answers there ({error}); "
-                "start one, or use the local store"
-            ) from None
+def addresses(tracking: Settings) -> list[tuple[str, str]]:
+    """[(kind, where the metrics go), ...], without secrets."""
+    chosen = sinks.chosen(tracking)
+    return [(one["kind"], redact.redacted_text(sinks.load(one["kind"]).address(one))) for one in chosen]
 
 
-def send(settings: Tracker, folder: str | Path, content: Content) -> None:
-    """Sends the run in this folder.
+def send(tracking: Settings, folder: Path, content: dict[str, Any]) -> list[str]:
+    """Sends a run that has ended: what each tracker has not got yet. Returns a line for each.
 
-    Raises UserError, within seconds, when the tracker has gone since the run began; and whatever a tracker raises.
+    Raises UserError when a tracker fails, or when the run is being sent by its driver.
     """
-    check(settings)
-    SENDERS[settings["kind"]](settings, Path(folder), content)
-
-
-def _flat(content: Content) -> dict[str, Any]:
-    """What identifies the run in a tracker: its settings as given, and where it ran."""
-    return {
-        "recipe": content["recipe"],
-        "world_size": content["world_size"],
-        "overrides": " ".join(content["overrides"]) or "-",
-    }
-
-
-def to_mlflow(settings: Tracker, folder: Path, content: Content) -> None:
-    """Makes one MLflow run: parameters, points of the curves, final metrics; run.json and the report as artifacts."""
-    for name, value in PATIENCE.items():
-        os.environ.setdefault(name, value)
-    import mlflow
-    import yaml
-
-    if settings["uri"].startswith("sqlite:///"):
-        Path(settings["uri"].removeprefix("sqlite:///")).absolute().parent.mkdir(parents=True, exist_ok=True)
-    mlflow.set_tracking_uri(settings["uri"])
-    if mlflow.get_experiment_by_name(settings["experiment"]) is None:
-        # A local store keeps its artifacts beside the run folders, not in whatever folder the command was typed in.
-        local = None if settings["uri"].startswith("http") else (folder.parent.parent / "mlflow-artifacts").as_uri()
-        mlflow.create_experiment(settings["experiment"], artifact_location=local)
-    mlflow.set_experiment(settings["experiment"])
-    with mlflow.start_run(run_name=folder.name):
-        mlflow.log_params(_flat(content) | yaml.safe_load((folder / "config.yaml").read_text()))
-        for name, points in content["curves"].items():
-            for step, value in points:
-                mlflow.log_metric(name, value, step=step)
-        mlflow.log_metrics({f"final/{name}": value for name, value in content["metrics"].items()})
-        mlflow.log_artifact(str(folder / "run.json"))
-        mlflow.log_artifact(str(folder / "report.html"))
-
-
-def to_tensorboard(settings: Tracker, folder: Path, content: Content) -> None:
-    """Makes one folder of event files: every point of every curve, and the settings as text."""
-    from tensorboardX import SummaryWriter
-
-    with SummaryWriter(str(Path(settings["log_dir"]) / content["recipe"] / folder.name)) as writer:
-        for name, points in content["curves"].items():
-            for step, value in points:
-                writer.add_scalar(name, value, step)
-        writer.add_text("settings", "    " + (folder / "config.yaml").read_text().replace("\n", "\n    "))
-
-
-SENDERS: dict[str, Callable[[Tracker, Path, Content], None]] = {"mlflow": to_mlflow, "tensorboard": to_tensorboard}
+    chosen = [one for one in sinks.chosen(tracking) if not sinks.load(one["kind"]).only_live]
+    if not chosen:
+        raise UserError(
+            f"tracking.kind={tracking['kind']} shows runs that go on, and this one has ended: choose another"
+        )
+    for settings in chosen:
+        sinks.load(settings["kind"]).check(settings)
+    (folder / FOLDER).mkdir(exist_ok=True)
+    status = content["status"] if content["status"] == "ok" else "failed"
+    if content["status"] == "running" or content.get("reason", "").startswith("interrupted"):
+        status = "interrupted"
+    sweeps = {read_state(path).get("sweep", "") for path in (folder / FOLDER).glob("*.json")}
+    run = Run(folder, content["recipe"], next(iter(sorted(sweeps, reverse=True)), ""), live=False)
+    lines = []
+    try:
+        with FileLock(folder / ".driver.lock", timeout=0), FileLock(folder / FOLDER / ".lock", timeout=10):
+            for settings in chosen:
+                feeder = Feeder(settings, run)
+                went_well = feeder.pump() and feeder.end(status)
+                feeder.sink.close()
+                if not went_well:
+                    raise UserError(f"{settings['kind']} could not take the run: {feeder.error}")
+                where = feeder.sink.address(settings)
+                lines.append(redact.redacted_text(f"{where} ({feeder.num_sent:,} points that it had not got)"))
+    except Timeout:
+        raise UserError(f"RUN={folder}: this run goes on, and its driver sends it; wait for its end") from None
+    return lines
 
 
 def main(argv: Sequence[str]) -> None:
     """Sends a run that has ended. `argv`: its folder, then settings of the tracker; without any, those of the run."""
     from cookbook.settings import compose_tracking
-    from cookbook.words import words_of_make
 
-    folder, *words = words_of_make(argv) or [""]
+    folder, *words = argv or [""]
     content = run_folder.load(folder) if folder else {}
-    if content.get("status") != "ok":
-        raise UserError(f"RUN={folder}: expected the folder of a run that ended well, such as outputs/horovod/latest")
+    if not content:
+        raise UserError(f"RUN={folder}: expected the folder of a run that has ended, such as outputs/horovod/latest")
     another = any(word.startswith("tracking=") for word in words)
     kept = ("output_root=",) if another else ("output_root=", "tracking")
     own = [word for word in content["overrides"] if word.startswith(kept)]
@@ -127,13 +85,10 @@ def main(argv: Sequence[str]) -> None:
     tracker = compose_tracking(content["recipe"], [*own, *words])
     if tracker["kind"] == "none":
         raise UserError('that run had no tracker: say which, ARGS="tracking=mlflow"')
-    send(tracker, Path(folder).resolve(), content)
-    print(redact.redacted_text(f"sent         {folder} to {tracker.get('uri') or tracker['log_dir']}"))
+    for line in send(tracker, Path(folder).resolve(), content):
+        print(f"sent         {folder} to {line}")
 
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        raise SystemExit(redact.redacted_text(f"error: {error}")) from None
+    run_program(main)

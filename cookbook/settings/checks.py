@@ -134,7 +134,7 @@ def _compare(defaults: Settings, values: Settings, prefix: str, path: Path) -> N
 BOUNDS: dict[tuple[float | None, float], str] = {
     (0, 10_000): "max_restarts num_retries num_failures max_trial_failures warmup_epochs max_shift gpus_per_worker",
     (0, 10**9): "checkpoint_every_steps max_jitter_minutes",
-    (0, 86_400): "image_timeout_seconds stop_grace_seconds",
+    (0, 86_400): "image_timeout_seconds stop_grace_seconds notice_grace_seconds checkpoint_every_seconds",
     (0, 65_536): "fusion_threshold_mb",
     (0, 60_000): "cycle_time_ms",
     (0, 1): "warmup_share momentum max_malformed_share max_unreadable_share",
@@ -155,7 +155,7 @@ BOUNDS: dict[tuple[float | None, float], str] = {
     (1, 31 * 86_400): (
         "start_timeout_seconds stall_timeout_seconds connect_timeout_seconds silence_seconds exchange_timeout_seconds"
     ),
-    (0.01, 86_400): "pull_seconds poll_seconds snapshot_seconds serve_timeout_seconds",
+    (0.01, 86_400): "pull_seconds poll_seconds snapshot_seconds serve_timeout_seconds every_seconds wait_seconds",
     (0.01, 100_000): "cpus_per_worker",
     (64, 10**8): "memory_mb_per_worker memory_mb",
     (None, 16_384): "width model_width num_heads num_layers num_microbatches",

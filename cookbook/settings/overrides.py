@@ -51,15 +51,16 @@ def defaults_of(words: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
             else:
                 found[name] = value
 
-    def take_file(group: str, name: str, seen: tuple[str, ...] = ()) -> None:
+    def take_file(group: str, name: str, prefix: str, seen: tuple[str, ...] = ()) -> None:
         path = CONF / group / f"{name}.yaml"
         if not path.exists() or name in seen:
             return
         content = yaml.safe_load(path.read_text()) or {}
         for entry in content.get("defaults", ()):
             if isinstance(entry, str) and entry != "_self_":
-                take_file(group, entry, (*seen, name))
-        take(content, group)
+                other, _, below = entry.partition("@")  # `mlflow@mlflow`: that file, below a name of this one
+                take_file(group, other, f"{prefix}.{below}" if below else prefix, (*seen, name))
+        take(content, prefix)
 
     main = yaml.safe_load((CONF / "config.yaml").read_text())
     take(main, "")
@@ -78,7 +79,7 @@ def defaults_of(words: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
     for group, default in groups.items():
         mappings.add(group)
         for name in str(chosen.get(group, default)).split(","):
-            take_file(group, name)
+            take_file(group, name, group)
     return found, mappings
 
 

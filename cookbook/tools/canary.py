@@ -35,11 +35,13 @@ from cookbook.prepare.environments import (
     fingerprint,
     lock_of,
     overrides_of,
+    pins,
     resolve,
     variants_of,
 )
 from cookbook.report import pages
 from cookbook.tools import health
+from cookbook.words import run_program
 
 MINUTES = 40  # after this time no trial begins
 TRIAL_SECONDS = 1500  # the most that one trial may take: the environment (Horovod is compiled) and the run
@@ -63,11 +65,6 @@ class OutOfTime(Exception):
 
 
 # ---- versions
-
-
-def pins(lock: str) -> dict[str, str]:
-    """{package: version} of a lock's text."""
-    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", lock, re.MULTILINE))
 
 
 def difference(old: str, new: str) -> dict[str, tuple[str, str]]:
@@ -382,4 +379,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main)

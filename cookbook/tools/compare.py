@@ -18,7 +18,7 @@ from cookbook import ROOT, UserError, run_folder
 from cookbook.report import pages
 from cookbook.report.console import console, print_table
 from cookbook.settings import checks, overrides
-from cookbook.words import words_of_make
+from cookbook.words import run_program
 
 ALIKE = ("seed", "num_epochs", "global_batch_size", "max_rows", "max_steps", "data_dir")  # what makes a comparison fair
 
@@ -125,18 +125,11 @@ def show(rows: Sequence[Mapping[str, Any]], problems: Iterable[str]) -> None:
         console.print(f"problem: {problem}", markup=False)
 
 
-def main(argv: Sequence[str]) -> None:
-    try:
-        words = words_of_make(argv)
-        page, problems = compare(words[0].split() if words else [], words[1:])
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
-    except KeyboardInterrupt:
-        sys.exit(130)
+def main(argv: Sequence[str]) -> int:
+    page, problems = compare(argv[0].split() if argv else [], argv[1:])
     print(f"report {page}")
-    if problems:
-        sys.exit(1)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main)

@@ -5,7 +5,6 @@ is neither stopped nor slowed.
 """
 
 import json
-import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from filelock import FileLock, Timeout
 from cookbook import UserError, run_folder
 from cookbook.evidence.inspector import ANSWER, REQUEST
 from cookbook.report.console import Stage, console
+from cookbook.words import run_program
 
 PATIENCE_SECONDS = 150.0  # for the driver's answer
 
@@ -65,11 +65,8 @@ def _goes_on(folder: Path) -> bool:
 def main(argv: Sequence[str]) -> None:
     if len(argv) != 1 or not argv[0] or argv[0] in ("-h", "--help"):
         raise SystemExit("usage: make diagnose RUN=outputs/pytorch/latest (a run that goes on at this moment)")
-    try:
-        console.print(diagnose(argv[0]), markup=False)
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    console.print(diagnose(argv[0]), markup=False)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main)

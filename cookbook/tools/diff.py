@@ -8,12 +8,12 @@ at the programs' heads are left out: they speak about the programs. `diff -uw si
 
 import ast
 import difflib
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cookbook import ROOT, UserError
 from cookbook.report.console import console
+from cookbook.words import run_program
 
 CONTEXT = 3  # equal lines that are shown around a difference
 TAG = "# Distributed:"
@@ -111,14 +111,11 @@ def below_tags(lines: Sequence[str]) -> Iterator[int]:
 
 
 def main(argv: Sequence[str]) -> None:
-    try:
-        difference = difference_of(argv[0] if argv else "")
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    difference = difference_of(argv[0] if argv else "")
     console.print(difference.summary, markup=False)
     for line in difference.text.splitlines():
         console.print(line, style=STYLES.get(line[:1]), markup=False)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main)

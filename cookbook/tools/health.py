@@ -27,9 +27,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from cookbook import ROOT, UserError, recipes, require_recipe, run_folder
-from cookbook.prepare.environments import lock_of
+from cookbook.files import write_whole
+from cookbook.prepare.environments import lock_of, pins
 from cookbook.report import pages
-from cookbook.words import words_of_make
+from cookbook.words import run_program
 
 WINDOW = 10  # how many earlier good runs are a figure's history
 LEAST = 4  # with fewer of them nothing is judged
@@ -242,11 +243,6 @@ def lock_age(lock: str | Path, now: float, root: str | Path = ROOT) -> float | N
     return round((now - int(last)) / 86400, 1) if last else None
 
 
-def pins_of(lock: Path) -> dict[str, str]:
-    """{package: version} of a lock."""
-    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", lock.read_text(), re.MULTILINE))
-
-
 def variant_of(recipe: str, overrides: Iterable[str]) -> str | None:
     """The mode that these overrides choose. It may have a lock of its own."""
     own = yaml.safe_load((ROOT / f"conf/recipe/{recipe}.yaml").read_text())
@@ -272,7 +268,7 @@ def entry_of(content: Mapping[str, Any], commit: str, now: float) -> Entry:
         settings=" ".join(sorted(settings)),
         status="ok" if content["status"] == "ok" else "failed",
         reason=content["reason"],
-        versions=pins_of(lock) | content["versions"],
+        versions=pins(lock.read_text()) | content["versions"],
         seconds=content["seconds"],
         objective=content["objective"]["name"],
         direction=content["objective"]["direction"],
@@ -445,10 +441,7 @@ def write_page(
     """Writes <target>/index.html with the history beside it; returns (path, rows, problems)."""
     text, rows, problems = page(history, recipes, now)
     target = Path(target)
-    target.mkdir(parents=True, exist_ok=True)
-    partial = target / ".index.html.partial"
-    partial.write_text(text)
-    partial.replace(target / "index.html")
+    write_whole(target / "index.html", text)
     if Path(history).resolve() != (target / "history.jsonl").resolve():
         shutil.copy(history, target / "history.jsonl")
     return target / "index.html", rows, problems
@@ -473,7 +466,7 @@ def record(recipe: str, history: str | Path, overrides: Sequence[str]) -> int:
     else:
         reason = f"the driver ended with status {status} and left no finished run; its words are in the job's log"
         settings = " ".join(sorted(overrides))
-        machine, versions = machine_class(pages.machine()), pins_of(lock_of(recipe))
+        machine, versions = machine_class(pages.machine()), pins(lock_of(recipe).read_text())
         entry = Entry(recipe, started, commit, machine, settings, "failed", reason, versions)
     earlier = read(history).runs if Path(history).is_file() else []
     append(history, "run", asdict(entry))
@@ -500,30 +493,25 @@ def _say(entry: Entry, earlier: Iterable[Entry]) -> bool:
     return any(one.state == "worse" for one in judgements)
 
 
-def main(argv: Sequence[str]) -> None:
-    command, *words = words_of_make(argv) or [""]
+def main(argv: Sequence[str]) -> int:
+    command, *words = argv or [""]
     if command == "record" and len(words) >= 2:
         recipe, history, *overrides = words
-        try:
-            require_recipe(recipe)
-        except UserError as error:
-            raise SystemExit(f"error: {error}") from None
-        raise SystemExit(record(recipe, os.path.abspath(history), overrides))
+        require_recipe(recipe)
+        return record(recipe, os.path.abspath(history), overrides)
     if command != "page" or len(words) != 2 or not all(words):
         raise SystemExit(
             "usage: make health HISTORY=history.jsonl [TO=folder], make nightly-record RECIPE=name HISTORY=..."
         )
-    try:
-        path, rows, problems = write_page(words[0], words[1], recipes(), time.time())
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    path, rows, problems = write_page(words[0], words[1], recipes(), time.time())
     for row in rows:
         name = f"{row.recipe} {row.settings}".strip()
         print(f"{row.state:<8} {name:<14} {'; '.join(row.notes)}".rstrip())
     for problem in problems:
         print(f"warning  {problem}")
     print(f"page     {path}")
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main)

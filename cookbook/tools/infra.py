@@ -21,10 +21,11 @@ from filelock import FileLock, Timeout
 from python_terraform import IsFlagged, Terraform
 
 from cookbook import ROOT, UserError, inventory, settings
+from cookbook.files import write_whole
 from cookbook.prepare import doctor, remedies
 from cookbook.prepare.tools import TOOLS
 from cookbook.tools import leaks, prices
-from cookbook.words import words_of_make
+from cookbook.words import run_program
 
 POLL_SECONDS = 10.0  # between two looks at what machines say about their software
 COMMANDS = ("plan", "up", "status", "down")
@@ -195,8 +196,7 @@ class Target:
             text = Path(found["inventory"]).read_text()
         else:
             text = yaml.safe_dump({"hosts": found["hosts"], "ssh": found["ssh"], "shared": False}, sort_keys=False)
-        path.with_suffix(".partial").write_text(text)
-        path.with_suffix(".partial").replace(path)
+        write_whole(path, text)
         shown = path.parent.relative_to(ROOT) if path.is_relative_to(ROOT) else path.parent
         words = f'make recipe-pytorch ARGS="cluster=hosts cluster.inventory={shown}"'
         if self.name == "local":
@@ -360,32 +360,29 @@ def check_variables(environment: Mapping[str, str]) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    command, target, *overrides = words_of_make(argv) or ["", ""]
+    command, target, *overrides = argv or ["", ""]
     if command not in COMMANDS or not target:
         commands, targets = f"infra-{'|infra-'.join(COMMANDS)}", "local|aws|gcp|eks|gke|kubernetes"
         raise SystemExit(f'usage: make {commands} TARGET={targets} [ARGS="infra.variables.num_hosts=3"]')
+    check_terraform()
+    check_variables(os.environ)
+    chosen = Target(target, overrides)
+    lock = FileLock(chosen.folder / ".infra.lock")
     try:
-        check_terraform()
-        check_variables(os.environ)
-        chosen = Target(target, overrides)
-        lock = FileLock(chosen.folder / ".infra.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"another make infra-... is at work on {chosen.folder}: wait for its end") from None
-        with lock:
-            if command == "plan":
-                changes, price = chosen.plan()
-                for change in changes:
-                    print(f"{'/'.join(change['change']['actions']):<16} {change['address']}")
-                if not changes:
-                    print("nothing to change")
-                print(price.text() if price.lines else "costs nothing")
-            else:
-                getattr(chosen, command)()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another make infra-... is at work on {chosen.folder}: wait for its end") from None
+    with lock:
+        if command == "plan":
+            changes, price = chosen.plan()
+            for change in changes:
+                print(f"{'/'.join(change['change']['actions']):<16} {change['address']}")
+            if not changes:
+                print("nothing to change")
+            print(price.text() if price.lines else "costs nothing")
+        else:
+            getattr(chosen, command)()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main)

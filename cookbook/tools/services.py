@@ -26,11 +26,14 @@ import psutil
 from filelock import FileLock
 
 from cookbook import ROOT, UserError, inventory, recipes, require_recipe, systems
+from cookbook.files import write_whole
 from cookbook.job import Job, Process, Settings
 from cookbook.places import hosts as on_hosts
 from cookbook.places.hosts.ssh import Ssh
 from cookbook.prepare import doctor, environments
+from cookbook.report.console import Stage
 from cookbook.settings import compose_recipe
+from cookbook.words import run_program
 
 FIRST_PORT = 29600  # of the first recipe's service; runs have those from 29500 on
 MADE_HERE = ".cookbook-service"  # a file in each folder that this module has made: no other folder is ever removed
@@ -152,17 +155,18 @@ class Service:
         run_id = f"service-{uuid.uuid4().hex[:12]}"
         signals: list[int] = []  # that have come
         state = {"host": socket.gethostname(), "pid": os.getpid(), "run_id": run_id, "cleanup_paths": []}
-        write(self.state_file, state)
+        write_whole(self.state_file, json.dumps(state), 0o600)
         run_dir = self.folder / run_id  # a short name: Ray makes a name of it that must be short
         run_dir.mkdir()
         variant = self.config["recipe"]["driver"].get("variant")
-        python, _ = environments.ensure(self.recipe, self.config["cache_dir"], Lines(), run_id, variant)
+        stage = Stage("services")
+        python, _ = environments.ensure(self.recipe, self.config["cache_dir"], stage, run_id, variant)
         job = Job(self.config, ROOT / "recipes" / self.recipe, python, run_dir)
         place = on_hosts.SshHosts(job, run_id, self.system, use_services=False)
-        place.prepare(None, Lines())
+        place.prepare(None, stage)
         processes, access = self.system.cluster_on_hosts(job, place.hosts)
         cleanup_paths = sorted({path for process in processes for path in process.cleanup_paths})
-        write(self.state_file, state | {"cleanup_paths": cleanup_paths})
+        write_whole(self.state_file, json.dumps(state | {"cleanup_paths": cleanup_paths}), 0o600)
         # It is started last: when it writes that it is ready, all others are.
         head = Process("head", ["sh", "-c", "echo ready; exec sleep infinity"], host=place.hosts.head.address)
 
@@ -172,7 +176,7 @@ class Service:
                 self.access_file.unlink(missing_ok=True)
                 raise SystemExit(0)
             if not self.access_file.exists() and log.exists() and "ready" in log.read_text():
-                write(self.access_file, {**access, **systems.offer(job)})
+                write_whole(self.access_file, json.dumps({**access, **systems.offer(job)}), 0o600)
                 print(f"{self.recipe}: {access['address']} is up, {len(place.hosts.nodes)} hosts", flush=True)
 
         def note(number: int, frame: FrameType | None) -> None:
@@ -187,36 +191,12 @@ class Service:
             self.access_file.unlink(missing_ok=True)
 
 
-class Lines:
-    """Progress as plain lines."""
-
-    def update(self, text: str, done: int | None = None, total: int | None = None) -> None:
-        self.line(text)
-
-    def line(self, text: str) -> None:
-        print(f"{text} ...", flush=True)
-
-    def done(self, text: str) -> None:
-        self.line(text)
-
-
-def write(path: Path, content: Settings) -> None:
-    """Writes a file that is never half written, and that only its owner can read."""
-    partial = path.with_suffix(".partial")
-    partial.touch(mode=0o600)
-    partial.write_text(json.dumps(content))
-    partial.replace(path)
-
-
 def main(argv: Sequence[str]) -> int | None:
     if len(argv) < 3 or argv[0] not in ("up", "down", "status", "supervise"):
         raise SystemExit("usage: python -m cookbook.tools.services up|down|status INVENTORY RECIPE [SETTING=VALUE ...]")
-    try:
-        command: Callable[[], int | None] = getattr(Service(argv[1], argv[2], argv[3:]), argv[0])
-        return command()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    command: Callable[[], int | None] = getattr(Service(argv[1], argv[2], argv[3:]), argv[0])
+    return command()
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from data import Batches, ImageData
 from model import torch_network
+from preempt import Notice, Preempted
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
@@ -39,20 +40,30 @@ def main():
 
     facts = {"device": str(device), "torch": torch.__version__, "horovod": horovod.__version__}
     # Distributed: each rank keeps a record of its own: who it is, among how many, and which of its host's processes.
-    with (
-        RunRecord(config.output_dir, hvd.rank(), hvd.size(), hvd.local_rank(), **facts) as run,
-        Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
-    ):
-        if hvd.rank() == 0:  # Distributed: one rank reads the checkpoint, `sync` brings it to all the others.
-            load_checkpoint(state, checkpoints, config, len(train_data))
-        if config.elastic:
-            # Distributed: calls `train` again, with the last committed state, each time the set of workers has changed.
-            hvd.elastic.run(train)(state, checkpoints, train_data, test_data, config, run)
-        else:
-            # Distributed: broadcasts rank 0's parameters, optimizer state and position, so that all start as equals.
-            state.sync()
-            train(state, checkpoints, train_data, test_data, config, run)
-        run.digest(parameter.detach().cpu().numpy() for parameter in model.state_dict().values())
+    try:
+        with (
+            RunRecord(config.output_dir, hvd.rank(), hvd.size(), hvd.local_rank(), **facts) as run,
+            Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
+        ):
+            # Distributed: in elastic training SIGTERM is for one worker, without which the others go on.
+            notice = Notice(
+                config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds, not config.elastic
+            )
+            if hvd.rank() == 0:  # Distributed: one rank reads the checkpoint, `sync` brings it to all the others.
+                load_checkpoint(state, checkpoints, config, len(train_data))
+            if config.elastic:
+                # Distributed: calls `train` again, with the last committed state, each time the set of workers has
+                # changed.
+                hvd.elastic.run(train)(state, checkpoints, notice, train_data, test_data, config, run)
+            else:
+                # Distributed: broadcasts rank 0's parameters, optimizer state and position: all start as equals.
+                state.sync()
+                train(state, checkpoints, notice, train_data, test_data, config, run)
+            run.digest(parameter.detach().cpu().numpy() for parameter in model.state_dict().values())
+    except Preempted:
+        # Distributed: as soon as one has left, horovodrun ends the others: they wait for the one that saves.
+        hvd.barrier()
+        raise
     # Distributed: leaves the others in order; a process that merely ends looks to them like one that died.
     hvd.shutdown()
 
@@ -79,7 +90,7 @@ def make_optimizer(model, config):
     )
 
 
-def train(state, checkpoints, train_data, test_data, config, run):
+def train(state, checkpoints, notice, train_data, test_data, config, run):
     """Trains from the state's position to the end; the state then is equal on every rank."""
     # Distributed: in elastic training the world may be another one than when this process started.
     run.world(hvd.rank(), hvd.size())
@@ -89,7 +100,7 @@ def train(state, checkpoints, train_data, test_data, config, run):
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
     num_steps = num_steps_of(config, batches)
     while state.epoch * batches.steps_per_epoch < num_steps:  # an epoch is over only when it has been evaluated
-        train_epoch(state, train_data, batches, num_steps, config, run)
+        train_epoch(state, checkpoints, notice, train_data, batches, num_steps, config, run)
         run.finite(sum_of_parameters(state.model), state.epoch, state.step - 1, "the sum of the parameters")
         accuracy = evaluate(state.model, test_data, config.global_batch_size)
         done = min(num_steps, (state.epoch + 1) * batches.steps_per_epoch)
@@ -98,11 +109,12 @@ def train(state, checkpoints, train_data, test_data, config, run):
         state.epoch, state.step, state.epoch_loss = state.epoch + 1, 0, 0.0
         if hvd.rank() == 0:  # Distributed: all ranks hold the same state, so one of them writes it.
             save_checkpoint(state, checkpoints, config, len(train_data))
+        notice.saved()
         if config.elastic:
             state.commit()  # Distributed: an epoch that was evaluated and written is not done again.
 
 
-def train_epoch(state, train_data, batches, num_steps, config, run):
+def train_epoch(state, checkpoints, notice, train_data, batches, num_steps, config, run):
     """Takes the state from its step to the epoch's end (or to `num_steps`, if that comes first)."""
     first_step = state.epoch * batches.steps_per_epoch
     num_steps_here = min(batches.steps_per_epoch, num_steps - first_step)
@@ -113,6 +125,10 @@ def train_epoch(state, train_data, batches, num_steps, config, run):
     while state.step < num_steps_here:
         # Distributed: each worker takes its own share of the global batch.
         ids, batch_size = batches.share(order, state.step, hvd.rank(), hvd.size())
+        # Distributed: a notice reaches ranks at different moments, and their clocks differ: all do what the wishes of
+        # all say, after this step. The exchange goes on beside it.
+        wish = notice.wish(first_step + state.step + 1, state.step + 1 == num_steps_here)
+        answer = hvd.allreduce_async(torch.tensor(wish), op=hvd.Sum, name="wish")
         run.rows(state.epoch, state.step, ids)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate_at(state.epoch + state.step / batches.steps_per_epoch, config)
@@ -122,8 +138,15 @@ def train_epoch(state, train_data, batches, num_steps, config, run):
         if time.perf_counter() - shown > 2:
             shown = time.perf_counter()
             run.progress(first_step + state.step, num_steps, f"epoch {state.epoch + 1}, step {state.step}")
-        if config.elastic and state.step % config.commit_every_steps == 0:
+        wish = hvd.synchronize(answer).item()
+        commit = config.elastic and state.step % config.commit_every_steps == 0
+        if wish or commit:
             state.epoch_loss, loss_sum = state.epoch_loss + sum_over_ranks(loss_sum), 0.0
+        if wish:
+            if hvd.rank() == 0:  # Distributed: one writes for all.
+                save_checkpoint(state, checkpoints, config, len(train_data))
+            notice.saved(wish)
+        if commit:
             state.commit()  # Distributed: a lost worker throws the others back to here, and no further.
     state.epoch_loss += sum_over_ranks(loss_sum)
     seconds = time.perf_counter() - started
@@ -190,11 +213,16 @@ def save_checkpoint(state, checkpoints, config, num_rows):
     content = {
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
-        "position": {"epoch": state.epoch, "step": state.step},
+        "position": {"epoch": state.epoch, "step": state.step, "epoch_loss": float(state.epoch_loss)},
         "depends_on": depends_on(config, num_rows),
     }
-    with checkpoints.save(f"epoch-{state.epoch:05d}", state.epoch, state.step) as folder:
+    with checkpoints.save(name_of(state.epoch, state.step), state.epoch, state.step) as folder:
         torch.save(content, folder / "state.pt")
+
+
+def name_of(epoch, step):
+    """Of a checkpoint. The order of the names is that of the training."""
+    return f"epoch-{epoch:05d}-step-{step:08d}"
 
 
 def load_checkpoint(state, checkpoints, config, num_rows):
@@ -218,7 +246,8 @@ def load_checkpoint(state, checkpoints, config, num_rows):
             )
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
-    state.epoch, state.step = content["position"]["epoch"], content["position"]["step"]
+    position = content["position"]
+    state.epoch, state.step, state.epoch_loss = position["epoch"], position["step"], position["epoch_loss"]
     state.save()  # `sync` spreads what was saved last, not what the attributes are
     print(f"going on from {path}: epoch {state.epoch}, step {state.step}", flush=True)
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from data import Batches, ImageData
 from model import tensorflow_network
+from preempt import Notice, Preempted
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
@@ -32,18 +33,26 @@ def main():
     optimizer = make_optimizer(model, config)
 
     facts = {"device": device, "tensorflow": tf.__version__, "horovod": horovod.__version__}
-    with (
-        RunRecord(config.output_dir, hvd.rank(), hvd.size(), hvd.local_rank(), **facts) as run,
-        Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
-    ):
-        # Distributed: one rank reads the checkpoint; broadcasting makes it the start of all.
-        epoch = load_checkpoint(model, optimizer, checkpoints, config, len(train_data)) if hvd.rank() == 0 else 0
-        epoch = int(hvd.broadcast(tf.constant(epoch, tf.int64), root_rank=0, name="epoch"))
-        # Distributed: all begin with rank 0's values. Horovod wants TensorFlow's variables (`.value`), not Keras's.
-        hvd.broadcast_variables([v.value for v in model.variables + optimizer.variables], root_rank=0)
-        run.restore(epoch, 0, generation=hvd.broadcast_object(time.time(), name="generation"))
-        train(model, optimizer, epoch, checkpoints, train_data, test_data, config, run)
-        run.digest(variable.numpy() for variable in model.variables)
+    try:
+        # Distributed: each rank keeps a record of its own: who it is among how many, and which of its host's processes.
+        with (
+            RunRecord(config.output_dir, hvd.rank(), hvd.size(), hvd.local_rank(), **facts) as run,
+            Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
+        ):
+            notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
+            # Distributed: one rank reads the checkpoint; broadcasting makes it the start of all.
+            position = hvd.rank() == 0 and load_checkpoint(model, optimizer, checkpoints, config, len(train_data))
+            position = hvd.broadcast_object(position, name="position")
+            # Distributed: all begin with rank 0's values. Horovod wants TensorFlow's variables (`.value`), not Keras's.
+            hvd.broadcast_variables([v.value for v in model.variables + optimizer.variables], root_rank=0)
+            moment = hvd.broadcast_object(time.time(), name="generation")
+            run.restore(position["epoch"], position["step"], generation=moment)
+            train(model, optimizer, position, checkpoints, notice, train_data, test_data, config, run)
+            run.digest(variable.numpy() for variable in model.variables)
+    except Preempted:
+        # Distributed: as soon as one has left, horovodrun ends the others: they wait for the one that saves.
+        hvd.barrier()
+        raise
     # Distributed: leaves the others in order; a process that merely ends looks to them like one that died.
     hvd.shutdown()
 
@@ -68,29 +77,40 @@ def make_optimizer(model, config):
     return optimizer
 
 
-def train(model, optimizer, first_epoch, checkpoints, train_data, test_data, config, run):
+def train(model, optimizer, position, checkpoints, notice, train_data, test_data, config, run):
+    """Trains from the position {epoch, step, loss_sum of the epoch so far, over all ranks} to the end."""
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
     num_steps = num_steps_of(config, batches)
     train_step = make_train_step(model, optimizer, config)
-    for epoch in range(first_epoch, -(-num_steps // batches.steps_per_epoch)):
+    for epoch in range(position["epoch"], -(-num_steps // batches.steps_per_epoch)):
         order = batches.order(epoch)
         started = shown = time.perf_counter()
         last_step = min(batches.steps_per_epoch, num_steps - epoch * batches.steps_per_epoch)
-        num_rows, loss_sum = min(last_step * config.global_batch_size, len(train_data)), 0.0
-        for step in range(last_step):
+        first_row = position["step"] * config.global_batch_size
+        rows_of_epoch, loss_sum = min(last_step * config.global_batch_size, len(train_data)), 0.0
+        for step in range(position["step"], last_step):
+            place = epoch * batches.steps_per_epoch + step + 1
             # Distributed: each worker takes its own share of the global batch.
             ids, batch_size = batches.share(order, step, hvd.rank(), hvd.size())
             run.rows(epoch, step, ids)
             optimizer.learning_rate.assign(learning_rate_at(epoch + step / batches.steps_per_epoch, config))
             images, labels = train_data.read(ids)
-            loss = train_step(tf.constant(images), tf.constant(labels), tf.constant(float(batch_size)))
+            wish = notice.wish(place, last=step + 1 == last_step)
+            # Distributed: with the gradients travel the wishes for a checkpoint: after this step all do the same.
+            loss, wish = train_step(
+                tf.constant(images), tf.constant(labels), tf.constant(float(batch_size)), tf.constant(wish)
+            )
             loss_sum += run.finite(float(loss), epoch, step)
             if time.perf_counter() - shown > 2:
                 shown = time.perf_counter()
-                run.progress(
-                    epoch * batches.steps_per_epoch + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}"
-                )
-        loss = sum_over_ranks(float(loss_sum)) / num_rows
+                run.progress(place, num_steps, f"epoch {epoch + 1}, step {step + 1}")
+            if int(wish):
+                position["loss_sum"], loss_sum = position["loss_sum"] + sum_over_ranks(loss_sum), 0.0
+                position.update(epoch=epoch, step=step + 1)
+                if hvd.rank() == 0:  # Distributed: one writes for all.
+                    save_checkpoint(model, optimizer, position, checkpoints, config, len(train_data))
+                notice.saved(int(wish))
+        loss = (position["loss_sum"] + sum_over_ranks(float(loss_sum))) / rows_of_epoch
         # Distributed: ranks stop their clocks at slightly different times; the slowest one counts.
         seconds = max(
             hvd.allgather(tf.constant([time.perf_counter() - started], tf.float64), name="seconds").numpy().tolist()
@@ -100,23 +120,34 @@ def train(model, optimizer, first_epoch, checkpoints, train_data, test_data, con
         accuracy = evaluate(model, test_data, config.global_batch_size)
         done = epoch * batches.steps_per_epoch + last_step
         run.metric("train/loss", loss, done, epoch)
-        run.metric("samples_per_second", num_rows / seconds, done, epoch, unit="samples/s")
+        if rows_of_epoch > first_row:  # less when the last try had taken the epoch's last step
+            run.metric("samples_per_second", (rows_of_epoch - first_row) / seconds, done, epoch, unit="samples/s")
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
+        position = {"epoch": epoch + 1, "step": 0, "loss_sum": 0.0}
         if hvd.rank() == 0:  # Distributed: all ranks hold the same state, so one of them writes it.
-            save_checkpoint(model, optimizer, epoch + 1, checkpoints, config, len(train_data))
+            save_checkpoint(model, optimizer, position, checkpoints, config, len(train_data))
+        notice.saved()
 
 
 def make_train_step(model, optimizer, config):
-    """A compiled function: this worker's images, labels and the rows of the global batch -> the share's summed loss."""
+    """A compiled function: this worker's images, labels, the rows of the global batch and its wish (see preempt.py)
+    -> the share's summed loss, and the sum of all wishes."""
     compression = {"none": hvd.Compression.none, "fp16": hvd.Compression.fp16}[config.compression]
     op = {"average": hvd.Average, "adasum": hvd.Adasum}[config.op]
     num_passes = config.backward_passes_per_step
     shape = [None, *model.input_shape[1:]]
 
     # A fixed signature: the last, smaller batch of an epoch must not compile the function again.
-    @tf.function(input_signature=[tf.TensorSpec(shape), tf.TensorSpec([None], tf.int64), tf.TensorSpec([])])
-    def train_step(images, labels, batch_size):
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec(shape),
+            tf.TensorSpec([None], tf.int64),
+            tf.TensorSpec([]),
+            tf.TensorSpec([], tf.int32),
+        ]
+    )
+    def train_step(images, labels, batch_size, wish):
         # Micro-batch k of n takes rows k, k+n, ...; their gradients add up on this worker before they are exchanged.
         loss_sum, gradients = 0.0, [tf.zeros_like(variable) for variable in model.trainable_variables]
         for number in range(num_passes):
@@ -134,7 +165,7 @@ def make_train_step(model, optimizer, config):
         # per micro-batch.
         gradients = [hvd.allreduce(gradient, op=op, compression=compression) for gradient in gradients]
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return loss_sum
+        return loss_sum, hvd.allreduce(wish, op=hvd.Sum)
 
     return train_step
 
@@ -153,22 +184,27 @@ def sum_over_ranks(value):
     return float(hvd.allreduce(tf.constant(value, tf.float64), op=hvd.Sum, name="sum_over_ranks"))
 
 
-def save_checkpoint(model, optimizer, epoch, checkpoints, config, num_rows):
-    """All variables and the epoch to go on with; the checkpoint is whole or not there."""
+def save_checkpoint(model, optimizer, position, checkpoints, config, num_rows):
+    """All variables and the position to go on with; the checkpoint is whole or not there."""
     values = {f"{number:03d} {v.path}": v.numpy() for number, v in enumerate(model.variables + optimizer.variables)}
-    position = json.dumps({"epoch": epoch, "depends_on": depends_on(config, num_rows)}).encode()
-    with checkpoints.save(f"epoch-{epoch:05d}", epoch, 0) as folder:
-        np.savez(folder / "state.npz", __position__=np.frombuffer(position, np.uint8), **values)
+    text = json.dumps({**position, "depends_on": depends_on(config, num_rows)}).encode()
+    with checkpoints.save(name_of(position["epoch"], position["step"]), position["epoch"], position["step"]) as folder:
+        np.savez(folder / "state.npz", __position__=np.frombuffer(text, np.uint8), **values)
+
+
+def name_of(epoch, step):
+    """Of a checkpoint. The order of the names is that of the training."""
+    return f"epoch-{epoch:05d}-step-{step:08d}"
 
 
 def load_checkpoint(model, optimizer, checkpoints, config, num_rows):
-    """Sets all variables from the last checkpoint if there is one; returns the epoch to go on with.
+    """Sets all variables from the last checkpoint if there is one; returns the position to go on with.
 
     Raises SystemExit when it belongs to another model or other batches.
     """
     folder = checkpoints.last()
     if folder is None:
-        return 0
+        return {"epoch": 0, "step": 0, "loss_sum": 0.0}
     path = f"{config.checkpoint_dir}/{folder.name}"
     with np.load(folder / "state.npz", allow_pickle=False) as content:
         position = json.loads(content["__position__"].tobytes())
@@ -186,8 +222,8 @@ def load_checkpoint(model, optimizer, checkpoints, config, num_rows):
             )
         for variable, name in zip(variables, names, strict=True):
             variable.assign(content[name])
-    print(f"going on from {path}: epoch {position['epoch']}", flush=True)
-    return position["epoch"]
+    print(f"going on from {path}: epoch {position['epoch']}, step {position['step']}", flush=True)
+    return {key: position[key] for key in ("epoch", "step", "loss_sum")}
 
 
 if __name__ == "__main__":

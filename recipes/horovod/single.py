@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from data import Batches, ImageData
 from model import torch_network
+from preempt import Notice
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
@@ -33,8 +34,9 @@ def main():
         RunRecord(config.output_dir, 0, 1, **facts) as run,
         Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
     ):
+        notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
         load_checkpoint(state, checkpoints, config, len(train_data))
-        train(state, checkpoints, train_data, test_data, config, run)
+        train(state, checkpoints, notice, train_data, test_data, config, run)
         run.digest(parameter.detach().cpu().numpy() for parameter in model.state_dict().values())
 
 
@@ -49,13 +51,13 @@ def make_optimizer(model, config):
     return torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum, nesterov=config.momentum > 0)
 
 
-def train(state, checkpoints, train_data, test_data, config, run):
+def train(state, checkpoints, notice, train_data, test_data, config, run):
     """Trains from the state's position to the end."""
     run.restore(state.epoch, state.step, generation=time.time())
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
     num_steps = num_steps_of(config, batches)
     while state.epoch * batches.steps_per_epoch < num_steps:  # an epoch is over only when it has been evaluated
-        train_epoch(state, train_data, batches, num_steps, config, run)
+        train_epoch(state, checkpoints, notice, train_data, batches, num_steps, config, run)
         run.finite(sum_of_parameters(state.model), state.epoch, state.step - 1, "the sum of the parameters")
         accuracy = evaluate(state.model, test_data, config.global_batch_size)
         done = min(num_steps, (state.epoch + 1) * batches.steps_per_epoch)
@@ -63,9 +65,10 @@ def train(state, checkpoints, train_data, test_data, config, run):
         run.progress(done, num_steps, f"epoch {state.epoch + 1}  accuracy {accuracy:.4f}")
         state.epoch, state.step, state.epoch_loss = state.epoch + 1, 0, 0.0
         save_checkpoint(state, checkpoints, config, len(train_data))
+        notice.saved()
 
 
-def train_epoch(state, train_data, batches, num_steps, config, run):
+def train_epoch(state, checkpoints, notice, train_data, batches, num_steps, config, run):
     """Takes the state from its step to the epoch's end (or to `num_steps`, if that comes first)."""
     first_step = state.epoch * batches.steps_per_epoch
     num_steps_here = min(batches.steps_per_epoch, num_steps - first_step)
@@ -74,6 +77,7 @@ def train_epoch(state, train_data, batches, num_steps, config, run):
     state.model.train()
     while state.step < num_steps_here:
         ids, batch_size = batches.share(order, state.step, 0, 1)
+        wish = notice.wish(first_step + state.step + 1, state.step + 1 == num_steps_here)
         run.rows(state.epoch, state.step, ids)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate_at(state.epoch + state.step / batches.steps_per_epoch, config)
@@ -83,11 +87,16 @@ def train_epoch(state, train_data, batches, num_steps, config, run):
         if time.perf_counter() - shown > 2:
             shown = time.perf_counter()
             run.progress(first_step + state.step, num_steps, f"epoch {state.epoch + 1}, step {state.step}")
-    state.epoch_loss += loss_sum.item()
+        if wish:
+            state.epoch_loss, loss_sum = state.epoch_loss + float(loss_sum), 0.0
+            save_checkpoint(state, checkpoints, config, len(train_data))
+            notice.saved(wish)
+    state.epoch_loss += float(loss_sum)
     seconds = time.perf_counter() - started
     done, rows_of_epoch = first_step + num_steps_here, min(num_steps_here * config.global_batch_size, len(train_data))
     run.metric("train/loss", state.epoch_loss / rows_of_epoch, done, state.epoch)
-    run.metric("samples_per_second", num_rows / seconds, done, state.epoch, unit="samples/s")
+    if num_rows:  # none when the last try had taken the epoch's last step
+        run.metric("samples_per_second", num_rows / seconds, done, state.epoch, unit="samples/s")
 
 
 def train_step(state, images, labels, batch_size, config):
@@ -130,11 +139,16 @@ def save_checkpoint(state, checkpoints, config, num_rows):
     content = {
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
-        "position": {"epoch": state.epoch, "step": state.step},
+        "position": {"epoch": state.epoch, "step": state.step, "epoch_loss": float(state.epoch_loss)},
         "depends_on": depends_on(config, num_rows),
     }
-    with checkpoints.save(f"epoch-{state.epoch:05d}", state.epoch, state.step) as folder:
+    with checkpoints.save(name_of(state.epoch, state.step), state.epoch, state.step) as folder:
         torch.save(content, folder / "state.pt")
+
+
+def name_of(epoch, step):
+    """Of a checkpoint. The order of the names is that of the training."""
+    return f"epoch-{epoch:05d}-step-{step:08d}"
 
 
 def load_checkpoint(state, checkpoints, config, num_rows):
@@ -158,7 +172,8 @@ def load_checkpoint(state, checkpoints, config, num_rows):
             )
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
-    state.epoch, state.step = content["position"]["epoch"], content["position"]["step"]
+    position = content["position"]
+    state.epoch, state.step, state.epoch_loss = position["epoch"], position["step"], position["epoch_loss"]
     print(f"going on from {path}: epoch {state.epoch}, step {state.step}", flush=True)
 
 

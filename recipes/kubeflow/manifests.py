@@ -4,6 +4,7 @@ Each is built from the models of its own project, which check names and types, a
 Kubernetes API takes. `python manifests.py CONFIG.yaml FOLDER` writes all of them as YAML files.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -118,10 +119,13 @@ def tf_job(name, config, folder):
 
 def replica(count, container, words, config):
     """One kind of pod of a job; the operator finds its container by the name that it wants."""
+    # Between SIGTERM and SIGKILL when a pod has to leave, its worker saves. (A TrainJob's pods have this from the
+    # ClusterTrainingRuntime: the job may not change it.)
+    grace = {"terminationGracePeriodSeconds": math.ceil(config.notice_grace_seconds)}
     return KubeflowOrgV1ReplicaSpec(
         replicas=count,
         restart_policy="OnFailure",
-        template={"metadata": {"labels": labels(config)}, "spec": pod_spec(container, words, config)},
+        template={"metadata": {"labels": labels(config)}, "spec": pod_spec(container, words, config) | grace},
     )
 
 

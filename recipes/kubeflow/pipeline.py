@@ -233,6 +233,7 @@ def settings_of_training(config, on_cluster):
     It is JSON text, because kfp makes every number in a dictionary a float.
     """
     own = ("global_batch_size", "width", "seed", "use_gpu", "max_steps")
+    own += ("checkpoint_every_steps", "checkpoint_every_seconds")
     train = {key: getattr(config, key) for key in own} | {"max_steps": config.max_steps or 0}
     if not on_cluster:
         train |= {"output_dir": config.output_dir, "checkpoint_dir": f"{config.checkpoint_dir}/train"}
@@ -240,7 +241,14 @@ def settings_of_training(config, on_cluster):
             {"train": train} | {key: getattr(config, key) for key in ("num_workers", "max_restarts", "trainer")}
         )
     keys = ["num_workers", "max_restarts", "num_retries", "trainer", "image", "namespace", "claim", "runtime"]
-    keys += ["cpus_per_worker", "memory_mb_per_worker", "model_name", "service_account", "mount_path"]
+    keys += [
+        "cpus_per_worker",
+        "memory_mb_per_worker",
+        "model_name",
+        "service_account",
+        "mount_path",
+        "notice_grace_seconds",
+    ]
     return json.dumps({"train": train} | {key: getattr(config, key) for key in keys})
 
 

@@ -6,6 +6,7 @@ Source:  Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data 
 
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data import Batches, ImageData
 from model import torch_network
+from preempt import Notice, Preempted
 from runrecord import RunRecord, check_position, load_config
+from storage import Checkpoints
 
 
 def main():
@@ -36,22 +39,32 @@ def main():
         "attempt": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
         "phase": 0,  # the pipeline's one training: a try that finds it in the cache has no workers of its own
     }
-    with RunRecord(config.output_dir, rank, world_size, device=str(device), torch=torch.__version__, **facts) as run:
-        epoch = load_checkpoint(network, optimizer, config, len(data))
-        run.restore(epoch, 0, generation=shared_now(device))
-        batches = Batches(len(data), config.global_batch_size, config.seed)
-        num_steps = config.num_epochs * batches.steps_per_epoch
-        num_steps = min(num_steps, config.max_steps or num_steps)
-        while epoch * batches.steps_per_epoch < num_steps:
-            train_epoch(model, optimizer, epoch, num_steps, data, batches, config, run)
-            epoch += 1
-            # Distributed: the parameters are the same everywhere, so one rank writes them down.
-            if rank == 0:
-                save_checkpoint(network, optimizer, epoch, config, run, len(data))
-        run.digest(tensor.detach().cpu().numpy() for tensor in network.state_dict().values())
-        if rank == 0:
-            save_whole(network.state_dict(), Path(config.model_path))
-        leave(store, rank, world_size)
+    preempted = None
+    try:
+        with (
+            RunRecord(config.output_dir, rank, world_size, device=str(device), torch=torch.__version__, **facts) as run,
+            Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
+        ):
+            notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
+            position = load_checkpoint(network, optimizer, checkpoints, config, len(data))
+            run.restore(position["epoch"], position["step"], generation=shared_now(device))
+            batches = Batches(len(data), config.global_batch_size, config.seed)
+            num_steps = config.num_epochs * batches.steps_per_epoch
+            num_steps = min(num_steps, config.max_steps or num_steps)
+            while position["epoch"] * batches.steps_per_epoch < num_steps:
+                train_epoch(
+                    model, network, optimizer, position, checkpoints, notice, num_steps, data, batches, config, run
+                )
+                position.update(epoch=position["epoch"] + 1, step=0, loss_sum=0.0)
+                save_checkpoint(network, optimizer, position, checkpoints, config, run, len(data))
+                notice.saved()
+            run.digest(tensor.detach().cpu().numpy() for tensor in network.state_dict().values())
+            if rank == 0:  # Distributed: the parameters are the same everywhere, so one rank writes them down.
+                save_whole(network.state_dict(), Path(config.model_path))
+    except Preempted as error:
+        preempted = error
+    leave(store, rank, world_size)
+    return preempted
 
 
 def meet(config, device):
@@ -81,25 +94,33 @@ def leave(store, rank, world_size):
     dist.destroy_process_group()
 
 
-def train_epoch(model, optimizer, epoch, num_steps, data, batches, config, run):
+def train_epoch(model, network, optimizer, position, checkpoints, notice, num_steps, data, batches, config, run):
+    """Takes the position {epoch, step, loss_sum of the epoch so far} to the epoch's end, or to `num_steps`."""
     # Distributed: who am I, among how many? From these two follows which rows are mine.
     rank, world_size, device = dist.get_rank(), dist.get_world_size(), next(model.parameters()).device
-    first_step, started, loss_sum, num_rows = epoch * batches.steps_per_epoch, time.perf_counter(), 0.0, 0
-    steps = min(batches.steps_per_epoch, num_steps - first_step)
-    for step, ids in zip(range(steps), batches.of_epoch(epoch), strict=False):
+    epoch, started, num_rows = position["epoch"], time.perf_counter(), 0
+    first_step = epoch * batches.steps_per_epoch
+    steps = range(position["step"], min(batches.steps_per_epoch, num_steps - first_step))
+    for step, ids in zip(steps, batches.of_epoch(epoch, steps.start), strict=False):
+        # Distributed: a notice reaches ranks at different moments, and their clocks differ: all do what the most urgent
+        # wish says, after this step. The exchange goes on beside it.
+        wish = torch.tensor(notice.wish(first_step + step + 1, step + 1 == steps.stop), device=device)
+        exchange = dist.all_reduce(wish, op=dist.ReduceOp.MAX, async_op=True)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(epoch + step / batches.steps_per_epoch, config)
         # Distributed: every worker knows the whole batch and takes its own share of it.
         own = ids[rank::world_size]
         run.rows(epoch, step, own)
-        loss_sum += run.finite(train_step(model, optimizer, *data.read(own), len(ids), device), epoch, step)
-        num_rows += len(ids)
-    # Distributed: sums over unequal shares add up exactly, a mean of means would not.
-    total = torch.tensor([loss_sum], dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    done = first_step + steps
-    run.metric("train/loss", total.item() / num_rows, done, epoch)
-    if rank == 0:
+        loss = train_step(model, optimizer, *data.read(own), len(ids), device)
+        position["loss_sum"] += run.finite(loss, epoch, step)
+        position["step"], num_rows = step + 1, num_rows + len(ids)
+        exchange.wait()
+        if wish.item():
+            save_checkpoint(network, optimizer, position, checkpoints, config, run, len(data))
+            notice.saved(wish.item())
+    done, rows_of_epoch = first_step + steps.stop, min(steps.stop * config.global_batch_size, len(data))
+    run.metric("train/loss", sum_over_ranks(position["loss_sum"], device) / rows_of_epoch, done, epoch)
+    if rank == 0 and num_rows:
         run.metric("samples_per_second", num_rows / (time.perf_counter() - started), done, epoch, unit="samples/s")
     run.progress(done, num_steps, f"epoch {epoch + 1}")
 
@@ -123,6 +144,13 @@ def learning_rate_at(epoch, config):
     return config.learning_rate * (1 + math.cos(math.pi * (epoch - 1) / max(1, config.num_epochs - 1))) / 2
 
 
+def sum_over_ranks(value, device):
+    # Distributed: sums over unequal shares add up exactly, a mean of means would not.
+    total = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total.item()
+
+
 def shared_now(device):
     """Rank 0's clock on all ranks."""
     # Distributed: clocks differ; what one rank reads is sent to all.
@@ -136,13 +164,22 @@ def depends_on(config, num_rows):
     return {"seed": config.seed, "global_batch_size": config.global_batch_size, "num_rows": num_rows}
 
 
-def save_checkpoint(network, optimizer, epoch, config, run, num_rows):
-    path = Path(config.checkpoint_dir) / "last.pt"
-    content = {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
-    content["depends_on"] = depends_on(config, num_rows)
-    run.finite(sum(tensor.sum() for tensor in content["model"].values()), epoch - 1, 0, "the sum of the parameters")
-    save_whole(content, path)
-    run.checkpoint(path, epoch, 0)
+def save_checkpoint(network, optimizer, position, checkpoints, config, run, num_rows):
+    """Network, optimizer and position; the checkpoint is whole or not there."""
+    total = sum(tensor.sum() for tensor in network.state_dict().values())
+    run.finite(total, position["epoch"], position["step"] - 1, "the sum of the parameters")
+    loss_sum = sum_over_ranks(position["loss_sum"], next(network.parameters()).device)
+    if dist.get_rank() > 0:  # Distributed: the parameters are the same everywhere, so one rank writes them down.
+        return
+    content = {"model": network.state_dict(), "optimizer": optimizer.state_dict()}
+    content |= {"position": {**position, "loss_sum": loss_sum}, "depends_on": depends_on(config, num_rows)}
+    with checkpoints.save(name_of(position), position["epoch"], position["step"]) as folder:
+        torch.save(content, folder / "state.pt")
+
+
+def name_of(position):
+    """Of a checkpoint. The order of the names is that of the training."""
+    return f"epoch-{position['epoch']:05d}-step-{position['step']:08d}"
 
 
 def save_whole(content, path):
@@ -156,20 +193,24 @@ def save_whole(content, path):
     partial.replace(path)
 
 
-def load_checkpoint(network, optimizer, config, num_rows):
-    """Every rank reads the last checkpoint, if there is one; returns the epoch to go on with."""
-    path = Path(config.checkpoint_dir) / "last.pt"
-    if not path.exists():
-        return 0
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    check_position(path, content.get("depends_on", {}), depends_on(config, num_rows))
+def load_checkpoint(network, optimizer, checkpoints, config, num_rows):
+    """Every rank reads the last whole checkpoint, if there is one; returns the position to go on with."""
+    # Distributed: one rank says which checkpoint is the last whole one, so that all go on from the same.
+    names = [found.name if dist.get_rank() == 0 and (found := checkpoints.last()) else None]
+    dist.broadcast_object_list(names, src=0)
+    if names[0] is None:
+        return {"epoch": 0, "step": 0, "loss_sum": 0.0}
+    path = checkpoints.fetch(names[0])
+    content = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    check_position(path, content["depends_on"], depends_on(config, num_rows))
     try:
         network.load_state_dict(content["model"])
     except RuntimeError as error:
         raise SystemExit(f"checkpoint {path} is from another model: {error}; use another checkpoint_dir") from None
     optimizer.load_state_dict(content["optimizer"])
-    return content["epoch"]
+    # Distributed: the epoch's sum so far is that of all ranks: one of them keeps it.
+    return {**content["position"], **({} if dist.get_rank() == 0 else {"loss_sum": 0.0})}
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(preempted.code if (preempted := main()) else 0)

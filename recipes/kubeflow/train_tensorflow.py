@@ -17,9 +17,11 @@ import torch
 
 from data import Batches, ImageData
 from model import NUM_GROUPS, torch_network
-from runrecord import RunRecord, load_config
+from preempt import LEAVE, Notice
+from runrecord import RunRecord, check_position, load_config
+from storage import Checkpoints
 from tfrun import be_patient
-from train import learning_rate_at, save_whole
+from train import depends_on, learning_rate_at, name_of, save_whole
 
 # Keras 2: Keras 3 cannot train under this strategy.
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
@@ -51,29 +53,43 @@ def main():
         with strategy.scope():
             model = build(data.images.shape[1:], data.num_classes, config.width)
             optimizer = tf.keras.optimizers.SGD(0.0, momentum=0.9, nesterov=True)
-            epoch = tf.Variable(0, dtype=tf.int64)
-        keeper = tf.train.Checkpoint(model=model, optimizer=optimizer, epoch=epoch)
-        folder = Path(config.checkpoint_dir) / "tensorflow"
-        if path := tf.train.latest_checkpoint(folder):
-            keeper.restore(path)  # Distributed: all read the same files.
-        exchange = sum_of(strategy)
-        # Distributed: the first worker's clock, on all of them.
-        run.restore(int(epoch.numpy()), 0, generation=exchange(time.time() if rank == 0 else 0.0))
-        with tempfile.TemporaryDirectory() as elsewhere:
-            manager = tf.train.CheckpointManager(keeper, folder if rank == 0 else elsewhere, max_to_keep=1)
-            train(strategy, model, optimizer, epoch, manager, exchange, data, config, run, rank, world_size)
+        keeper, exchange = tf.train.Checkpoint(model=model, optimizer=optimizer), sum_of(strategy)
+        with Checkpoints(f"{config.checkpoint_dir}/tensorflow", config.output_dir, run) as checkpoints:
+            position = {"epoch": 0, "step": 0, "loss_sum": 0.0}
+            if folder := checkpoints.last():  # Distributed: all read the same files.
+                keeper.restore(str(folder / "state"))
+                position = json.loads((folder / "position.json").read_text())
+                check_position(folder, position.pop("depends_on"), depends_on(config, len(data)))
+            # Distributed: the first worker's clock, on all of them.
+            moment = exchange(time.time() if rank == 0 else 0.0)
+            run.restore(position["epoch"], position["step"], generation=moment)
+
+            def save():
+                """All workers call it: to read mirrored variables takes all of them."""
+                with tempfile.TemporaryDirectory() as elsewhere:
+                    text = json.dumps({**position, "depends_on": depends_on(config, len(data))})
+                    if rank > 0:  # Distributed: the first worker's files count.
+                        keeper.write(f"{elsewhere}/state")
+                        return
+                    with checkpoints.save(name_of(position), position["epoch"], position["step"]) as folder:
+                        keeper.write(str(folder / "state"))
+                        (folder / "position.json").write_text(text)
+
+            train(strategy, model, optimizer, position, save, exchange, data, config, run, rank, world_size)
         run.digest(variable.numpy() for variable in model.variables)
         if rank == 0:
             save_whole(as_torch(model, data, config.width), Path(config.model_path))
 
 
-def train(strategy, model, optimizer, epoch, manager, exchange, data, config, run, rank, world_size):
+def train(strategy, model, optimizer, position, save, exchange, data, config, run, rank, world_size):
+    """Trains from the position {epoch, step, loss_sum of the epoch so far, over all workers} to the end."""
+    notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
     batches = Batches(len(data), config.global_batch_size, config.seed)
     num_steps = config.num_epochs * batches.steps_per_epoch
     num_steps = min(num_steps, config.max_steps or num_steps)
 
     @tf.function(reduce_retracing=True)
-    def step(images, labels, batch_size):
+    def step(images, labels, batch_size, wish):
         def on_replica(images, labels):
             with tf.GradientTape() as tape:
                 loss = tf.reduce_sum(
@@ -85,30 +101,37 @@ def train(strategy, model, optimizer, epoch, manager, exchange, data, config, ru
             return loss
 
         # Distributed: every worker runs the step at the same time, each on its own share.
-        return strategy.run(on_replica, (images, labels))
+        # The workers' wishes for a checkpoint (see preempt.py) are added up in it, too: all save after the same step.
+        loss = strategy.run(on_replica, (images, labels))
+        return loss, strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(tf.identity, [wish]), axis=None)
 
-    while (done := int(epoch.numpy()) * batches.steps_per_epoch) < num_steps:
-        number, loss_sum, num_rows, began = int(epoch.numpy()), 0.0, 0, time.perf_counter()
-        for index, ids in zip(
-            range(min(batches.steps_per_epoch, num_steps - done)), batches.of_epoch(number), strict=False
-        ):
+    while (first := position["epoch"] * batches.steps_per_epoch) < num_steps:
+        number, loss_sum, num_rows, began = position["epoch"], 0.0, 0, time.perf_counter()
+        indices = range(position["step"], min(batches.steps_per_epoch, num_steps - first))
+        for index, ids in zip(indices, batches.of_epoch(number, indices.start), strict=False):
             optimizer.learning_rate = learning_rate_at(number + index / batches.steps_per_epoch, config)
             own = ids[rank::world_size]  # Distributed: this worker's share of the batch
             run.rows(number, index, own)
             images, labels = data.read(own)
-            loss_sum += run.finite(float(step(images.transpose(0, 2, 3, 1), labels, float(len(ids)))), number, index)
-            num_rows, done = num_rows + len(ids), done + 1
-        loss = exchange(loss_sum) / num_rows
-        run.metric("train/loss", loss, done, number)
-        if rank == 0:
+            wish = tf.constant(notice.wish(first + index + 1, index + 1 == indices.stop))
+            loss, wish = step(images.transpose(0, 2, 3, 1), labels, float(len(ids)), wish)
+            loss_sum += run.finite(float(loss), number, index)
+            num_rows += len(ids)
+            if int(wish):
+                position["loss_sum"], loss_sum = position["loss_sum"] + exchange(loss_sum), 0.0
+                position["step"] = index + 1
+                save()
+                if int(wish) >= LEAVE:
+                    exchange(0.0)  # Distributed: nobody leaves before the first one has saved: tfrun ends the others.
+                notice.saved(int(wish))
+        done, rows_of_epoch = first + indices.stop, min(indices.stop * config.global_batch_size, len(data))
+        run.metric("train/loss", (position["loss_sum"] + exchange(loss_sum)) / rows_of_epoch, done, number)
+        if rank == 0 and num_rows:
             run.metric("samples_per_second", num_rows / (time.perf_counter() - began), done, number, unit="samples/s")
         run.progress(done, num_steps, f"epoch {number + 1}")
-        epoch.assign_add(1)
-        # Distributed: reading mirrored variables can take all workers, so all save; the first one's files are
-        # those that count.
-        path = manager.save(checkpoint_number=number + 1)
-        if rank == 0:
-            run.checkpoint(path, number + 1, 0)
+        position.update(epoch=number + 1, step=0, loss_sum=0.0)
+        save()
+        notice.saved()
 
 
 def sum_of(strategy):

@@ -23,9 +23,11 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from model import make_network, scores_of, sum_of_losses
+from preempt import Notice, Preempted
 from readers import batches_of, check_row_groups, chunks_of, leave
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on
+from storage import Checkpoints
 from stores import open_store
 
 
@@ -44,23 +46,26 @@ def main():
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate)
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     facts = {"petastorm": petastorm.__version__, "torch": torch.__version__, "device": "cpu"}
-    with (
-        RunRecord(config.output_dir, rank, world_size, int(os.environ["LOCAL_RANK"]), attempt=attempt, **facts) as run,
-        open_store(config, manifest) as store,
-    ):
-        first, step = load_checkpoint(network, optimizer, config, manifest)
-        run.restore(first, 0, generation=shared_clock())
-        for epoch in range(first, config.num_epochs):
-            step = train_epoch(model, optimizer, store, manifest, config, epoch, step, run)
-            evaluate(network, manifest, config, epoch, step, run)
-            if rank == 0:  # Distributed: all ranks hold the same parameters, so one of them writes them.
-                run.checkpoint(save_checkpoint(network, optimizer, epoch + 1, step, config, manifest), epoch + 1, 0)
-            if config.max_steps and step >= config.max_steps:
-                break
-        run.digest(parameter.detach().numpy() for parameter in network.state_dict().values())
+    preempted = None
+    try:
+        with (
+            RunRecord(
+                config.output_dir, rank, world_size, int(os.environ["LOCAL_RANK"]), attempt=attempt, **facts
+            ) as run,
+            open_store(config, manifest) as store,
+            Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
+        ):
+            notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
+            position = load_checkpoint(network, optimizer, checkpoints, config, manifest)
+            run.restore(position["epoch"], position["taken"], generation=shared_clock())
+            train(model, network, optimizer, position, checkpoints, notice, store, manifest, config, run)
+            run.digest(parameter.detach().numpy() for parameter in network.state_dict().values())
+    except Preempted as error:
+        preempted = error
     # Distributed: nobody leaves while another may still need an answer.
     dist.barrier()
     dist.destroy_process_group()  # Distributed: leaves the others in order.
+    return preempted
 
 
 def shared_clock():
@@ -76,8 +81,24 @@ def my_shards(config):
     return range(dist.get_rank(), config.num_shards, dist.get_world_size())
 
 
-def train_epoch(model, optimizer, store, manifest, config, epoch, step, run):
-    """One pass over this rank's shards; returns the number of steps that were taken since the beginning."""
+def train(model, network, optimizer, position, checkpoints, notice, store, manifest, config, run):
+    """Trains from the position to the end.
+
+    It is {epoch, step: since the beginning; taken, loss_sum, num_rows: steps, losses and rows of the epoch so far}.
+    """
+    for epoch in range(position["epoch"], config.num_epochs):
+        if config.max_steps and position["step"] >= config.max_steps and not position["taken"]:
+            break
+        train_epoch(model, network, optimizer, position, checkpoints, notice, store, manifest, config, run)
+        evaluate(network, manifest, config, epoch, position["step"], run)
+        position.update(epoch=epoch + 1, taken=0, loss_sum=0.0, num_rows=0)
+        save_checkpoint(network, optimizer, position, checkpoints, config, manifest)
+        notice.saved()
+
+
+def train_epoch(model, network, optimizer, position, checkpoints, notice, store, manifest, config, run):
+    """Takes the position through the rest of one pass over this rank's shards."""
+    epoch = position["epoch"]
     per_shard = config.global_batch_size // config.num_shards
     streams = [
         batches_of(
@@ -88,33 +109,53 @@ def train_epoch(model, optimizer, store, manifest, config, epoch, step, run):
         )
         for shard in my_shards(config)
     ]
-    loss_sum, num_rows, first_step = 0.0, 0, step
+    for stream in streams:  # read past what an earlier try has taken: where the rest begins depends on all before it
+        for _ in range(position["taken"]):
+            next(stream, None)
     model.train()
-    while config.max_steps is None or step < config.max_steps:
+    while config.max_steps is None or position["step"] < config.max_steps:
         parts = [part for stream in streams if (part := next(stream, None))]
         # Distributed: row groups do not divide evenly, so some rank runs out first. All ranks go on, with nothing to
-        # add, until the last one has: each must take part in each exchange.
-        total = torch.tensor(float(sum(len(part["id"]) for part in parts)))
+        # add, until the last one has: each must take part in each exchange. The ranks' wishes for a checkpoint (see
+        # preempt.py) travel with it, so that all save after the same step.
+        total = torch.tensor([sum(len(part["id"]) for part in parts), notice.wish(position["step"] + 1)])
         dist.all_reduce(total)
+        total, wish = total.tolist()
         if not total:
             break
         batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else None
-        run.rows(epoch, step - first_step, batch["id"] if batch else np.empty(0, np.int64))
+        run.rows(epoch, position["taken"], batch["id"] if batch else np.empty(0, np.int64))
         optimizer.zero_grad()
         loss = sum_of_losses(model, batch, manifest)
         # Distributed: the average over ranks, times their number, over the rows of all: the mean over the global batch.
         (loss * (dist.get_world_size() / total)).backward()
         optimizer.step()
-        loss_sum, num_rows, step = loss_sum + loss.item(), num_rows + (len(batch["id"]) if batch else 0), step + 1
-        if dist.get_rank() == 0 and step % 50 == 0:  # Distributed: one rank tells for all.
-            run.progress(epoch, config.num_epochs, f"epoch {epoch + 1}  step {step}")
+        note(position, loss, batch)
+        if dist.get_rank() == 0 and position["step"] % 50 == 0:  # Distributed: one rank tells for all.
+            run.progress(epoch, config.num_epochs, f"epoch {epoch + 1}  step {position['step']}")
+        if wish:
+            save_checkpoint(network, optimizer, position, checkpoints, config, manifest)
+            notice.saved(wish)
     for stream in streams:
         stream.close()  # a reader that was not read to its end has threads that wait
+    loss_sum, num_rows = sums_over_ranks(position)
+    run.metric("train/loss", loss_sum / num_rows, step=position["step"], epoch=epoch)
+
+
+def sums_over_ranks(position):
+    """(loss_sum, num_rows) of all ranks."""
     # Distributed: each rank knows its own part of the sums only.
-    sums = torch.tensor([loss_sum, num_rows], dtype=torch.float64)
+    sums = torch.tensor([position["loss_sum"], position["num_rows"]], dtype=torch.float64)
     dist.all_reduce(sums)
-    run.metric("train/loss", (sums[0] / sums[1]).item(), step=step, epoch=epoch)
-    return step
+    return sums.tolist()
+
+
+def note(position, loss, batch):
+    """Moves the position on by a step."""
+    position["loss_sum"] += loss.item()
+    position["num_rows"] += len(batch["id"]) if batch else 0
+    position["step"] += 1
+    position["taken"] += 1
 
 
 @torch.no_grad()
@@ -142,30 +183,39 @@ def judge(scores, truth, manifest):
     return "eval/auc", float(roc_auc_score(truth, scores))
 
 
-def save_checkpoint(network, optimizer, epoch, step, config, manifest):
-    path = Path(config.checkpoint_dir) / "last.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "step": step}
+def save_checkpoint(network, optimizer, position, checkpoints, config, manifest):
+    """Network, optimizer and position; the checkpoint is whole or not there."""
+    loss_sum, num_rows = sums_over_ranks(position)
+    if dist.get_rank() > 0:  # Distributed: all ranks hold the same parameters, so one of them writes them.
+        return
+    position = {**position, "loss_sum": loss_sum, "num_rows": num_rows}
+    content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "position": position}
     content["depends_on"] = depends_on(config, manifest)
-    torch.save(content, path.with_suffix(".partial"))
-    path.with_suffix(".partial").replace(path)
-    return path
+    with checkpoints.save(name_of(position), position["epoch"], position["taken"]) as folder:
+        torch.save(content, folder / "state.pt")
 
 
-def load_checkpoint(network, optimizer, config, manifest):
-    """Fills network and optimizer; returns (epoch, step) to go on with, (0, 0) without a checkpoint."""
-    path = Path(config.checkpoint_dir) / "last.pt"
-    # Distributed: every rank reads the same file, and none before all are here: rank 0 could be writing.
-    dist.barrier()
-    if not path.exists():
-        return 0, 0
-    content = torch.load(path, weights_only=True)
-    check_position(path, content.get("depends_on", {}), depends_on(config, manifest))
+def name_of(position):
+    """Of a checkpoint. The order of the names is that of the training."""
+    return f"epoch-{position['epoch']:05d}-step-{position['taken']:08d}"
+
+
+def load_checkpoint(network, optimizer, checkpoints, config, manifest):
+    """Fills network and optimizer from the last checkpoint, if there is one; returns the position to go on with."""
+    # Distributed: one rank says which checkpoint is the last whole one, so that all go on from the same.
+    names = [found.name if dist.get_rank() == 0 and (found := checkpoints.last()) else None]
+    dist.broadcast_object_list(names, src=0)
+    if names[0] is None:
+        return {"epoch": 0, "step": 0, "taken": 0, "loss_sum": 0.0, "num_rows": 0}
+    folder = checkpoints.fetch(names[0])
+    content = torch.load(folder / "state.pt", weights_only=True)
+    check_position(folder, content["depends_on"], depends_on(config, manifest))
     network.load_state_dict(content["network"])
     optimizer.load_state_dict(content["optimizer"])
-    return content["epoch"], content["step"]
+    # Distributed: the sums of the epoch so far are those of all ranks: one of them keeps them.
+    own = {} if dist.get_rank() == 0 else {"loss_sum": 0.0, "num_rows": 0}
+    return {**content["position"], **own}
 
 
 if __name__ == "__main__":
-    main()
-    leave()
+    leave(main())

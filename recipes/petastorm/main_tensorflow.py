@@ -25,9 +25,11 @@ from petastorm import make_batch_reader
 from petastorm.tf_utils import make_petastorm_dataset
 from sklearn.metrics import roc_auc_score
 
+from preempt import LEAVE, Notice, Preempted
 from readers import addresses_of, check_row_groups, columns_of, label_of, leave, reader_settings, whole
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on
+from storage import Checkpoints
 from tfrun import be_patient
 
 
@@ -47,7 +49,10 @@ def main():
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     facts = {"petastorm": petastorm.__version__, "tensorflow": tf.__version__, "device": "cpu"}
     attempt = int(os.environ.get("TFRUN_ATTEMPT", 0))
-    with RunRecord(config.output_dir, rank, world_size, attempt=attempt, **facts) as run:
+    with (
+        RunRecord(config.output_dir, rank, world_size, attempt=attempt, **facts) as run,
+        Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
+    ):
         with (
             strategy.scope()
         ):  # Distributed: variables made here have a copy on every worker, which the strategy keeps equal.
@@ -55,18 +60,28 @@ def main():
             optimizer = tf.keras.optimizers.Adam(config.learning_rate)
             optimizer.build(model.trainable_variables)
         add_up, train_step = make_steps(strategy, model, optimizer)
-        first, step = load_checkpoint(model, optimizer, config, manifest)
+        position = load_checkpoint(model, optimizer, checkpoints, config, manifest)
         # Distributed: the largest of the workers' clocks would do; their sum is as large for all, and grows.
-        run.restore(first, 0, generation=float(add_up(tf.constant(time.time(), tf.float64))))
-        for epoch in range(first, config.num_epochs):
-            step = train_epoch(add_up, train_step, manifest, config, epoch, step, rank, world_size, run)
-            auc = evaluate(model, manifest, config)
-            run.metric("eval/auc", auc, step=step, epoch=epoch)
-            run.progress(epoch + 1, config.num_epochs, f"epoch {epoch + 1}  eval/auc {auc:.4f}")
+        moment = float(add_up(tf.constant(time.time(), tf.float64)))
+        run.restore(position["epoch"], position["taken"], generation=moment)
+        notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
+
+        def save(wish=0):
             if rank == 0:  # Distributed: all workers hold the same values, so one of them writes them.
-                run.checkpoint(save_checkpoint(model, optimizer, epoch + 1, step, config, manifest), epoch + 1, 0)
-            if config.max_steps and step >= config.max_steps:
+                save_checkpoint(model, optimizer, position, checkpoints, config, manifest)
+            if wish >= LEAVE:
+                add_up(tf.constant(0.0, tf.float64))  # Distributed: tfrun ends all when the first one has left.
+            notice.saved(wish)
+
+        for epoch in range(position["epoch"], config.num_epochs):
+            if config.max_steps and position["step"] >= config.max_steps and not position["taken"]:
                 break
+            train_epoch(add_up, train_step, manifest, config, position, notice, save, rank, world_size, run)
+            auc = evaluate(model, manifest, config)
+            run.metric("eval/auc", auc, step=position["step"], epoch=epoch)
+            run.progress(epoch + 1, config.num_epochs, f"epoch {epoch + 1}  eval/auc {auc:.4f}")
+            position.update(epoch=epoch + 1, taken=0, loss_sum=0.0, num_rows=0.0)
+            save()
         run.digest(variable.numpy() for variable in model.variables)
 
 
@@ -125,31 +140,48 @@ def batches_of_tensors(reader, batch_size, shuffle_rows, seed, manifest):
     return dataset.unbatch().shuffle(shuffle_rows, seed=seed).batch(batch_size).prefetch(2)
 
 
-def train_epoch(add_up, train_step, manifest, config, epoch, step, rank, world_size, run):
+def train_epoch(add_up, train_step, manifest, config, position, notice, save, rank, world_size, run):
+    """Takes the position {epoch, step, and of the epoch: taken (steps), loss_sum, num_rows} through the rest of it."""
+    epoch = position["epoch"]
     seed = config.seed * 1000 + epoch
     # Distributed: a shard for each worker.
     settings = reader_settings(config, columns_of(manifest), rank, world_size, seed, config.max_rows)
-    loss_sum, num_rows, first_step = 0.0, 0, step
+    loss_sum, num_rows = 0.0, 0
+
+    def collect():
+        """Adds this try's part of the sums, over all workers, to the position."""
+        nonlocal loss_sum, num_rows
+        for name, value in (("loss_sum", loss_sum), ("num_rows", num_rows)):
+            position[name] += float(add_up(tf.constant(value, tf.float64)))
+        loss_sum, num_rows = 0.0, 0
+
     none = (np.empty(0, np.int64), np.empty((0, len(manifest["features"])), np.float32), np.empty(0, np.float32))
     with whole(make_batch_reader(addresses_of(f"{config.data_dir}/train"), **settings)) as reader:
         batches = batches_of_tensors(
             reader, config.global_batch_size // world_size, config.shuffle_rows, seed, manifest
         )
         stream = batches.as_numpy_iterator()
-        while config.max_steps is None or step < config.max_steps:
+        for _ in range(position["taken"]):  # what an earlier try has taken
+            next(stream, None)
+        while config.max_steps is None or position["step"] < config.max_steps:
             ids, features, late = next(stream, none)
             # Distributed: row groups do not divide evenly. Who has run out goes on with no rows until nobody has any.
-            total = float(add_up(tf.constant(len(ids), tf.float32)))
+            # The workers' wishes for a checkpoint (see preempt.py) travel along: all save after the same step.
+            own = [len(ids), notice.wish(position["step"] + 1)]
+            total, wish = add_up(tf.constant(own, tf.float64)).numpy().tolist()
             if not total:
                 break
-            run.rows(epoch, step - first_step, ids)
+            run.rows(epoch, position["taken"], ids)
             loss_sum += float(train_step(features, late, total))
-            num_rows, step = num_rows + len(ids), step + 1
-            if rank == 0 and step % 50 == 0:
-                run.progress(epoch, config.num_epochs, f"epoch {epoch + 1}  step {step}")
-    sums = [float(add_up(tf.constant(value, tf.float64))) for value in (loss_sum, num_rows)]
-    run.metric("train/loss", sums[0] / sums[1], step=step, epoch=epoch)
-    return step
+            num_rows += len(ids)
+            position["step"], position["taken"] = position["step"] + 1, position["taken"] + 1
+            if rank == 0 and position["step"] % 50 == 0:
+                run.progress(epoch, config.num_epochs, f"epoch {epoch + 1}  step {position['step']}")
+            if wish:
+                collect()
+                save(wish)
+    collect()
+    run.metric("train/loss", position["loss_sum"] / position["num_rows"], step=position["step"], epoch=epoch)
 
 
 def evaluate(model, manifest, config):
@@ -164,29 +196,31 @@ def evaluate(model, manifest, config):
     return float(roc_auc_score(np.concatenate(truth), np.concatenate(scores)))
 
 
-def save_checkpoint(model, optimizer, epoch, step, config, manifest):
-    path = Path(config.checkpoint_dir) / "last.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save_checkpoint(model, optimizer, position, checkpoints, config, manifest):
+    """All variables and the position; the checkpoint is whole or not there."""
     values = [variable.numpy() for variable in (*model.variables, *optimizer.variables)]
-    with open(path.with_suffix(".partial"), "wb") as file:
-        np.savez(file, *values, position=[epoch, step], depends_on=json.dumps(depends_on(config, manifest)))
-    path.with_suffix(".partial").replace(path)
-    return path
+    name = f"epoch-{position['epoch']:05d}-step-{position['taken']:08d}"
+    with checkpoints.save(name, position["epoch"], position["taken"]) as folder:
+        np.savez(folder / "state.npz", *values)
+        (folder / "position.json").write_text(json.dumps({**position, "depends_on": depends_on(config, manifest)}))
 
 
-def load_checkpoint(model, optimizer, config, manifest):
-    """Fills model and optimizer; returns (epoch, step) to go on with, (0, 0) without a checkpoint."""
-    path = Path(config.checkpoint_dir) / "last.npz"
-    if not path.exists():
-        return 0, 0
-    with np.load(path) as content:
-        theirs = json.loads(str(content["depends_on"])) if "depends_on" in content.files else {}
-        check_position(path, theirs, depends_on(config, manifest))
+def load_checkpoint(model, optimizer, checkpoints, config, manifest):
+    """Fills model and optimizer from the last checkpoint, if there is one; returns the position to go on with."""
+    folder = checkpoints.last()  # Distributed: all read the same files.
+    if folder is None:
+        return {"epoch": 0, "step": 0, "taken": 0, "loss_sum": 0.0, "num_rows": 0.0}
+    position = json.loads((folder / "position.json").read_text())
+    check_position(folder, position.pop("depends_on"), depends_on(config, manifest))
+    with np.load(folder / "state.npz") as content:
         for number, variable in enumerate((*model.variables, *optimizer.variables)):
             variable.assign(content[f"arr_{number}"])
-        return tuple(int(value) for value in content["position"])
+    return position
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Preempted as error:
+        leave(error)
     leave()

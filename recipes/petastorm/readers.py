@@ -88,8 +88,8 @@ class AskedTwice:
         return getattr(self._ventilator, name)
 
 
-def leave():
-    """Ends a process that has read, at once.
+def leave(preempted=None):
+    """Ends a process that has read, at once; with the status of `preempted`, if it left before its work was done.
 
     Petastorm opens files as Python objects, and pyarrow's threads need Python's lock to let go of the last ones. If the
     interpreter ends while one of them waits for it, the process is aborted ("terminate called without an active
@@ -97,7 +97,7 @@ def leave():
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(preempted.code if preempted else 0)
 
 
 def reader_settings(config, names, shard, num_shards, seed, limit=None):

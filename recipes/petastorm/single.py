@@ -16,9 +16,11 @@ import petastorm
 import torch
 
 from model import make_network, scores_of, sum_of_losses
+from preempt import Notice, Preempted
 from readers import batches_of, check_row_groups, chunks_of, leave
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on
+from storage import Checkpoints
 
 
 def main():
@@ -31,20 +33,40 @@ def main():
     facts = {"petastorm": petastorm.__version__, "torch": torch.__version__, "device": "cpu"}
     # The store as it is, also with reader=converter, which takes the same rows through Spark once more.
     store = f"{config.data_dir}/train"
-    with RunRecord(config.output_dir, 0, 1, **facts) as run:
-        first, step = load_checkpoint(network, optimizer, config, manifest)
-        run.restore(first, 0, generation=time.time())
-        for epoch in range(first, config.num_epochs):
-            step = train_epoch(network, optimizer, store, manifest, config, epoch, step, run)
-            evaluate(network, manifest, config, epoch, step, run)
-            run.checkpoint(save_checkpoint(network, optimizer, epoch + 1, step, config, manifest), epoch + 1, 0)
-            if config.max_steps and step >= config.max_steps:
-                break
-        run.digest(parameter.detach().numpy() for parameter in network.state_dict().values())
+    preempted = None
+    try:
+        with (
+            RunRecord(config.output_dir, 0, 1, **facts) as run,
+            Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
+        ):
+            notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
+            position = load_checkpoint(network, optimizer, checkpoints, config, manifest)
+            run.restore(position["epoch"], position["taken"], generation=time.time())
+            train(network, optimizer, position, checkpoints, notice, store, manifest, config, run)
+            run.digest(parameter.detach().numpy() for parameter in network.state_dict().values())
+    except Preempted as error:
+        preempted = error
+    return preempted
 
 
-def train_epoch(network, optimizer, store, manifest, config, epoch, step, run):
-    """One pass over all shards; returns the number of steps that were taken since the beginning."""
+def train(network, optimizer, position, checkpoints, notice, store, manifest, config, run):
+    """Trains from the position to the end.
+
+    It is {epoch, step: since the beginning; taken, loss_sum, num_rows: steps, losses and rows of the epoch so far}.
+    """
+    for epoch in range(position["epoch"], config.num_epochs):
+        if config.max_steps and position["step"] >= config.max_steps and not position["taken"]:
+            break
+        train_epoch(network, optimizer, position, checkpoints, notice, store, manifest, config, run)
+        evaluate(network, manifest, config, epoch, position["step"], run)
+        position.update(epoch=epoch + 1, taken=0, loss_sum=0.0, num_rows=0)
+        save_checkpoint(network, optimizer, position, checkpoints, config, manifest)
+        notice.saved()
+
+
+def train_epoch(network, optimizer, position, checkpoints, notice, store, manifest, config, run):
+    """Takes the position through the rest of one pass over all shards."""
+    epoch = position["epoch"]
     per_shard = config.global_batch_size // config.num_shards
     streams = [
         batches_of(
@@ -55,26 +77,39 @@ def train_epoch(network, optimizer, store, manifest, config, epoch, step, run):
         )
         for shard in range(config.num_shards)
     ]
-    loss_sum, num_rows, first_step = 0.0, 0, step
+    for stream in streams:  # read past what an earlier try has taken: where the rest begins depends on all before it
+        for _ in range(position["taken"]):
+            next(stream, None)
     network.train()
-    while config.max_steps is None or step < config.max_steps:
+    while config.max_steps is None or position["step"] < config.max_steps:
         parts = [part for stream in streams if (part := next(stream, None))]
         total = sum(len(part["id"]) for part in parts)
         if not total:
             break
         batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        run.rows(epoch, step - first_step, batch["id"])
+        wish = notice.wish(position["step"] + 1)
+        run.rows(epoch, position["taken"], batch["id"])
         optimizer.zero_grad()
         loss = sum_of_losses(network, batch, manifest)
         (loss / total).backward()
         optimizer.step()
-        loss_sum, num_rows, step = loss_sum + loss.item(), num_rows + len(batch["id"]), step + 1
-        if step % 50 == 0:
-            run.progress(epoch, config.num_epochs, f"epoch {epoch + 1}  step {step}")
+        note(position, loss, batch)
+        if position["step"] % 50 == 0:
+            run.progress(epoch, config.num_epochs, f"epoch {epoch + 1}  step {position['step']}")
+        if wish:
+            save_checkpoint(network, optimizer, position, checkpoints, config, manifest)
+            notice.saved(wish)
     for stream in streams:
         stream.close()  # a reader that was not read to its end has threads that wait
-    run.metric("train/loss", loss_sum / num_rows, step=step, epoch=epoch)
-    return step
+    run.metric("train/loss", position["loss_sum"] / position["num_rows"], step=position["step"], epoch=epoch)
+
+
+def note(position, loss, batch):
+    """Moves the position on by a step."""
+    position["loss_sum"] += loss.item()
+    position["num_rows"] += len(batch["id"]) if batch else 0
+    position["step"] += 1
+    position["taken"] += 1
 
 
 @torch.no_grad()
@@ -99,28 +134,30 @@ def judge(scores, truth, manifest):
     return "eval/auc", float(roc_auc_score(truth, scores))
 
 
-def save_checkpoint(network, optimizer, epoch, step, config, manifest):
-    path = Path(config.checkpoint_dir) / "last.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "step": step}
+def save_checkpoint(network, optimizer, position, checkpoints, config, manifest):
+    """Network, optimizer and position; the checkpoint is whole or not there."""
+    content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "position": position}
     content["depends_on"] = depends_on(config, manifest)
-    torch.save(content, path.with_suffix(".partial"))
-    path.with_suffix(".partial").replace(path)
-    return path
+    with checkpoints.save(name_of(position), position["epoch"], position["taken"]) as folder:
+        torch.save(content, folder / "state.pt")
 
 
-def load_checkpoint(network, optimizer, config, manifest):
-    """Fills network and optimizer; returns (epoch, step) to go on with, (0, 0) without a checkpoint."""
-    path = Path(config.checkpoint_dir) / "last.pt"
-    if not path.exists():
-        return 0, 0
-    content = torch.load(path, weights_only=True)
-    check_position(path, content.get("depends_on", {}), depends_on(config, manifest))
+def name_of(position):
+    """Of a checkpoint. The order of the names is that of the training."""
+    return f"epoch-{position['epoch']:05d}-step-{position['taken']:08d}"
+
+
+def load_checkpoint(network, optimizer, checkpoints, config, manifest):
+    """Fills network and optimizer from the last checkpoint, if there is one; returns the position to go on with."""
+    folder = checkpoints.last()
+    if folder is None:
+        return {"epoch": 0, "step": 0, "taken": 0, "loss_sum": 0.0, "num_rows": 0}
+    content = torch.load(folder / "state.pt", weights_only=True)
+    check_position(folder, content["depends_on"], depends_on(config, manifest))
     network.load_state_dict(content["network"])
     optimizer.load_state_dict(content["optimizer"])
-    return content["epoch"], content["step"]
+    return content["position"]
 
 
 if __name__ == "__main__":
-    main()
-    leave()
+    leave(main())

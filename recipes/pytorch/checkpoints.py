@@ -13,6 +13,7 @@ import os
 import time
 import warnings
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
@@ -52,6 +53,16 @@ class Sharded:
         if not self.store.beside:
             # Distributed: nobody goes on before the checkpoint is whole: whoever is lost now is restarted from it.
             barrier()
+
+    def agreed(self, wish):
+        """The most urgent of all processes' wishes: see preempt.py."""
+        if not dist.is_initialized():
+            return wish
+        # Distributed: a notice reaches processes at different moments, and their clocks differ; all do the same.
+        most = torch.tensor(wish)
+        most = most.cuda() if dist.get_backend() == "nccl" else most
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        return most.item()
 
     def load(self):
         """Fills model and optimizer from the last whole checkpoint; returns the step to go on with, 0 without one.

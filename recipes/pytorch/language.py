@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from preempt import Notice
+
 NUM_BYTES = 256
 
 
@@ -160,6 +162,7 @@ def train_language_model(parallel, optimizer, batches, num_steps, start, checkpo
     bits, shown = None, time.perf_counter()
     epoch_began = shown
     first_step = start
+    notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
     for step in range(start, num_steps):
         epoch, step_of_epoch = divmod(step, batches.steps_per_epoch)
         if step == start or step_of_epoch == 0:
@@ -173,6 +176,7 @@ def train_language_model(parallel, optimizer, batches, num_steps, start, checkpo
             shown = time.perf_counter()
             run.progress(step + 1, num_steps, f"epoch {epoch + 1}, step {step_of_epoch + 1}")
         end_of_epoch = step + 1 == num_steps or step_of_epoch + 1 == batches.steps_per_epoch
+        wish = checkpoints.agreed(notice.wish(step + 1, last=end_of_epoch))
         if end_of_epoch:
             if parallel.rank == 0:  # the ranks stop their clocks at slightly different times
                 speed = (step + 1 - first_step) * config.global_batch_size / (time.perf_counter() - epoch_began)
@@ -180,8 +184,9 @@ def train_language_model(parallel, optimizer, batches, num_steps, start, checkpo
             bits = parallel.evaluate() / math.log(2)
             run.metric("eval/bits_per_byte", bits, step + 1, epoch, "bit")
             run.progress(step + 1, num_steps, f"epoch {epoch + 1}  {bits:.3f} bits per byte")
-        if end_of_epoch or (config.checkpoint_every_steps and (step + 1) % config.checkpoint_every_steps == 0):
+        if end_of_epoch or wish:
             checkpoints.save(step + 1, *divmod(step + 1, batches.steps_per_epoch))
+            notice.saved(wish)
         if end_of_epoch:
             epoch_began, first_step = time.perf_counter(), step + 1
     return bits if bits is not None else parallel.evaluate() / math.log(2)  # a resumed run may have nothing left to do

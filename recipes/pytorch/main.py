@@ -21,11 +21,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data import Batches, ImageData, loader_of
 from model import torch_network
+from preempt import Notice
 from profiles import profiled
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
-from workers import facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
+from workers import ask_all, facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
 
 
 def main():
@@ -53,15 +54,16 @@ def main():
         ):
             position = load_checkpoint(network, optimizer, checkpoints, config, rank, world_size, len(train_data))
             run.restore(position["epoch"], position["step"], generation=shared_now())
+            notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
             # Distributed: the first layer's gradient is the last one that `backward` computes. What follows in it is
             # waiting for the others: the record says for how long.
             next(network.parameters()).register_post_accumulate_grad_hook(lambda _: run.own_work_done())
             with profiled(config, run):
-                train(model, network, optimizer, position, checkpoints, train_data, test_data, config, run)
+                train(model, network, optimizer, position, checkpoints, notice, train_data, test_data, config, run)
             run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
 
 
-def train(model, network, optimizer, position, checkpoints, train_data, test_data, config, run):
+def train(model, network, optimizer, position, checkpoints, notice, train_data, test_data, config, run):
     """Trains from the position {epoch, step, loss_sum of the epoch so far} to the end."""
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
     num_steps, device = num_steps_of(config, batches), next(network.parameters()).device
@@ -71,34 +73,40 @@ def train(model, network, optimizer, position, checkpoints, train_data, test_dat
         # has no rows left.
         with model.join() if config.join else contextlib.nullcontext():
             seconds, num_rows = train_epoch(
-                model, network, optimizer, position, checkpoints, train_data, batches, num_steps, config, run
+                model, network, optimizer, position, checkpoints, notice, train_data, batches, num_steps, config, run
             )
         if config.join:
             share_momentum(optimizer)
         done = min(num_steps, (epoch + 1) * batches.steps_per_epoch)
         rows_of_epoch = min((done - epoch * batches.steps_per_epoch) * config.global_batch_size, len(train_data))
         run.metric("train/loss", sum_over_ranks(position["loss_sum"], device) / rows_of_epoch, done, epoch)
-        # Distributed: ranks stop their clocks at slightly different times, and who left early counted fewer rows.
-        speed = max_over_ranks(num_rows, device) / max_over_ranks(seconds, device)
-        run.metric("samples_per_second", speed, done, epoch, unit="samples/s")
+        if num_rows:  # none when the last try had taken the epoch's last step
+            # Distributed: ranks stop their clocks at slightly different times, and who left early counted fewer rows.
+            speed = max_over_ranks(num_rows, device) / max_over_ranks(seconds, device)
+            run.metric("samples_per_second", speed, done, epoch, unit="samples/s")
         accuracy = evaluate(network, test_data, config)
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
         position.update(epoch=epoch + 1, step=0, loss_sum=0.0)
         save_checkpoint(network, optimizer, position, checkpoints, config, run, len(train_data))
+        notice.saved()
 
 
-def train_epoch(model, network, optimizer, position, checkpoints, train_data, batches, num_steps, config, run):
+def train_epoch(model, network, optimizer, position, checkpoints, notice, train_data, batches, num_steps, config, run):
     """Takes the position to the epoch's end (or to `num_steps`). Returns seconds and rows of all ranks in them."""
     epoch, first_step = position["epoch"], position["epoch"] * batches.steps_per_epoch
     steps = range(position["step"], min(batches.steps_per_epoch, num_steps - first_step))
     # Distributed: the sampler: every worker knows the whole order of the epoch and takes its own share of each batch.
     rank, world_size = dist.get_rank(), dist.get_world_size()
     loader = loader_of(train_data, batches, epoch, steps, rank, world_size, config.num_loader_workers)
-    started, num_rows = time.perf_counter(), 0
+    device, started, num_rows = next(network.parameters()).device, time.perf_counter(), 0
     shown = started
     network.train()
     for step, (ids, batch_size, images, labels) in zip(steps, loader, strict=True):
+        last = step + 1 == steps.stop
+        # Distributed: a notice reaches ranks at different moments, and their clocks differ: all do what the most urgent
+        # wish says, after this step. The exchange goes on beside it. Where some leave the epoch early, it is left out.
+        answer = ask_all(0 if config.join and last else notice.wish(first_step + step + 1, last), device)
         if config.join and not len(ids):
             break  # Distributed: a last batch of fewer rows than workers leaves some without any.
         run.rows(epoch, step, ids)
@@ -111,9 +119,9 @@ def train_epoch(model, network, optimizer, position, checkpoints, train_data, ba
         if time.perf_counter() - shown > 2:
             shown = time.perf_counter()
             run.progress(first_step + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}")
-        every = config.checkpoint_every_steps
-        if every and (first_step + step + 1) % every == 0 and step + 1 < steps.stop:
+        if wish := answer():
             save_checkpoint(network, optimizer, position, checkpoints, config, run, len(train_data))
+            notice.saved(wish)
     return time.perf_counter() - started, num_rows
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from data import Batches, ImageData, loader_of
 from model import torch_network
+from preempt import Notice
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
@@ -37,31 +38,34 @@ def main():
     ):
         position = load_checkpoint(network, optimizer, checkpoints, config, len(train_data))
         run.restore(position["epoch"], position["step"], generation=time.time())
-        train(model, network, optimizer, position, checkpoints, train_data, test_data, config, run)
+        notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
+        train(model, network, optimizer, position, checkpoints, notice, train_data, test_data, config, run)
         run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
 
 
-def train(model, network, optimizer, position, checkpoints, train_data, test_data, config, run):
+def train(model, network, optimizer, position, checkpoints, notice, train_data, test_data, config, run):
     """Trains from the position {epoch, step, loss_sum of the epoch so far} to the end."""
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
     num_steps = num_steps_of(config, batches)
     while position["epoch"] * batches.steps_per_epoch < num_steps:
         epoch = position["epoch"]
         seconds, num_rows = train_epoch(
-            model, network, optimizer, position, checkpoints, train_data, batches, num_steps, config, run
+            model, network, optimizer, position, checkpoints, notice, train_data, batches, num_steps, config, run
         )
         done = min(num_steps, (epoch + 1) * batches.steps_per_epoch)
         rows_of_epoch = min((done - epoch * batches.steps_per_epoch) * config.global_batch_size, len(train_data))
         run.metric("train/loss", position["loss_sum"] / rows_of_epoch, done, epoch)
-        run.metric("samples_per_second", num_rows / seconds, done, epoch, unit="samples/s")
+        if num_rows:  # none when the last try had taken the epoch's last step
+            run.metric("samples_per_second", num_rows / seconds, done, epoch, unit="samples/s")
         accuracy = evaluate(network, test_data, config)
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
         position.update(epoch=epoch + 1, step=0, loss_sum=0.0)
         save_checkpoint(network, optimizer, position, checkpoints, config, run, len(train_data))
+        notice.saved()
 
 
-def train_epoch(model, network, optimizer, position, checkpoints, train_data, batches, num_steps, config, run):
+def train_epoch(model, network, optimizer, position, checkpoints, notice, train_data, batches, num_steps, config, run):
     """Takes the position to the epoch's end (or to `num_steps`). Returns seconds and rows in them."""
     epoch, first_step = position["epoch"], position["epoch"] * batches.steps_per_epoch
     steps = range(position["step"], min(batches.steps_per_epoch, num_steps - first_step))
@@ -79,9 +83,9 @@ def train_epoch(model, network, optimizer, position, checkpoints, train_data, ba
         if time.perf_counter() - shown > 2:
             shown = time.perf_counter()
             run.progress(first_step + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}")
-        every = config.checkpoint_every_steps
-        if every and (first_step + step + 1) % every == 0 and step + 1 < steps.stop:
+        if wish := notice.wish(first_step + step + 1, step + 1 == steps.stop):
             save_checkpoint(network, optimizer, position, checkpoints, config, run, len(train_data))
+            notice.saved(wish)
     return time.perf_counter() - started, num_rows
 
 

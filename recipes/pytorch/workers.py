@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.control_plane import worker_main
 
+from preempt import Preempted
+
 
 @contextlib.contextmanager
 def joined_world(config):
@@ -39,8 +41,12 @@ def joined_world(config):
     # Distributed: waits until all world_size processes are there, and connects them.
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
-        with answers_when_asked(config):
-            yield dist.get_rank(), dist.get_world_size(), device  # Distributed: who am I, among how many?
+        preempted = None
+        try:
+            with answers_when_asked(config):
+                yield dist.get_rank(), dist.get_world_size(), device  # Distributed: who am I, among how many?
+        except Preempted as error:
+            preempted = error
         # Distributed: nobody leaves while another still waits for an answer. They meet in the store: that
         # is no exchange.
         store.set(f"done{rank}", "")
@@ -51,6 +57,8 @@ def joined_world(config):
         time.sleep(0.2)
     finally:
         dist.destroy_process_group()  # Distributed: leaves the others in order.
+    if preempted:
+        raise preempted
 
 
 @contextlib.contextmanager
@@ -102,6 +110,14 @@ def shared_now():
     now = now.cuda() if dist.get_backend() == "nccl" else now
     dist.broadcast(now, src=0)
     return now.item()
+
+
+def ask_all(wish, device):
+    """Begins to exchange the ranks' wishes (see preempt.py); returns a function that waits for the most urgent one."""
+    # Distributed: the exchange goes on while the step is computed, and costs next to nothing.
+    most = torch.tensor(wish, device=device)
+    work = dist.all_reduce(most, op=dist.ReduceOp.MAX, async_op=True)
+    return lambda: work.wait() and most.item()
 
 
 def sum_over_ranks(value, device):

@@ -11,8 +11,8 @@ Expect:  test accuracy of at least 0.97 on handwritten digits, in under a minute
 Source:  Moritz et al. 2018, "Ray: A Distributed Framework for Emerging AI Applications"; Ray Train's documentation.
 """
 
-import contextlib
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,12 +22,14 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch.nn import functional as F
 
+from checkpoints import fit, last_whole, report, with_status
 from data import datasets_of, num_rows_of, read_manifest, remove_shards, write_shards
 from model import torch_network
+from preempt import Notice
 from runrecord import RunRecord, check_position, load_config, read_records
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import for_arrow
@@ -51,7 +53,7 @@ def main():
         storage_path, file_system = for_arrow(config.checkpoint_dir)
         datasets = datasets_of(config, manifest, shards)
         trainer = TorchTrainer(
-            train_worker,
+            with_status(train_worker),
             train_loop_config={"config": vars(config), "manifest": manifest, "began": began},
             # Distributed: so many workers, each with these resources, placed together or not at all.
             # Distributed: SPREAD: on as many nodes as there are; left alone, Ray packs workers together.
@@ -78,17 +80,9 @@ def main():
             dataset_config=DataConfig(datasets_to_split=[]),
         )
         run.metric("seconds/prepare", time.perf_counter() - clock, step=0, unit="s")
-        with told_in_one_line():
-            trainer.fit()
-        remove_shards(config, shards)
-
-
-@contextlib.contextmanager
-def told_in_one_line():
-    try:
-        yield
-    except ray.train.TrainingFailedError as error:
-        raise SystemExit(f"Ray Train gave up: {str(error).strip().splitlines()[-1]}") from None
+        if not (status := fit(trainer)):
+            remove_shards(config, shards)
+    return status
 
 
 def train_worker(settings):
@@ -108,9 +102,9 @@ def train_worker(settings):
     attempt, generation = agreed_attempt(config, settings["began"])
     facts = {"ray": ray.__version__, "torch": torch.__version__, "device": str(device), "node": context.get_node_rank()}
     with RunRecord(config.output_dir, rank, world_size, context.get_local_rank(), attempt=attempt, **facts) as run:
-        epoch = load_checkpoint(network, optimizer, config, num_rows_of(config, manifest, "train"))
-        run.restore(epoch, 0, generation=generation)
-        train(model, network, optimizer, epoch, config, manifest, run)
+        position = load_checkpoint(network, optimizer, config, num_rows_of(config, manifest, "train"))
+        run.restore(position["epoch"], position["step"], generation=generation)
+        train(model, network, optimizer, position, config, manifest, run)
         run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
         dist.barrier()  # Distributed: nobody leaves while another still waits for an answer.
 
@@ -132,7 +126,9 @@ def my_shards(config, split):
     return [ray.train.get_dataset_shard(f"{split}-{shard}") for shard in mine]
 
 
-def train(model, network, optimizer, epoch, config, manifest, run):
+def train(model, network, optimizer, position, config, manifest, run):
+    """Trains from the position {epoch, step, loss_sum of the epoch so far, accuracy} to the end."""
+    notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
     num_rows = num_rows_of(config, manifest, "train")
     steps_per_epoch, num_steps = num_steps_of(config, num_rows)
     shards, device = my_shards(config, "train"), ray.train.torch.get_device()
@@ -142,33 +138,41 @@ def train(model, network, optimizer, epoch, config, manifest, run):
         for shard in my_shards(config, "test")
         for batch in shard.iter_torch_batches(batch_size=256, device=device)
     ]
-    while epoch * steps_per_epoch < num_steps:
-        first = epoch * steps_per_epoch
-        steps = range(min(steps_per_epoch, num_steps - first))
-        started, loss_sum, taken = time.perf_counter(), 0.0, 0
+    while (first := position["epoch"] * steps_per_epoch) < num_steps:
+        epoch, started, taken = position["epoch"], time.perf_counter(), 0
+        steps = range(position["step"], min(steps_per_epoch, num_steps - first))
         network.train()
-        for step, batch in zip(steps, joined(shards, len(steps), config, epoch, device), strict=True):
+        for step, batch in zip(steps, joined(shards, steps, config, epoch, device), strict=True):
+            # Distributed: a notice reaches ranks at different moments, and their clocks differ: all do what the most
+            # urgent wish says, after this step. The exchange goes on beside it.
+            wish = torch.tensor(notice.wish(first + step + 1, step + 1 == steps.stop), device=device)
+            exchange = dist.all_reduce(wish, dist.ReduceOp.MAX, async_op=True)
             run.rows(epoch, step, batch["id"].cpu().numpy())
             size = min(config.global_batch_size, num_rows - step * config.global_batch_size)  # of all workers together
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(epoch + step / steps_per_epoch, config)
-            loss_sum += run.finite(train_step(model, optimizer, batch, size), epoch, step)
-            taken += size
+            position["loss_sum"] += run.finite(train_step(model, optimizer, batch, size), epoch, step)
+            position["step"], taken = step + 1, taken + size
             if step % 50 == 49:
                 run.progress(first + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}")
-        done = first + len(steps)
-        run.metric("train/loss", sum_over_ranks(loss_sum) / taken, done, epoch)
-        # Distributed: ranks stop their clocks at slightly different times; the slowest one's counts.
-        speed = taken / max_over_ranks(time.perf_counter() - started)
-        run.metric("samples_per_second", speed, done, epoch, unit="samples/s")
+            if exchange.wait() and wish.item():
+                save_checkpoint(network, optimizer, position, config, run, num_rows)
+                notice.saved(wish.item())
+        done, rows_of_epoch = first + steps.stop, min(steps.stop * config.global_batch_size, num_rows)
+        run.metric("train/loss", sum_over_ranks(position["loss_sum"]) / rows_of_epoch, done, epoch)
+        if taken:  # nothing when the last try had taken the epoch's last step
+            # Distributed: ranks stop their clocks at slightly different times; the slowest one's counts.
+            speed = taken / sum_over_ranks(time.perf_counter() - started, dist.ReduceOp.MAX)
+            run.metric("samples_per_second", speed, done, epoch, unit="samples/s")
         accuracy = evaluate(network, test, manifest)
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
-        epoch += 1
-        save_checkpoint(network, optimizer, epoch, accuracy, config, run, num_rows)
+        position.update(epoch=epoch + 1, step=0, loss_sum=0.0, accuracy=accuracy)
+        save_checkpoint(network, optimizer, position, config, run, num_rows)
+        notice.saved()
 
 
-def joined(shards, num_steps, config, epoch, device):
+def joined(shards, steps, config, epoch, device):
     """Yields this worker's part of each global batch, {id, label, image}: equally many rows of each of its shards."""
     how = {
         "batch_size": config.global_batch_size // config.num_shards,
@@ -180,13 +184,14 @@ def joined(shards, num_steps, config, epoch, device):
     # Distributed: tasks of Ray Data send blocks, and a thread prepares the next batches, while this worker computes.
     streams = [iter(shard.iter_torch_batches(**how)) for shard in shards]
     batch = None
-    for _ in range(num_steps):
+    for step in range(steps.stop):
         parts = [part for stream in streams if (part := next(stream, None)) is not None]
         # Distributed: shards may differ by a row, and a last batch may have none for this worker. It takes part all the
         # same, with nothing to add: the others wait for it in the exchange.
         parts = parts or [{name: values[:0] for name, values in batch.items()}]
         batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        yield seen_as_channels_first(batch)
+        if step >= steps.start:  # the batches before it were taken by an earlier try
+            yield seen_as_channels_first(batch)
 
 
 def seen_as_channels_first(batch):
@@ -220,41 +225,36 @@ def sum_over_ranks(value, op=dist.ReduceOp.SUM):
     return total.item()
 
 
-def max_over_ranks(value):
-    return sum_over_ranks(value, dist.ReduceOp.MAX)
-
-
-def save_checkpoint(network, optimizer, epoch, accuracy, config, run, num_rows):
+def save_checkpoint(network, optimizer, position, config, run, num_rows):
     """Hands a checkpoint to Ray Train, which copies it to `storage_path` and only then counts it as one."""
-    metrics = {"epoch": epoch, "accuracy": accuracy}
-    # Distributed: every rank reports, or all would wait; parameters are equal, so one of them writes.
-    if dist.get_rank() > 0:
-        ray.train.report(metrics)
+    position = {**position, "loss_sum": sum_over_ranks(position["loss_sum"])}
+    if dist.get_rank() > 0:  # Distributed: parameters are equal, so one of them writes.
+        report(position, None)
         return
     with tempfile.TemporaryDirectory() as folder:
-        content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
+        content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "position": position}
         content["depends_on"] = depends_on(config, num_rows)
-        torch.save(content, Path(folder) / "last.pt")
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))  # Distributed: the one that writes.
-    run.checkpoint(config.checkpoint_dir, epoch, 0)
+        torch.save(content, Path(folder) / "state.pt")
+        report(position, folder)
+    run.checkpoint(config.checkpoint_dir, position["epoch"], position["step"])
 
 
 def load_checkpoint(network, optimizer, config, num_rows):
-    """Fills network and optimizer from the checkpoint that Ray Train hands over; returns the epoch to go on with."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
+    """Fills network and optimizer from the last checkpoint, if there is one; returns the position to go on with."""
     # Distributed: each worker reads it from the storage, wherever it runs.
-    with checkpoint.as_directory() as folder:
-        content = torch.load(os.path.join(folder, "last.pt"), map_location="cpu", weights_only=True)
-    check_position(config.checkpoint_dir, content.get("depends_on", {}), depends_on(config, num_rows))
+    with last_whole() as folder:
+        if folder is None:
+            return {"epoch": 0, "step": 0, "loss_sum": 0.0, "accuracy": 0.0}
+        content = torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=True)
+    check_position(config.checkpoint_dir, content["depends_on"], depends_on(config, num_rows))
     try:
         network.load_state_dict(content["network"])
     except RuntimeError as error:
         raise SystemExit(f"the checkpoint is from another model: {error}; use another checkpoint_dir") from None
     optimizer.load_state_dict(content["optimizer"])
-    return content["epoch"]
+    # Distributed: the epoch's sum so far is that of all ranks: one of them keeps it.
+    return {**content["position"], **({} if dist.get_rank() == 0 else {"loss_sum": 0.0})}
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

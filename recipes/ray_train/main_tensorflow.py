@@ -10,6 +10,7 @@ Source:  Ray Train's documentation, "Get Started with Distributed Training using
 
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,17 +19,18 @@ from types import SimpleNamespace
 import numpy as np
 import ray
 import ray.train
-from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.tensorflow import TensorflowTrainer
 
+from checkpoints import fit, last_whole, report, with_status
 from data import datasets_of, num_rows_of, read_manifest, remove_shards, write_shards
+from model_tensorflow import build
+from preempt import Notice
 from runrecord import RunRecord, check_position, load_config, read_records
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import for_arrow
 from tfrun import be_patient
 from workers import connect, require_free
-
-NUM_GROUPS = 8
 
 
 def main():
@@ -47,7 +49,7 @@ def main():
         # Distributed: every worker must reach the checkpoints: a folder that all see, or an object store.
         storage_path, file_system = for_arrow(config.checkpoint_dir)
         trainer = TensorflowTrainer(
-            train_worker,
+            with_status(train_worker),
             train_loop_config={"config": vars(config), "manifest": manifest, "began": began},
             # Distributed: so many workers, on as many nodes as there are. Ray tells each the addresses of
             # all, in TF_CONFIG.
@@ -69,11 +71,9 @@ def main():
             dataset_config=DataConfig(datasets_to_split=[]),
         )
         run.metric("seconds/prepare", time.perf_counter() - clock, step=0, unit="s")
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise SystemExit(f"Ray Train gave up: {str(error).strip().splitlines()[-1]}") from None
-        remove_shards(config, shards)
+        if not (status := fit(trainer)):
+            remove_shards(config, shards)
+    return status
 
 
 def train_worker(settings):
@@ -104,15 +104,15 @@ def train_worker(settings):
     ):  # Distributed: variables made here are mirrored; every worker begins with the first one's values.
         model = build(keras, manifest["schema"]["images"]["shape"][1:], len(manifest["classes"]), config.width)
         optimizer = keras.optimizers.SGD(0.0, config.momentum, nesterov=config.momentum > 0)
-        epoch = tf.Variable(0, dtype=tf.int64)
-    keeper = tf.train.Checkpoint(model=model, optimizer=optimizer, epoch=epoch)
-    if checkpoint := ray.train.get_checkpoint():
-        # Distributed: each worker reads what the first one has written, wherever it runs.
-        with checkpoint.as_directory() as folder:
-            path = Path(folder) / "depends_on.json"
-            theirs = json.loads(path.read_text()) if path.exists() else {}
-            check_position(config.checkpoint_dir, theirs, depends_on(config, num_rows_of(config, manifest, "train")))
-            keeper.restore(tf.train.latest_checkpoint(folder)).assert_existing_objects_matched()
+    keeper = tf.train.Checkpoint(model=model, optimizer=optimizer)
+    position = {"epoch": 0, "step": 0, "loss_sum": 0.0, "accuracy": 0.0}
+    # Distributed: each worker reads what the first one has written, wherever it runs.
+    with last_whole() as folder:
+        if folder:
+            position = json.loads((Path(folder) / "position.json").read_text())
+            mine = depends_on(config, num_rows_of(config, manifest, "train"))
+            check_position(config.checkpoint_dir, position.pop("depends_on"), mine)
+            keeper.read(str(Path(folder) / "state")).assert_existing_objects_matched()
     exchange = sum_of(tf, strategy)
     earlier = [
         events for events in read_records(config.output_dir) if events[0]["rank"] == 0 and events[0]["role"] == "worker"
@@ -127,13 +127,15 @@ def train_worker(settings):
         "node": context.get_node_rank(),
     }
     with RunRecord(config.output_dir, rank, world_size, context.get_local_rank(), attempt=attempt, **facts) as run:
-        run.restore(int(epoch.numpy()), 0, generation=generation)
-        train(tf, strategy, model, optimizer, epoch, keeper, exchange, config, manifest, run)
+        run.restore(position["epoch"], position["step"], generation=generation)
+        train(tf, strategy, model, optimizer, position, keeper, exchange, config, manifest, run)
         run.digest(variable.numpy() for variable in model.variables)
         exchange(0.0)  # Distributed: nobody leaves while another still waits for an answer.
 
 
-def train(tf, strategy, model, optimizer, epoch, keeper, exchange, config, manifest, run):
+def train(tf, strategy, model, optimizer, position, keeper, exchange, config, manifest, run):
+    """Trains from the position {epoch, step, loss_sum of the epoch so far, over all workers, accuracy} to the end."""
+    notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
     num_rows = num_rows_of(config, manifest, "train")
     steps_per_epoch, num_steps = num_steps_of(config, num_rows)
     context = ray.train.get_context()
@@ -145,7 +147,7 @@ def train(tf, strategy, model, optimizer, epoch, keeper, exchange, config, manif
     ]
 
     @tf.function(reduce_retracing=True)
-    def step(images, labels, size):
+    def step(images, labels, size, wish):
         def on_replica(images, labels):
             with tf.GradientTape() as tape:
                 loss = tf.reduce_sum(
@@ -157,30 +159,40 @@ def train(tf, strategy, model, optimizer, epoch, keeper, exchange, config, manif
             return loss
 
         # Distributed: every worker runs the step at the same time, each on its own share.
-        return strategy.run(on_replica, (images, labels))
+        # The workers' wishes for a checkpoint (see preempt.py) are added up in it, too: all save after the same step.
+        loss = strategy.run(on_replica, (images, labels))
+        return loss, strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(tf.identity, [wish]), axis=None)
 
-    while (first := int(epoch.numpy()) * steps_per_epoch) < num_steps:
-        number, started, loss_sum, taken = int(epoch.numpy()), time.perf_counter(), 0.0, 0
-        steps = range(min(steps_per_epoch, num_steps - first))
-        for index, batch in zip(steps, joined(shards, len(steps), config, number), strict=True):
+    while (first := position["epoch"] * steps_per_epoch) < num_steps:
+        number, started, loss_sum, taken = position["epoch"], time.perf_counter(), 0.0, 0
+        steps = range(position["step"], min(steps_per_epoch, num_steps - first))
+        for index, batch in zip(steps, joined(shards, steps, config, number), strict=True):
             run.rows(number, index, batch["id"])
             size = min(config.global_batch_size, num_rows - index * config.global_batch_size)  # of all workers together
             optimizer.learning_rate = learning_rate_at(number + index / steps_per_epoch, config)
-            loss_sum += run.finite(float(step(batch["image"], batch["label"], float(size))), number, index)
+            wish = tf.constant(notice.wish(first + index + 1, index + 1 == steps.stop))
+            loss, wish = step(batch["image"], batch["label"], float(size), wish)
+            loss_sum += run.finite(float(loss), number, index)
             taken += size
-        done = first + len(steps)
-        run.metric("train/loss", exchange(loss_sum) / taken, done, number)
-        if context.get_world_rank() == 0:
+            if int(wish):
+                position["loss_sum"], loss_sum = position["loss_sum"] + exchange(loss_sum), 0.0
+                position["step"] = index + 1
+                save(keeper, position, config, run, num_rows)
+                notice.saved(int(wish))
+        done, rows_of_epoch = first + steps.stop, min(steps.stop * config.global_batch_size, num_rows)
+        run.metric("train/loss", (position["loss_sum"] + exchange(loss_sum)) / rows_of_epoch, done, number)
+        if context.get_world_rank() == 0 and taken:
             run.metric("samples_per_second", taken / (time.perf_counter() - started), done, number, unit="samples/s")
         right = sum(int((model(batch["image"]).numpy().argmax(1) == batch["label"]).sum()) for batch in tests)
         accuracy = exchange(right) / manifest["rows"]["test"]
         run.metric("eval/accuracy", accuracy, done, number)
         run.progress(done, num_steps, f"epoch {number + 1}  accuracy {accuracy:.4f}")
-        epoch.assign_add(1)
-        save(keeper, number + 1, accuracy, config, run, num_rows)
+        position.update(epoch=number + 1, step=0, loss_sum=0.0, accuracy=accuracy)
+        save(keeper, position, config, run, num_rows)
+        notice.saved()
 
 
-def joined(shards, num_steps, config, epoch):
+def joined(shards, steps, config, epoch):
     """Yields this worker's part of each global batch, {id, label, image}.
 
     It has an equal number of rows of each of the worker's shards, shuffled.
@@ -194,26 +206,27 @@ def joined(shards, num_steps, config, epoch):
     # Distributed: blocks arrive from Ray Data's tasks while this worker computes.
     streams = [iter(shard.iter_batches(**how)) for shard in shards]
     batch = None
-    for _ in range(num_steps):
+    for step in range(steps.stop):
         parts = [part for stream in streams if (part := next(stream, None)) is not None]
         # Without rows for a last batch it takes part all the same: the others wait for it in the exchange.
         parts = parts or [{name: values[:0] for name, values in batch.items()}]
         batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        yield batch
+        if step >= steps.start:  # the batches before it were taken by an earlier try
+            yield batch
 
 
-def save(keeper, number, accuracy, config, run, num_rows):
+def save(keeper, position, config, run, num_rows):
     """Hands a checkpoint to Ray Train, which copies it to `storage_path` and only then counts it as one."""
-    metrics = {"epoch": number, "accuracy": accuracy}
     with tempfile.TemporaryDirectory() as folder:
         # Distributed: reading mirrored variables can take all workers, so all write; the first one's files
         # are handed on.
-        keeper.save(str(Path(folder) / "epoch"))
-        (Path(folder) / "depends_on.json").write_text(json.dumps(depends_on(config, num_rows)))
+        keeper.write(str(Path(folder) / "state"))
+        text = json.dumps({**position, "depends_on": depends_on(config, num_rows)})
+        (Path(folder) / "position.json").write_text(text)
         first = ray.train.get_context().get_world_rank() == 0
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder) if first else None)
+        report(position, folder if first else None)
     if first:
-        run.checkpoint(config.checkpoint_dir, number, 0)
+        run.checkpoint(config.checkpoint_dir, position["epoch"], position["step"])
 
 
 def sum_of(tf, strategy):
@@ -227,24 +240,5 @@ def sum_of(tf, strategy):
     return lambda value: float(total(tf.constant(value, tf.float64)))
 
 
-def build(keras, image_shape, num_classes, width):
-    """model.py's network in Keras: images float32 (batch, height, width, channels) to logits (batch, num_classes)."""
-    layers = keras.layers
-
-    def convolution(x, features, strides=1):
-        # One pixel on each side, as PyTorch pads.
-        x = layers.Conv2D(features, 3, strides, use_bias=False)(layers.ZeroPadding2D(1)(x))
-        return layers.GroupNormalization(NUM_GROUPS, epsilon=1e-5)(x)
-
-    def residual(x, features):
-        inner = convolution(layers.ReLU()(convolution(x, features)), features)
-        return layers.ReLU()(layers.Add()([x, inner]))
-
-    inputs = keras.Input(image_shape)
-    x = residual(layers.ReLU()(convolution(inputs, width)), width)
-    x = residual(layers.ReLU()(convolution(x, 2 * width, strides=2)), 2 * width)
-    return keras.Model(inputs, layers.Dense(num_classes)(layers.GlobalAveragePooling2D()(x)))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

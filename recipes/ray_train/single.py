@@ -15,8 +15,10 @@ import torch
 from torch.nn import functional as F
 
 from model import torch_network
+from preempt import Notice
 from runrecord import RunRecord, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
+from storage import Checkpoints
 
 
 def main():
@@ -32,10 +34,13 @@ def main():
     train_shards = shards_of(config, manifest, "train", device)
     test_shards = shards_of(config, manifest, "test", device)
     num_rows = sum(len(shard["id"]) for shard in train_shards)
-    with RunRecord(config.output_dir, 0, 1, torch=torch.__version__, device=str(device)) as run:
-        epoch = load_checkpoint(network, optimizer, config, num_rows)
-        run.restore(epoch, 0, generation=time.time())
-        train(network, optimizer, epoch, config, train_shards, test_shards, num_rows, run)
+    with (
+        RunRecord(config.output_dir, 0, 1, torch=torch.__version__, device=str(device)) as run,
+        Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
+    ):
+        position = load_checkpoint(network, optimizer, checkpoints, config, num_rows)
+        run.restore(position["epoch"], position["step"], generation=time.time())
+        train(network, optimizer, position, checkpoints, config, train_shards, test_shards, num_rows, run)
         run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
 
 
@@ -53,39 +58,46 @@ def shards_of(config, manifest, split, device):
     return found
 
 
-def train(network, optimizer, epoch, config, train_shards, test_shards, num_rows, run):
+def train(network, optimizer, position, checkpoints, config, train_shards, test_shards, num_rows, run):
+    """Trains from the position {epoch, step, loss_sum of the epoch so far, accuracy} to the end."""
+    notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
     steps_per_epoch, num_steps = num_steps_of(config, num_rows)
-    while epoch * steps_per_epoch < num_steps:
-        first = epoch * steps_per_epoch
-        steps = range(min(steps_per_epoch, num_steps - first))
-        started, loss_sum, taken = time.perf_counter(), 0.0, 0
+    while (first := position["epoch"] * steps_per_epoch) < num_steps:
+        epoch, started, taken = position["epoch"], time.perf_counter(), 0
+        steps = range(position["step"], min(steps_per_epoch, num_steps - first))
         network.train()
-        for step, batch in zip(steps, joined(train_shards, len(steps), config, epoch), strict=True):
+        for step, batch in zip(steps, joined(train_shards, steps, config, epoch), strict=True):
+            wish = notice.wish(first + step + 1, step + 1 == steps.stop)
             run.rows(epoch, step, batch["id"].cpu().numpy())
             size = min(config.global_batch_size, num_rows - step * config.global_batch_size)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(epoch + step / steps_per_epoch, config)
-            loss_sum += run.finite(train_step(network, optimizer, batch, size), epoch, step)
-            taken += size
+            position["loss_sum"] += run.finite(train_step(network, optimizer, batch, size), epoch, step)
+            position["step"], taken = step + 1, taken + size
             if step % 50 == 49:
                 run.progress(first + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}")
-        done = first + len(steps)
-        run.metric("train/loss", loss_sum / taken, done, epoch)
-        speed = taken / (time.perf_counter() - started)
-        run.metric("samples_per_second", speed, done, epoch, unit="samples/s")
+            if wish:
+                save_checkpoint(network, optimizer, position, checkpoints, config, num_rows)
+                notice.saved(wish)
+        done, rows_of_epoch = first + steps.stop, min(steps.stop * config.global_batch_size, num_rows)
+        run.metric("train/loss", position["loss_sum"] / rows_of_epoch, done, epoch)
+        if taken:  # nothing when the last try had taken the epoch's last step
+            speed = taken / (time.perf_counter() - started)
+            run.metric("samples_per_second", speed, done, epoch, unit="samples/s")
         accuracy = evaluate(network, test_shards)
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
-        epoch += 1
-        save_checkpoint(network, optimizer, epoch, config, run, num_rows)
+        position.update(epoch=epoch + 1, step=0, loss_sum=0.0, accuracy=accuracy)
+        save_checkpoint(network, optimizer, position, checkpoints, config, num_rows)
+        notice.saved()
 
 
-def joined(shards, num_steps, config, epoch):
+def joined(shards, steps, config, epoch):
     """Yields each batch, {id, label, image}: equally many rows of each shard."""
     size = config.global_batch_size // config.num_shards
     # Drawn as Ray Data's shuffle buffer draws it from this seed, so that both programs take the same batches.
     orders = [np.random.default_rng(config.seed * 1000 + epoch).permutation(len(shard["id"])) for shard in shards]
-    for step in range(num_steps):
+    for step in steps:
         places = [order[step * size : (step + 1) * size] for order in orders]
         parts = [
             {name: values[place] for name, values in shard.items()} for shard, place in zip(shards, places, strict=True)
@@ -115,30 +127,28 @@ def evaluate(network, test):
     return num_correct / sum(len(batch["id"]) for batch in test)
 
 
-def save_checkpoint(network, optimizer, epoch, config, run, num_rows):
-    """Writes beside the last checkpoint and renames: it is whole or not there."""
-    path = Path(config.checkpoint_dir) / "last.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
+def save_checkpoint(network, optimizer, position, checkpoints, config, num_rows):
+    """Network, optimizer and position; the checkpoint is whole or not there."""
+    content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "position": position}
     content["depends_on"] = depends_on(config, num_rows)
-    torch.save(content, path.with_suffix(".partial"))
-    path.with_suffix(".partial").replace(path)
-    run.checkpoint(path, epoch, 0)
+    name = f"epoch-{position['epoch']:05d}-step-{position['step']:08d}"
+    with checkpoints.save(name, position["epoch"], position["step"]) as folder:
+        torch.save(content, folder / "state.pt")
 
 
-def load_checkpoint(network, optimizer, config, num_rows):
-    """Fills network and optimizer from the last checkpoint, if there is one; returns the epoch to go on with."""
-    path = Path(config.checkpoint_dir) / "last.pt"
-    if not path.exists():
-        return 0
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    check_position(path, content.get("depends_on", {}), depends_on(config, num_rows))
+def load_checkpoint(network, optimizer, checkpoints, config, num_rows):
+    """Fills network and optimizer from the last checkpoint, if there is one; returns the position to go on with."""
+    folder = checkpoints.last()
+    if folder is None:
+        return {"epoch": 0, "step": 0, "loss_sum": 0.0, "accuracy": 0.0}
+    content = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    check_position(config.checkpoint_dir, content["depends_on"], depends_on(config, num_rows))
     try:
         network.load_state_dict(content["network"])
     except RuntimeError as error:
         raise SystemExit(f"the checkpoint is from another model: {error}; use another checkpoint_dir") from None
     optimizer.load_state_dict(content["optimizer"])
-    return content["epoch"]
+    return content["position"]
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def from_tfrecords(data, batches, strategy, config, steps):
         all_epochs = (
             functools.reduce(tf.data.Dataset.concatenate, epochs) if epochs else filling.batch(rows_per_step, True)
         )
-        return all_epochs.enumerate(steps.start).map(place)
+        return all_epochs.skip(steps.start % batches.steps_per_epoch).enumerate(steps.start).map(place)
 
     if config.auto_shard == "data":
         return with_options(pipeline(1, 0), config, "data")

@@ -10,16 +10,16 @@ Source:  TensorFlow's guide "DTensor concepts"; Shoeybi et al. 2019, "Megatron-L
 """
 
 import json
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 
 from data import Batches, ImageData
+from preempt import Notice
 from runrecord import RunRecord, load_config
 from runtime import claim_checkpoints, prepare, task, tf
 from settings import check_settings, learning_rate_at, num_steps_of
+from storage import Checkpoints
 
 dtensor = tf.experimental.dtensor
 
@@ -31,12 +31,15 @@ def main():
     mesh = make_mesh(config)
     train_data = ImageData(config.data_dir, "train", config.max_rows)
     test_data = ImageData(config.data_dir, "test")
-    with RunRecord(config.output_dir, 0, 1, 0, "worker", task().attempt, **facts) as run:
-        values, velocities, epoch = load_checkpoint(config) or initial_values(train_data, config)
+    with (
+        RunRecord(config.output_dir, 0, 1, 0, "worker", task().attempt, **facts) as run,
+        Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
+    ):
+        values, velocities, position = load_checkpoint(checkpoints) or initial_values(train_data, config)
         weights, velocities = on_mesh(values, mesh), on_mesh(velocities, mesh)
         report_parts(weights, run)
-        run.restore(epoch, 0, generation=time.time())
-        train(weights, velocities, epoch, mesh, train_data, test_data, config, run)
+        run.restore(position["epoch"], position["step"], generation=time.time())
+        train(weights, velocities, position, checkpoints, mesh, train_data, test_data, config, run)
         run.digest(whole(variable) for variable in weights)
 
 
@@ -53,7 +56,7 @@ def make_mesh(config):
 def initial_values(data, config):
     """Start of a perceptron with one hidden layer of 16 x width units.
 
-    (weights, velocities, epoch 0), NumPy float32.
+    (weights, velocities, position), NumPy float32.
     """
     random, num_inputs, num_hidden = (
         np.random.default_rng(config.seed),
@@ -65,7 +68,7 @@ def initial_values(data, config):
     values = [
         (random.normal(size=s) * (2 / s[0]) ** 0.5 if len(s) == 2 else np.zeros(s)).astype(np.float32) for s in shapes
     ]
-    return values, [np.zeros_like(value) for value in values], 0
+    return values, [np.zeros_like(value) for value in values], {"epoch": 0, "step": 0, "loss_sum": 0.0}
 
 
 def on_mesh(values, mesh):
@@ -134,14 +137,17 @@ def make_train_step(weights, velocities, momentum):
     return train_step
 
 
-def train(weights, velocities, first_epoch, mesh, train_data, test_data, config, run):
+def train(weights, velocities, position, checkpoints, mesh, train_data, test_data, config, run):
+    """Trains from the position {epoch, step, loss_sum of the epoch so far} to the end."""
+    notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
     num_steps, step_on_mesh = num_steps_of(config, batches), make_train_step(weights, velocities, config.momentum)
     one_hot = np.eye(train_data.num_classes, dtype=np.float32)
-    for epoch in range(first_epoch, -(-num_steps // batches.steps_per_epoch)):
-        started, loss_sum = time.perf_counter(), 0.0
+    for epoch in range(position["epoch"], -(-num_steps // batches.steps_per_epoch)):
+        started, first_row = time.perf_counter(), position["step"] * config.global_batch_size
         last_step = min(batches.steps_per_epoch, num_steps - epoch * batches.steps_per_epoch)
-        for step in range(last_step):
+        for step in range(position["step"], last_step):
+            wish = notice.wish(epoch * batches.steps_per_epoch + step + 1, step + 1 == last_step)
             (rows,), weight = batches.shares(batches.order(epoch), step, 1)
             run.rows(epoch, step, rows[rows >= 0])
             images, labels = train_data.read(rows)
@@ -149,14 +155,21 @@ def train(weights, velocities, first_epoch, mesh, train_data, test_data, config,
             row_weights = np.where(rows >= 0, weight, 0).astype(np.float32)
             flat = images.reshape(len(images), -1)
             losses = step_on_mesh(*[everywhere(value, mesh) for value in (flat, one_hot[labels], row_weights, rate)])
-            loss_sum += run.finite(float(dtensor.unpack(losses)[0].numpy()[rows >= 0].sum()), epoch, step)
+            loss_sum = run.finite(float(dtensor.unpack(losses)[0].numpy()[rows >= 0].sum()), epoch, step)
+            position = {"epoch": epoch, "step": step + 1, "loss_sum": position["loss_sum"] + loss_sum}
+            if wish:
+                save_checkpoint(weights, velocities, position, checkpoints)
+                notice.saved(wish)
         seconds, num_rows = time.perf_counter() - started, min(last_step * config.global_batch_size, len(train_data))
         accuracy, done = evaluate(weights, test_data, mesh), epoch * batches.steps_per_epoch + last_step
-        run.metric("train/loss", loss_sum / num_rows, done, epoch)
-        run.metric("samples_per_second", num_rows / seconds, done, epoch, unit="samples/s")
+        run.metric("train/loss", position["loss_sum"] / num_rows, done, epoch)
+        if num_rows > first_row:  # less when the last try had taken the epoch's last step
+            run.metric("samples_per_second", (num_rows - first_row) / seconds, done, epoch, unit="samples/s")
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
-        run.checkpoint(save_checkpoint(weights, velocities, epoch + 1, config), epoch + 1, 0)
+        position = {"epoch": epoch + 1, "step": 0, "loss_sum": 0.0}
+        save_checkpoint(weights, velocities, position, checkpoints)
+        notice.saved()
 
 
 def evaluate(weights, data, mesh):
@@ -166,29 +179,25 @@ def evaluate(weights, data, mesh):
     return float((dtensor.unpack(logits)[0].numpy().argmax(1) == labels).mean())
 
 
-def save_checkpoint(weights, velocities, epoch, config):
-    """Whole variables, so that another number of devices can go on with them; written beside and renamed."""
-    path = Path(config.checkpoint_dir) / "last.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save_checkpoint(weights, velocities, position, checkpoints):
+    """Whole variables, so that another number of devices can go on with them."""
     values = {f"{number:03d}": whole(variable) for number, variable in enumerate([*weights, *velocities])}
-    with open(path.with_suffix(".partial"), "wb") as file:
-        np.savez(file, position=np.frombuffer(json.dumps({"epoch": epoch}).encode(), np.uint8), **values)
-        file.flush()
-        os.fsync(file.fileno())
-    path.with_suffix(".partial").replace(path)
-    return path
+    name = f"epoch-{position['epoch']:05d}-step-{position['step']:08d}"
+    with checkpoints.save(name, position["epoch"], position["step"]) as folder:
+        np.savez(folder / "state.npz", **values)
+        (folder / "position.json").write_text(json.dumps(position))
 
 
-def load_checkpoint(config):
-    """(weights, velocities, epoch to go on with) as NumPy arrays, or None."""
-    path = Path(config.checkpoint_dir) / "last.npz"
-    if not path.exists():
+def load_checkpoint(checkpoints):
+    """(weights, velocities, position to go on with), the first two as NumPy arrays; or None."""
+    folder = checkpoints.last()
+    if folder is None:
         return None
-    with np.load(path, allow_pickle=False) as content:
-        values = [content[name] for name in sorted(set(content.files) - {"position"})]
-        epoch = json.loads(content["position"].tobytes())["epoch"]
-    print(f"going on from {path}: epoch {epoch}", flush=True)
-    return values[: len(values) // 2], values[len(values) // 2 :], epoch
+    with np.load(folder / "state.npz", allow_pickle=False) as content:
+        values = [content[name] for name in sorted(content.files)]
+    position = json.loads((folder / "position.json").read_text())
+    print(f"going on from {folder}: epoch {position['epoch']}, step {position['step']}", flush=True)
+    return values[: len(values) // 2], values[len(values) // 2 :], position
 
 
 if __name__ == "__main__":

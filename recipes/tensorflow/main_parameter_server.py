@@ -16,7 +16,7 @@ import numpy as np
 
 from data import Batches, ImageData
 from model import build, make_optimizer, train_step
-from parameter_servers import clear, evaluate, make_checkpoints, make_log, note, report_epoch, report_steps, serve
+from parameter_servers import Kept, clear, evaluate, make_log, note, report_epoch, report_steps, serve
 from runrecord import RunRecord, load_config
 from runtime import claim_checkpoints, prepare, task, tf
 from settings import check_settings, learning_rate_at, num_steps_of
@@ -54,7 +54,7 @@ def coordinate(config, run):
         optimizer.build(model.trainable_variables)
     # Distributed: what was done is written down on a ps, where it outlives the worker that did it.
     log = make_log(batches.steps_per_epoch, config.global_batch_size)
-    checkpoints = make_checkpoints(model, optimizer, config)
+    checkpoints = Kept(model, optimizer, config, run)
     run.restore(int(checkpoints.epoch), 0, generation=time.time())
     # Distributed: every worker reads the table itself, once; the chief sends row numbers only, so that it decides who
     # takes which rows, and those of a worker that died go to another one.
@@ -68,8 +68,7 @@ def coordinate(config, run):
         done = min(num_steps, (epoch + 1) * batches.steps_per_epoch)
         run.finite(loss_sum, epoch, (done - 1) % job.batches.steps_per_epoch)
         report_epoch(run, epoch, done, num_steps, loss_sum / num_rows, num_rows / seconds, accuracy)
-        checkpoints.epoch.assign(epoch + 1)
-        run.checkpoint(checkpoints.save(), epoch + 1, 0)  # Distributed: the chief saves what the ps hold
+        checkpoints.save(epoch + 1)  # Distributed: the chief saves what the ps hold
     run.digest(variable.numpy() for variable in model.variables)
 
 

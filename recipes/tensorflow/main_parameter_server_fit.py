@@ -21,9 +21,9 @@ import numpy as np
 from data import Batches, ImageData
 from model import WarmupThenCosine, build, make_optimizer, train_step
 from parameter_servers import (
+    Kept,
     clear,
     evaluate,
-    make_checkpoints,
     make_log,
     next_place,
     note,
@@ -70,7 +70,7 @@ def fit(config, run):
         optimizer = make_optimizer(config, WarmupThenCosine(slower, batches.steps_per_epoch), config.clip_norm)
         optimizer.build(model.trainable_variables)
         model.compile(optimizer=optimizer)
-    checkpoints = make_checkpoints(model, optimizer, config)
+    checkpoints = Kept(model, optimizer, config, run)
     run.restore(int(checkpoints.epoch), 0, generation=time.time())
     model.fit(
         # Distributed: called once for each worker, and run there.
@@ -150,8 +150,7 @@ class Report(tf.keras.callbacks.Callback):
         done = min(self.num_steps, (epoch + 1) * self.batches.steps_per_epoch)
         self.run.finite(loss, epoch, (done - 1) % self.batches.steps_per_epoch)
         report_epoch(self.run, epoch, done, self.num_steps, loss, num_rows / seconds, accuracy)
-        self.checkpoints.epoch.assign(epoch + 1)
-        self.run.checkpoint(self.checkpoints.save(), epoch + 1, 0)  # Distributed: the chief saves what the ps hold
+        self.checkpoints.save(epoch + 1)  # Distributed: the chief saves what the ps hold
 
 
 if __name__ == "__main__":

@@ -56,19 +56,21 @@ def train_step(model, optimizer, batch):
 class Classifier(tf.keras.Model):
     """A model that `fit` trains with `train_step`, and that reports which rows it takes."""
 
-    record_rows = None  # (epoch, step, row numbers) -> 0; None under XLA, where no Python can be called
+    # (epoch, step, row numbers) -> the worker's wish (see preempt.py); None under XLA, where no Python can be called.
+    record_rows = None
 
     def compile(self, **options):
         super().compile(**options)
         # Distributed: each replica keeps its own sums, which are added up when the metric is read: exact means
         # over all rows.
         self.loss_per_row, self.accuracy = tf.keras.metrics.Mean("loss"), tf.keras.metrics.Mean("accuracy")
+        self.wishes = tf.keras.metrics.Sum("wishes")
 
     @property
     def metrics(self):
         # Both steps return all of them: of any other dictionary Keras adds up the replicas' values, though
         # each is the total.
-        return [self.loss_per_row, self.accuracy]
+        return [self.loss_per_row, self.accuracy, self.wishes]
 
     def train_step(self, batch):
         before = []
@@ -78,6 +80,8 @@ class Classifier(tf.keras.Model):
         with tf.control_dependencies(before):
             losses = train_step(self, self.optimizer, batch)
         self.loss_per_row.update_state(losses, sample_weight=tf.cast(batch["row"] >= 0, tf.float32))
+        if before:
+            self.wishes.update_state(before[0])
         return {metric.name: metric.result() for metric in self.metrics}
 
     def test_step(self, batch):

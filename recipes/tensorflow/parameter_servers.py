@@ -1,12 +1,12 @@
 """What both programs with parameter servers share: the life of those that serve, and the note of who did what."""
 
 import signal
-from pathlib import Path
 
 import numpy as np
 
 from runrecord import RunRecord
 from runtime import tf
+from storage import Checkpoints
 
 
 def serve(me, config, facts):
@@ -21,18 +21,26 @@ def serve(me, config, facts):
         del server
 
 
-def make_checkpoints(model, optimizer, config):
-    """A CheckpointManager of the folder, with the variable `epoch` to go on with.
+class Kept:
+    """The checkpoints of model and optimizer, with the variable `epoch` to go on with.
 
-    What the last checkpoint holds is restored.
+    What the last whole checkpoint holds is restored. A notice is not heeded in the middle of an epoch: its steps have
+    no order, and a worker that goes away is replaced without a loss.
     """
-    epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
-    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, epoch=epoch)
-    manager = tf.train.CheckpointManager(checkpoint, str(Path(config.checkpoint_dir)), max_to_keep=1)
-    if path := manager.restore_or_initialize():
-        print(f"going on from {path}: epoch {int(epoch)}", flush=True)
-    manager.epoch = epoch
-    return manager
+
+    def __init__(self, model, optimizer, config, run):
+        self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, epoch=self.epoch)
+        self.store = Checkpoints(config.checkpoint_dir, config.output_dir, run)
+        if folder := self.store.last():
+            self.checkpoint.read(str(folder / "state"))
+            print(f"going on from {folder}: epoch {int(self.epoch)}", flush=True)
+
+    def save(self, epoch):
+        """Called by the chief when `epoch` epochs are done; the ps write what they hold."""
+        self.epoch.assign(epoch)
+        with self.store.save(f"epoch-{epoch:05d}", epoch, 0) as folder:
+            self.checkpoint.write(str(folder / "state"))
 
 
 def make_log(num_steps, batch_size):

@@ -5,7 +5,6 @@ It also says what this process is.
 
 import json
 import os
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +16,7 @@ import tensorflow as tf
 
 from runrecord import check_position
 from settings import depends_on
-from storage import Checkpoints, is_address
+from storage import is_address
 
 
 def task():
@@ -41,6 +40,8 @@ def claim_checkpoints(config, program):
 
     Raises SystemExit when they are another program's, which this one cannot read, or of other batches.
     """
+    if is_address(config.checkpoint_dir):
+        return  # the other programs keep theirs in folders
     note = Path(config.checkpoint_dir) / "program.txt"
     if note.exists() and (theirs := note.read_text()) != program:
         raise SystemExit(
@@ -51,7 +52,7 @@ def claim_checkpoints(config, program):
     mine, batches = depends_on(config, min(num_rows, config.max_rows or num_rows)), note.with_name("depends_on.json")
     # Without one of this note, nobody knows of which batches the checkpoints are; without a checkpoint, it
     # does not matter.
-    saved = any(note.parent.rglob("*.index")) or (note.parent / "last.npz").exists()
+    saved = any(note.parent.glob("*/checkpoint.json"))
     if saved and batches.exists():
         check_position(note.parent, json.loads(batches.read_text()), mine)
     note.parent.mkdir(parents=True, exist_ok=True)
@@ -61,42 +62,6 @@ def claim_checkpoints(config, program):
         partial = path.with_suffix(f".{task().kind}-{task().index}")
         partial.write_text(text)
         partial.replace(path)
-
-
-class Copies:
-    """Brings TensorFlow's checkpoints to an object store and back: TensorFlow itself writes them to folders only.
-
-    `config.checkpoint_dir` becomes a folder of this process with the last whole checkpoint. Without an object store
-    nothing is copied.
-    """
-
-    def __init__(self, config):
-        self.store = None
-        if is_address(config.checkpoint_dir):
-            self.store = Checkpoints(config.checkpoint_dir, config.output_dir)
-            # Distributed: a folder of its own for each worker, on whatever machine; all begin with the same content.
-            self.folder = Path(config.output_dir) / f"storage/{task().kind}-{task().index}"
-            shutil.rmtree(self.folder, ignore_errors=True)
-            if found := self.store.last():
-                shutil.copytree(found, self.folder)
-            config.checkpoint_dir = str(self.folder)
-
-    def report(self, run, path, epoch):
-        """Notes the checkpoint at `path`, which is on disk; with an object store it is noted when it is there."""
-        if self.store is None:
-            run.checkpoint(path, epoch, 0)
-            return
-        self.store.run = run
-        with self.store.save(f"epoch-{epoch:05d}", epoch, 0) as folder:
-            shutil.copytree(self.folder, folder, dirs_exist_ok=True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        if self.store:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.store.__exit__(*error)
 
 
 def prepare(config):

@@ -28,6 +28,7 @@ from cookbook.places.hosts.ssh import Ssh, pull, push
 from cookbook.places.local import POLL_SECONDS
 from cookbook.report.console import Progress
 from cookbook.systems import System
+from preempt import NOTICE
 from storage import Checkpoints
 
 NEEDED_BYTES = 500 << 20  # free on a host, beyond what is copied there
@@ -173,6 +174,13 @@ class SshHosts(Place):
             for process in self.system.on_hosts(self.job, self.hosts)
         ]
 
+    def give_notice(self, reason: str) -> None:
+        """See `Place.give_notice`: on each host, since they need not share a disk."""
+        super().give_notice(reason)
+        path = self.job.run_dir / NOTICE
+        with Ssh(self.cluster) as ssh:
+            on_each(self.cluster["hosts"], lambda host: ssh.ask(host, None, "notice", path, reason))
+
     def run(self, planned: Sequence[Process], watch: Watch) -> dict[str, Status]:
         """See `Place.run`.
 
@@ -253,7 +261,11 @@ def run_on_hosts(
             }
             if pulling:
                 concurrent.futures.wait([pulling])
-            cleanup_paths = [f"{run_dir}/scratch", *(path for process in planned for path in process.cleanup_paths)]
+            cleanup_paths = [
+                f"{run_dir}/scratch",
+                f"{run_dir}/{NOTICE}",
+                *(path for process in planned for path in process.cleanup_paths),
+            ]
             lost = stop(ssh, cluster, run_dir, run_id, started, cleanup_paths)
             watch()
     if lost:

@@ -3,6 +3,7 @@
 start   reads one line of JSON {argv, environment, run_id, grace, silence}, runs it, hands on its output and exit
         status; ends it, and everything that it has started, when the connection is gone or silent for so long
 sweep   RUN_ID GRACE [FOLDER ...]: ends every process of a run on this host, and removes its folders
+notice  PATH REASON: makes that file, which tells the workers of this host to save and leave
 look    reads {address, paths, files} and says what this host is like
 """
 
@@ -50,6 +51,8 @@ def sweep(run_id: str, grace: float, *folders: str) -> None:
     end(lambda: family(run_id), grace)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # or a file
+            os.unlink(folder)
 
 
 def end(alive: Callable[[], List[int]], grace: float) -> None:
@@ -116,6 +119,11 @@ def start() -> None:
     os._exit(status if status >= 0 else 128 - status)
 
 
+def notice(path: str, reason: str) -> None:
+    with open(path, "w") as file:
+        file.write(reason)
+
+
 def look() -> None:
     spec = json.loads(sys.stdin.readline())
     interface = ""
@@ -147,5 +155,7 @@ def look() -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "sweep":
         sweep(sys.argv[2], float(sys.argv[3]), *sys.argv[4:])
+    elif sys.argv[1] == "notice":
+        notice(*sys.argv[2:])
     else:
         {"start": start, "look": look}[sys.argv[1]]()

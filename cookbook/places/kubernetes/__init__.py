@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from cookbook.places.kubernetes.logs import Logs
 from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
 from cookbook.places.local import probe_here, run_here
 from cookbook.pods import RUN_LABEL, Object, Pods
-from cookbook.prepare.environments import lock_of
+from cookbook.prepare.environments import lock_of, pins
 from cookbook.report.console import Progress, console
 from cookbook.systems import System
 
@@ -53,14 +52,18 @@ class Kubernetes(Place):
                 "(images/README.md has the commands), then say cluster.image=REGISTRY/NAME:TAG"
             )
 
+    @property
+    def takes_notice(self) -> bool:
+        """No: the pods see no file of this machine. When their objects are deleted, Kubernetes sends them SIGTERM."""
+        return False
+
     def prepare(self, data_dir: Path | None, stage: Progress) -> None:
         """Looks at the cluster, and deletes what an earlier try of this run has left there.
 
         Raises UserError when the cluster does not answer, or lacks what the run needs.
         """
         recipe, cluster = self.job.recipe_dir.name, self.cluster
-        settings, lock = (self.job.run_dir / "config.yaml").read_text(), lock_of(recipe).read_text()
-        versions = dict(re.findall(r"^(\S+)==(\S+)$", lock, re.MULTILINE))
+        settings, versions = (self.job.run_dir / "config.yaml").read_text(), pins(lock_of(recipe).read_text())
         self.pods = Pods(self.job, settings, data_dir.name if data_dir else "", versions)
         if self.system.is_kubernetes_client:
             return

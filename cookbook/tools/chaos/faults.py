@@ -1,0 +1,647 @@
+"""The language of faults: what can be done to a run, with which parameters, and where it can happen.
+
+    kill@step=7,rank=1        a name, and parameters behind @
+    delay=100ms               a name and its main parameter
+    kill                      all parameters as they are by default
+
+A new fault is a class in this module. `make chaos FAULTS=help`, the refusals, the random plans and the table of the
+documents find it here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import random
+import re
+import textwrap
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self, TypeVar
+
+from cookbook import UserError
+from cookbook.tools.chaos import inject
+from cookbook.tools.chaos.record import RunSoFar, newest_checkpoint
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A moment of a run: a number of steps, or a share of those that the undisturbed run takes."""
+
+    text: str
+
+    def of(self, num_steps: int) -> int:
+        """The number of steps, from 1; `num_steps`: of the undisturbed run."""
+        if self.text.endswith("%"):
+            return max(1, math.ceil(num_steps * float(self.text[:-1]) / 100))
+        return int(self.text)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a parameter may be."""
+
+    says: str
+    read: Callable[[str], Any]  # raises ValueError for a text that is none
+    show: Callable[[Any], str] = str
+
+
+def _step(text: str) -> Step:
+    if re.fullmatch(r"\d{1,2}(\.\d+)?%", text) and float(text[:-1]) > 0:
+        return Step(text)
+    if re.fullmatch(r"[1-9]\d*", text):
+        return Step(text)
+    raise ValueError(text)
+
+
+def _number(least: float, most: float, convert: Callable[[str], T]) -> Callable[[str], T]:
+    def read(text: str) -> T:
+        value = convert(text)
+        if not least <= float(text) <= most:
+            raise ValueError(text)
+        return value
+
+    return read
+
+
+def _seconds(least: float, most: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|)", text)
+        if not found:
+            raise ValueError(text)
+        value = float(found[1]) / (1000 if found[2] == "ms" else 1)
+        if not least <= value <= most:
+            raise ValueError(text)
+        return value
+
+    return read
+
+
+def _show_seconds(value: float) -> str:
+    return f"{value * 1000:g}ms" if 0 < value < 1 else f"{value:g}"
+
+
+def _choice(*names: str) -> Kind:
+    def read(text: str) -> str:
+        if text not in names:
+            raise ValueError(text)
+        return text
+
+    return Kind(" or ".join(names), read)
+
+
+STEP = Kind("a number of steps from 1, or a share of the undisturbed run's steps such as 40%", _step, lambda s: s.text)
+
+
+def whole(least: int, most: int) -> Kind:
+    return Kind(f"a whole number from {least:,} to {most:,}", _number(least, most, int))
+
+
+def seconds(least: float, most: float) -> Kind:
+    says = f"seconds from {_show_seconds(least)} to {_show_seconds(most)}, such as 20, 1.5 or 100ms"
+    return Kind(says, _seconds(least, most), _show_seconds)
+
+
+def parameter(default: object, kind: Kind, meaning: str) -> Any:
+    return dataclasses.field(default=default, metadata={"kind": kind, "meaning": meaning})
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is known before a run: where it runs and what it is like."""
+
+    recipe: str
+    place: str  # local, hosts, slurm, kubernetes
+    num_workers: int
+    own_hosts: bool = False  # whether the hosts are network namespaces of this machine (infra/local)
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What the undisturbed run has shown."""
+
+    num_steps: int
+    num_checkpoints: int
+    seconds: float
+
+
+class Victim(Protocol):
+    """The run that is hurt, as the faults see it."""
+
+    so_far: RunSoFar
+    driver_pid: int
+    disk: inject.Disk | None
+
+    def pid_of(self, rank: int, role: str) -> int | None:
+        """The living process of a worker; None where there is none at the moment."""
+
+    def pids(self) -> list[int]:
+        """All living processes of the run, the driver included."""
+
+    def end_driver(self) -> None:
+        """SIGKILL for the driver; returns when nothing of the run lives any more."""
+
+    def link(self, host: int) -> str:
+        """This machine's end of a host's cable."""
+
+    def namespace(self, host: int) -> str:
+        """The network namespace that is a host."""
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What a fault has done."""
+
+    says: str
+    undo: Callable[[], None] | None = None  # done after `seconds`, or when the try has ended
+    seconds: float | None = None  # None: it lasts until the try has ended
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that happens to a run at a step."""
+
+    name: ClassVar[str] = ""
+    main: ClassVar[str] = "step"  # the parameter that may be given without its name: delay=100ms
+    example: ClassVar[str] = ""
+    needs_disk: ClassVar[bool] = False
+    needs_slow_disk: ClassVar[bool] = False
+    earliest: ClassVar[int] = 10  # share of the steps, in percent, from which on a random plan has it
+
+    step: Step = parameter(Step("50%"), STEP, "when the run's record shows so many steps")
+
+    @property
+    def text(self) -> str:
+        """The fault as one types it, with each parameter."""
+        shown = ",".join(f"{f.name}={f.metadata['kind'].show(getattr(self, f.name))}" for f in dataclasses.fields(self))
+        return f"{self.name}@{shown}"
+
+    @classmethod
+    def parameters(cls) -> dict[str, dataclasses.Field[Any]]:
+        return {field.name: field for field in dataclasses.fields(cls)}
+
+    @classmethod
+    def impossible(cls, scene: Scene) -> str:
+        """Why it cannot happen to such runs on such places; empty: it can."""
+        return ""
+
+    @classmethod
+    def lacking(cls) -> str:
+        """What this machine lacks for it; empty: nothing."""
+        return ""
+
+    def refusal(self, scene: Scene) -> str:
+        """Why this very fault, with its parameters, makes no sense there; empty: it does."""
+        return self.impossible(scene)
+
+    def too_early(self, undisturbed: Undisturbed) -> str:
+        """Why it cannot happen to a run like the undisturbed one; empty: it can."""
+        if (step := self.step.of(undisturbed.num_steps)) > undisturbed.num_steps:
+            return f"{self.name}@step={step}: the undisturbed run has {undisturbed.num_steps} steps"
+        return ""
+
+    def is_due(self, victim: Victim, undisturbed: Undisturbed) -> bool:
+        """Whether its moment has come: this try works, and the record shows the steps."""
+        run = victim.so_far
+        return run.is_working and run.step() >= self.step.of(undisturbed.num_steps)
+
+    @abstractmethod
+    def harm(self, victim: Victim) -> Harm | None:
+        """Does it. None: the process that it is for has just ended; it is tried again."""
+
+    @classmethod
+    def usual(cls, scene: Scene) -> Self:
+        """The one that its name alone stands for."""
+        return cls()
+
+    @classmethod
+    def by_chance(cls, chance: random.Random, scene: Scene, share: int) -> Self:
+        """One with parameters that a seed chooses. `share`: of the steps, in percent."""
+        return cls(Step(f"{share}%"))
+
+
+def _process_faults_need(scene: Scene) -> str:
+    if scene.place == "local" or (scene.place == "hosts" and scene.own_hosts):
+        return ""
+    return f"cluster={scene.place}: its workers are processes of other machines, which this one cannot signal"
+
+
+@dataclass(frozen=True)
+class OfWorker(Fault):
+    """A fault of one worker process."""
+
+    rank: int = parameter(1, whole(0, 1023), "of the worker")
+    role: str = parameter("worker", _choice("worker", "ps", "chief"), "what the process is in the record")
+
+    @classmethod
+    def impossible(cls, scene: Scene) -> str:
+        return _process_faults_need(scene)
+
+    def refusal(self, scene: Scene) -> str:
+        if self.role == "worker" and self.rank >= scene.num_workers:
+            return f"there are {scene.num_workers} workers, ranks 0 to {scene.num_workers - 1}: no rank {self.rank}"
+        return self.impossible(scene)
+
+    def is_due(self, victim: Victim, undisturbed: Undisturbed) -> bool:
+        run, step = victim.so_far, self.step.of(undisturbed.num_steps)
+        reached = run.step(self.rank if self.role == "worker" else None)
+        return run.is_working and reached >= step and victim.pid_of(self.rank, self.role) is not None
+
+    def harm(self, victim: Victim) -> Harm | None:
+        pid = victim.pid_of(self.rank, self.role)
+        try:
+            return None if pid is None else self.hurt(pid)
+        except ProcessLookupError:
+            return None
+
+    @abstractmethod
+    def hurt(self, pid: int) -> Harm: ...
+
+    @classmethod
+    def usual(cls, scene: Scene) -> Self:
+        return cls(rank=min(1, scene.num_workers - 1))
+
+    @classmethod
+    def by_chance(cls, chance: random.Random, scene: Scene, share: int) -> Self:
+        return cls(Step(f"{share}%"), chance.randrange(scene.num_workers))
+
+
+@dataclass(frozen=True)
+class Kill(OfWorker):
+    """SIGKILL for a worker, as the kernel does when memory runs out."""
+
+    name = "kill"
+    example = "kill@step=7,rank=1"
+
+    def hurt(self, pid: int) -> Harm:
+        inject.kill(pid)
+        return Harm(f"SIGKILL for {self.role} {self.rank} (pid {pid})")
+
+
+@dataclass(frozen=True)
+class Stop(OfWorker):
+    """SIGSTOP for a worker and SIGCONT some seconds later: a machine that swaps, or that is being moved."""
+
+    name = "stop"
+    main = "seconds"
+    example = "stop@step=9,seconds=20"
+
+    seconds: float = parameter(10.0, seconds(0.1, 3600), "until it goes on")
+
+    def hurt(self, pid: int) -> Harm:
+        inject.stop(pid)
+        says = f"SIGSTOP for {self.role} {self.rank} (pid {pid}), for {_show_seconds(self.seconds)} s"
+        return Harm(says, lambda: inject.go_on(pid), self.seconds)
+
+    @classmethod
+    def by_chance(cls, chance: random.Random, scene: Scene, share: int) -> Self:
+        return cls(Step(f"{share}%"), chance.randrange(scene.num_workers), "worker", float(chance.choice([1, 3, 6])))
+
+
+@dataclass(frozen=True)
+class DriverKill(Fault):
+    """SIGKILL for the driver: the program that you have typed. Its watchdog must end everything else."""
+
+    name = "driver_kill"
+    example = "driver_kill@step=40%"
+
+    def harm(self, victim: Victim) -> Harm | None:
+        inject.kill(victim.driver_pid)
+        return Harm(f"SIGKILL for the driver (pid {victim.driver_pid})")
+
+
+@dataclass(frozen=True)
+class Preempt(Fault):
+    """SIGTERM, as a scheduler or a cloud sends it before it takes a machine away."""
+
+    name = "preempt"
+    main = "to"
+    example = "preempt@step=12,to=worker,rank=0"
+
+    to: str = parameter("driver", _choice("driver", "worker"), "who gets the signal")
+    rank: int = parameter(1, whole(0, 1023), "of the worker, with to=worker")
+
+    def refusal(self, scene: Scene) -> str:
+        if self.to == "worker":
+            return Kill(self.step, self.rank).refusal(scene)
+        return ""
+
+    def harm(self, victim: Victim) -> Harm | None:
+        pid = victim.driver_pid if self.to == "driver" else victim.pid_of(self.rank, "worker")
+        if pid is None:
+            return None
+        try:
+            inject.ask_to_end(pid)
+        except ProcessLookupError:
+            return None
+        who = "the driver" if self.to == "driver" else f"worker {self.rank}"
+        return Harm(f"SIGTERM for {who} (pid {pid})")
+
+
+@dataclass(frozen=True)
+class CorruptCheckpoint(Fault):
+    """The driver is killed, and the newest checkpoint is altered or cut off before the run goes on.
+
+    Whoever resumes must notice, and take the checkpoint before it.
+    """
+
+    name = "corrupt_checkpoint"
+    main = "how"
+    example = "corrupt_checkpoint@step=70%,how=cut"
+    earliest = 60
+
+    step: Step = parameter(Step("70%"), STEP, "when the run's record shows so many steps")
+    how: str = parameter(
+        "alter", _choice("alter", "cut"), "64 bytes in the middle are changed, or the second half is cut"
+    )
+    checkpoints: int = parameter(2, whole(1, 1000), "how many must have been written before")
+
+    @classmethod
+    def impossible(cls, scene: Scene) -> str:
+        return "" if scene.place in ("local", "hosts") else f"cluster={scene.place}: its checkpoints lie elsewhere"
+
+    def too_early(self, undisturbed: Undisturbed) -> str:
+        if undisturbed.num_checkpoints < self.checkpoints:
+            return (
+                f"{self.name}@checkpoints={self.checkpoints}: the undisturbed run writes {undisturbed.num_checkpoints}"
+            )
+        return super().too_early(undisturbed)
+
+    def is_due(self, victim: Victim, undisturbed: Undisturbed) -> bool:
+        return super().is_due(victim, undisturbed) and victim.so_far.num_checkpoints >= self.checkpoints
+
+    def harm(self, victim: Victim) -> Harm | None:
+        victim.end_driver()
+        victim.so_far.read()
+        path = newest_checkpoint(victim.so_far)
+        if path is None:
+            raise UserError("the run's record names checkpoints, and none of them is a file that is there")
+        says = inject.alter(path) if self.how == "alter" else inject.cut(path)
+        return Harm(f"SIGKILL for the driver (pid {victim.driver_pid}), then {says}")
+
+
+@dataclass(frozen=True)
+class OfDisk(Fault):
+    """A fault of the disk that the run folder is on. The run gets a small disk of its own (as root)."""
+
+    needs_disk = True
+
+    @classmethod
+    def impossible(cls, scene: Scene) -> str:
+        return "" if scene.place == "local" else f"cluster={scene.place}: the disk of its own is only this machine's"
+
+    @classmethod
+    def lacking(cls) -> str:
+        return inject.cannot_mount()
+
+
+@dataclass(frozen=True)
+class DiskFull(OfDisk):
+    """The disk with the run folder is full, until somebody makes room."""
+
+    name = "disk_full"
+    main = "seconds"
+    example = "disk_full@step=30%"
+
+    seconds: float = parameter(
+        60.0, seconds(0.1, 3600), "until there is room again; at the latest when the run has failed"
+    )
+
+    def harm(self, victim: Victim) -> Harm | None:
+        assert victim.disk
+        return Harm(victim.disk.fill(), victim.disk.make_room, self.seconds)
+
+
+@dataclass(frozen=True)
+class SlowDisk(OfDisk):
+    """The disk with the run folder is slow, and nothing is cached on the way to it."""
+
+    name = "slow_disk"
+    main = "seconds"
+    example = "slow_disk@seconds=10,kilobytes=64"
+    needs_slow_disk = True
+
+    seconds: float = parameter(10.0, seconds(0.1, 3600), "until it is fast again")
+    kilobytes: int = parameter(64, whole(1, 1_000_000), "KiB that it reads or writes in a second")
+
+    @classmethod
+    def lacking(cls) -> str:
+        return inject.cannot_slow_disks()
+
+    def harm(self, victim: Victim) -> Harm | None:
+        assert victim.disk
+        return Harm(victim.disk.slow_down(self.kilobytes, victim.pids()), victim.disk.speed_up, self.seconds)
+
+
+@dataclass(frozen=True)
+class OfHost(Fault):
+    """A fault of a host or of its cable: of the hosts that infra/local makes on this machine."""
+
+    host: int = parameter(2, whole(1, 50), "number of the host; the first one is the head")
+
+    @classmethod
+    def impossible(cls, scene: Scene) -> str:
+        if scene.place == "hosts" and scene.own_hosts:
+            return ""
+        if scene.place == "hosts":
+            return "only hosts that infra/local makes on this machine can be cut off: leave cluster.inventory out"
+        return f"cluster={scene.place}: it happens to hosts; ARGS=cluster=hosts makes them on this machine (as root)"
+
+    def refusal(self, scene: Scene) -> str:
+        if scene.own_hosts and self.host > scene.num_workers:
+            return f"there are {scene.num_workers} hosts: no host {self.host}"
+        return self.impossible(scene)
+
+    @classmethod
+    def usual(cls, scene: Scene) -> Self:
+        return cls(host=min(2, scene.num_workers))
+
+    @classmethod
+    def by_chance(cls, chance: random.Random, scene: Scene, share: int) -> Self:
+        return cls(Step(f"{share}%"), chance.randrange(1, scene.num_workers + 1))
+
+
+@dataclass(frozen=True)
+class LinkCut(OfHost):
+    """A host's cable is pulled, and put back later."""
+
+    name = "link_cut"
+    main = "seconds"
+    example = "link_cut@seconds=5,host=2"
+
+    seconds: float = parameter(5.0, seconds(0.1, 3600), "until it is back")
+
+    def harm(self, victim: Victim) -> Harm | None:
+        link = victim.link(self.host)
+        inject.cut_link(link)
+        says = f"host {self.host} is cut off for {_show_seconds(self.seconds)} s"
+        return Harm(says, lambda: inject.mend_link(link), self.seconds)
+
+
+@dataclass(frozen=True)
+class Delay(OfHost):
+    """Whatever a host sends comes later."""
+
+    name = "delay"
+    main = "time"
+    example = "delay=100ms"
+
+    time: float = parameter(0.1, seconds(0.001, 10), "how much later")
+    seconds: float = parameter(20.0, seconds(0.1, 3600), "until the network is as before")
+
+    @classmethod
+    def lacking(cls) -> str:
+        return (
+            "" if inject.has_netem() else "the kernel cannot delay packets (tc netem: modprobe sch_netem), or no root"
+        )
+
+    def harm(self, victim: Victim) -> Harm | None:
+        namespace = victim.namespace(self.host)
+        inject.delay(namespace, self.time * 1000)
+        says = f"what host {self.host} sends comes {self.time * 1000:g} ms later, for {_show_seconds(self.seconds)} s"
+        return Harm(says, lambda: inject.undo_traffic(namespace), self.seconds)
+
+
+@dataclass(frozen=True)
+class NarrowLink(OfHost):
+    """A host sends slowly: a link that others use, too."""
+
+    name = "narrow_link"
+    main = "mbit"
+    example = "narrow_link@mbit=1,seconds=10"
+
+    mbit: int = parameter(1, whole(1, 100_000), "Mbit that it sends in a second")
+    seconds: float = parameter(10.0, seconds(0.1, 3600), "until the network is as before")
+
+    def harm(self, victim: Victim) -> Harm | None:
+        namespace = victim.namespace(self.host)
+        inject.narrow(namespace, self.mbit)
+        says = f"host {self.host} sends {self.mbit} Mbit/s, for {_show_seconds(self.seconds)} s"
+        return Harm(says, lambda: inject.undo_traffic(namespace), self.seconds)
+
+
+@dataclass(frozen=True)
+class HostKill(OfHost):
+    """Every process of a host ends at once: it has lost its power. It is up again before the run goes on."""
+
+    name = "host_kill"
+    main = "host"
+    example = "host_kill@step=50%,host=2"
+
+    def harm(self, victim: Victim) -> Harm | None:
+        return Harm(inject.kill_host(victim.namespace(self.host)))
+
+
+def _classes(above: type[Fault] = Fault) -> Iterator[type[Fault]]:
+    for each in above.__subclasses__():
+        if each.name:
+            yield each
+        yield from _classes(each)
+
+
+FAULTS: dict[str, type[Fault]] = {each.name: each for each in _classes()}
+RANDOM = re.compile(r"random:([1-9]\d?)")
+EACH = "each"
+
+
+def nearest(word: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, names, 1, 0.5)
+    return f"; did you mean {near[0]}?" if near else "."
+
+
+def parse(word: str) -> Fault:
+    """One fault, as typed. Raises UserError, with the nearest name or what was expected."""
+    head, at, tail = word.partition("@")
+    name, equals, value = head.partition("=")
+    if name not in FAULTS:
+        names = [*FAULTS, "random:5", EACH]
+        raise UserError(f"the fault {name!r} is unknown{nearest(name, names)} There are: {', '.join(names)}")
+    kind, given = FAULTS[name], {}
+    pairs = [f"{kind.main}={value}"] if equals else []
+    pairs += tail.split(",") if at else []
+    known = kind.parameters()
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if key not in known:
+            near = nearest(key, list(known))
+            raise UserError(f"{word}: {name} has no parameter {key!r}{near} It has: {', '.join(known)}")
+        if key in given:
+            raise UserError(f"{word}: {key} is given twice")
+        wanted: Kind = known[key].metadata["kind"]
+        try:
+            given[key] = wanted.read(text if equals else "")
+        except ValueError:
+            raise UserError(f"{word}: {key}={text} is none: expected {wanted.says}") from None
+    return kind(**given)
+
+
+def possible(scene: Scene) -> list[type[Fault]]:
+    """The faults that can happen to runs in that scene, on this machine."""
+    return [kind for kind in FAULTS.values() if not kind.impossible(scene) and not kind.lacking()]
+
+
+def plan_by_chance(count: int, seed: int, scene: Scene, among: Sequence[type[Fault]]) -> list[Fault]:
+    """A plan of `count` faults. The same seed, scene and faults to choose among give the same plan."""
+    chance = random.Random(f"{seed} {count}")
+    plan = []
+    for _ in range(count):
+        kind = among[chance.randrange(len(among))]
+        plan.append(kind.by_chance(chance, scene, chance.randrange(kind.earliest, 91)))
+    return plan
+
+
+def in_order(plan: Sequence[Fault], num_steps: int) -> list[Fault]:
+    """The faults by the steps at which they happen; those of the same step as they were typed."""
+    return sorted(plan, key=lambda fault: fault.step.of(num_steps))
+
+
+def plans_of(text: str, seeds: Sequence[int], scene: Scene) -> list[list[Fault]]:
+    """What FAULTS asks for: a list of plans, each for one disturbed run. Raises UserError for what cannot be.
+
+    Words that name faults make one plan, `each` makes one for each fault that can happen, `random:5` one of five faults
+    for each seed.
+    """
+    words = text.split()
+    if not words:
+        raise UserError('which faults? FAULTS="kill@step=7,rank=1 driver_kill"; FAULTS=help lists them all')
+    special = [word for word in words if RANDOM.fullmatch(word) or word == EACH]
+    if special and len(words) > 1:
+        raise UserError(f"{special[0]} is a plan of its own: leave out {' '.join(w for w in words if w != special[0])}")
+    if special == [EACH]:
+        return [[kind.usual(scene)] for kind in possible(scene)]
+    if special and (found := RANDOM.fullmatch(special[0])):
+        return [plan_by_chance(int(found[1]), seed, scene, possible(scene)) for seed in seeds]
+    plan = [parse(word) for word in words]
+    for fault in plan:
+        if reason := fault.refusal(scene) or fault.lacking():
+            raise UserError(f"{fault.name} cannot happen to this run: {reason}")
+    return [plan]
+
+
+def help_text() -> str:
+    """All faults with their parameters, for `--help`."""
+    lines = ["Faults (name@parameter=value,...; a name alone takes what is in brackets):", ""]
+    for name, kind in FAULTS.items():
+        first = " ".join((kind.__doc__ or "").split())
+        lines += [f"  {name}", *_wrapped(first, 6)]
+        for key, field in kind.parameters().items():
+            about: Kind = field.metadata["kind"]
+            text = f"{key} [{about.show(field.default)}]: {field.metadata['meaning']}; {about.says}"
+            lines += _wrapped(text, 6, 10)
+        lines += [f"      for example: {kind.example}", ""]
+    lines += [
+        f"  {EACH}",
+        *_wrapped("each fault that can happen to this recipe here, each in a run of its own", 6),
+        "  random:5",
+        *_wrapped("a plan of five faults that SEED chooses; it is printed, so that it can be repeated", 6),
+    ]
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, indent: int, more: int | None = None) -> list[str]:
+    after = " " * (indent if more is None else more)
+    return textwrap.wrap(text, 100, initial_indent=" " * indent, subsequent_indent=after)
