@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from cookbook.evidence.watch import Watcher
 from cookbook.places.local import probe_here
 from cookbook.places.slurm import look_at
 from cookbook.tools import diagnose
+from cookbook.tools.chaos import inject
 from runrecord import RunRecord, read_records
 from tests.helpers import ROOT, Driver, copy_checkout, latest
 from tests.test_hosts import Place, needs_hosts
@@ -94,7 +94,7 @@ def hang(fault, tmp_path, *words):
     driver = Driver("recipe=pytorch", stall, *words, output_root=tmp_path / "out", checkout=checkout)
     if fault == "stopped":
         driver.wait_until(lambda: any(event["event"] == "rows" for event in driver.events()), 1200)
-        os.kill(driver.pid_of(1), signal.SIGSTOP)
+        inject.stop(driver.pid_of(1))
     status, output = driver.end(1200)
     assert status == 1, output
     assert driver.no_process_left(30)
@@ -145,7 +145,7 @@ def hang_on_hosts(fault, tmp_path, hosts):
     words = ["recipe=pytorch", "cluster.stall_timeout_seconds=20", *hosts.words]
     driver = Driver(*words, output_root=tmp_path / "out", checkout=checkout)
     driver.wait_until(lambda: any(event["event"] == "rows" for event in driver.events()), 1200)
-    os.kill(process_of(driver.pid_of(1), hosts.pids(2)), signal.SIGSTOP)
+    inject.stop(process_of(driver.pid_of(1), hosts.pids(2)))
     status, output = driver.end(1200)
     assert status == 1, output
     folder = latest(tmp_path / "out", "pytorch")[1]
