@@ -39,5 +39,5 @@ def run_program(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         sys.exit(main(words_of_make(sys.argv[1:])))
     except UserError as error:
         raise SystemExit(redact.redacted_text(f"error: {error}")) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError):  # EOFError: Ctrl-D at a question
         sys.exit(130)

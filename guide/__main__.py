@@ -1,7 +1,6 @@
 """Measures tasks in every system that does them, and writes one page. Run: make guide [ARGS="smoke key=value ..."]"""
 
 import secrets
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from cookbook.bootstrap import cache_dir
 from cookbook.report import pages
 from cookbook.report.console import Stage, console
 from cookbook.tools import health
-from cookbook.words import words_of_make
+from cookbook.words import run_program
 from guide import measure, page, results, settings
 from guide.tasks import TASKS, Case, cases_of
 
@@ -120,24 +119,20 @@ def said(run: results.Run) -> str:
     return f"first result after {run.first_seconds:.1f} s, then {rate} rows/s, {run.peak_mb:,.0f} MB{busy}"
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     signals.listen()
+    if {"help", "--help", "-h"} & set(argv):
+        print(settings.HELP)
+        return 0
     try:
-        words = words_of_make(argv)
-        if {"help", "--help", "-h"} & set(words):
-            print(settings.HELP)
-            return
-        written, problems = make(words)
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
-    except (KeyboardInterrupt, signals.Interrupted):
-        sys.exit(130)
+        written, problems = make(argv)
+    except signals.Interrupted:
+        return 130
     for problem in problems:
         console.print(f"problem: {problem}", markup=False)
     print(f"page         {written}")
-    if problems:
-        sys.exit(1)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main)

@@ -16,7 +16,7 @@ from cookbook import UserError, run_folder
 from cookbook.report import pages
 from cookbook.report.pages import number as shown
 from cookbook.tools import health
-from cookbook.words import words_of_make
+from cookbook.words import run_program
 from guide import advice, results
 from guide.settings import known, pairs_of
 from guide.tasks import task_named
@@ -259,23 +259,17 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    try:
-        words = words_of_make(argv)
-        if {"help", "--help", "-h"} & set(words):
-            print(usage())
-            return
-        given = pairs_of(words, [*QUESTIONS, "output_root"])
-        root = Path(given.pop("output_root", "outputs"))
-        answers = checked(given)
-        if len(answers) < len(QUESTIONS) and not sys.stdin.isatty():
-            missing = [key for key in QUESTIONS if key not in answers]
-            raise UserError(f"not answered: {', '.join(missing)}; without a terminal all five are settings in ARGS")
-        print(choose(asked(answers), of_this_machine(root)))
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
-    except (KeyboardInterrupt, EOFError):
-        sys.exit(130)
+    if {"help", "--help", "-h"} & set(argv):
+        print(usage())
+        return
+    given = pairs_of(argv, [*QUESTIONS, "output_root"])
+    root = Path(given.pop("output_root", "outputs"))
+    answers = checked(given)
+    if len(answers) < len(QUESTIONS) and not sys.stdin.isatty():
+        missing = [key for key in QUESTIONS if key not in answers]
+        raise UserError(f"not answered: {', '.join(missing)}; without a terminal all five are settings in ARGS")
+    print(choose(asked(answers), of_this_machine(root)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main)

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -351,7 +351,7 @@ def proposals(recipe: str, deadline: float) -> list[Proposal]:
     return found
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     names = recipes()
     description = "Tries newer versions than a recipe's lock has, in a copy of the checkout, "
     description += "and says which single upgrade breaks the recipe."

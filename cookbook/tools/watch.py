@@ -6,7 +6,6 @@ the run goes on. The pictures are drawn from the run record alone, so that looki
 
 import html
 import signal
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from cookbook import UserError, run_folder
 from cookbook.report import pages
 from cookbook.report.summary import shown_path
 from cookbook.report.tail import Now, Tail
+from cookbook.words import run_program
 
 HOST = "127.0.0.1"
 RENEW_SECONDS = 2.0  # between two looks of the page
@@ -204,7 +204,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_program(main)

@@ -17,7 +17,7 @@ from cookbook.tools.chaos import __doc__ as about
 from cookbook.tools.chaos import report
 from cookbook.tools.chaos.faults import help_text, plans_of
 from cookbook.tools.chaos.run import Outcome, Session
-from cookbook.words import words_of_make
+from cookbook.words import run_program
 
 MOST_SEEDS = 100
 
@@ -56,7 +56,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
-    wanted = arguments(["help" if word == "--faults=help" else word for word in words_of_make(argv)])
+    wanted = arguments(["help" if word == "--faults=help" else word for word in argv])
     root = Path(wanted.root)
     if wanted.table:
         print(report.write_table(root, Path(wanted.to) if wanted.to else None))
@@ -102,9 +102,4 @@ def listen() -> None:
 
 if __name__ == "__main__":
     listen()
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_program(main)
