@@ -562,7 +562,7 @@ def test_a_profile_is_kept_with_the_run_and_says_who_was_slow(tmp_path):
     name = "where the time of a step goes, in percent"
     fast, slow = json.loads((folder / f"tables/{name}.json").read_text())["rows"]
     assert fast["steps"] == slow["steps"] == 20
-    assert fast["waiting for the others"] > 60 > 20 > slow["waiting for the others"]
+    assert fast["waiting for the others"] > 40 > 20 > slow["waiting for the others"]
     assert slow["computing and the rest"] > 60
     for rank in (0, 1):
         trace = json.loads(gzip.decompress((folder / f"traces/rank{rank}.json.gz").read_bytes()))
