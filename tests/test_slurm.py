@@ -5,7 +5,6 @@ import inspect
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from cookbook import ROOT, UserError
 from cookbook.places.slurm import GOES_ON_LATER
 from cookbook.settings import compose_recipe
 from cookbook.tools import diagnose
+from cookbook.tools.chaos import inject
 from tests.helpers import CLEAN, Driver, latest, plan, run_cookbook
 from tests.requirements import needs
 from tests.test_contracts import SHORT, digests, in_the_middle_of_an_epoch, step_reached
@@ -221,11 +221,11 @@ def test_a_job_whose_time_is_nearly_over_saves_and_goes_back_into_the_queue(slur
 def test_the_nodes_of_a_job_are_looked_at_while_it_runs(slurm, tmp_path):
     driver = Driver("recipe=pytorch", "cluster=slurm", output_root=tmp_path, environment=slurm.environment)
     driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
-    os.kill(driver.pid_of(1), signal.SIGSTOP)
+    inject.stop(driver.pid_of(1))
     try:
         text = diagnose.diagnose(tmp_path / "pytorch/latest")
     finally:
-        os.kill(driver.pid_of(1), signal.SIGCONT)
+        inject.go_on(driver.pid_of(1))
     assert re.search(r"rank 1 \(pid \d+ on host[12]\) holds the others up: it is stopped", text), text
     assert "Who waits: rank 0 in the exchange of gradients at main.py:" in text
     driver.interrupt()
