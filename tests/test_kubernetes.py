@@ -17,6 +17,7 @@ from cookbook import UserError, pods
 from cookbook.places.kubernetes import logs as pod_logs
 from cookbook.settings import compose_recipe
 from cookbook.tools import diagnose
+from cookbook.tools.chaos import inject
 from tests.fake_kubernetes import FakeKubernetes
 from tests.helpers import ROOT, Driver, latest, plan, run_cookbook
 from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch, quick
@@ -80,11 +81,11 @@ def test_pods_are_looked_at_while_they_run(kubernetes, hosts, tmp_path):
         for pid in Place.pids(SimpleNamespace(hosts=hosts), 2)
         if "main.py" in (words := local_hosts.words_of(pid)) and "torchrun" not in words and "podrun" not in words
     ]
-    os.kill(stopped, signal.SIGSTOP)
+    inject.stop(stopped)
     try:
         text = diagnose.diagnose(tmp_path / "out/pytorch/latest")
     finally:
-        os.kill(stopped, signal.SIGCONT)
+        inject.go_on(stopped)
     behind = json.loads((tmp_path / "out/pytorch/latest/diagnosis.json").read_text())["behind"]
     (rank,) = behind
     assert f"rank {rank} (pid " in text and "holds the others up: it is stopped" in text

@@ -1,6 +1,7 @@
 """What only the PyTorch recipe can do, run for real through the driver."""
 
 import json
+import re
 import socket
 import subprocess
 
@@ -151,6 +152,9 @@ def test_a_worker_that_hangs_is_named(tmp_path):
     assert driver.no_process_left()
     assert "no worker has written anything for 8 s, slowest first: rank 1 (pid" in output
     assert "stopped)" in output
+    says = json.loads((tmp_path / "pytorch/latest/diagnosis.json").read_text())["says"]
+    assert re.match(r"rank 1 \(pid \d+ on .*\) holds the others up: it is stopped: SIGCONT lets it go on", says)
+    assert re.search(r"Who waits: rank 0 in .* at (main|workers)\.py:\d+ in \w+\.$", says)
 
 
 def test_a_port_that_is_taken(tmp_path):

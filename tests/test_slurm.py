@@ -5,7 +5,6 @@ import inspect
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -15,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from cookbook import ROOT, UserError
+from cookbook.places.slurm import GOES_ON_LATER
 from cookbook.settings import compose_recipe
 from cookbook.tools import diagnose
+from cookbook.tools.chaos import inject
 from tests.helpers import CLEAN, Driver, latest, plan, run_cookbook
 from tests.requirements import needs
 from tests.test_contracts import SHORT, digests, in_the_middle_of_an_epoch, step_reached
@@ -220,11 +221,11 @@ def test_a_job_whose_time_is_nearly_over_saves_and_goes_back_into_the_queue(slur
 def test_the_nodes_of_a_job_are_looked_at_while_it_runs(slurm, tmp_path):
     driver = Driver("recipe=pytorch", "cluster=slurm", output_root=tmp_path, environment=slurm.environment)
     driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
-    os.kill(driver.pid_of(1), signal.SIGSTOP)
+    inject.stop(driver.pid_of(1))
     try:
         text = diagnose.diagnose(tmp_path / "pytorch/latest")
     finally:
-        os.kill(driver.pid_of(1), signal.SIGCONT)
+        inject.go_on(driver.pid_of(1))
     assert re.search(r"rank 1 \(pid \d+ on host[12]\) holds the others up: it is stopped", text), text
     assert "Who waits: rank 0 in the exchange of gradients at main.py:" in text
     driver.interrupt()
@@ -299,6 +300,42 @@ def test_the_script_is_the_one_that_was_reviewed(recipe, monkeypatch):
         path.write_text(text)
     assert text == path.read_text()
     subprocess.run(["bash", "-n", path], check=True)
+
+
+LEAVES = 'while [ ! -e "$notice" ]; do sleep 0.05; done; echo saved; exit {status}'
+
+
+@pytest.mark.parametrize(
+    ("leaves", "state", "requeued"),
+    [
+        (LEAVES.format(status=1), "RUNNING", True),
+        (LEAVES.format(status=0), "RUNNING", False),  # it came to its end all the same
+        (LEAVES.format(status=1), "COMPLETING", False),  # somebody has cancelled the job
+    ],
+)
+def test_the_script_waits_for_the_workers_and_puts_the_job_back(tmp_path, leaves, state, requeued):
+    """With stand-ins of Slurm's commands: what the script does with the SIGTERM that --signal=B: asks for."""
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho {state}\n")
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "scontrol $*"\n')
+    for name in ("squeue", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    script = GOES_ON_LATER.format(notice=f"'{tmp_path}/pre empt'", body=f"echo started\n{leaves}")
+    (tmp_path / "pre empt").write_text("of an earlier try")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    argv = ["bash", "-c", f"set -euo pipefail\n{script}"]
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout.readline() == "started\n"
+        job.terminate()
+        said = job.communicate(timeout=60)[0].split("\n")
+    assert said == ["saved", *(["scontrol requeue 7"] if requeued else []), ""]
+    assert job.returncode == (0 if "exit 0" in leaves else 1)
+    assert (tmp_path / "pre empt").read_text() == "SIGTERM of Slurm\n"
+
+
+def test_a_script_without_a_notice_ends_as_its_workers_do(tmp_path):
+    script = GOES_ON_LATER.format(notice=tmp_path / "preempt", body="exit 3")
+    assert subprocess.run(["bash", "-c", f"set -euo pipefail\n{script}"]).returncode == 3
+    assert not (tmp_path / "preempt").exists()
 
 
 def test_what_cannot_be_a_job():

@@ -20,7 +20,6 @@ from typing import Any
 
 from runrecord import Event, Record
 
-MOVING_SECONDS = 5.0  # a run whose last event is younger goes on, however slowly
 SLOW_SHARE = 0.3  # of its time that a rank is less in exchanges than the others: then it is what they wait for
 BUSY_SHARE = 0.5  # of a core: a process that uses more computes
 LIBRARY = re.compile(r"/site-packages/|/dist-packages/|/lib/python3[^/]*/|^<")
@@ -154,11 +153,16 @@ class Diagnosis:
 
 
 def make(
-    records: Sequence[Record], probes: Mapping[str, Mapping[str, Any] | str], recipe: str, now: float
+    records: Sequence[Record],
+    probes: Mapping[str, Mapping[str, Any] | str],
+    recipe: str,
+    now: float,
+    moving: bool = False,
 ) -> Diagnosis:
     """The diagnosis of a run.
 
-    `probes`: machine -> what probe.py has answered there, or why it has not. `now`: seconds since 1970.
+    `probes`: machine -> what probe.py has answered there, or why it has not. `now`: seconds since 1970. `moving`:
+    whether the workers still write their records.
     """
     answers = [answer for answer in probes.values() if not isinstance(answer, str)]
     notes = [f"{machine} could not be looked at: {why}" for machine, why in probes.items() if isinstance(why, str)]
@@ -176,8 +180,7 @@ def make(
             if one.why and not one.threads
         }
     )
-    silent = min((worker.seconds_ago for worker in workers), default=0.0)
-    says, behind = _verdict(workers, others, recipe, silent < MOVING_SECONDS)
+    says, behind = _verdict(workers, others, recipe, moving)
     return Diagnosis(says, behind, workers, others, tuple(notes))
 
 
@@ -269,10 +272,17 @@ def exchange_of(thread: Thread, active: bool) -> str:
         if known and LIBRARY.search(frame.file):
             return frame.function
     if not active:
+        if _is_begun_exchange(thread):
+            return "an exchange that was begun before"
         for (part, function), name in ((BACKWARD, IN_BACKWARD), (GRAPH, IN_GRAPH)):
             if any(part in frame.file and frame.function == function for frame in thread.frames):
                 return name
     return ""
+
+
+def _is_begun_exchange(thread: Thread) -> bool:
+    """Whether the innermost Python frame waits in a library's own code, as `work.wait()` does."""
+    return not LIBRARY.search(thread.frames[0].file) and ".wait(" in thread.frames[0].source if thread.frames else False
 
 
 def _is_own(frame: Frame, recipe: str) -> bool:

@@ -22,6 +22,7 @@ from runrecord import read_records
 PROBE = Path(__file__).with_name("probe.py")
 REQUEST = ".diagnose"  # in the run's folder: who asks writes a word of his own into it
 ANSWER = "diagnosis.json"  # written last, with that word
+MOVING_SECONDS = 10.0  # a run that has written something since then goes on, however slowly
 SECONDS = 2.0  # for which the processes are watched
 PATIENCE_SECONDS = 90.0  # for one machine's answer
 Spec = dict[str, Any]  # what probe.py reads
@@ -43,18 +44,18 @@ class Inspector:
     def busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def poll(self) -> None:
-        """Begins to answer a request, if there is one."""
+    def poll(self, silence_seconds: float) -> None:
+        """Begins to answer a request, if there is one. `silence_seconds`: since when no worker has written anything."""
         request = self.run_dir / REQUEST
         if not self.busy and request.exists():
             word = request.read_text()
             request.unlink(missing_ok=True)
-            self.begin(word)
+            self.begin(word, moving=silence_seconds < MOVING_SECONDS)
 
-    def begin(self, word: str = "") -> None:
-        """Begins to look, unless that is under way."""
+    def begin(self, word: str = "", moving: bool = False) -> None:
+        """Begins to look, unless that is under way. `moving`: whether the workers still write their records."""
         if not self.busy:
-            self._thread = threading.Thread(target=self._look, args=(word,), daemon=True)
+            self._thread = threading.Thread(target=self._look, args=(word, moving), daemon=True)
             self._thread.start()
 
     def news(self) -> str | None:
@@ -70,14 +71,14 @@ class Inspector:
             if not path.stat().st_size:
                 path.unlink()
 
-    def _look(self, word: str) -> None:
+    def _look(self, word: str, moving: bool) -> None:
         from cookbook.evidence import diagnosis, diagnosis_page
 
         try:
             answers = self.probe(self._spec())
         except Exception as error:  # whatever a place or a cluster's client raises: the run itself must not end by it
             answers = {"the run's machines": f"{type(error).__name__}: {error}"}
-        found = diagnosis.make(read_records(self.run_dir), answers, self.recipe, time.time())
+        found = diagnosis.make(read_records(self.run_dir), answers, self.recipe, time.time(), moving)
         self.says = found.says
         self.text = diagnosis_page.write(self.run_dir, self.recipe, found)
         partial = self.run_dir / f".{ANSWER}.partial"

@@ -44,7 +44,7 @@ class Watcher:
         self.inspector = inspector
         self.diagnose_after_seconds: float = cluster.get("diagnose_after_seconds", math.inf)
         self._inspected: float | None = None  # since when there was no news when they were looked at last
-        self._stalled = False
+        self._stalled: float | None = None  # the silence at which the run was given up
         self.sees_processes = sees_processes
         self.folder, self.run_id, self.stage, self.num_workers = run_dir / "workers", run_id, stage, num_workers
         self.stall_timeout_seconds: float = cluster["stall_timeout_seconds"]
@@ -91,17 +91,18 @@ class Watcher:
         silence = time.monotonic() - self._last_news
         self._inspect(silence)
         if self.first_start and silence > self.stall_timeout_seconds:
-            if self.inspector and not self._stalled:
-                self._stalled = True
-                self.inspector.begin()  # the run goes on for as long as that takes: hosts want to hear of this machine
+            if self._stalled is None:
+                self._stalled = silence
+                if self.inspector:
+                    self.inspector.begin()  # watched on meanwhile: hosts want to hear of this machine
             if not self.inspector or not self.inspector.busy:
-                raise UserError(self._stall(silence))
+                raise UserError(self._stall(self._stalled))
 
     def _inspect(self, silence: float) -> None:
         """Has the processes looked at when somebody asks, and once when they fall silent; shows what was seen."""
         if not self.inspector:
             return
-        self.inspector.poll()
+        self.inspector.poll(silence)
         if self.first_start and silence > self.diagnose_after_seconds and self._inspected != self._last_news:
             self._inspected = self._last_news
             self.stage.line(f"no worker has written anything for {silence:.0f} s: looking at them")

@@ -5,6 +5,8 @@ shares of all ranks.
 """
 
 import contextlib
+import gzip
+import json
 from pathlib import Path
 
 import torch
@@ -23,14 +25,15 @@ def profiled(config, run):
     if not config.profile:
         yield
         return
-    rank, waits, shares = dist.get_rank(), [], {}
+    rank, waits, shares = dist.get_rank(), [], {}  # Distributed: each rank keeps a trace of its own.
     folder = Path(config.output_dir, "traces")
     folder.mkdir(parents=True, exist_ok=True)
 
     def keep(profiler):
-        profiler.export_chrome_trace(str(folder / f"rank{rank}.json.gz"))
-        ranges = [(one.name, one.time_range.start, one.time_range.end) for one in profiler.events()]
-        shares.update(shares_of(ranges, waits[SKIPPED + 1 : SKIPPED + 1 + STEPS]))
+        path = folder / f"rank{rank}.json.gz"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+        shares.update(shares_of(ranges_of(events), waits[SKIPPED + 1 : SKIPPED + 1 + STEPS]))
 
     schedule = torch.profiler.schedule(skip_first=SKIPPED, wait=0, warmup=1, active=STEPS, repeat=1)
     with torch.profiler.profile(schedule=schedule, on_trace_ready=keep) as profiler:
@@ -47,6 +50,12 @@ def profiled(config, run):
     dist.gather_object({"rank": rank, **shares}, of_ranks)
     if rank == 0 and all(len(one) > 1 for one in of_ranks):
         run.table("where the time of a step goes, in percent", of_ranks)
+
+
+def ranges_of(events):
+    """[(name, start, end)] in microseconds of a trace's ranges; a GPU's copies of the program's own are left out."""
+    kept = [one for one in events if one.get("ph") == "X" and one.get("cat") != "gpu_user_annotation"]
+    return [(one["name"], one["ts"], one["ts"] + one["dur"]) for one in kept]
 
 
 def shares_of(ranges, waits):
