@@ -326,11 +326,11 @@ class Run:
         tailer, self.tailer = self.tailer, None
         if tailer is None:
             return
+        from cookbook.report.sinks import ending_of
         from cookbook.report.tailer import INTERRUPTED_SECONDS
 
-        interrupted = self.result.reason.startswith("interrupted")
-        status = "interrupted" if interrupted else self.result.status
-        seconds = min(tailer.wait_seconds, INTERRUPTED_SECONDS if interrupted else float("inf"))
+        status = ending_of(self.result.as_dict())
+        seconds = min(tailer.wait_seconds, INTERRUPTED_SECONDS if status == "interrupted" else float("inf"))
         already = len(signals.CAME)
         for kind, why in tailer.finish(status, seconds, lambda: len(signals.CAME) > already):
             console.print(

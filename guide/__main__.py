@@ -14,7 +14,7 @@ from cookbook.report.console import Stage, console
 from cookbook.tools import health
 from cookbook.words import run_program
 from guide import measure, page, results, settings
-from guide.tasks import TASKS, Case, cases_of
+from guide.tasks import TASKS, Case, cases_of, task_named
 
 GRACE_SECONDS = 5.0
 
@@ -36,7 +36,7 @@ def make(words: Sequence[str]) -> tuple[Path, list[str]]:
     cases = cases_of(wanted)
     try:
         with FileLock(folder / ".lock", timeout=0):
-            return measured(cases, place, rest["fresh"])
+            return measured([] if rest["page"] else cases, place, rest["fresh"])
     except Timeout:
         raise UserError(f"another make guide is at work in {folder}; wait for it, or choose output_root=...") from None
 
@@ -61,7 +61,8 @@ def measured(cases: Sequence[Case], place: measure.Place, fresh: bool) -> tuple[
             stage.line(f"{number}/{len(cases)} {case.name}: {said(run)}")
         stage.done(f"{len(cases)} programs")
     mine = [known[key] for key in map(key_of, cases) if key in known]
-    problems += judged(mine, path)
+    problems += [f"{name_of(run)}: {run.reason}" for run in mine if run.status == "failed"]
+    problems += judged(results.newest(results.read(path), place.machine), path)
     written = page.write(folder, results.newest(results.read(path), place.machine), place, problems)
     return written, problems
 
@@ -79,15 +80,19 @@ def one(case: Case, place: measure.Place, stage: Stage, problems: list[str]) -> 
 
 
 def judged(runs: Sequence[results.Run], path: Path) -> list[str]:
-    """What speaks against the results. A run whose result is not that of the others is written anew, as wrong."""
-    found = [f"{name_of(run)}: {run.reason}" for run in runs if run.status != "ok"]
-    for task in TASKS:
-        for size in dict.fromkeys(run.size for run in runs if run.task == task.name):
-            alike = [run for run in runs if (run.task, run.size, run.status) == (task.name, size, "ok")]
-            for run_id, text in results.unequal(task, alike).items():
-                run = next(run for run in alike if run.id == run_id)
-                results.append(path, replace(run, status="wrong", reason=text))
+    """The runs whose result is not that of the others on the same data, as texts. They are written anew, as wrong."""
+    found = []
+    for task, data in dict.fromkeys((run.task, run.data or run.size) for run in runs):
+        if task not in [one.name for one in TASKS]:
+            continue  # of another commit
+        alike = [run for run in runs if (run.task, run.data or run.size) == (task, data) and run.status != "failed"]
+        wrong = results.unequal(task_named(task), alike)
+        for run in alike:
+            if text := wrong.get(run.id):
                 found.append(f"{name_of(run)}: {text}")
+            status = "wrong" if text else "ok"
+            if (run.status, run.reason) != (status, text or ""):
+                results.append(path, replace(run, status=status, reason=text or ""))
     return found
 
 

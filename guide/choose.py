@@ -57,7 +57,9 @@ QUESTIONS: dict[str, tuple[str, dict[str, str]]] = {
         {"alone": "you alone", "group": "a few people", "platform": "a team that runs a platform"},
     ),
 }
-OTHER_TASKS = {"tables": "flights", "logs": "logs", "feeding": "feeding"}  # the guide's task of the same kind
+# The guide's task of the same kind, and what the recipe is called there.
+OTHER_TASKS = {"tables": "flights", "logs": "logs", "feeding": "feeding", "features": "models", "search": "search"}
+SYSTEM_OF = {"ray_tune": "ray", "ray_train": "ray"}
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ def choose(answers: Mapping[str, str], here: Known) -> Choice:
     command += f' ARGS="{" ".join(words)}"' if words else ""
     if task in OTHER_TASKS:
         reasons, more = _from_guide(OTHER_TASKS[task], recipe, rows, here)
+        if more and answers["machines"] == "one":  # the fastest tool of one process comes first
+            reasons.insert(0, f"you may need no cluster for this; {more.pop(0)}")
     else:
         reasons, more = _from_recipes(recipe, here), []
     return Choice(recipe, command, tuple(reasons), (*more, *otherwise))
@@ -169,7 +173,7 @@ def _recipe_of(task: str, answers: Mapping[str, str]) -> tuple[str, list[str], l
 def _from_guide(name: str, recipe: str, rows: int, here: Known) -> tuple[list[str], list[str]]:
     """(reasons, what to take otherwise) from the runs of the guide's task."""
     measured = advice.Measured(task_named(name), here.runs)
-    unit, system = measured.task.unit, recipe
+    unit, system = measured.task.unit, SYSTEM_OF.get(recipe, recipe)
     way = next((way for way in measured.most if way[0] == system), None)
     if way is None:
         return [f'{recipe} does this; figures: not measured here (make guide ARGS="smoke tasks={name}")'], []

@@ -58,10 +58,11 @@ def python_of(environment: str, place: Place, stage: Progress) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             log, variables = folder.with_suffix(".log"), {**uv_environment(), "UV_COMPILE_BYTECODE": "1"}
             python = folder / "bin/python"
-            for text, argv in {
+            steps: dict[str, list[str | Path]] = {
                 "making the environment": ["venv", "--python", PYTHON, folder],
                 "installing the lock": ["pip", "install", "--python", python, "-r", lock_of(OWN)],
-            }.items():
+            }
+            for text, argv in steps.items():
                 stage.update(f"{OWN}: {text}")
                 failure = f"{OWN}: {text} failed; the whole output is in {log}"
                 processes.run_tool([environments.uv(), *argv], stage, log, failure, place.run_id, variables)
@@ -127,6 +128,7 @@ def run(case: Case, place: Place, data: tuple[Path, int], stage: Progress) -> re
         status="failed",
         command=shlex.join([f".venvs/{environment}/bin/python", str(case.system.path.relative_to(ROOT)), *argv[2:]]),
         busy=busy,
+        data=folder.name,
     )
     peak, reason = watched([*argv, "--out", str(events)], log, place, python)
     shown = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []

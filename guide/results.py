@@ -35,6 +35,7 @@ class Run:
     peak_mb: float | None = None  # of all processes together; shared memory counts once
     result: dict[str, Any] = field(default_factory=dict)  # {"digest", "rows", "sums"} of a table, or {name: number}
     command: str = ""
+    data: str = ""  # the dataset's folder, whose name has a hash of all that the data depends on
     busy: float | None = None  # percent of the processors that others used right before it began
 
     @property
@@ -153,7 +154,7 @@ def unequal(task: Task, runs: Sequence[Run]) -> dict[str, str]:
         return {}
     counts = [len({run.system for run in group}) for group in groups]
     right = groups[counts.index(max(counts))] if counts.count(max(counts)) == 1 else None
-    found = {}
+    found: dict[str, str] = {}
     for group in groups:
         if group is not right:
             other = (right or next(one for one in groups if one is not group))[0]

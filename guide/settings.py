@@ -21,8 +21,9 @@ KEYS = {
     "fresh": "true: measure again what the results have already",
 }
 HELP = (
-    'usage: make guide [ARGS="smoke key=value ..."]\n\n'
+    'usage: make guide [ARGS="smoke|page key=value ..."]\n\n'
     "smoke: the small sizes, each once; 10 minutes on a machine that is idle. Without it a night.\n"
+    "page: measures nothing, and writes the page over the results that are there.\n"
     "Results are kept in <output_root>/guide/results.jsonl: what a guide that was cut off has measured is not\n"
     "measured again.\n\n" + "\n".join(f"  {key:<12} {meaning}" for key, meaning in KEYS.items())
 )
@@ -64,9 +65,9 @@ def number(key: str, text: str, least: int) -> int:
 
 
 def wanted_of(words: Sequence[str]) -> tuple[Wanted, Mapping[str, Any]]:
-    """(what to measure, the other settings: minutes, output_root, fresh)."""
+    """(what to measure, the other settings: page, minutes, output_root, fresh)."""
     smoke = "smoke" in words
-    given = pairs_of([word for word in words if word != "smoke"], KEYS)
+    given = pairs_of([word for word in words if word not in ("smoke", "page")], KEYS)
 
     def some(key: str, names: Sequence[str]) -> tuple[str, ...]:
         if key not in given:
@@ -85,6 +86,7 @@ def wanted_of(words: Sequence[str]) -> tuple[Wanted, Mapping[str, Any]]:
         number("repeats", given.get("repeats", "1" if smoke else "3"), 1),
     )
     rest = {
+        "page": "page" in words,
         "minutes": number("minutes", given.get("minutes", "5" if smoke else "30"), 1),
         "output_root": given.get("output_root", "outputs"),
         "fresh": known("fresh", given.get("fresh", "false"), ("true", "false")) == "true",

@@ -175,6 +175,28 @@ TASKS = (
         smoke=("0.1M", "0.3M"),
         tolerance={"linear_auc": 0.002, "trees_auc": 0.02},
     ),
+    Task(
+        name="search",
+        title="A search of 32 trials",
+        what="Learning rates and penalties of a logistic regression by gradient descent: 32 trials of 50 steps each "
+        "on the same rows; the best of them.",
+        unit="rows",
+        rows="rows",
+        builder="feature_rows",
+        built_in=OWN,
+        systems=(
+            System("processes", "search_processes", OWN, False, "python"),
+            System("dask", "search_dask", "dask", True, "python"),
+            System("ray", "search_ray", "ray_tune", True, "python"),
+        ),
+        sizes=(
+            _features("tiny", 30_000, (2,)),
+            _features("0.1M", 100_000),
+            _features("1M", 1_000_000),
+        ),
+        smoke=("tiny", "0.1M"),
+        tolerance={"best_loss": 1e-6, "mean_loss": 1e-6},
+    ),
 )
 
 

@@ -181,6 +181,17 @@ def here():
     return command.health.machine_class(command.pages.machine())
 
 
+def test_results_of_two_guides_are_compared_with_each_other(bench):
+    words = ["smoke", "tasks=flights", "sizes=1x", "workers=1", f"output_root={bench.root}"]
+    command.make([*words, "systems=polars,duckdb"])
+    bench.outcome = lambda case: {"result": {**RESULT, "digest": "d2"}}
+    _, problems = command.make([*words, "systems=pandas"])
+    assert problems == ["flights 1x, pandas, 1 workers: not the result of polars: digest is d1 and d2"]
+    assert command.make(["page", f"output_root={bench.root}"])[1] == problems
+    bench.outcome = lambda case: {"data": "other data", "result": {**RESULT, "digest": "d2"}}
+    assert command.make([*words, "systems=pandas"])[1] == []
+
+
 def test_a_broken_line_in_the_middle_is_no_result(tmp_path):
     path = tmp_path / "results.jsonl"
     results.append(path, made("pandas", "1x"))
@@ -379,7 +390,12 @@ def test_choose_answers_with_a_recipe_a_command_and_figures_of_this_machine():
     assert (found.recipe, found.command) == ("dask", "make recipe-dask")
     text = str(found)
     assert "dask: about 36.83 s to the first result (between measured sizes" in text
-    assert "one machine holds the data: polars: about 0.7 s" in text
+    assert found.reasons[0].startswith(
+        "you may need no cluster for this; one machine holds the data: polars: about 0.7 s"
+    )
+    several = choose.choose({**ANSWERS, "machines": "several"}, choose.Known(grid()))
+    assert several.command == 'make recipe-dask ARGS="cluster=hosts cluster.inventory=hosts.yaml"'
+    assert several.otherwise[0].startswith("one machine holds the data: polars: about 0.7 s")
     assert "slower here: pandas" not in text or "pandas: about 30.5 s" in text
     beyond = choose.choose({**ANSWERS, "rows": "1e9"}, choose.Known(grid()))
     assert "extrapolated" in str(beyond)
@@ -448,7 +464,7 @@ def test_choose_asks_what_is_not_given_and_asks_again_for_an_unknown_answer(monk
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("task", ["flights", "logs", "feeding", "models"])
+@pytest.mark.parametrize("task", [task.name for task in TASKS])
 def test_a_tiny_guide_gives_the_same_result_in_all_systems(task, tmp_path):
     words = [f"tasks={task}", "sizes=tiny", "launches=1", "repeats=1", f"output_root={tmp_path}"]
     argv = [sys.executable, "-m", "guide", *words]

@@ -214,6 +214,15 @@ def test_where_nobody_saves_sigterm_ends_the_run_at_once():
         assert (signals.NOTICED, signals.CAME) == ([], ["SIGTERM"])
 
 
+def test_a_host_makes_the_file_that_its_workers_see(tmp_path):
+    argv = [sys.executable, ROOT / "cookbook/places/hosts/remote.py"]
+    subprocess.run([*argv, "notice", tmp_path / "preempt", "SIGTERM"], check=True)
+    assert (tmp_path / "preempt").read_text() == "SIGTERM"
+    # At the run's end it goes, or the next try would stop at once.
+    subprocess.run([*argv, "sweep", "no such run", "0", tmp_path / "preempt"], check=True)
+    assert not (tmp_path / "preempt").exists()
+
+
 def sealed(folder):
     (folder / "sub").mkdir(parents=True)
     (folder / "state.pt").write_bytes(bytes(range(256)) * 64)

@@ -29,7 +29,7 @@ def combinations():
     for recipe, cluster, scale, tracking in itertools.product(
         *map(GROUPS.get, ("recipe", "cluster", "scale", "tracking"))
     ):
-        quick = tracking == "none" or (cluster, scale) == ("local", "default")
+        quick = tracking == "none" or (recipe, cluster, scale) == ("pytorch", "local", "default")
         choice = (recipe, cluster, scale, tracking)
         yield pytest.param(choice, id="-".join(choice), marks=() if quick else pytest.mark.full)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cookbook import ROOT, UserError
+from cookbook.places.slurm import GOES_ON_LATER
 from cookbook.settings import compose_recipe
 from cookbook.tools import diagnose
 from cookbook.tools.chaos import inject
@@ -299,6 +300,42 @@ def test_the_script_is_the_one_that_was_reviewed(recipe, monkeypatch):
         path.write_text(text)
     assert text == path.read_text()
     subprocess.run(["bash", "-n", path], check=True)
+
+
+LEAVES = 'while [ ! -e "$notice" ]; do sleep 0.05; done; echo saved; exit {status}'
+
+
+@pytest.mark.parametrize(
+    ("leaves", "state", "requeued"),
+    [
+        (LEAVES.format(status=1), "RUNNING", True),
+        (LEAVES.format(status=0), "RUNNING", False),  # it came to its end all the same
+        (LEAVES.format(status=1), "COMPLETING", False),  # somebody has cancelled the job
+    ],
+)
+def test_the_script_waits_for_the_workers_and_puts_the_job_back(tmp_path, leaves, state, requeued):
+    """With stand-ins of Slurm's commands: what the script does with the SIGTERM that --signal=B: asks for."""
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho {state}\n")
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "scontrol $*"\n')
+    for name in ("squeue", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    script = GOES_ON_LATER.format(notice=f"'{tmp_path}/pre empt'", body=f"echo started\n{leaves}")
+    (tmp_path / "pre empt").write_text("of an earlier try")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    argv = ["bash", "-c", f"set -euo pipefail\n{script}"]
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout.readline() == "started\n"
+        job.terminate()
+        said = job.communicate(timeout=60)[0].split("\n")
+    assert said == ["saved", *(["scontrol requeue 7"] if requeued else []), ""]
+    assert job.returncode == (0 if "exit 0" in leaves else 1)
+    assert (tmp_path / "pre empt").read_text() == "SIGTERM of Slurm\n"
+
+
+def test_a_script_without_a_notice_ends_as_its_workers_do(tmp_path):
+    script = GOES_ON_LATER.format(notice=tmp_path / "preempt", body="exit 3")
+    assert subprocess.run(["bash", "-c", f"set -euo pipefail\n{script}"]).returncode == 3
+    assert not (tmp_path / "preempt").exists()
 
 
 def test_what_cannot_be_a_job():

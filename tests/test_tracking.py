@@ -25,6 +25,7 @@ from cookbook.prepare.environments import uv, uv_environment
 from cookbook.report import sinks, tracking
 from cookbook.report.feeder import Feeder, read_state
 from cookbook.report.sinks import Run, kubeflow, prometheus
+from cookbook.report.sinks import mlflow as mlflow_sink
 from cookbook.report.tail import RATE_SECONDS, Tail
 from cookbook.report.tailer import Tailer
 from cookbook.tools import watch
@@ -502,6 +503,21 @@ def test_a_port_that_is_taken_is_refused(collector):
         prometheus.Sink.check({"port": collector.server_port})
 
 
+@pytest.mark.parametrize(
+    ("status", "reason", "ending"),
+    [
+        ("ok", "", "ok"),
+        ("failed", "rank 1 is gone", "failed"),
+        ("failed", "interrupted by SIGINT", "interrupted"),
+        ("preempted", "SIGTERM", "interrupted"),
+        ("running", "", "interrupted"),  # its driver was killed
+    ],
+)
+def test_how_a_run_has_ended(status, reason, ending):
+    assert sinks.ending_of({"status": status, "reason": reason}) == ending
+    assert ending in mlflow_sink.STATUS
+
+
 def test_several_sinks_have_their_own_settings():
     from cookbook.settings import compose_tracking
 
@@ -600,6 +616,10 @@ def free_port():
         return one.getsockname()[1]
 
 
+# MLflow then starts no processes for jobs that nobody gives it.
+LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
 class Program:
     """A server in a session of its own, that can be killed and started again."""
 
@@ -610,9 +630,9 @@ class Program:
     def start(self):
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
-                self.argv, cwd=self.log.parent, env=CLEAN, stdout=log, stderr=log, start_new_session=True
+                self.argv, cwd=self.log.parent, env=CLEAN | LEAN, stdout=log, stderr=log, start_new_session=True
             )
-        wait_for(self.is_up, 300)
+        wait_for(self.is_up, 900)  # it imports much
 
     def is_up(self):
         assert self.process.poll() is None, self.log.read_text()[-3000:]
@@ -654,7 +674,7 @@ def the_run(client, experiment):
 def test_an_mlflow_server_that_is_killed_in_the_middle_of_a_run_has_all_of_it_at_the_end(tmp_path, mlflow_server):
     from mlflow import MlflowClient
 
-    words = ["recipe=pytorch", "scale=smoke", "scale.max_steps=null", "recipe.num_epochs=150", "tracking=mlflow"]
+    words = ["recipe=pytorch", "scale=smoke", "scale.max_steps=null", "recipe.num_epochs=300", "tracking=mlflow"]
     words += [f"tracking.uri={mlflow_server.where}", "tracking.every_seconds=0.5", "tracking.wait_seconds=300"]
     driver = Driver(*words, output_root=tmp_path / "out")
 
@@ -679,7 +699,7 @@ def test_an_mlflow_server_that_is_killed_in_the_middle_of_a_run_has_all_of_it_at
     client = MlflowClient(mlflow_server.where)
     run, _ = the_run(client, "cookbook/pytorch")
     points = Tail(folder).read(10**9).points
-    assert len(losses_of(points)) == 150
+    assert len(losses_of(points)) == 300
     assert losses_of(points) == [tuple(point) for point in content["curves"]["train/loss"]]
     assert history(client, run.info.run_id, "train/loss") == losses_of(points)
     names = {point.path for point in points}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cookbook import redact
+from cookbook.files import write_whole
 from cookbook.report import sinks
 from cookbook.report.sinks import Run, Settings
 from cookbook.report.tail import Batch, Tail
@@ -96,10 +97,7 @@ class Feeder:
             "error": self.error,
             "sweep": self.run.sweep or self.kept.get("sweep", ""),
         }
-        self.path.parent.mkdir(exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.kept) + "\n")
-        partial.replace(self.path)
+        write_whole(self.path, json.dumps(self.kept) + "\n", 0o644)  # asking for the umask would disturb other threads
 
 
 class FeederThread(threading.Thread):

@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock
 
 from cookbook import ROOT
+from cookbook.files import write_whole
 from cookbook.report import sinks
 from cookbook.report.feeder import FOLDER, Feeder, FeederThread, read_state
 from cookbook.report.sinks import Run, Settings
@@ -41,7 +42,7 @@ class Tailer:
         for one in self.wanted:  # what an earlier try of this run came to is no longer true
             path = self.folder / f"{sinks.key(one)}.json"
             if state := read_state(path):
-                path.write_text(json.dumps(state | {"ended": ""}))
+                write_whole(path, json.dumps(state | {"ended": ""}), 0o644)
         paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         environment = {name: value for name, value in os.environ.items() if name != without} | {"PYTHONPATH": paths}
         self.process = subprocess.Popen(

@@ -45,9 +45,7 @@ def send(tracking: Settings, folder: Path, content: dict[str, Any]) -> list[str]
     for settings in chosen:
         sinks.load(settings["kind"]).check(settings)
     (folder / FOLDER).mkdir(exist_ok=True)
-    status = content["status"] if content["status"] == "ok" else "failed"
-    if content["status"] == "running" or content.get("reason", "").startswith("interrupted"):
-        status = "interrupted"
+    status = sinks.ending_of(content)
     sweeps = {read_state(path).get("sweep", "") for path in (folder / FOLDER).glob("*.json")}
     run = Run(folder, content["recipe"], next(iter(sorted(sweeps, reverse=True)), ""), live=False)
     lines = []

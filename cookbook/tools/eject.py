@@ -115,8 +115,8 @@ def modules_of(copied: Copied) -> list[Path]:
     sources = "".join(path.read_text() for path in copied.source.glob("*.py"))
     used = [*copied.process.argv, *re.findall(r'(?:"-m", "|^from )(\w+)', sources, re.MULTILINE)]
     launchers = {name for name in ("tfrun", "rayrun", "netrun") if name in used}
-    storage = ["storage"] if "storage" in used else []
-    names = ["runrecord", *storage, *sorted(launchers), *(["loopback"] if launchers else [])]
+    own = [name for name in ("preempt", "storage") if name in used]
+    names = ["runrecord", *own, *sorted(launchers), *(["loopback"] if launchers else [])]
     return [ROOT / f"runrecord/{name}.py" for name in names]
 
 

@@ -51,7 +51,8 @@ def main():
             run.digest(variable.numpy() for variable in model.variables)
     except Preempted:
         # Distributed: as soon as one has left, horovodrun ends the others: they wait for the one that saves.
-        hvd.barrier()
+        # Horovod has no barrier for TensorFlow.
+        sum_over_ranks(0.0)
         raise
     # Distributed: leaves the others in order; a process that merely ends looks to them like one that died.
     hvd.shutdown()

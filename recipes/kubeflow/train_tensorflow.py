@@ -53,6 +53,7 @@ def main():
         with strategy.scope():
             model = build(data.images.shape[1:], data.num_classes, config.width)
             optimizer = tf.keras.optimizers.SGD(0.0, momentum=0.9, nesterov=True)
+            optimizer.build(model.trainable_variables)  # its state must be there to be restored
         keeper, exchange = tf.train.Checkpoint(model=model, optimizer=optimizer), sum_of(strategy)
         with Checkpoints(f"{config.checkpoint_dir}/tensorflow", config.output_dir, run) as checkpoints:
             position = {"epoch": 0, "step": 0, "loss_sum": 0.0}

@@ -104,6 +104,7 @@ def train_worker(settings):
     ):  # Distributed: variables made here are mirrored; every worker begins with the first one's values.
         model = build(keras, manifest["schema"]["images"]["shape"][1:], len(manifest["classes"]), config.width)
         optimizer = keras.optimizers.SGD(0.0, config.momentum, nesterov=config.momentum > 0)
+        optimizer.build(model.trainable_variables)  # its state must be there to be restored
     keeper = tf.train.Checkpoint(model=model, optimizer=optimizer)
     position = {"epoch": 0, "step": 0, "loss_sum": 0.0, "accuracy": 0.0}
     # Distributed: each worker reads what the first one has written, wherever it runs.

@@ -76,6 +76,16 @@ class Sink(ABC):
         return
 
 
+def ending_of(content: Mapping[str, Any]) -> str:
+    """How a run has ended, in a sink's words: ok, failed, or interrupted. `content`: its run.json.
+
+    A run that was preempted, or whose driver was killed ("running"), may go on later: it was interrupted.
+    """
+    if content["status"] in ("running", "preempted") or content.get("reason", "").startswith("interrupted"):
+        return "interrupted"
+    return "ok" if content["status"] == "ok" else "failed"
+
+
 def load(kind: str) -> type[Sink]:
     """The sink of that name. Raises UserError for one that does not exist."""
     if kind not in names():

@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from cookbook import UserError, recipes
+from cookbook.files import write_whole
 from cookbook.report import pages
 from cookbook.report.console import console, print_table
 from cookbook.report.summary import shown_path
@@ -97,7 +98,7 @@ def write_page(folder: Path, outcomes: Sequence[Outcome]) -> Path:
         all_recovered=all(one.recovered or one.cannot for one in outcomes),
     )
     path = folder / "report.html"
-    path.write_text(text)
+    write_whole(path, text)
     return path
 
 
@@ -213,7 +214,7 @@ def write_table(root: Path, to: Path | None) -> str:
         _, mark, after = rest.partition(END)
         if not mark:
             raise UserError(f"TO={to}: there are no lines {BEGIN} and {END} to put the table between")
-        to.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+        write_whole(to, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
     return text
 
 

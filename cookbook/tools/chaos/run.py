@@ -27,6 +27,7 @@ import psutil
 from filelock import FileLock
 
 from cookbook import ROOT, UserError, processes, redact, run_folder
+from cookbook.files import write_whole
 from cookbook.job import Settings
 from cookbook.report import pages
 from cookbook.report.console import Stage
@@ -333,7 +334,7 @@ class Session:
                 so_far = RunSoFar(run)
                 so_far.read()
                 shown = Undisturbed(so_far.step(), so_far.num_checkpoints, seconds)
-                note.write_text(json.dumps({"shown": asdict(shown), "run": str(run.relative_to(folder))}) + "\n")
+                write_whole(note, json.dumps({"shown": asdict(shown), "run": str(run.relative_to(folder))}) + "\n")
             done: Any = load_json(note)
         shown = Undisturbed(**done["shown"])
         if shown.num_steps < 1:
@@ -393,7 +394,7 @@ class Session:
             outcome.cannot = "; ".join(reasons)
         else:
             Disturbance(self, plan, shown, folder, outcome).go()
-        (folder / "chaos.json").write_text(json.dumps(asdict(outcome), indent=1) + "\n")
+        write_whole(folder / "chaos.json", json.dumps(asdict(outcome), indent=1) + "\n")
         return outcome
 
 
