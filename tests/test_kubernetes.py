@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 import yaml
 
 from cookbook import UserError, pods
+from cookbook.places.kubernetes import in_pod
 from cookbook.places.kubernetes import logs as pod_logs
+from cookbook.places.kubernetes.api import Api
 from cookbook.settings import compose_recipe
 from cookbook.tools import diagnose
 from cookbook.tools.chaos import inject
@@ -92,6 +95,23 @@ def test_pods_are_looked_at_while_they_run(kubernetes, hosts, tmp_path):
     assert f"rank {1 - rank} in the exchange of gradients at main.py:" in text, "by the signal"
     driver.interrupt()
     assert driver.end()[0] == 130
+
+
+def test_what_looks_into_a_pod_goes_there_and_answers(tmp_path, monkeypatch):
+    """Over the WebSocket that `kubectl exec` uses; here the "pod" is this machine."""
+    spec = {"run_id": "none", "workers": [[socket.gethostname(), os.getpid()]], "everything": False, "seconds": 0.2}
+    spec |= {"folder": str(tmp_path), "py_spy": "", "own_network": False}
+    with FakeKubernetes(None, sys.executable, "pytorch", tmp_path / "cluster") as cluster:
+        where = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"  # KUBECONFIG, as it was at the start
+        monkeypatch.setattr(where, cluster.environment["KUBECONFIG"])
+        monkeypatch.setattr(cluster, "into", lambda name: [])
+        api = Api({"context": None, "namespace": "cookbook"})
+        answer = in_pod(api, "worker-0", "one", spec)
+        assert os.getpid() in [process["pid"] for process in answer["processes"]]
+        assert answer["host"] == socket.gethostname()
+        assert ("GET", "/api/v1/namespaces/cookbook/pods/worker-0/exec") in cluster.requests
+        monkeypatch.setattr(cluster, "into", lambda name: ["sh", "-c", "echo python3: not found >&2; exit 127", "--"])
+        assert in_pod(api, "worker-0", "one", spec) == "python3: not found"
 
 
 def objects_of(recipe, *overrides):
