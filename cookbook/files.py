@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 
@@ -14,15 +14,13 @@ def write_whole(path: str | Path, text: str, mode: int | None = None) -> None:
     """
     path = Path(path)
     path.parent.mkdir(mode=0o777 if mode is None else 0o700, parents=True, exist_ok=True)
-    if mode is None:
-        mask = os.umask(0o077)
-        os.umask(mask)
-        mode = 0o666 & ~mask
-    number, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
+        number = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
         with open(number, "w") as file:
             file.write(text)
-            os.fchmod(file.fileno(), mode)
+            if mode is not None:
+                os.fchmod(number, mode)  # the umask may have taken something away
         os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

@@ -153,7 +153,8 @@ BOUNDS: dict[tuple[float | None, float], str] = {
     (2, 10**9): "malformed_every",
     (2, 1000): "num_classes",
     (1, 31 * 86_400): (
-        "start_timeout_seconds stall_timeout_seconds connect_timeout_seconds silence_seconds exchange_timeout_seconds"
+        "start_timeout_seconds stall_timeout_seconds diagnose_after_seconds connect_timeout_seconds silence_seconds "
+        "exchange_timeout_seconds"
     ),
     (0.01, 86_400): "pull_seconds poll_seconds snapshot_seconds serve_timeout_seconds every_seconds wait_seconds",
     (0.01, 100_000): "cpus_per_worker",
