@@ -270,7 +270,7 @@ def test_a_sweep_has_a_folder_each_and_a_table(tmp_path):
 def past_runs(tmp_path_factory):
     """Two smoke runs, one of them with each tracker."""
     root = tmp_path_factory.mktemp("past")
-    run_cookbook(*SMOKE, "tracking=mlflow", output_root=root)
+    run_cookbook(*SMOKE, "tracking=mlflow", "tracking.wait_seconds=3600", output_root=root)
     run_cookbook(*SMOKE, "tracking=tensorboard", "seed=1", output_root=root)
     return root
 

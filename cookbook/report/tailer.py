@@ -28,7 +28,7 @@ from cookbook.report.sinks import Run, Settings
 
 LAST_SECONDS = 5.0  # to send the rest when the driver was killed
 INTERRUPTED_SECONDS = 10.0  # the same when the run was interrupted: somebody waits for its end
-LOW_PRIORITY = 10  # as nice(1) counts
+LOW_PRIORITY = 5  # as nice(1) counts
 
 
 class Tailer:

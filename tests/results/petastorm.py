@@ -8,6 +8,8 @@ import pyarrow.parquet as pq
 import torch
 from sklearn.metrics import roc_auc_score
 
+from storage import Checkpoints
+
 TOLERANCE = 1e-5  # logits of float32 order a few nearly equal rows otherwise
 EXCEPT = {}
 BREAK = (
@@ -24,7 +26,7 @@ def recomputed(run, dataset):
     manifest = json.loads((dataset / "manifest.json").read_text())
     rows = pq.ParquetDataset(sorted(map(str, (dataset / "test").glob("*.parquet")))).read().to_pandas()
     assert len(set(rows["id"])) == len(rows) == manifest["rows"]["test"]
-    layers = layers_of(run / "checkpoints")
+    layers = layers_of(Checkpoints(run / "checkpoints", run).last())
     if manifest["task"] == "digits":
         # A tensor in a cell is a file of NumPy's.
         pictures = np.stack([np.load(io.BytesIO(cell)).ravel() for cell in rows["image"]])
@@ -35,10 +37,10 @@ def recomputed(run, dataset):
 
 def layers_of(folder):
     """[matrix (in, out), shift (out,), matrix, ...] of the last checkpoint, PyTorch's or TensorFlow's."""
-    if (folder / "last.npz").exists():
-        with np.load(folder / "last.npz") as content:
+    if (folder / "state.npz").exists():
+        with np.load(folder / "state.npz") as content:
             return [content[f"arr_{number}"] for number in range(6)]
-    state = torch.load(folder / "last.pt", weights_only=True, map_location="cpu")["network"]
+    state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")["network"]
     return [tensor.numpy().T for name, tensor in state.items() if name.endswith(("weight", "bias"))]
 
 

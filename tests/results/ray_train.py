@@ -16,6 +16,6 @@ SMALLEST = ["scale=smoke", "recipe.num_epochs=1", "recipe.width=8"]
 
 
 def recomputed(run, dataset):
-    path = max(run.glob("checkpoints/train/checkpoint_*/last.pt"))  # their names are the times of their writing
+    path = max(run.glob("checkpoints/train/checkpoint_*/state.pt"))  # their names are the times of their writing
     state = torch.load(path, weights_only=True, map_location="cpu")["network"]
     return {"eval/accuracy": accuracy(from_torch(state), *images_of(dataset, "test"))}
