@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,7 +143,9 @@ def watched(argv: list[str], log: Path, place: Place, python: Path) -> tuple[flo
     most = MOST_MEMORY * memory_bytes() / 1e6
     scratch = place.folder / "scratch"
     path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {"PATH": path, "TMPDIR": str(scratch), "SPARK_LOCAL_DIRS": str(scratch), "PYTHONUNBUFFERED": "1"}
+    # TMPDIR is the guide's own, with a short name: Ray makes sockets there, whose names have 107 characters at most.
+    own = tempfile.gettempdir()
+    environment = {"PATH": path, "TMPDIR": own, "SPARK_LOCAL_DIRS": str(scratch), "PYTHONUNBUFFERED": "1"}
     with log.open("w") as output:
         process = processes.start(argv, place.run_id, environment, output=output, cwd=scratch)
         reason = ""
