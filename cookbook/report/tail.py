@@ -209,7 +209,7 @@ class Tail:
             yield from self._metric(worker, event)
         elif kind == "progress":
             now.done, now.total, now.text = event["done"], event["total"], event["text"]
-            if now.share is not None:
+            if now.share is not None and self._is_new("progress", worker, event["done"]):
                 yield Point("progress", now.share, event["done"], time)
         elif kind == "checkpoint":
             now.num_checkpoints += 1
@@ -269,13 +269,18 @@ class Tail:
             for name, count in (("steps_per_second", taken), ("rows_per_second", worker.num_rows - rows)):
                 yield Point(name, count / seconds, worker.num_steps, time, worker.label)
 
+    def _is_new(self, name: str, worker: Worker, step: int) -> bool:
+        """Whether no rank has said this before, since the worker last went on from a checkpoint."""
+        said, key = self._said.setdefault(name, set()), (worker.generation, step)
+        is_new = key not in said
+        said.add(key)
+        return is_new
+
     def _metric(self, worker: Worker, event: Event) -> Iterator[Point]:
         """Ranks that note the same metric agree on it, or the run fails: the first one is given out."""
         name, step = event["name"], event["step"]
-        said = self._said.setdefault(name, set())
-        if (worker.generation, step) in said:
+        if not self._is_new(name, worker, step):
             return
-        said.add((worker.generation, step))
         point = Point(name, event["value"], step, event["time"], unit=event.get("unit", ""))
         self.now.metrics[name] = point
         self.now.curves.setdefault(name, {})[step] = event["value"]
