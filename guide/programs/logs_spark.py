@@ -22,7 +22,7 @@ def parsed(lines):
         lines.where((F.size(quoted) == 7) & (F.size(request) == 3) & (F.size(numbers) == 4))
         .select(
             F.element_at(first, 1).alias("client"),
-            F.try_to_timestamp(F.concat_ws(" ", F.slice(first, 4, 2)), F.lit("[dd/MMM/yyyy:HH:mm:ss Z]"))
+            F.try_to_timestamp(F.concat_ws(" ", F.slice(first, 4, 2)), F.lit("'['dd/MMM/yyyy:HH:mm:ss Z']'"))
             .cast("long")
             .alias("time"),
             path.alias("path"),
