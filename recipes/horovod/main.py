@@ -39,8 +39,8 @@ def main():
     state = hvd.elastic.TorchState(model, make_optimizer(model, config), epoch=0, step=0, epoch_loss=0.0)
 
     facts = {"device": str(device), "torch": torch.__version__, "horovod": horovod.__version__}
-    # Distributed: each rank keeps a record of its own: who it is, among how many, and which of its host's processes.
     try:
+        # Distributed: each rank keeps a record of its own: who it is, among how many, which of its host's processes.
         with (
             RunRecord(config.output_dir, hvd.rank(), hvd.size(), hvd.local_rank(), **facts) as run,
             Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
