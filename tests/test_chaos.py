@@ -389,6 +389,7 @@ def worker(rank, folder):
     path = folder / "workers" / f"rank{rank}-h-{os.getpid()}.jsonl"
     note = folder / f"checkpoint{rank}"
     first = int(note.read_text()) if note.exists() else 0
+    driver = os.getppid()
     with open(path, "x", buffering=1) as file:
         def write(event, **more):
             file.write(json.dumps({"event": event, "time": time.time(), **more}) + "\\n")
@@ -396,8 +397,12 @@ def worker(rank, folder):
         for step in range(first, 20):
             write("rows", epoch=step // 10, step=step % 10, count=1, sum=0, sum_sq=0)
             time.sleep(0.05)
+            if os.getppid() != driver:
+                sys.exit(1)
             if step % 5 == 4:
-                note.write_text(str(step + 1))
+                partial = note.with_suffix(".partial")
+                partial.write_text(str(step + 1))
+                partial.replace(note)
                 write("checkpoint", path=str(note), epoch=0, step=step)
         write("end", samples=20)
 
