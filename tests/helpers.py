@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
+import weakref
 from pathlib import Path
 
 from cookbook import places, systems
@@ -77,9 +78,10 @@ class Driver:
 
     def __init__(self, *words, output_root, environment=None, checkout=ROOT):
         self.output_root, self.test_mark = Path(output_root), uuid.uuid4().hex
-        self.temporary = Path(
-            tempfile.mkdtemp(prefix="cookbook-test-")
-        )  # for this driver's temporary files, so that one sees what is left of them
+        # For this driver's temporary files, so that one sees what is left of them. It goes when the test forgets the
+        # driver. (Ray's sockets need a short path: pytest's own folders are too deep.)
+        self.temporary = Path(tempfile.mkdtemp(prefix="cookbook-test-"))
+        weakref.finalize(self, shutil.rmtree, self.temporary, ignore_errors=True)
         self.recipe = next((word.removeprefix("recipe=") for word in words if word.startswith("recipe=")), "")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cookbook", *words, f"output_root={output_root}"],

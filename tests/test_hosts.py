@@ -565,6 +565,7 @@ def test_no_inventory(tmp_path):
 
 
 def test_a_host_without_python_is_named_as_such():
-    ssh = Ssh({"ssh": {}})
-    assert ssh._why("bash: line 1: python3: command not found", {}).startswith("there is no python3 on it")
-    shutil.rmtree(ssh.folder)
+    with Ssh({"ssh": {}}) as ssh:
+        why = ssh._why("bash: line 1: python3: command not found", {})
+    assert why.startswith("there is no python3 on it")
+    assert not ssh.folder.exists()
