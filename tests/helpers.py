@@ -1,10 +1,12 @@
 """Runs the driver as a user would, in a process of its own."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,11 +15,14 @@ import uuid
 import weakref
 from pathlib import Path
 
-from cookbook import places, systems
+from filelock import FileLock
+
+from cookbook import bootstrap, places, systems
 from cookbook.job import Hosts, Job, Node
 from cookbook.places.hosts import SshHosts
 from cookbook.places.kubernetes import Kubernetes
 from cookbook.pods import Pods
+from cookbook.prepare.environments import uv, uv_environment
 from cookbook.settings import compose_recipe
 from cookbook.tools.chaos import inject
 from cookbook.tools.chaos.record import RunSoFar
@@ -40,6 +45,35 @@ def recipes():
 def short_words(recipe):
     """Settings of the short run that serves many tests."""
     return compose_recipe(recipe)[0]["recipe"]["driver"].get("short", ["recipe.num_epochs=4"])
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def wait_for(condition, seconds=60):
+    """Calls `condition` until it returns something true, and returns that."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"nothing happened for {seconds} s"
+        time.sleep(0.05)
+    return found
+
+
+def python_of(name, lock):
+    """The Python of an environment for tests, which is made if it is not there. `lock`: its requirements.txt."""
+    folder = bootstrap.cache_dir() / f"environments/{name}-{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not bootstrap.complete(folder).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            environment = {**CLEAN, **uv_environment()}
+            subprocess.run([uv(), "venv", "-q", "--python", "3.11", folder], check=True, env=environment)
+            install = [uv(), "pip", "install", "-q", "--python", folder / "bin/python", "-r", lock]
+            subprocess.run(install, check=True, env=environment)
+        bootstrap.mark_as_used(folder)
+    return folder / "bin/python"
 
 
 def copy_checkout(to):

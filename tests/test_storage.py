@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from cookbook.access import to_store
 from cookbook.settings import compose_recipe
 from runrecord import read_records
 from storage import Checkpoints, Damaged, File, Retries, StorageError, open_folder
-from tests.helpers import CLEAN, ROOT, Driver, plan, run_cookbook
+from tests.helpers import CLEAN, ROOT, Driver, free_port, plan, run_cookbook
 from tests.object_store import KEYS, Store, s3_server
 from tests.test_contracts import SHORT, digests
 
@@ -450,11 +449,6 @@ class Torchrun:
     def digests(self):
         ends = [events[-1] for events in read_records(self.folder) if events[-1]["event"] == "end"]
         return [end["digest"] for end in ends]
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.mark.full
