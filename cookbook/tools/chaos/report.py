@@ -16,8 +16,8 @@ from cookbook.report import pages
 from cookbook.report.console import console, print_table
 from cookbook.report.summary import shown_path
 from cookbook.tools.chaos.faults import FAULTS, Fault, Scene
+from cookbook.tools.chaos.outcome import Outcome
 from cookbook.tools.chaos.record import load_json
-from cookbook.tools.chaos.run import Outcome
 
 BEGIN, END = "<!-- chaos-table: made by `make chaos-table` -->", "<!-- end of chaos-table -->"
 
