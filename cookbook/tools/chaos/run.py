@@ -23,7 +23,7 @@ from cookbook.files import write_whole
 from cookbook.report import pages
 from cookbook.report.console import Stage
 from cookbook.settings import checks, compose_recipe, overrides
-from cookbook.tools import health
+from cookbook.tools import provenance
 from cookbook.tools.chaos.disturbance import Disturbance, temporary_folder
 from cookbook.tools.chaos.faults import Fault, Scene, Undisturbed
 from cookbook.tools.chaos.outcome import Outcome
@@ -60,7 +60,7 @@ class Session:
         if self.makes_hosts and os.geteuid() != 0:
             raise UserError("cluster=hosts: hosts are made on this machine as root; or give a cluster.inventory")
         self.scene = Scene(recipe, cluster["kind"], num_workers, own)
-        self.machine, self.commit = pages.machine(), health.commit_of()
+        self.machine, self.commit = pages.machine(), provenance.commit_of()
         self.program = [sys.executable, "-m", "cookbook"]
 
     @contextlib.contextmanager
@@ -89,7 +89,7 @@ class Session:
 
     def key(self) -> str:
         """Equal for two undisturbed runs that need not both be done: same code, settings and machine."""
-        changes = health.git("diff", "HEAD", "--", ".", ":!docs", ":!tests") if self.commit.endswith("+") else ""
+        changes = provenance.git("diff", "HEAD", "--", ".", ":!docs", ":!tests") if self.commit.endswith("+") else ""
         kept = {key: self.config[key] for key in ("recipe", "data", "cluster", "scale", "seed")}
         parts = [self.commit, changes, self.scene.recipe, sorted(self.words), kept, self.machine]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
