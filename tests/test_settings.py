@@ -1,6 +1,9 @@
 """Settings: every combination composes, the command line beats the files, and bad values get a clear error."""
 
 import itertools
+import json
+import runpy
+import sys
 
 import pytest
 import yaml
@@ -293,6 +296,25 @@ def test_every_number_that_takes_memory_or_time_has_an_upper_bound():
             found |= set(numbers_of(content))
     assert found - set(free.split()) - set(RANGES) == set()
     assert {name for name, (_, high) in RANGES.items() if not high < 2**37} == set()
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_the_least_value_of_a_recipe_s_setting_stands_in_one_place(recipe, tmp_path, monkeypatch):
+    """In the recipe's settings.py, which goes with a copy of the recipe, or in RANGES: one of them, and not both."""
+    config, _ = compose_recipe(recipe)
+    flat = settings.worker_settings(config, "data", "out")
+    found = {}
+    for name in config["recipe"].keys() & RANGES.keys():
+        low = RANGES[name][0]
+        (tmp_path / "config.yaml").write_text(json.dumps(flat | {name: -(10**9) if low is None else low - 1}))
+        monkeypatch.setattr(sys, "argv", ["settings.py", str(tmp_path / "config.yaml"), "2"])
+        try:
+            runpy.run_path(str(ROOT / f"recipes/{recipe}/settings.py"), run_name="__main__")
+            refused = False
+        except SystemExit as error:
+            refused = str(error).startswith(f"{name}=")
+        found[name] = (low is not None, refused)
+    assert {name: both for name, both in found.items() if both[0] == both[1]} == {}
 
 
 @pytest.mark.parametrize(
