@@ -112,6 +112,20 @@ def test_an_object_store_larger_than_the_machine_is_refused():
     machine.check_object_store(500, 4 << 30)
 
 
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("-n 60", "this shell allows 60 open files, and 2 workers need 64: ulimit -n 1024"),
+        ("-f 200", "this shell allows files of 204,800 bytes, and a run writes larger ones"),
+    ],
+)
+def test_a_shell_s_limit_that_no_run_can_keep_is_named_at_once(limit, said, tmp_path):
+    command = f"ulimit {limit}; exec {sys.executable} -m cookbook recipe=pytorch output_root={tmp_path}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and said in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_small_dev_shm_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(65536, 0, 65536))
     with pytest.raises(UserError, match="has 64 kB free, and 4 processes that read ahead.*num_loader_workers=0"):
