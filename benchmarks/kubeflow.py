@@ -83,7 +83,7 @@ def main():
 
 
 def starts_of(python):
-    """Seconds that a new process takes for Python, and for kfp's modules, NumPy, PyTorch beyond what is imported before."""
+    """Seconds that a new process takes for Python, and for kfp's modules, NumPy and PyTorch beyond that."""
     programs = ("pass", "import kfp.dsl.executor_main", "import numpy", "import torch")
     environment = {**os.environ, "_KFP_RUNTIME": "true"}  # as kfp starts a step: without its compiler and client
     found = [[] for _ in programs]

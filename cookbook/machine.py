@@ -42,7 +42,7 @@ def num_cores() -> int:
 
 
 def check_limits(num_workers: int) -> None:
-    """Raises UserError for a shell's limit that no run can keep: of open files (pipes to each worker), of a file's size.
+    """Raises UserError for a shell's limit that no run can keep: of open files (pipes to workers), of a file's size.
 
     A checkpoint that such a limit cuts off ends in an error of its library that does not name it.
     """
