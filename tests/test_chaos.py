@@ -258,20 +258,20 @@ def test_a_damaged_checkpoint_is_the_newest_one_and_is_noticed(tmp_path, harm, c
     with RunRecord(tmp_path, 0, 1) as record:
         checkpoints = Checkpoints(tmp_path / "checkpoints", tmp_path, record)
         for number in (1, 2):
-            with checkpoints.save(f"epoch-{number}", number, 0) as folder:
+            with checkpoints.save(number, 0) as folder:
                 (folder / "state.pt").write_bytes(bytes(range(256)) * number)
                 (folder / "small.json").write_text("{}")
     so_far = RunSoFar(tmp_path)
     so_far.read()
     path = newest_checkpoint(so_far)
-    assert path == tmp_path / "checkpoints/epoch-2/state.pt"
+    assert path == tmp_path / "checkpoints/epoch-00002-step-00000000/state.pt"
     before = path.read_bytes()
     said = harm(path)
     assert path.read_bytes() != before
-    assert "epoch-2/state.pt" in said and "512" in said
+    assert "epoch-00002-step-00000000/state.pt" in said and "512" in said
     assert (len(path.read_bytes()) == 512) == (harm is inject.alter)
-    assert Checkpoints(tmp_path / "checkpoints", tmp_path).last() == tmp_path / "checkpoints/epoch-1"
-    assert "epoch-2 is damaged" in capsys.readouterr().out
+    assert Checkpoints(tmp_path / "checkpoints", tmp_path).last().name == "epoch-00001-step-00000000"
+    assert "epoch-00002-step-00000000 is damaged" in capsys.readouterr().out
 
 
 def lacking(reason):
