@@ -169,7 +169,7 @@ def test_a_run_in_the_surroundings_of_somebody_else(tmp_path, recipe):
         environment["PYTHONOPTIMIZE"],
         environment["PYTHONWARNINGS"],
     )  # make takes them from the driver
-    hosts = f"127.0.0.1 localhost\n10.255.255.1 {socket.gethostname()}\n"
+    hosts = f"127.0.0.1 localhost\nfd00::1 {socket.gethostname()}\n10.255.255.1 {socket.gethostname()}\n"
     content, output, status = run_with_hosts(tmp_path, hosts, [f"recipe={recipe}", "scale=smoke"], environment)
     assert status == 0, output
     assert content["status"] == "ok"
@@ -177,7 +177,18 @@ def test_a_run_in_the_surroundings_of_somebody_else(tmp_path, recipe):
         content["world_size"] == 2 or "one process did all the work" in content["warnings"][0]
     )  # Tune, on a busy machine
     assert "GLOO_SOCKET_IFNAME" in output and "not handed on to the workers" in output
-    assert json.dumps(content).count("10.255.255.1") == 0
+    assert json.dumps(content).count("10.255.255.1") == json.dumps(content).count("fd00::1") == 0
+
+
+@pytest.mark.full
+@needs("root", MISSING)
+@pytest.mark.parametrize("recipe", recipes())
+def test_a_machine_whose_own_name_leads_nowhere(tmp_path, recipe):
+    environment = {name: value for name, value in os.environ.items() if name != inject.MARK}
+    hosts = "::1 localhost\n127.0.0.1 localhost\n"
+    content, output, status = run_with_hosts(tmp_path, hosts, [f"recipe={recipe}", "scale=smoke"], environment)
+    assert status == 0, output
+    assert content["status"] == "ok"
 
 
 @pytest.mark.full
