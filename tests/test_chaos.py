@@ -649,12 +649,15 @@ def test_the_table_says_what_was_run_and_what_was_not():
     assert lines[-1] == "Run on 1970-01-01 on: M. Commits: 0123456789."
 
 
+BEGIN, END = "<!-- chaos-table: made by `make chaos-table` -->", "<!-- end of chaos-table -->"
+
+
 def test_the_table_is_put_between_its_marks(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     for _ in range(2):
         text = report.write_table(tmp_path, page)
-    assert page.read_text() == f"before\n{report.BEGIN}\n\n{text}\n\n{report.END}\nafter\n"
+    assert page.read_text() == f"before\n{BEGIN}\n\n{text}\n\n{END}\nafter\n"
     page.write_text("nothing")
     with pytest.raises(UserError, match="there are no lines"):
         report.write_table(tmp_path, page)
@@ -662,7 +665,7 @@ def test_the_table_is_put_between_its_marks(tmp_path):
 
 def test_the_page_of_the_documents_has_the_marks():
     text = (ROOT / "docs/chaos.md").read_text()
-    assert text.count(report.BEGIN) == text.count(report.END) == 1
+    assert text.count(BEGIN) == text.count(END) == 1
     for name in FAULTS:
         assert f" {name} |" in text, "each fault is in the documents' table"
 
