@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from cookbook import UserError, redact, run_folder
-from cookbook.files import write_whole
+from cookbook.files import read_json, write_whole
 from cookbook.report import pages
 from cookbook.report.console import Stage
 from cookbook.settings import checks, compose_recipe, overrides
@@ -28,7 +28,7 @@ from cookbook.tools.chaos.disturbance import Disturbance, temporary_folder
 from cookbook.tools.chaos.faults import Fault, Scene, Undisturbed
 from cookbook.tools.chaos.outcome import Outcome
 from cookbook.tools.chaos.plans import in_order
-from cookbook.tools.chaos.record import RunSoFar, load_json
+from cookbook.tools.chaos.record import RunSoFar
 from cookbook.tools.chaos.victim import Driver, LocalHosts
 
 # The settings of a disturbed run that only it has, and those that it must not have.
@@ -53,7 +53,7 @@ class Session:
         self.hosts: LocalHosts | None = None
         self.makes_hosts = cluster["kind"] == "hosts" and not cluster.get("inventory")
         if cluster["kind"] == "hosts" and not self.makes_hosts:
-            state = load_json(Path(str(cluster["inventory"])).expanduser() / "state.json")
+            state = read_json(Path(str(cluster["inventory"])).expanduser() / "state.json")
             if state.get("namespaces"):
                 self.hosts = LocalHosts(Path(str(cluster["inventory"])), int(str(state["num_hosts"])))
         own = self.makes_hosts or self.hosts is not None
@@ -110,7 +110,7 @@ class Session:
                 so_far.read()
                 shown = Undisturbed(so_far.step(), so_far.num_checkpoints, seconds)
                 write_whole(note, json.dumps({"shown": asdict(shown), "run": str(run.relative_to(folder))}) + "\n")
-            done: Any = load_json(note)
+            done: Any = read_json(note)
         shown = Undisturbed(**done["shown"])
         if shown.num_steps < 1:
             raise UserError(f"recipe {self.scene.recipe} reports no steps with these settings: no fault has its moment")
