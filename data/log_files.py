@@ -20,7 +20,7 @@ import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from glob import glob
+from glob import glob, has_magic
 from pathlib import Path
 
 from _common import DatasetError, run_builder, same_bytes, same_file
@@ -38,11 +38,15 @@ import logformat  # noqa: E402 (found by the line above)
 
 PACKED = (".gz", ".bz2", ".zst")
 KNOWN = (".log", ".txt", ".json", ".jsonl", ".ndjson", ".out", ".err", ".gz", ".bz2", ".zst", "")
-# What logrotate and others put behind a name: .1, -20250327, .2025-03-27, -202503, .2025-W13, .Mon, .old
+# What logrotate and others put behind a name: .1, -20250327, .2025-03-27_22-00-00, -202503, .2025-W13, .Mon, .old;
+# glog: .INFO.20250327-220000.123
 ROTATED = re.compile(
-    r"(?i)(?:\.\d{1,10}|[-._]\d{4}[-.]?\d{2}(?:[-.]?\d{2})?(?:[-T_.]?\d{2,10})?|[-._]\d{2}-\d{2}-\d{4}"
-    r"|[-._]\d{4}-?W\d{2}|\.(?:mon|tue|wed|thu|fri|sat|sun|old))$"
+    r"(?i)(?:\.\d{1,10}|[-._]\d{4}[-.]?\d{2}(?:[-.]?\d{2})?(?:[-T_.]?\d{2}(?:[-_:.]\d{2}){0,2}Z?|[-T_.]?\d{2,10}Z?)?"
+    r"|[-._]\d{2}-\d{2}-\d{4}|[-._]\d{4}-?W\d{2}"
+    r"|\.(?:mon|tue|wed|thu|fri|sat|sun|old|info|warning|error|fatal))$"
 )
+# A date in the name of a file, or as the whole name of the folders around it: 2025/03/27/messages.
+DATE = re.compile(r"(?:(?<![\d/])|/)((?:19|20)\d\d)([-._/]?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?!\d)(?:[^/]*|/[^/]*)$")
 FOREIGN = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ": ".xz", b"PK\x03\x04": ".zip"}
 STAMP = re.compile(rf"(?m)^(?:<\d{{1,3}}>)?({'|'.join(logformat.MONTHS)}) +\d{{1,2}} \d\d:".encode())
 SAMPLE_LINES, SAMPLE_BYTES = 1000, 4 << 20
@@ -119,6 +123,7 @@ def looked_at(wanted, first, event_start):
     wanted = logformat.with_numbers(wanted, sample)
     try:
         logformat.check_unit(wanted, sample)
+        logformat.check_whole_time(wanted, sample)
     except logformat.FormatError as error:
         raise DatasetError(str(error)) from None
     wanted = logformat.with_start(wanted, sample) if event_start == "auto" else wanted
@@ -175,9 +180,12 @@ def find(path):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             found += [Path(folder, name) for name in sorted(names)]
     else:
-        found = [Path(name) for pattern in braces(str(given)) for name in sorted(glob(pattern, recursive=True))]
-        if not found and not re.search(r"[*?\[{]", str(given)):
-            raise DatasetError(f"path={given}: there is no such file or folder (on this machine)")
+        for pattern in braces(str(given)):
+            names = sorted(glob(pattern, recursive=True))
+            if not names:
+                what = "nothing matches it" if has_magic(pattern) else "there is no such file or folder"
+                raise DatasetError(f"path={pattern}: {what} (on this machine)")
+            found += map(Path, names)
         left_out += [
             entry(file, "a folder that the pattern matches; name it in data.path, or write ** to look into it")
             for file in found
@@ -328,7 +336,9 @@ def unreadable_kind(name):
 
 
 def is_log(name):
-    plain = ROTATED.sub("", ROTATED.sub("", name))
+    plain = name
+    while (shorter := ROTATED.sub("", plain)) != plain:
+        plain = shorter
     if Path(plain).suffix.lower() in PACKED and Path(Path(plain).stem).suffix.lower() == ".tar":
         return False
     return ending(plain) in KNOWN or ending(name) in KNOWN
@@ -546,7 +556,10 @@ def years_of(fmt, first):
                 "cut it into files of a year each"
             )
         over, modified = begin is not None and last is not None and begin > last, file.stat().st_mtime
-        if fmt.year is None and not SECOND_1981 < modified < time.time() + 2 * DAY:
+        year = fmt.year if fmt.year is not None else year_by_name(file, begin, last)
+        if fmt.year is None and leap and year is not None and not calendar.isleap(year + over):
+            year = None  # the date in the name is another one
+        if year is None and not SECOND_1981 < modified < time.time() + 2 * DAY:
             day = datetime.fromtimestamp(modified, UTC).date()
             raise DatasetError(
                 f"{file}: its lines have no year, and the file's own date ({day}) cannot tell it: say data.year, in "
@@ -556,8 +569,21 @@ def years_of(fmt, first):
             raise DatasetError(
                 f"{file}: it has a 29 February, and there is none in {fmt.year + over}: data.year={fmt.year}"
             )
-        found[str(file)] = logformat.dated_of(begin, last, leap, fmt.year, file.stat().st_mtime)
+        found[str(file)] = logformat.dated_of(begin, last, leap, year, modified)
     return found
+
+
+def year_by_name(file, first, last):
+    """The year in which a file begins, by the date in its name (DATE); None where there is none. A file's own date is
+    that of the copy, where it was copied.
+
+    `first`, `last`: month * 100 + day of its first and last line. Of the years in which the last one may lie, it is the
+    one in which that day is nearest to the date of the name.
+    """
+    if last is None or not (date := DATE.search(str(file))):
+        return None
+    named, last_day = ((month - 1) * 30.4 + day for month, day in (map(int, date.groups()[2:]), divmod(last, 100)))
+    return int(date[1]) + (last_day - named < -183) - (last_day - named > 183) - (first > last)
 
 
 def new_years(months):

@@ -140,8 +140,8 @@ STEPS_OF = {  # name -> format asked for, lines, format found, steps that must b
         "classify recommend gradient_descent stream",
     ),
     "labels": (
-        r"^(?<time>\S+) (?<label>\S+) (?<message>.*)$",
-        each("2025-03-29T0{hour}:{minute}:00Z - work {p}") + each("2025-03-29T0{hour}:{minute}:30Z DISK failed {p}"),
+        r"^(?<time>\S+) (?<label>\S+) (?<features>\w+) (?<message>.*)$",  # MLlib has a column of this name
+        each("2025-03-29T0{hour}:{minute}:00Z - w work {p}") + each("2025-03-29T0{hour}:{minute}:30Z DISK w failed {p}"),
         "regex",
         "recommend stream",
     ),

@@ -443,3 +443,14 @@ def test_decimals_and_dictionaries_are_numbers_and_a_constant_does_no_harm(mine)
     assert mine["answers"][15]["visits"] == sum(range(7)) * 100
     assert mine["answers"][16]["std"][1] == 1.0
     assert mine["answers"][18]["features"] == ["x", "visits"], "a folder's date is no number"
+
+
+def test_braces_name_files_whose_changes_count(tmp_path):
+    (tmp_path / "a.log").write_text("1")
+    before = datasets.fingerprint("log_files", {"path": f"{tmp_path}/{{a,b}}.log"})
+    (tmp_path / "b.log").write_text("2")
+    after = datasets.fingerprint("log_files", {"path": f"{tmp_path}/{{a,b}}.log"})
+    (tmp_path / "{a,b}.log").write_text("3")  # a name is a name
+    assert len({before, after, datasets.fingerprint("log_files", {"path": f"{tmp_path}/{{a,b}}.log"})}) == 3
+    assert list(datasets.states(f"{tmp_path}/{{a,b}}.log")) == list(datasets.states([f"{tmp_path}/{{a,b}}.log"]))
+    assert [line.split()[0] for line in datasets.states(f"{tmp_path}/{{a,b}}.log")] == [bytes(tmp_path / "{a,b}.log")]

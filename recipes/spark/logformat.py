@@ -518,7 +518,7 @@ def number(name, text, exponent=""):
     if name == "bytes" and text == "-":
         return 0
     if name in ("status", "bytes"):
-        return int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else None
+        return int(text) if re.fullmatch(r"\d{1,9}" if name == "status" else r"\d{1,18}", text, re.ASCII) else None
     value = float(text) if re.fullmatch(rf"(\d+(\.\d*)?|\.\d+){exponent}", text, re.ASCII) else None
     # IIS writes milliseconds, CloudFront seconds with a point.
     return value / 1000 if name == "taken" and value is not None and "." not in text else value
@@ -645,7 +645,8 @@ def _from_pieces(year, month, day, clock, zone, fmt, dated):
     month = str(MONTHS.index(month) + 1) if month in MONTHS else month
     found = re.fullmatch(r"(\d{1,2}):(\d{1,2})(?::(\d{1,2})(?:[.,](\d+))?)?", clock or "0:0", re.ASCII)
     packed = re.fullmatch(r"(\d{2})(\d{2})(\d{2})(?:[.,](\d+))?", clock or "", re.ASCII)
-    if not (found or packed) or not str(month).isdigit() or not str(day).isdigit():
+    digits = (str(month), str(day), str(year or 0))
+    if not (found or packed) or not all(re.fullmatch(r"\d+", text, re.ASCII) for text in digits):
         return None
     hour, minute, second, fraction = (found or packed).groups()
     if not year:
@@ -720,8 +721,8 @@ def dated_of(first, last, leap_day, year, modified):
 
 
 def events_of(fmt, lines):
-    """Joins the lines of each event, for formats whose events have several. A blank line is no event."""
-    lines = [line for line in lines if line.strip(" ")]
+    """Joins the lines of each event, for formats whose events have several. A line of blanks and tabs is no event."""
+    lines = [line for line in lines if line.strip(" \t")]
     if not fmt.start:
         return lines
     start, events, begun = compiled(fmt.start), [], False
@@ -803,6 +804,27 @@ def check_unit(fmt, lines):
         raise FormatError(
             f"the whole numbers behind the lines (half of them above {statistics.median(map(int, texts)):g}) may be "
             "seconds, milliseconds or microseconds: say data.request_unit=us for Apache's %D, =ms for %{ms}T, =s for %T"
+        )
+
+
+# What may stand behind a time and changes it.
+REST_OF_A_TIME = re.compile(
+    r" ?([+-](?:0\d|1[0-4]):?(?:00|15|30|45)\b|[AaPp]\.?[Mm]\b|(?:CE|E|C|M|P|B|J|I|AE|MS|WE|EE)[SD]?T\b|MSK\b)"
+)
+
+
+def check_whole_time(fmt, lines):
+    """Raises FormatError where a regular expression leaves out what stands behind the time: a zone, AM or PM."""
+    if fmt.name != "regex" or not {"time", "clock"} & set(fmt.groups()) or "zone" in fmt.groups():
+        return
+    last = "time" if "time" in fmt.groups() else "clock"
+    matches = [found for line in lines if (found := compiled(fmt.pattern).search(line)) and ":" in (found[last] or "")]
+    rests = [rest[1] for found in matches if (rest := REST_OF_A_TIME.match(found.string, found.end(last)))]
+    if matches and len(rests) > len(matches) / 2:
+        raise FormatError(
+            f"behind the group `{last}` stands {rests[0]!r}, which says another time than `{last}` alone: take zones into "
+            "the group `time`, or into one of their own, (?<zone>...). Times with AM and PM, or with the name of a zone, "
+            "are not read: write them anew"
         )
 
 
