@@ -282,6 +282,15 @@ def test_a_label_is_a_text(word, value):
     assert compose_recipe("petastorm", ["data=store_files", f"data.label={word}"])[0]["data"]["label"] == value
 
 
+@pytest.mark.parametrize("key", ["output_root", "cache_dir", "data.parameters.download_dir"])
+def test_a_tilde_is_the_home_folder(monkeypatch, key):
+    monkeypatch.setenv("HOME", "/home/me")
+    found = compose_recipe("pytorch", ["data=mnist", f"{key}=~/my runs"])[0]
+    for name in key.split("."):
+        found = found[name]
+    assert found == "/home/me/my runs"
+
+
 def test_null_is_taken_where_the_file_says_what_it_means():
     config, _ = compose_recipe("spark", ["data=log_files", "data.event_start=null"])
     assert config["data"]["parameters"]["event_start"] is None
