@@ -293,8 +293,8 @@ def decode(path, size, channels, background):
         kind = picture.format
         if picture.mode.startswith("I;16") and picture.getextrema()[1] < 1 << 12:
             remarks.append(
-                "of 16 bits, but darker than a sixteenth of white, so hardly anything is left of them in 8 bits: if white "
-                "is 4095 or so in them, scale them to 16 bits first"
+                "of 16 bits, but darker than a sixteenth of white, so hardly anything is left of them in 8 bits: if "
+                "white is 4095 or so in them, scale them to 16 bits first"
             )
         try:
             picture = ImageOps.exif_transpose(picture)

@@ -46,7 +46,9 @@ ROTATED = re.compile(
     r"|\.(?:mon|tue|wed|thu|fri|sat|sun|old|info|warning|error|fatal))$"
 )
 # A date in the name of a file, or as the whole name of the folders around it: 2025/03/27/messages.
-DATE = re.compile(r"(?:(?<![\d/])|/)((?:19|20)\d\d)([-._/]?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?!\d)(?:[^/]*|/[^/]*)$")
+DATE = re.compile(
+    r"(?:(?<![\d/])|/)((?:19|20)\d\d)([-._/]?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?!\d)(?:[^/]*|/[^/]*)$"
+)
 FOREIGN = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ": ".xz", b"PK\x03\x04": ".zip"}
 STAMP = re.compile(rf"(?m)^(?:<\d{{1,3}}>)?({'|'.join(logformat.MONTHS)}) +\d{{1,2}} \d\d:".encode())
 SAMPLE_LINES, SAMPLE_BYTES = 1000, 4 << 20

@@ -6,13 +6,13 @@ import gzip
 import json
 import os
 import random
+import re._parser as sre  # the only one that says what a regular expression consists of
 import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-import re._parser as sre  # the only one that says what a regular expression consists of
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
@@ -138,9 +138,9 @@ def test_each_sample_of_each_format(sample):
 def unbounded(parsed):
     """The bodies of a regular expression's repetitions without an end, but those of one letter and possessive ones."""
     for op, value in parsed:
-        if op in (sre.MAX_REPEAT, sre.MIN_REPEAT):
-            if value[1] == sre.MAXREPEAT and (len(value[2]) != 1 or value[2][0][0] not in ONE_LETTER):
-                yield value[2]
+        endless = op in (sre.MAX_REPEAT, sre.MIN_REPEAT) and value[1] == sre.MAXREPEAT
+        if endless and (len(value[2]) != 1 or value[2][0][0] not in ONE_LETTER):
+            yield value[2]
         for inner in value if isinstance(value, tuple) else [value]:
             for one in inner if isinstance(inner, list) else [inner]:
                 yield from unbounded(one) if isinstance(one, sre.SubPattern) else ()
@@ -385,13 +385,25 @@ STAMP = "29/Mar/2025:22:00:00"
 # [format, options, lines]: of awkward lines, what Spark and the reference make of them is compared.
 LONG = 8000  # letters, or repetitions: Java keeps some on its stack
 MORE = [
-    ["logfmt", {}, [f'ts=2025-03-29T22:00:00Z msg="{"a b " * LONG}" level=info', 'ts=2025-03-29T22:00:00Z msg="a level=x"']],
+    [
+        "logfmt",
+        {},
+        [f'ts=2025-03-29T22:00:00Z msg="{"a b " * LONG}" level=info', 'ts=2025-03-29T22:00:00Z msg="a level=x"'],
+    ],
     ["forwarded", {}, access(1, front=f"{', '.join(['203.0.113.7'] * 900)} ")],
     ["combined", {}, access(1, client=", ".join(["203.0.113.7"] * 900))],
     ["nginx_timed", {}, access(1, f' "-" urt=0.1, 0.2 a=1,b=2 ua="x, y" {"k=1 " * LONG}rt=0.3')],
     ["json_access", {}, ['{"request": {"uri": "/a"}, "status": 99999999999}']],
-    ["syslog", {}, ["Mar 29 22:00:01 w last message repeated 3 times", "Mar 29 22:00:01 w last words", "Mar 29 22:00:01 ::1 a: x"]],
-    ["apache", {}, ["[Wed Oct 01 14:32:01 2014] [error] [client ::1] x", "[Wed Oct 01 14:32:01 2014] [error] (2)x: [client a] x"]],
+    [
+        "syslog",
+        {},
+        ["Mar 29 22:00:01 w last message repeated 3 times", "Mar 29 22:00:01 w last words", "Mar 29 22:00:01 ::1 a: x"],
+    ],
+    [
+        "apache",
+        {},
+        ["[Wed Oct 01 14:32:01 2014] [error] [client ::1] x", "[Wed Oct 01 14:32:01 2014] [error] (2)x: [client a] x"],
+    ],
     [
         r"^(?<time>\S+) (?<level>\w+) (?<host>\S+) (?<message>.*)$",
         {},
@@ -1206,7 +1218,9 @@ def test_the_date_in_a_name_tells_both_years_of_a_file_over_new_year(tmp_path):
     assert built(tmp_path, "syslog")["entry"]["years"] == {str(file): (2023, 1229)}
 
 
-@pytest.mark.parametrize(("path", "text"), [("{a,c}.log", "c.log: there is no such file"), ("{a,c*}.log", "c*.log: nothing")])
+@pytest.mark.parametrize(
+    ("path", "text"), [("{a,c}.log", "c.log: there is no such file"), ("{a,c*}.log", "c*.log: nothing")]
+)
 def test_what_was_asked_for_and_is_not_there_is_named(tmp_path, path, text):
     write(tmp_path / "a.log", access(30))
     with pytest.raises(DatasetError) as error:

@@ -142,7 +142,7 @@ STEPS_OF = {  # name -> format asked for, lines, format found, steps that must b
     ),
     "labels": (
         r"^(?<time>\S+) (?<label>\S+) (?<features>\w+) (?<message>.*)$",  # MLlib has a column of this name
-        each("2025-03-29T0{hour}:{minute}:00Z - w work {p}") + each("2025-03-29T0{hour}:{minute}:30Z DISK w failed {p}"),
+        each("2025-03-29T0{hour}:{minute}:00Z - w work {p}") + each("2025-03-29T0{hour}:{minute}:30Z DISK w no {p}"),
         "regex",
         "recommend stream",
     ),

@@ -141,7 +141,7 @@ def test_classes_that_are_called_like_parts_need_to_be_said(tmp_path, build):
             ["bounding_box_train/1", "bounding_box_train/2", "bounding_box_test/1", "bounding_box_test/2"],
             "need the names train and test (or val)",
         ),
-        (["train_cat", "train_dog", "test_cat", "test_dog"], "train_cat and test_cat are called alike but for the part"),
+        (["train_cat", "train_dog", "test_cat", "test_dog"], "train_cat and test_cat are called alike but for"),
         (["cats-val", "dogsTrain", "cats-train"], "cats-train and cats-val are called alike"),
         (["asl_train/asl_train/A", "asl_train/asl_train/B", "asl_test/asl_test"], "asl_train and asl_test are called"),
         (["train_dir/cat", "train_dir/dog", "train_dir/bus", "val_dir/cat"], "train_dir and val_dir are called alike"),

@@ -822,9 +822,9 @@ def check_whole_time(fmt, lines):
     rests = [rest[1] for found in matches if (rest := REST_OF_A_TIME.match(found.string, found.end(last)))]
     if matches and len(rests) > len(matches) / 2:
         raise FormatError(
-            f"behind the group `{last}` stands {rests[0]!r}, which says another time than `{last}` alone: take zones into "
-            "the group `time`, or into one of their own, (?<zone>...). Times with AM and PM, or with the name of a zone, "
-            "are not read: write them anew"
+            f"behind the group `{last}` stands {rests[0]!r}, which says another time than `{last}` alone: take zones "
+            "into the group `time`, or into one of their own, (?<zone>...). Times with AM and PM, or with the name of "
+            "a zone, are not read: write them anew"
         )
 
 
