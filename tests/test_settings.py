@@ -1,6 +1,10 @@
 """Settings: every combination composes, the command line beats the files, and bad values get a clear error."""
 
 import itertools
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -12,7 +16,7 @@ from cookbook.settings.checks import RANGES, check_ranges
 from cookbook.settings.files import CONF
 from cookbook.settings.overrides import prepared
 from runrecord import load_config, same_kind
-from tests.helpers import recipes
+from tests.helpers import CLEAN, recipes
 
 GROUPS = {
     group: sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
@@ -328,6 +332,8 @@ def test_every_number_that_takes_memory_or_time_has_an_upper_bound():
             "recipe.fusion_threshold_mb=1000000000: expected a whole number from 0 to 65536",
         ),
         ("cycle_time_ms", 1e12, "expected a number from 0 to 60000"),
+        ("bucket_cap_mb", 0, "recipe.bucket_cap_mb=0: expected a whole number from 1 to 1000000"),
+        ("num_data_cpus", -1, "expected a whole number from 0 to 10000"),
         ("width", 10**8, "recipe.width=100000000: expected a whole number of at most 16384"),
         ("size", 16384, "expected a whole number from 1 to 4096"),
         ("num_train_rows", 10**12, "expected a whole number from 1 to 100000000"),
@@ -380,3 +386,24 @@ def test_a_setting_that_points_at_another_and_a_list_have_its_kind(recipe, overr
     with pytest.raises(UserError) as caught:
         compose_recipe(recipe, [override])
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "value"),
+    [
+        ("spark", "num_clusters", 1),
+        ("spark", "threshold", 0.0),
+        ("tensorflow", "clip_norm", 0.0),
+        ("ray_rllib", "learning_rate", 0.0),
+        ("ray_rllib", "learning_rate", -1e-3),
+    ],
+)
+def test_numbers_with_which_nothing_is_learnt_or_found_are_refused(tmp_path, recipe, key, value):
+    config, _ = compose_recipe(recipe, ["scale=smoke"])
+    flat = settings.worker_settings(config, tmp_path, tmp_path) | {key: value}
+    (tmp_path / "config.yaml").write_text(json.dumps(flat))
+    words = [sys.executable, ROOT / f"recipes/{recipe}/settings.py", tmp_path / "config.yaml", "2"]
+    path = os.pathsep.join(map(str, (ROOT / "runrecord", ROOT / f"recipes/{recipe}")))
+    done = subprocess.run(words, capture_output=True, text=True, env={**CLEAN, "PYTHONPATH": path})
+    assert done.returncode == 1
+    assert f"{key}={value}: " in done.stderr and "Traceback" not in done.stderr

@@ -132,7 +132,9 @@ def _compare(defaults: Settings, values: Settings, prefix: str, path: Path) -> N
 # recipe's own settings.py says it. The highest keeps a slip of the finger (or seconds where milliseconds are meant)
 # from dying late, for want of memory, or never: it is far above what anybody uses.
 BOUNDS: dict[tuple[float | None, float], str] = {
-    (0, 10_000): "max_restarts num_retries num_failures max_trial_failures warmup_epochs max_shift gpus_per_worker",
+    (0, 10_000): (
+        "max_restarts num_retries num_failures max_trial_failures warmup_epochs max_shift gpus_per_worker num_data_cpus"
+    ),
     (0, 10**9): "checkpoint_every_steps max_jitter_minutes",
     (0, 86_400): "image_timeout_seconds stop_grace_seconds notice_grace_seconds checkpoint_every_seconds",
     (0, 65_536): "fusion_threshold_mb",
@@ -149,7 +151,7 @@ BOUNDS: dict[tuple[float | None, float], str] = {
     (1, 10**7): "num_hours",
     (1, 10**8): "num_train_rows num_test_rows rows_per_group commit_every_steps",
     (1, 10**11): "num_lines max_rows max_steps",
-    (1, 10**6): "context_length object_mb max_workers max_iterations",
+    (1, 10**6): "context_length object_mb max_workers max_iterations bucket_cap_mb",
     (2, 10**9): "malformed_every",
     (2, 1000): "num_classes",
     (1, 31 * 86_400): (
@@ -162,13 +164,13 @@ BOUNDS: dict[tuple[float | None, float], str] = {
     (None, 16_384): "width model_width num_heads num_layers num_microbatches",
     (None, 10_000): (
         "accumulation_steps backward_passes_per_step num_devices num_ps num_envs_per_worker num_shards "
-        "num_processes num_learners num_data_cpus cpus_per_trial population prefetch_batches prefetch_chunks num_folds "
+        "num_processes num_learners cpus_per_trial population prefetch_batches prefetch_chunks num_folds "
         "search_blocks steps_per_execution num_message_sizes num_seeds"
     ),
     (None, 10**6): (
         "num_epochs budget_epochs epochs_per_trial trial_epochs num_iterations evaluation_every evaluation_episodes "
         "checkpoint_every perturb_every num_trees search_candidates num_clusters num_rounds pca_components num_files "
-        "num_tasks bucket_cap_mb object_store_mb"
+        "num_tasks object_store_mb"
     ),
     (None, 10**8): (
         "global_batch_size base_batch_size batch_size train_batch_size shuffle_rows rows_per_chunk rows_per_file "
