@@ -1257,3 +1257,15 @@ def test_digits_of_other_scripts_are_no_time():
     fmt = logformat.resolve(r"(?<year>\S+) (?<month>\S+) (?<day>\S+) (?<clock>\S+) (?<message>.*)")
     for line in ("ab 3 9 10:00 x", "2025 ² 9 10:00 x", "2025 3 ٣ 10:00 x"):
         assert logformat.parse(fmt, line) == (None, "no time")
+
+
+def test_of_many_files_fewer_lines_are_looked_at_and_the_likely_format_is_tried_first(tmp_path, monkeypatch, capsys):
+    asked, real = [], logformat.choose
+    monkeypatch.setattr(log_files, "LINES_IN_ALL", 800)
+    monkeypatch.setattr(logformat, "choose", lambda lines: asked.append(len(lines)) or real(lines))
+    for k in range(10):
+        write(tmp_path / f"{k}.log", access(200, request=f"GET /{k}-{{k}} HTTP/1.1"))
+    write(tmp_path / "last.log", access(200, ' "203.0.113.7"'))
+    assert built(tmp_path)["format"] == "nginx", "which fits the others, too"
+    assert asked == [72, 72]
+    assert capsys.readouterr().out.count("combined fits 100.0 % of the first 72 lines") == 10
