@@ -383,16 +383,16 @@ def behind(*texts, rest=" x"):
 
 STAMP = "29/Mar/2025:22:00:00"
 # [format, options, lines]: of awkward lines, what Spark and the reference make of them is compared.
-LONG = 8000  # letters, or repetitions: Java keeps some on its stack
+REPEATED = 8000  # letters, or repetitions: Java keeps some on its stack
 MORE = [
     [
         "logfmt",
         {},
-        [f'ts=2025-03-29T22:00:00Z msg="{"a b " * LONG}" level=info', 'ts=2025-03-29T22:00:00Z msg="a level=x"'],
+        [f'ts=2025-03-29T22:00:00Z msg="{"a b " * REPEATED}" level=info', 'ts=2025-03-29T22:00:00Z msg="a level=x"'],
     ],
     ["forwarded", {}, access(1, front=f"{', '.join(['203.0.113.7'] * 900)} ")],
     ["combined", {}, access(1, client=", ".join(["203.0.113.7"] * 900))],
-    ["nginx_timed", {}, access(1, f' "-" urt=0.1, 0.2 a=1,b=2 ua="x, y" {"k=1 " * LONG}rt=0.3')],
+    ["nginx_timed", {}, access(1, f' "-" urt=0.1, 0.2 a=1,b=2 ua="x, y" {"k=1 " * REPEATED}rt=0.3')],
     ["json_access", {}, ['{"request": {"uri": "/a"}, "status": 99999999999}']],
     [
         "syslog",
@@ -987,6 +987,12 @@ def content(lines, end="\n"):
         ("forwarded", '"203.0.113.7" 192.0.2.1 - - [29/Mar/2025:22:00:{k:02d} +0000] "GET /a HTTP/1.1" 200 5 "-" "x"'),
         (None, "2025-03-29 10:00:{k:02d} PM INFO request {k}"),
         (None, "2025-03-29T22:00:{k:02d} Europe/Berlin request {k}"),
+        ("log4j", "2025-03-29 22:00:{k:02d},001 INFO org.apache.hadoop.hdfs.DFSClient: request {k}"),
+        ("iso_lines", "2025-03-29T22:00:{k:02d}Z info worker: request {k}"),
+        (
+            "vhost_combined",
+            '192.0.2.9:80 192.0.2.1 - - [29/Mar/2025:22:00:{k:02d} +0000] "GET / HTTP/1.1" 200 5 "-" "x"',
+        ),
         ("json_access", '{{"ts":17432856{k:02d}.5,"request":{{"uri":"/{k}","method":"GET"}},"status":200}}'),
         ("klog", "I0329 22:00:{k:02d}.123456   12345 main.cc:42] hello {k}"),
         ("spark", "25/03/29 22:00:{k:02d} INFO SparkContext: Running {k}"),
@@ -1269,3 +1275,30 @@ def test_of_many_files_fewer_lines_are_looked_at_and_the_likely_format_is_tried_
     assert built(tmp_path)["format"] == "nginx", "which fits the others, too"
     assert asked == [72, 72]
     assert capsys.readouterr().out.count("combined fits 100.0 % of the first 72 lines") == 10
+
+
+@pytest.mark.parametrize(
+    "stamp", ["[2025-03-29 22:{k:02d}:00,001]", "2025-03-29T22:{k:02d}:00.5Z", "17432856{k:02d}.25"]
+)
+def test_stack_traces_below_lines_that_only_begin_with_a_time(tmp_path, stamp):
+    trace = ("java.lang.Error: no", "\tat a.B.c(D.java:1)", "\tat a.B.d(D.java:2)")
+    lines = each(stamp + " ERROR request {k}", *trace)
+    write(tmp_path / "a.log", lines)
+    entry = built(tmp_path)["entry"]
+    fmt = logformat.from_dict(entry)
+    assert entry["name"] == ("epoch_lines" if stamp.startswith("17") else "iso_lines")
+    fields, _ = logformat.parse(fmt, logformat.events_of(fmt, lines)[1])
+    assert (fields["level"], fields["message"]) == ("ERROR", "\n".join(["request 1", *trace]))
+    assert logformat.fit(fmt, lines)[0] == 1.0
+    assert not built(tmp_path, entry["name"], event_start=None)["entry"]["start"]
+
+
+def test_whole_request_times_of_json_have_no_unit_either(tmp_path):
+    lines = [f'{{"ts":17432856{k:02d},"request_uri":"/a","status":200,"request_time":{k}}}' for k in range(10, 40)]
+    write(tmp_path / "a.log", lines)
+    with pytest.raises(DatasetError, match="may be seconds, milliseconds or microseconds"):
+        built(tmp_path)
+    fmt = logformat.from_dict(built(tmp_path, request_unit="ms")["entry"])
+    assert logformat.parse(fmt, lines[5])[0]["request_time"] == 0.015
+    write(tmp_path / "a.log", [*lines, lines[0].replace(":10}", ":0.25}")])
+    assert built(tmp_path)["format"] == "json_access"

@@ -195,12 +195,13 @@ def resolve(text, time_format=None, epoch_unit=None, year=None, event_start=None
         found = replace(found, start=python(event_start).replace("(?P<", "(?<"))
     if request_unit not in (None, "s", "ms", "us"):
         raise FormatError(f"request_unit={request_unit!r}: expected s, ms or us")
-    if request_unit and "request_time" in found.groups():
+    if request_unit and "request_time" in found.names():
         group = "request_time" if request_unit == "s" else f"request_{request_unit}"
         pattern = found.pattern.replace("(?<request_time>", f"(?<{group}>")
+        keys = {group if name == "request_time" else name: keys for name, keys in found.json.items()}
         # Split at the blanks, a line's number would be seconds.
         fast = found.fast if request_unit == "s" else ""
-        found = replace(found, pattern=pattern, fast=fast, request_unit=request_unit)
+        found = replace(found, pattern=pattern, json=keys, fast=fast, request_unit=request_unit)
     return replace(found, time_format=time_format or "", epoch_unit=epoch_unit or "auto", year=year)
 
 
@@ -759,6 +760,8 @@ def choose(lines):
     found = []
     for name, fmt in entries().items():
         share, filled, _ = fit(fmt, lines)
+        if 0 < share < 1 and (started := with_start(fmt, lines)).start != fmt.start:
+            share, filled, _ = fit(started, lines)
         # Stack traces in another format's file are no events of several lines, unless those begin as they should.
         if fmt.start and sum(bool(compiled(fmt.start).search(line)) for line in lines) == 0:
             share = 0.0
@@ -793,16 +796,13 @@ def with_numbers(fmt, lines):
 def check_unit(fmt, lines):
     """Raises FormatError where the numbers behind an access log's lines are whole: nobody can tell whether they are
     seconds (Apache's %T), milliseconds or microseconds (%D). nginx writes seconds, always with a point."""
-    if fmt.name in ("regex", "log_format") or "request_time" not in fmt.groups() or fmt.request_unit:
+    if fmt.name in ("regex", "log_format") or "request_time" not in fmt.names() or fmt.request_unit:
         return
-    texts = [
-        found["request_time"]
-        for line in lines
-        if (found := compiled(fmt.pattern).search(line)) and found["request_time"] not in (None, "-")
-    ]
+    found = [_json(fmt, line, ())[0] if fmt.json else compiled(fmt.pattern).search(line) for line in lines]
+    texts = [one["request_time"] for one in found if one and one["request_time"] not in (None, "", "-")]
     if any(text.strip("0") for text in texts) and all(text.isdigit() for text in texts):
         raise FormatError(
-            f"the whole numbers behind the lines (half of them above {statistics.median(map(int, texts)):g}) may be "
+            f"the request times are whole numbers (half of them above {statistics.median(map(int, texts)):g}), and may be "
             "seconds, milliseconds or microseconds: say data.request_unit=us for Apache's %D, =ms for %{ms}T, =s for %T"
         )
 
@@ -829,13 +829,10 @@ def check_whole_time(fmt, lines):
 
 
 def with_start(fmt, lines):
-    """Events of several lines where a regular expression leaves lines over that continue others:
+    """Events of several lines where a pattern leaves lines over that continue others:
     indented, or an exception's name."""
-    over = (
-        [line for line in lines if not compiled(fmt.pattern).search(line)]
-        if fmt.name == "regex" and not fmt.start
-        else []
-    )
+    has_text = fmt.pattern and "message" in fmt.names() and not fmt.start
+    over = [line for line in lines if not compiled(fmt.pattern).search(line)] if has_text else []
     if not over or len(over) == len(lines) or sum(bool(CONTINUES.match(line)) for line in over) < 0.9 * len(over):
         return fmt
     return replace(fmt, start=fmt.pattern)
