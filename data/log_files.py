@@ -106,6 +106,7 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
         f"{file}: {reason}: they are counted twice, unless you leave one of the two out of data.path"
         for file, reason in copies_by_lines(first).items()
     ]
+    say_not_utf8(first)
     wanted = choose(first, options) if wanted is None else wanted
     try:
         logformat.check_effect(wanted, options)
@@ -113,7 +114,6 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
         raise DatasetError(str(error)) from None
     with slow_expressions_refused(wanted, sum(map(len, first.values()))):
         wanted = looked_at(wanted, first, event_start)
-    say_not_utf8(first)
     for line in [f"left out: {one['file']}: {one['reason']}" for one in left_out[:5]] + notes[:5]:
         print(line, flush=True)
     size = f"{sum(file.stat().st_size for file in files):,} bytes"
@@ -475,11 +475,13 @@ def no_lines(lines):
 def say_not_utf8(first):
     for file, lines in first.items():
         if wrong := sum(SURROGATE.search(line) is not None for line in lines):
-            print(
+            said = (
                 f"{file}: {wrong:,} of its first {len(lines):,} lines are not UTF-8, and will be malformed. "
-                "Where it is Latin-1 or Windows-1252: iconv -f LATIN1 -t UTF-8 FILE > NEW (or -f WINDOWS-1252)",
-                flush=True,
+                "Where it is Latin-1 or Windows-1252: iconv -f LATIN1 -t UTF-8 FILE > NEW (or -f WINDOWS-1252)"
             )
+            if wrong > len(lines) / 2:
+                raise DatasetError(said)
+            print(said, flush=True)
 
 
 def choose(first, options):

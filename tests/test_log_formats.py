@@ -843,6 +843,10 @@ def test_what_is_no_utf8_is_named_with_what_to_do(tmp_path, capsys):
     built(tmp_path, "combined")
     assert "a.log: 2 of its first 22 lines are not UTF-8" in (said := capsys.readouterr().out)
     assert "iconv -f LATIN1 -t UTF-8" in said
+    write(tmp_path / "a.log", access(20, agent="Käse"), encoding="latin-1")
+    for name in ("auto", "combined"):
+        with pytest.raises(DatasetError, match="20 of its first 20 lines are not UTF-8.*iconv"):
+            built(tmp_path, name)
 
 
 def test_packed_files_and_tables_are_left_out_with_the_right_advice(tmp_path):
