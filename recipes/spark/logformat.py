@@ -801,9 +801,10 @@ def check_unit(fmt, lines):
     found = [_json(fmt, line, ())[0] if fmt.json else compiled(fmt.pattern).search(line) for line in lines]
     texts = [one["request_time"] for one in found if one and one["request_time"] not in (None, "", "-")]
     if any(text.strip("0") for text in texts) and all(text.isdigit() for text in texts):
+        half = statistics.median(map(int, texts))
         raise FormatError(
-            f"the request times are whole numbers (half of them above {statistics.median(map(int, texts)):g}): they may "
-            "be seconds, milliseconds or microseconds: say data.request_unit=us for Apache's %D, =ms for %{ms}T, =s for %T"
+            f"the request times are whole numbers (half of them above {half:g}), and may be "
+            "seconds, milliseconds or microseconds: say data.request_unit=us for Apache's %D, =ms for %{ms}T, =s for %T"
         )
 
 
