@@ -152,7 +152,7 @@ BOUNDS: dict[tuple[float | None, float], str] = {
     (1, 10**7): "num_hours",
     (1, 10**8): "num_train_rows num_test_rows rows_per_group",
     (1, 10**11): "num_lines max_rows max_steps",
-    (1, 10**6): "context_length max_workers max_iterations",
+    (1, 10**6): "context_length max_workers max_iterations bucket_cap_mb",
     (2, 10**9): "malformed_every",
     (2, 1000): "num_classes",
     (1, 31 * 86_400): (
@@ -173,7 +173,7 @@ BOUNDS: dict[tuple[float | None, float], str] = {
     (None, 10**6): (
         "num_epochs budget_epochs epochs_per_trial trial_epochs num_iterations evaluation_every evaluation_episodes "
         "checkpoint_every perturb_every num_trees search_candidates num_clusters num_rounds pca_components num_files "
-        "num_tasks bucket_cap_mb object_store_mb object_mb"
+        "num_tasks object_store_mb object_mb"
     ),
     (None, 10**8): (
         "global_batch_size base_batch_size batch_size train_batch_size shuffle_rows rows_per_chunk rows_per_file "

@@ -1,6 +1,7 @@
 """Overrides as people type them, made into those that Hydra can take: each name exists, each text stays what it is."""
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -155,6 +156,8 @@ class _CommandLine:
     def _setting(self, one: Override) -> str:
         key, value = one.key, one.value
         self._exists(one)
+        if (FOLDERS.search(key) or key == "resume") and value.startswith("~"):
+            value = os.path.expanduser(value)  # a shell does so only at the beginning of a word
         default = self.defaults.get(key)
         # A default that only points at another setting is of that one's kind.
         while isinstance(default, str) and (other := re.fullmatch(r"\$\{([\w.]+)\}", default)):
