@@ -175,7 +175,7 @@ def train_epoch(add_up, train_step, manifest, config, position, notice, save, ra
             loss_sum += float(train_step(features, late, total))
             num_rows += len(ids)
             position["step"], position["taken"] = position["step"] + 1, position["taken"] + 1
-            if rank == 0 and position["step"] % 50 == 0:
+            if rank == 0 and position["step"] % 50 == 0:  # Distributed: all are at the same step.
                 run.progress(epoch, config.num_epochs, f"epoch {epoch + 1}  step {position['step']}")
             if wish:
                 collect()
@@ -199,8 +199,7 @@ def evaluate(model, manifest, config):
 def save_checkpoint(model, optimizer, position, checkpoints, config, manifest):
     """All variables and the position; the checkpoint is whole or not there."""
     values = [variable.numpy() for variable in (*model.variables, *optimizer.variables)]
-    name = f"epoch-{position['epoch']:05d}-step-{position['taken']:08d}"
-    with checkpoints.save(name, position["epoch"], position["taken"]) as folder:
+    with checkpoints.save(position["epoch"], position["taken"]) as folder:
         np.savez(folder / "state.npz", *values)
         (folder / "position.json").write_text(json.dumps({**position, "depends_on": depends_on(config, manifest)}))
 

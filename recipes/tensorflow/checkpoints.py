@@ -97,13 +97,13 @@ class Backup(tf.keras.callbacks.Callback):
         return min(last * batch, self.batches.num_rows) - min(first * batch, self.batches.num_rows)
 
     def save(self):
-        """All workers call it: to read mirrored variables can take all of them. The first one's files count."""
+        """All workers call it, at the same step."""
+        # Distributed: reading mirrored variables can take all workers, so all write; the first one's files count.
         if task().index > 0:
             with tempfile.TemporaryDirectory() as elsewhere:
                 self.keeper.write(f"{elsewhere}/state")
             return
-        name = f"epoch-{self.position['epoch']:05d}-step-{self.position['step']:08d}"
-        with self.store.save(name, self.position["epoch"], self.position["step"]) as folder:
+        with self.store.save(self.position["epoch"], self.position["step"]) as folder:
             self.keeper.write(str(folder / "state"))
             Path(folder / "position.json").write_text(json.dumps({**self.position, "depends_on": self.depends_on}))
 
