@@ -502,7 +502,7 @@ def choose(first, options):
             )
             raise DatasetError(
                 f"{file}: no named format fits its first {len(lines):,} lines ({near}). They begin with:\n  {shown}\n"
-                "Give a regular expression with named groups: data.format='(?<time>\\S+) (?<message>.*)'"
+                "Give a regular expression with named groups: data.format='(?<time>\\S+ \\S+) (?<message>.*)'"
             )
         print(f"format: {file}: {name} fits {100 * share:.1f} % of the first {len(lines):,} lines", flush=True)
         chosen.setdefault(name, []).append(file)

@@ -1246,6 +1246,8 @@ def test_what_was_asked_for_and_is_not_there_is_named(tmp_path, path, text):
         (r"^(?<time>\S+ \S+) (?<message>.*)$", "+0200 x", "'+0200'"),
         (r"^(?<time>\S+ \S+) (?<message>.*)$", "PM x", "'PM'"),
         (r"^(?<date>\S+) (?<clock>\S+) (?<message>.*)$", "CEST x", "'CEST'"),
+        (r"^(?<time>\S+) (?<message>.*)$", "x", "'10:00:00'"),  # what the error proposes where no format fits
+        (r"^(?<date>\S+) (?<message>.*)$", "x", "'10:00:00'"),
         (r"^(?<time>\S+ \S+ \S+) (?<message>.*)$", "+0200 x", None),
         (r"^(?<time>\S+ \S+) (?<zone>\S+) (?<message>.*)$", "+0200 x", None),
         (r"^(?<time>\S+ \S+) (?<message>.*)$", "POST /a", None),

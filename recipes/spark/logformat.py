@@ -808,24 +808,31 @@ def check_unit(fmt, lines):
         )
 
 
-# What may stand behind a time and changes it.
+# What may stand behind a time and changes it: a zone, AM or PM; behind a date: a clock.
 REST_OF_A_TIME = re.compile(
-    r" ?([+-](?:0\d|1[0-4]):?(?:00|15|30|45)\b|[AaPp]\.?[Mm]\b|(?:CE|E|C|M|P|B|J|I|AE|MS|WE|EE)[SD]?T\b|MSK\b)"
+    r"\]?,? ?([+-](?:0\d|1[0-4]):?(?:00|15|30|45)\b|[AaPp]\.?[Mm]\b|(?:CE|E|C|M|P|B|J|I|AE|MS|WE|EE)[SD]?T\b|MSK\b)"
 )
+REST_OF_A_DATE = re.compile(r"\]?[,T_]? ?(\d{1,2}:\d\d(?::\d\d)?)\b")
 
 
 def check_whole_time(fmt, lines):
-    """Raises FormatError where a regular expression leaves out what stands behind the time: a zone, AM or PM."""
-    if fmt.name != "regex" or not {"time", "clock"} & set(fmt.groups()) or "zone" in fmt.groups():
+    """Raises FormatError where a regular expression leaves out what stands behind the time: a zone, AM or PM, or the
+    clock of a date."""
+    groups = set(fmt.groups()) if fmt.name == "regex" else set()
+    last = next((name for name in ("clock", "time", "date") if name in groups), None)
+    if last is None or "zone" in groups:
         return
-    last = "time" if "time" in fmt.groups() else "clock"
-    matches = [found for line in lines if (found := compiled(fmt.pattern).search(line)) and ":" in (found[last] or "")]
-    rests = [rest[1] for found in matches if (rest := REST_OF_A_TIME.match(found.string, found.end(last)))]
-    if matches and len(rests) > len(matches) / 2:
+    matches = [found for line in lines if (found := compiled(fmt.pattern).search(line)) and found[last]]
+    rests = [
+        rest[1]
+        for found in matches
+        if (rest := (REST_OF_A_TIME if ":" in found[last] else REST_OF_A_DATE).match(found.string, found.end(last)))
+    ]
+    if len(rests) > len(matches) / 2:
         raise FormatError(
-            f"behind the group `{last}` stands {rests[0]!r}, which says another time than `{last}` alone: take zones "
-            "into the group `time`, or into one of their own, (?<zone>...). Times with AM and PM, or with the name of "
-            "a zone, are not read: write them anew"
+            f"behind the group `{last}` stands {rests[0]!r}, which says another time than `{last}` alone: take it into "
+            r"the group `time`, as in (?<time>\S+ \S+), or a zone into one of its own, (?<zone>...). Times with AM and "
+            "PM, or with the name of a zone, are not read: write them anew"
         )
 
 
