@@ -221,6 +221,7 @@ def pods_in(value):
     ("recipe", "word", "message"),
     [
         ("horovod", "recipe.elastic=true", "cluster=kubernetes starts the workers by mpirun"),
+        ("ray_train", "recipe.elastic=true", "was not tried with cluster=kubernetes, where KubeRay replaces lost pods"),
         ("tensorflow", "recipe.mode=parameter_server", "cluster=kubernetes: recipe.mode=multi_worker"),
         (
             "pytorch",

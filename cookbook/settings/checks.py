@@ -145,7 +145,7 @@ BOUNDS: dict[tuple[float | None, float], str] = {
     (1, 65_535): "port",
     (1, 4096): "num_threads_per_worker size num_hosts",
     (1, 525_600): "time_minutes window_minutes",
-    (1, 10_000): "num_copies keep_every num_repeats num_nodes num_workers",
+    (1, 10_000): "num_copies keep_every num_repeats num_nodes num_workers min_workers",
     (1, 10**7): "num_hours",
     (1, 10**8): "num_train_rows num_test_rows rows_per_group commit_every_steps",
     (1, 10**11): "num_lines max_rows max_steps",
@@ -156,7 +156,10 @@ BOUNDS: dict[tuple[float | None, float], str] = {
         "start_timeout_seconds stall_timeout_seconds diagnose_after_seconds connect_timeout_seconds silence_seconds "
         "exchange_timeout_seconds"
     ),
-    (0.01, 86_400): "pull_seconds poll_seconds snapshot_seconds serve_timeout_seconds every_seconds wait_seconds",
+    (
+        0.01,
+        86_400,
+    ): "pull_seconds poll_seconds snapshot_seconds serve_timeout_seconds every_seconds wait_seconds resize_seconds",
     (0.01, 100_000): "cpus_per_worker",
     (64, 10**8): "memory_mb_per_worker memory_mb",
     (None, 16_384): "width model_width num_heads num_layers num_microbatches",

@@ -35,6 +35,8 @@ from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import for_arrow
 from workers import connect, require_free
 
+SLOT = "slot"  # the custom resource of which an elastic run's nodes have as many as workers are to be on them
+
 
 def main():
     config = check_settings(load_config())
@@ -44,9 +46,16 @@ def main():
         os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(config.poll_seconds)
         if "RAYRUN_SECONDS" in os.environ:
             os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody takes this instance's machine away
+        if config.elastic:
+            # Workers for which the room has just gone are waited for so long; then Ray Train counts the room again.
+            os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
         connect(run)  # Distributed: this program only asks; everything else happens in processes that Ray starts.
         need = {"CPU": 1.0, **({"GPU": 1.0} if config.use_gpu else {})}
-        require_free(config.num_workers, need)
+        if config.elastic and SLOT in ray.cluster_resources():
+            # Distributed: without it the CPUs that are there for Ray Data would count as room for a lost worker.
+            need[SLOT] = 1.0
+        fewest = config.min_workers if config.elastic else config.num_workers
+        require_free(fewest, need)
         run.progress(0, 1, "preparing the rows")
         shards = write_shards(config, manifest)
         # Distributed: every worker must reach the checkpoints: a folder that all see, or an object store.
@@ -57,8 +66,11 @@ def main():
             train_loop_config={"config": vars(config), "manifest": manifest, "began": began},
             # Distributed: so many workers, each with these resources, placed together or not at all.
             # Distributed: SPREAD: on as many nodes as there are; left alone, Ray packs workers together.
+            # Distributed: elastic: as many as there is room for, from the fewest to the most. When the room changes,
+            # all are started anew from the last checkpoint, in another number.
             scaling_config=ScalingConfig(
-                num_workers=config.num_workers,
+                num_workers=(fewest, config.num_workers) if config.elastic else config.num_workers,
+                elastic_resize_monitor_interval_s=config.resize_seconds,
                 use_gpu=config.use_gpu,
                 resources_per_worker=need,
                 placement_strategy="SPREAD",
