@@ -267,7 +267,7 @@ class Run:
             num_workers=num_processes(self.config),
             num_hosts=place.num_hosts,
             proof=tuple(recipe["driver"]["proof"]),
-            elastic=on_demand or recipe.get("elastic", False),
+            elastic=on_demand or recipe.get("elastic", False) or recipe["driver"].get("changes_members", False),
             min_workers=recipe.get("min_workers"),
             on_demand=on_demand,
             max_restarts=recipe.get("max_restarts", 0),
