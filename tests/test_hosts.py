@@ -365,31 +365,57 @@ def test_a_host_is_lost_in_the_middle_and_the_same_command_goes_on(tmp_path, und
         place.hosts.down()
 
 
+ELASTIC = {
+    "horovod": ["recipe.elastic=true", "recipe.allow_unsafe_elastic=true"],
+    "ray_train": ["recipe.elastic=true", "recipe.max_restarts=3", "recipe.checkpoint_every_steps=5"],
+}
+
+
+def loses_host2(place, words, tmp_path, then=lambda: None):
+    """The result of a run whose second host is killed in the middle; `then` is called when one worker goes on alone."""
+    driver = Driver(*words, *place.words, output_root=tmp_path / "out")
+    driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
+    inject.kill_host(place.hosts.namespace(2))
+    driver.wait_until(lambda: any(e.get("world_size") == 1 for e in driver.events()))
+    then()
+    status, output = driver.end(1800)
+    assert status == 0, output
+    content, _ = latest(tmp_path / "out", words[0].removeprefix("recipe="))
+    assert content["metrics"]["eval/accuracy"] >= 0.9
+    return content
+
+
 @needs_hosts
+@pytest.mark.parametrize("recipe", ELASTIC)
 @pytest.mark.full
-def test_elastic_training_survives_a_lost_host(tmp_path):
+def test_elastic_training_goes_on_without_a_lost_host(recipe, tmp_path):
     place = Place(tmp_path / "hosts")
     try:
-        words = [
-            "recipe=horovod",
-            "recipe.elastic=true",
-            "recipe.allow_unsafe_elastic=true",
-            "recipe.num_epochs=8",
-            *place.words,
-        ]
-        driver = Driver(*words, output_root=tmp_path / "out")
-        driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
-        (worker,) = {
-            event["pid"] for event in driver.events() if event["event"] == "start" and event["host"] == "host2"
-        }
-        for pid in {worker, *place.pids(2)}:
-            inject.kill(pid)
-        _, output = driver.end()
-        content, _ = latest(tmp_path / "out", "horovod")
-        assert content["worlds"][:2] == [2, 1], output
+        content = loses_host2(place, [f"recipe={recipe}", *ELASTIC[recipe], "recipe.num_epochs=8"], tmp_path)
+        assert content["worlds"] == [2, 1]
         assert [worker["host"] for worker in content["workers"]] == ["host1"]
         assert content["num_rows"] == 8 * 1438
-        assert content["metrics"]["eval/accuracy"] >= 0.9
+        (warning,) = content["warnings"]
+        assert warning.startswith("the clean-up of host2 was not possible: host host2 (10.77.")
+    finally:
+        place.hosts.down()
+
+
+@needs_hosts
+@pytest.mark.parametrize("recipe", ELASTIC)
+@pytest.mark.full
+def test_elastic_training_takes_in_a_host_that_is_back(recipe, tmp_path):
+    place, epochs = Place(tmp_path / "hosts"), 60
+    try:
+        address = re.search(r"name: host2, address: ([0-9.]+)", (place.folder / "inventory.yaml").read_text())[1]
+        words = [f"recipe={recipe}", *ELASTIC[recipe], f"recipe.num_epochs={epochs}", "recipe.width=64"]
+        content = loses_host2(place, words, tmp_path, then=lambda: place.hosts.start_sshd(2, address, 22))
+        assert content["worlds"] == [2, 1, 2]
+        assert [worker["host"] for worker in content["workers"]] == ["host1", "host2"]
+        assert content["num_rows"] == epochs * 1438
+        assert content["warnings"] == []
+        assert len(digests(content)) == 1
+        assert place.ssh_alone()
     finally:
         place.hosts.down()
 
