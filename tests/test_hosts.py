@@ -1,6 +1,7 @@
 """Several hosts: network namespaces of this machine, each with an address, a name and an sshd of its own;
 recipes run across them."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -13,7 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cookbook import UserError, inventory
+from cookbook import UserError, inventory, systems
+from cookbook.job import Job, Process
+from cookbook.places import hosts
 from cookbook.places.hosts.ssh import Ssh
 from cookbook.settings import compose_recipe
 from cookbook.tools import services
@@ -146,6 +149,58 @@ def service(two):
     for one in started:
         one.down()
         assert list(one.folder.parent.glob(f"{one.recipe}*")) == []
+
+
+@pytest.fixture
+def no_ssh(monkeypatch, tmp_path):
+    """Processes of `hosts` start on this machine; the function gives how often each has been started."""
+    started = []
+
+    def begin(ssh, host, process, cluster, run_id, log):
+        started.append(process.name)
+        script = process.argv[min(started.count(process.name), len(process.argv)) - 1]
+        return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=log, stderr=log, text=True)
+
+    def stop(ssh, cluster, run_dir, run_id, children, cleanup_paths):
+        for child in children.values():
+            child.kill()
+            child.communicate()
+        return {"b": "host b (10.0.0.2): is it up"}
+
+    monkeypatch.setattr(hosts, "begin", begin)
+    monkeypatch.setattr(hosts, "stop", stop)
+    monkeypatch.setattr(hosts, "Ssh", lambda cluster: contextlib.nullcontext())
+    monkeypatch.setattr(hosts, "AGAIN_SECONDS", 0.1)
+    return started
+
+
+# What a process does when it is started for the first, the second, the third time.
+PROGRAM = Process("program", ["sleep 2"], host="10.0.0.1")
+LOST_TWICE = ["sleep 0.2; exit 1", "exit 255", "sleep 60"]
+
+
+def run_without_ssh(tmp_path, *processes, elastic=False):
+    config = compose_recipe("ray_train", [f"recipe.elastic={str(elastic).lower()}"])[0]
+    config["cluster"] |= {"hosts": [{"name": "a", "address": "10.0.0.1"}, {"name": "b", "address": "10.0.0.2"}]}
+    config["cluster"] |= {"shared": True, "use_services": False}
+    place = hosts.SshHosts(Job(config, ROOT / "recipes/ray_train", Path("python"), tmp_path), "id", systems.load("ray"))
+    return place, place.run(processes, lambda waiting=False: None)
+
+
+def test_a_service_that_may_come_back_is_started_again(no_ssh, tmp_path):
+    service = Process("ray-b", LOST_TWICE, host="10.0.0.2", service=True, comes_back=True)
+    place, statuses = run_without_ssh(tmp_path, service, PROGRAM, elastic=True)
+    assert statuses == {"program": 0}
+    assert no_ssh.count("ray-b") == 3
+    assert place.warnings == ["the clean-up of b was not possible: host b (10.0.0.2): is it up"]
+
+
+def test_a_service_that_may_not_come_back_fails_the_run(no_ssh, tmp_path):
+    service = Process("ray-b", LOST_TWICE, host="10.0.0.2", service=True)
+    place, statuses = run_without_ssh(tmp_path, service, PROGRAM)
+    assert statuses == {"ray-b": 1, "the clean-up of b": "host b (10.0.0.2): is it up"}
+    assert no_ssh.count("ray-b") == 1
+    assert place.warnings == []
 
 
 def processes_of(place):
