@@ -22,7 +22,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch.nn import functional as F
 
@@ -31,11 +31,10 @@ from data import datasets_of, num_rows_of, read_manifest, remove_shards, write_s
 from model import torch_network
 from preempt import Notice
 from runrecord import RunRecord, check_position, load_config, read_records
+from scaling import scaling_of
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import for_arrow
-from workers import connect, require_free
-
-SLOT = "slot"  # the custom resource of which an elastic run's nodes have as many as workers are to be on them
+from workers import connect
 
 
 def main():
@@ -46,16 +45,8 @@ def main():
         os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(config.poll_seconds)
         if "RAYRUN_SECONDS" in os.environ:
             os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody takes this instance's machine away
-        if config.elastic:
-            # Workers for which the room has just gone are waited for so long; then Ray Train counts the room again.
-            os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
         connect(run)  # Distributed: this program only asks; everything else happens in processes that Ray starts.
-        need = {"CPU": 1.0, **({"GPU": 1.0} if config.use_gpu else {})}
-        if config.elastic and SLOT in ray.cluster_resources():
-            # Distributed: without it the CPUs that are there for Ray Data would count as room for a lost worker.
-            need[SLOT] = 1.0
-        fewest = config.min_workers if config.elastic else config.num_workers
-        require_free(fewest, need)
+        scaling = scaling_of(config)  # Distributed: how many workers, with which resources, and where.
         run.progress(0, 1, "preparing the rows")
         shards = write_shards(config, manifest)
         # Distributed: every worker must reach the checkpoints: a folder that all see, or an object store.
@@ -64,17 +55,7 @@ def main():
         trainer = TorchTrainer(
             with_status(train_worker),
             train_loop_config={"config": vars(config), "manifest": manifest, "began": began},
-            # Distributed: so many workers, each with these resources, placed together or not at all.
-            # Distributed: SPREAD: on as many nodes as there are; left alone, Ray packs workers together.
-            # Distributed: elastic: as many as there is room for, from the fewest to the most. When the room changes,
-            # all are started anew from the last checkpoint, in another number.
-            scaling_config=ScalingConfig(
-                num_workers=(fewest, config.num_workers) if config.elastic else config.num_workers,
-                elastic_resize_monitor_interval_s=config.resize_seconds,
-                use_gpu=config.use_gpu,
-                resources_per_worker=need,
-                placement_strategy="SPREAD",
-            ),
+            scaling_config=scaling,
             run_config=RunConfig(
                 # The same name and path again: Ray Train goes on from the last checkpoint that it finds there.
                 name="train",
