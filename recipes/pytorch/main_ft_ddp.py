@@ -33,7 +33,7 @@ WAIT_SECONDS = 0.2  # between two looks at who is there, before the first step
 def main():
     config, num_replicas = check_settings(load_config()), int(os.environ["NUM_REPLICA_GROUPS"])
     check_settings(config, num_replicas)
-    logging.getLogger("torchft").setLevel(logging.ERROR)
+    logging.getLogger("torchft").setLevel(logging.CRITICAL)  # a failed exchange is no error here: `take_step` says so
     train_data = ImageData(config.data_dir, "train", config.max_rows)
     test_data = ImageData(config.data_dir, "test")
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
@@ -130,7 +130,7 @@ def train(manager, state, checkpoints, notice, batches, train_data, test_data, c
     while (step := manager.current_step()) < num_steps:
         epoch, in_epoch = divmod(step, batches.steps_per_epoch)
         rank, world_size = manager.participating_rank(), manager.num_participants()
-        if quorum != (quorum := manager._quorum_id):
+        if quorum != (quorum := manager._quorum_id):  # torchft has no public name for it
             run.world(rank, world_size)
             run.restore(epoch, in_epoch, generation=base + quorum)
         # Distributed: each worker of the quorum takes its own share of the global batch.
@@ -180,6 +180,7 @@ def take_step(manager, state, images, labels, batch_size, wish):
     # Distributed: False when an exchange of this step has failed. Nothing has changed then, and the step is taken
     # again, by the next quorum.
     if not manager.should_commit():
+        print(f"a step does not count, and is taken again: {manager.errored() or 'by the others'}"[:300], flush=True)
         return False, 0
     state.optimizer.step()
     state.loss_sum += totals[0].item()
