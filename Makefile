@@ -78,8 +78,8 @@ guide: $(SETUP) ## which tool for my job: the same tasks in all systems, measure
 choose: $(SETUP) ## five questions, and the recipe to take: ARGS="task=tables rows=3e7 machines=one framework=pandas team=alone"
 	@$(BIN)/python -m guide.choose @ARGS
 
-bench: $(SETUP) ## measure a recipe against the bare framework: RECIPE=horovod
-	@$(BIN)/python -m benchmarks.$(RECIPE)
+bench: $(SETUP) ## measure a recipe against the bare framework: RECIPE=horovod (TO=recipes/horovod/README.md)
+	@TO="$(TO)" $(BIN)/python -m benchmarks.$(RECIPE)
 
 bench-hosts: $(SETUP) ## all-reduce over limited links against a model (as root, Linux)
 	@PYTHONPATH=. $(BIN)/python infra/local/benchmark.py

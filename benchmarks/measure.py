@@ -20,7 +20,8 @@ from typing import Any
 
 import psutil
 
-from cookbook import ROOT
+from cookbook import ROOT, UserError
+from cookbook.files import write_block
 from cookbook.job import ALLOCATOR
 
 # Plain data-parallel training by torchrun. Arguments: folder of model.py, dataset, global batch, steps, width.
@@ -153,13 +154,20 @@ def steady_table(
 
 
 def print_table(recipe: str, machine: str, rows: Sequence[str], bounds: Mapping[str, bool]) -> None:
-    """Prints the table as the recipe's README has it, and appends its ratios to the file HISTORY where that is set.
+    """Prints the table. Puts it into the page TO, and appends its ratios to the file HISTORY, where these are set.
 
     A missed bound on a figure (`a / b >= 0.9`) is only reported, because machines differ. The exit status is 1 when a
     result is wrong (a bound without a figure), or when a ratio fell out of its own history on this class of machine.
     """
-    print(f"Machine: {machine}. Command: `make bench RECIPE={recipe}`.\n")
-    print("| what | measured | ratio |\n| --- | --- | --- |", *rows, sep="\n")
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    head = f"Machine: {machine}, on {day}. Command: `make bench RECIPE={recipe}`."
+    text = "\n".join([head, "", "| what | measured | ratio (lowest to highest) |", "| --- | --- | --- |", *rows])
+    print(text)
+    if to := os.environ.get("TO"):
+        try:
+            write_block(Path(to), "bench", text)
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from None
     missed = [name for name, held in bounds.items() if not held]
     if figures := [name for name in missed if re.search(r"[<>]", name)]:
         print(f"\nmissed on this machine (reported, not a failure): {', '.join(figures)}")

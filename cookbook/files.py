@@ -1,9 +1,11 @@
-"""Writes a file whole: a reader finds the old text or the new one, and two writers do not mix theirs."""
+"""Writes a file, or a block of it, whole: a reader finds the old text or the new one, never a mixture."""
 
 import contextlib
 import os
 import uuid
 from pathlib import Path
+
+from cookbook import UserError
 
 
 def write_whole(path: str | Path, text: str, mode: int | None = None) -> None:
@@ -26,3 +28,19 @@ def write_whole(path: str | Path, text: str, mode: int | None = None) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
         raise
+
+
+def write_block(path: Path, name: str, text: str) -> None:
+    """Puts what `make NAME` has made between that command's two lines of a page; the rest of the page stays.
+
+    Raises UserError when the page cannot be read or does not have both lines.
+    """
+    begin, end = f"<!-- {name}: made by `make {name}` -->", f"<!-- end of {name} -->"
+    try:
+        before, _, rest = path.read_text().partition(begin)
+    except OSError as error:
+        raise UserError(f"TO={path}: {error.strerror}") from None
+    _, mark, after = rest.partition(end)
+    if not mark:
+        raise UserError(f"TO={path}: there are no lines {begin} and {end} to put the table between")
+    write_whole(path, f"{before}{begin}\n\n{text}\n\n{end}{after}")

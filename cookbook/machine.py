@@ -13,6 +13,7 @@ from pathlib import Path
 from cookbook import UserError
 
 LOADER_BYTES = 8 << 20  # of shared memory, for each process that reads ahead
+FILE_BYTES = 64 << 20  # that a run must be able to write into one file
 # (limit, what is used) of a container's memory, in bytes, where cgroups of version 2 and 1 have them
 CONTAINER_MEMORY = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -40,13 +41,20 @@ def num_cores() -> int:
     return max(1, found)
 
 
-def check_open_files(num_workers: int) -> None:
-    """Raises UserError for a limit of open files that no launcher can work with: it has pipes to each worker."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+def check_limits(num_workers: int) -> None:
+    """Raises UserError for a shell's limit that no run can keep: of open files (pipes to workers), of a file's size.
+
+    A checkpoint that such a limit cuts off ends in an error of its library that does not name it.
+    """
     wanted = 32 + 16 * num_workers
-    if 0 <= limit < wanted:
+    if 0 <= (limit := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < wanted:
         raise UserError(
             f"this shell allows {limit} open files, and {num_workers} workers need {wanted}: ulimit -n 1024"
+        )
+    if 0 <= (limit := resource.getrlimit(resource.RLIMIT_FSIZE)[0]) < FILE_BYTES:
+        raise UserError(
+            f"this shell allows files of {limit:,} bytes, and a run writes larger ones "
+            f"(expected at least {FILE_BYTES >> 20} MB): ulimit -f unlimited"
         )
 
 

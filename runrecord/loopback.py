@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable
+from ipaddress import ip_address
 from types import FrameType
 
 NEW_NETWORK, NEW_USER = 0x40000000, 0x10000000  # CLONE_NEWNET, CLONE_NEWUSER
@@ -93,16 +94,17 @@ def _move() -> None:
 
 
 def own_addresses() -> list[str]:
-    """IPv4 addresses that this machine's own name leads to, without those of loopback.
+    """Addresses that this machine's own name leads to, without those of loopback.
 
     They are looked up in the new network. Name servers cannot be reached from there, so every program in it finds
     the same addresses.
     """
     try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+        entries = socket.getaddrinfo(socket.gethostname(), None)
     except OSError:
         return []
-    return sorted(address for address in found if not address.startswith("127."))
+    found = {ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries}  # fe80::1%eth0
+    return sorted(str(address) for address in found if not address.is_loopback)
 
 
 def _take_addresses(addresses: Iterable[str]) -> None:
@@ -111,12 +113,18 @@ def _take_addresses(addresses: Iterable[str]) -> None:
     Some programs ask for the machine's name and connect to the address that they are told. On RHEL, on cluster nodes
     and in pods /etc/hosts has the machine's own address, or an old one. Without this they would wait for ever.
     """
-    with socket.socket() as sock:
-        for number, address in enumerate(addresses):
+    for number, address in enumerate(addresses):
+        try:
+            if ":" in address:
+                with socket.socket(socket.AF_INET6) as sock:
+                    number_of_lo = socket.if_nametoindex("lo")
+                    request = struct.pack("16sIi", socket.inet_pton(socket.AF_INET6, address), 128, number_of_lo)
+                    fcntl.ioctl(sock, SET_ADDRESS, request)
+                continue
             name, family = f"lo:{number}".encode(), struct.pack("=HH", socket.AF_INET, 0)
-            for request, value in ((SET_ADDRESS, address), (SET_NETMASK, "255.255.255.255")):
-                try:
-                    fcntl.ioctl(sock, request, struct.pack("16s4s4s8s", name, family, socket.inet_aton(value), b""))
-                except OSError as error:
-                    print(f"the machine's own address {address} cannot be given to loopback: {error}", flush=True)
-                    break
+            with socket.socket() as sock:
+                for action, value in ((SET_ADDRESS, address), (SET_NETMASK, "255.255.255.255")):
+                    request = struct.pack("16s4s4s8s", name, family, socket.inet_aton(value), b"")
+                    fcntl.ioctl(sock, action, request)
+        except OSError as error:
+            print(f"the machine's own address {address} cannot be given to loopback: {error}", flush=True)

@@ -46,7 +46,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import yaml
 
@@ -103,16 +103,35 @@ def check_position(path: str | Path, theirs: Mapping[str, object], mine: Mapping
     """Raises SystemExit when the checkpoint at `path` was made with other settings than it is read with.
 
     Which rows were taken before a position (epoch, step) depends on settings. `theirs` are those settings as the
-    checkpoint has them, `mine` as this run has them. A setting that an older checkpoint lacks is not compared.
+    checkpoint has them, `mine` as this run has them.
     """
-    other = [
-        f"{key}={mine[key]!r} ({theirs[key]!r} there)" for key in mine if key in theirs and theirs[key] != mine[key]
-    ]
+    other = [f"{key}={mine[key]!r} ({theirs.get(key)!r} there)" for key in mine if theirs.get(key) != mine[key]]
     if other:
         raise SystemExit(
             f"checkpoint {path} was made with other settings: {', '.join(other)}. The rows that it has taken depend on "
             "them: go on with those of the checkpoint, or use another checkpoint_dir"
         )
+
+
+class Shaped(Protocol):
+    """A tensor, an array or a variable, of any library."""
+
+    @property
+    def shape(self) -> Iterable[int]: ...
+
+
+def check_model(path: str | Path, theirs: Mapping[str, Shaped], mine: Mapping[str, Shaped]) -> None:
+    """Raises SystemExit when the checkpoint at `path` holds other parameters than the model that is to have them.
+
+    `theirs` are the checkpoint's by name, `mine` the model's; names and shapes must be equal.
+    """
+    here, there = ({name: tuple(value.shape) for name, value in one.items()} for one in (mine, theirs))
+    for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name):
+            raise SystemExit(
+                f"checkpoint {path} is from another model: {name} is {there.get(name, 'missing')} there and "
+                f"{here.get(name, 'missing')} here; use another checkpoint_dir, or the settings of that run"
+            )
 
 
 class RunRecord:

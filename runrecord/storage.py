@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 MARKER = "checkpoint.json"  # written last: a checkpoint without it is not there
 DRIVERS = {"s3": "s3fs", "gs": "gcsfs"}  # scheme -> the package that fsspec needs for it
-OLD_NAMES = ("last.pt", "last.npz")
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 NUM_STREAMS = 16  # files that are copied at the same time
 # No other try would help: a full or read-only disk of this machine.
@@ -426,7 +425,9 @@ class Noter(Protocol):
 
 
 class Checkpoints:
-    """Checkpoints of a training, by name, in a folder or in an object store. The names' order is that of the training.
+    """Checkpoints of a training, by position, in a folder or in an object store.
+
+    They are called `epoch-00003-step-00000020`: the order of the names is that of the training.
 
     A checkpoint is a folder of files. It is whole or not there: its files come first, and last a marker with their
     sizes and SHA-256. Readers ask for the marker. A file that is not what the marker says makes it a damaged one: it
@@ -471,12 +472,14 @@ class Checkpoints:
         return self.local if self.beside else Path(self.folder.address)
 
     @contextlib.contextmanager
-    def save(self, name: str, epoch: int, step: int) -> Iterator[Path]:
+    def save(self, epoch: int, step: int) -> Iterator[Path]:
         """Gives an empty folder for the checkpoint's files; behind the block they are brought to their place.
 
-        Raises StorageError when the checkpoint before this one could not be sent.
+        `step` counts within the epoch, and is 0 when `epoch` epochs are done. Raises StorageError when the checkpoint
+        before this one could not be sent.
         """
         self.wait()
+        name = f"epoch-{epoch:05d}-step-{step:08d}"
         partial = self._above / f".{name}.rank{self.rank}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -501,15 +504,8 @@ class Checkpoints:
 
         It is called before the training begins, by one process (others `fetch` what it has found) or by all. Damaged
         checkpoints are named on the terminal, and lose their marker when there is a whole one before them. Raises
-        StorageError when there are only damaged ones, or those of an earlier version of this program.
+        StorageError when there are only damaged ones.
         """
-        if not self.beside:
-            for path in (Path(self.folder.address) / old for old in OLD_NAMES):
-                if path.exists():
-                    raise StorageError(
-                        f"{path} was written by an earlier version of this program, which left no sizes and sums to "
-                        "check it by: begin afresh (resume=never), or use another checkpoint_dir"
-                    )
         for left in self.local.glob(f"fetched-{socket.gethostname()}-*") if self.beside else ():
             if not _is_alive(int(left.name.rpartition("-")[2])):  # of an earlier try that was killed
                 shutil.rmtree(left, ignore_errors=True)

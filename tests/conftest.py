@@ -2,21 +2,16 @@
 
 import hashlib
 import os
-import shutil
-import subprocess
 
 import pytest
 from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
-from cookbook import ROOT, bootstrap
+from cookbook import ROOT
 from cookbook.prepare import environments
-from cookbook.prepare.environments import uv, uv_environment
 from cookbook.settings import compose_recipe
 from tests.areas import NETWORK, area_of, areas, group_of
-from tests.helpers import CLEAN, Silent, latest, recipes, run_cookbook
-
-TOOLS = ROOT / "tests/infra/requirements.txt"
+from tests.helpers import Silent, latest, python_of, recipes, run_cookbook
 
 
 def pytest_addoption(parser):
@@ -86,15 +81,4 @@ def undisturbed(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tools():
     """The Python of an environment with schemas, linters, and AWS on loopback (moto and an old provider)."""
-    name = f"infra-tests-{hashlib.sha256(TOOLS.read_bytes()).hexdigest()[:12]}"
-    folder = bootstrap.cache_dir() / "environments" / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not bootstrap.complete(folder).exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            environment = {**CLEAN, **uv_environment()}
-            subprocess.run([uv(), "venv", "-q", "--python", "3.11", folder], check=True, env=environment)
-            install = [uv(), "pip", "install", "-q", "--python", folder / "bin/python", "-r", TOOLS]
-            subprocess.run(install, check=True, env=environment)
-        bootstrap.mark_as_used(folder)
-    return folder / "bin/python"
+    return python_of("infra-tests", ROOT / "tests/infra/requirements.txt")

@@ -10,13 +10,14 @@ image, is the recipe's folder here.
 import json
 import os
 import re
-import socket
 import subprocess
 import threading
 import time
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from tests.helpers import free_port
 
 RUN_PIPELINE = """
 import json, sys
@@ -229,8 +230,3 @@ class FakeCluster:
             except OSError:
                 time.sleep(0.2)
         return None, {}
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]

@@ -1,22 +1,28 @@
 """Runs the driver as a user would, in a process of its own."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
+import weakref
 from pathlib import Path
 
-from cookbook import places, systems
+from filelock import FileLock
+
+from cookbook import bootstrap, places, systems
 from cookbook.job import Hosts, Job, Node
 from cookbook.places.hosts import SshHosts
 from cookbook.places.kubernetes import Kubernetes
 from cookbook.pods import Pods
+from cookbook.prepare.environments import uv, uv_environment
 from cookbook.settings import compose_recipe
 from cookbook.tools.chaos import inject
 from cookbook.tools.chaos.record import RunSoFar
@@ -39,6 +45,35 @@ def recipes():
 def short_words(recipe):
     """Settings of the short run that serves many tests."""
     return compose_recipe(recipe)[0]["recipe"]["driver"].get("short", ["recipe.num_epochs=4"])
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def wait_for(condition, seconds=60):
+    """Calls `condition` until it returns something true, and returns that."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"nothing happened for {seconds} s"
+        time.sleep(0.05)
+    return found
+
+
+def python_of(name, lock):
+    """The Python of an environment for tests, which is made if it is not there. `lock`: its requirements.txt."""
+    folder = bootstrap.cache_dir() / f"environments/{name}-{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not bootstrap.complete(folder).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            environment = {**CLEAN, **uv_environment()}
+            subprocess.run([uv(), "venv", "-q", "--python", "3.11", folder], check=True, env=environment)
+            install = [uv(), "pip", "install", "-q", "--python", folder / "bin/python", "-r", lock]
+            subprocess.run(install, check=True, env=environment)
+        bootstrap.mark_as_used(folder)
+    return folder / "bin/python"
 
 
 def copy_checkout(to):
@@ -77,9 +112,10 @@ class Driver:
 
     def __init__(self, *words, output_root, environment=None, checkout=ROOT):
         self.output_root, self.test_mark = Path(output_root), uuid.uuid4().hex
-        self.temporary = Path(
-            tempfile.mkdtemp(prefix="cookbook-test-")
-        )  # for this driver's temporary files, so that one sees what is left of them
+        # For this driver's temporary files, so that one sees what is left of them. It goes when the test forgets the
+        # driver. (Ray's sockets need a short path: pytest's own folders are too deep.)
+        self.temporary = Path(tempfile.mkdtemp(prefix="cookbook-test-"))
+        weakref.finalize(self, shutil.rmtree, self.temporary, ignore_errors=True)
         self.recipe = next((word.removeprefix("recipe=") for word in words if word.startswith("recipe=")), "")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cookbook", *words, f"output_root={output_root}"],

@@ -258,20 +258,20 @@ def test_a_damaged_checkpoint_is_the_newest_one_and_is_noticed(tmp_path, harm, c
     with RunRecord(tmp_path, 0, 1) as record:
         checkpoints = Checkpoints(tmp_path / "checkpoints", tmp_path, record)
         for number in (1, 2):
-            with checkpoints.save(f"epoch-{number}", number, 0) as folder:
+            with checkpoints.save(number, 0) as folder:
                 (folder / "state.pt").write_bytes(bytes(range(256)) * number)
                 (folder / "small.json").write_text("{}")
     so_far = RunSoFar(tmp_path)
     so_far.read()
     path = newest_checkpoint(so_far)
-    assert path == tmp_path / "checkpoints/epoch-2/state.pt"
+    assert path == tmp_path / "checkpoints/epoch-00002-step-00000000/state.pt"
     before = path.read_bytes()
     said = harm(path)
     assert path.read_bytes() != before
-    assert "epoch-2/state.pt" in said and "512" in said
+    assert "epoch-00002-step-00000000/state.pt" in said and "512" in said
     assert (len(path.read_bytes()) == 512) == (harm is inject.alter)
-    assert Checkpoints(tmp_path / "checkpoints", tmp_path).last() == tmp_path / "checkpoints/epoch-1"
-    assert "epoch-2 is damaged" in capsys.readouterr().out
+    assert Checkpoints(tmp_path / "checkpoints", tmp_path).last().name == "epoch-00001-step-00000000"
+    assert "epoch-00002-step-00000000 is damaged" in capsys.readouterr().out
 
 
 def lacking(reason):
@@ -646,12 +646,15 @@ def test_the_table_says_what_was_run_and_what_was_not():
     assert lines[-1] == "Run on 1970-01-01 on: M. Commits: 0123456789."
 
 
+BEGIN, END = "<!-- chaos-table: made by `make chaos-table` -->", "<!-- end of chaos-table -->"
+
+
 def test_the_table_is_put_between_its_marks(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     for _ in range(2):
         text = report.write_table(tmp_path, page)
-    assert page.read_text() == f"before\n{report.BEGIN}\n\n{text}\n\n{report.END}\nafter\n"
+    assert page.read_text() == f"before\n{BEGIN}\n\n{text}\n\n{END}\nafter\n"
     page.write_text("nothing")
     with pytest.raises(UserError, match="there are no lines"):
         report.write_table(tmp_path, page)
@@ -659,7 +662,7 @@ def test_the_table_is_put_between_its_marks(tmp_path):
 
 def test_the_page_of_the_documents_has_the_marks():
     text = (ROOT / "docs/chaos.md").read_text()
-    assert text.count(report.BEGIN) == text.count(report.END) == 1
+    assert text.count(BEGIN) == text.count(END) == 1
     for name in FAULTS:
         assert f" {name} |" in text, "each fault is in the documents' table"
 

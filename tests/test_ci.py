@@ -147,18 +147,20 @@ def test_a_night_is_green_a_broken_recipe_is_red_and_the_page_has_both(tmp_path)
     with Machine() as machine, (tmp_path / "log").open("w+") as log:
         run = Run(ROOT / ".github/workflows/nightly.yml", machine, log=log)
         steps = run.workflow["jobs"]["recipe"]["steps"]
-        # The canary downloads what is newest: see test_canary.py. The benchmark takes minutes:
-        # what it would do is shown.
+        # The canary downloads what is newest: see test_canary.py. The benchmark and the faults take minutes:
+        # what they would do is shown.
         steps[:] = [step for step in steps if step.get("name") != "canary"]
-        benchmark = next(step for step in steps if step.get("name") == "benchmark")
-        assert "|| make bench " in benchmark["run"]
-        benchmark["run"] = benchmark["run"].replace("make bench", "make --dry-run bench")
+        for name, command in (("benchmark", "make bench "), ("chaos", "make chaos ")):
+            step = next(step for step in steps if step.get("name") == name)
+            assert command in step["run"]
+            step["run"] = step["run"].replace("make", "make --dry-run")
         assert run.job("found").ok, (tmp_path / "log").read_text()[-6000:]
         run.names["needs"] = {"found": {"outputs": run.done["found"].outputs}}
         assert [one["recipe"] for one in run.matrix("recipe")] == recipes()
         assert f"{RECIPE}" in [one["area"] for one in run.matrix("area")]
         assert run.job("recipe", {"recipe": RECIPE}).ok, (tmp_path / "log").read_text()[-6000:]
         assert f"-m benchmarks.{RECIPE}" in (tmp_path / "log").read_text()
+        assert f'-m cookbook.tools.chaos "{RECIPE}" "--faults=each"' in (tmp_path / "log").read_text()
         assert run.job("health").ok, (tmp_path / "log").read_text()[-6000:]
         # The next night.
         run.names["github"]["run_id"] = "2"

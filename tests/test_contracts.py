@@ -206,6 +206,19 @@ def test_one_worker_and_two_reach_the_same_loss(recipe, undisturbed):
     assert one["num_rows"] == two["num_rows"]
 
 
+def check_same_result(recipe, content, here):
+    """Of a run at another place and of one on this machine with the same settings (run.json of both)."""
+    assert content["num_rows"] == here["num_rows"]
+    if recipe in DATA_PARALLEL:
+        losses = [dict(map(tuple, one["curves"]["train/loss"])) for one in (here, content)]
+        assert losses[1][min(losses[0])] == pytest.approx(losses[0][min(losses[0])], rel=1e-4)
+    elif content["account"]:
+        assert content["account"] == here["account"], "lines read, good and quarantined"
+    else:
+        name = content["objective"]["name"]
+        assert content["metrics"][name] == pytest.approx(here["metrics"][name], abs=0.02)
+
+
 def digests(content):
     return {worker["digest"] for worker in content["workers"]}
 

@@ -3,6 +3,7 @@
 import itertools
 import re
 import subprocess
+import time
 from functools import cache
 from urllib.parse import unquote
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
+from benchmarks import measure
 from cookbook.evidence.rules import RULES
 from docs import build, settings
 from tests.helpers import ROOT, recipes
@@ -100,6 +102,23 @@ def test_there_are_links_and_anchors_to_look_at():
 def test_no_row_of_a_table_is_long(page):
     rows = [line for line in (ROOT / page).read_text().splitlines() if line.lstrip().startswith("|")]
     assert [f"{len(row)}: {row[:60]}" for row in rows if len(row) > LONGEST_ROW] == []
+
+
+BENCHMARKS = [path.stem for path in sorted(ROOT.glob("benchmarks/*.py")) if (ROOT / "recipes" / path.stem).is_dir()]
+
+
+@pytest.mark.parametrize("recipe", BENCHMARKS)
+def test_a_benchmark_writes_its_table_into_the_recipe_s_page(recipe, tmp_path, monkeypatch, capsys):
+    page = tmp_path / "README.md"
+    before = (ROOT / f"recipes/{recipe}/README.md").read_text()
+    page.write_text(before)
+    monkeypatch.setenv("TO", str(page))
+    measure.print_table(recipe, "a machine", ["| speed | 3 rows/s | ours / bare = 0.99 |"], {})
+    text = page.read_text()
+    assert f"Machine: a machine, on {time.strftime('%Y')}" in text
+    assert "| --- | --- | --- |\n| speed | 3 rows/s | ours / bare = 0.99 |\n" in text
+    begin, end = text.index("<!-- bench"), text.index("<!-- end of bench")
+    assert before.startswith(text[:begin]) and before.endswith(text[end:]) and "## Measured" in text[:begin]
 
 
 def test_the_readme_is_short_and_names_every_recipe():

@@ -20,18 +20,9 @@ from cookbook import ROOT, UserError, evidence, processes
 from cookbook.evidence import causes
 from cookbook.evidence.watch import Watcher
 from runrecord import Diverged, RunRecord, read_records
-from tests.helpers import CLEAN, Driver, Silent, latest
+from tests.helpers import CLEAN, Driver, Silent, latest, wait_for
 
 CLUSTER = {"start_timeout_seconds": 60, "stall_timeout_seconds": 300}
-
-
-def wait_for(condition, seconds=15):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"nothing happened for {seconds} s")
 
 
 DRIVER = """

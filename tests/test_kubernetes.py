@@ -23,7 +23,7 @@ from cookbook.tools import diagnose
 from cookbook.tools.chaos import inject
 from tests.fake_kubernetes import FakeKubernetes
 from tests.helpers import ROOT, Driver, latest, plan, run_cookbook
-from tests.test_contracts import DATA_PARALLEL, SHORT, digests, in_the_middle_of_an_epoch, quick
+from tests.test_contracts import SHORT, check_same_result, digests, in_the_middle_of_an_epoch, quick
 from tests.test_hosts import SYSTEMS, Place, local_hosts, needs_hosts
 
 ON_PODS = ["cluster=kubernetes", "cluster.image=registry.test/cookbook:1"]
@@ -61,15 +61,7 @@ def test_two_pods_come_to_the_same_result_as_one_machine(kubernetes, undisturbed
     assert content["status"] == "ok", output
     assert len({worker["host"] for worker in content["workers"]}) == 2, "each worker has a pod of its own"
     assert sorted(worker["rank"] for worker in content["workers"]) == [0, 1]
-    assert content["num_rows"] == here["num_rows"]
-    if recipe in DATA_PARALLEL:
-        losses = [dict(map(tuple, one["curves"]["train/loss"])) for one in (here, content)]
-        assert losses[1][min(losses[0])] == pytest.approx(losses[0][min(losses[0])], rel=1e-4)
-    elif content["account"]:
-        assert content["account"] == here["account"], "lines read, good and quarantined"
-    else:
-        name = content["objective"]["name"]
-        assert content["metrics"][name] == pytest.approx(here["metrics"][name], abs=0.02)
+    check_same_result(recipe, content, here)
     assert cluster.objects == {} and cluster.pods == {}, "nothing is left on the cluster"
 
 

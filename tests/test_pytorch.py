@@ -329,6 +329,6 @@ def test_a_sharded_checkpoint_of_other_batches_is_refused(tmp_path, recipe_pytho
     environment = {**CLEAN, "PYTHONPATH": str(ROOT / "recipes/pytorch")}
     argv = [recipe_python("pytorch"), "-c", SHARDED, tmp_path]
     done = subprocess.run(argv, env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == ["going", "on", "from", str(tmp_path / "step-00000003"), "3"]
+    assert done.stdout.split() == ["going", "on", "from", str(tmp_path / "epoch-00000-step-00000003"), "3"]
     assert done.returncode == 1
-    assert "step-00000003 was made with other settings: num_rows=56 (64 there)" in done.stderr
+    assert "epoch-00000-step-00000003 was made with other settings: num_rows=56 (64 there)" in done.stderr

@@ -4,12 +4,13 @@ import importlib.util
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from cookbook import ROOT, UserError, inventory, resume
 from cookbook.run import check_enough_rows
 from cookbook.settings import compose_recipe, worker_settings
-from runrecord import check_position
+from runrecord import check_model, check_position
 from tests.helpers import plan, run_cookbook
 
 
@@ -96,12 +97,20 @@ def test_a_dataset_that_has_changed_since(tmp_path):
 
 def test_a_checkpoint_of_other_batches_is_refused_by_the_program_itself():
     mine = {"seed": 0, "global_batch_size": 32, "num_rows": 100}
-    check_position("last.pt", {}, mine)  # of an older version
     check_position("last.pt", dict(mine), mine)
     with pytest.raises(
         SystemExit, match=r"checkpoint last.pt was made with other settings: global_batch_size=32 \(64 there\)"
     ):
         check_position("last.pt", {**mine, "global_batch_size": 64}, mine)
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_the_program_itself():
+    mine = {"bias": np.zeros(3), "weight": np.zeros((2, 3))}
+    check_model("epoch-1", dict(mine), mine)
+    with pytest.raises(SystemExit, match=r"epoch-1 is from another model: weight is \(2, 4\) there and \(2, 3\) here"):
+        check_model("epoch-1", {**mine, "weight": np.zeros((2, 4))}, mine)
+    with pytest.raises(SystemExit, match=r"bias is missing there and \(3,\) here"):
+        check_model("epoch-1", {"weight": mine["weight"]}, mine)
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,9 @@ def test_a_good_inventory_is_taken(tmp_path):
     )
     found = inventory.load(tmp_path)
     cluster = {**found, "connect_timeout_seconds": 1, "inventory": "x"}
-    assert 'UserKnownHostsFile="/my keys/known"' in Ssh(cluster).options()
+    cluster["ssh"].pop("key")  # it is not there
+    with Ssh(cluster) as ssh:
+        assert 'UserKnownHostsFile="/my keys/known"' in ssh.options()
 
 
 def test_ray_s_folder_on_hosts_cannot_be_guessed(tmp_path):

@@ -73,29 +73,14 @@ def test_every_setting_has_a_comment_and_one_home(recipe):
     assert [line for line in text.splitlines() if "  # " not in line] == []
 
 
-RENAMED = [
-    (path.stem, old, new)
-    for path in sorted(ROOT.glob("conf/recipe/*.yaml"))
-    for old, new in yaml.safe_load(path.read_text())["driver"].get("renamed", {}).items()
-]
-
-
-def test_these_settings_had_another_name():
-    assert [(recipe, old) for recipe, old, new in RENAMED if new == "mode"] == [
-        ("dask", "scheduler"),
-        ("horovod", "framework"),
-        ("petastorm", "task"),
-        ("ray_train", "framework"),
-        ("tensorflow", "strategy"),
-    ]
-
-
-@pytest.mark.parametrize(("recipe", "old", "new"), RENAMED)
+@pytest.mark.parametrize(
+    ("recipe", "old"), [("horovod", "framework"), ("ray_train", "framework"), ("tensorflow", "strategy")]
+)
 @pytest.mark.parametrize("sign", ["", "+"])
-def test_an_old_name_is_refused_with_the_new_one(recipe, old, new, sign):
+def test_an_old_name_of_the_mode_is_refused_with_the_new_one(recipe, old, sign):
     with pytest.raises(UserError) as raised:
         compose_recipe(recipe, [f"{sign}recipe.{old}=this"])
-    assert str(raised.value) == f"recipe.{old} is called recipe.{new} now: recipe.{new}=this"
+    assert str(raised.value) == f"recipe.{old} is called recipe.mode now: recipe.mode=this"
 
 
 @pytest.mark.parametrize("recipe", recipes())

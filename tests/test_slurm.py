@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from cookbook.places.slurm import GOES_ON_LATER
 from cookbook.settings import compose_recipe
 from cookbook.tools import diagnose
 from cookbook.tools.chaos import inject
-from tests.helpers import CLEAN, Driver, latest, plan, run_cookbook
+from tests.helpers import CLEAN, Driver, free_port, latest, plan, run_cookbook, wait_for
 from tests.requirements import needs
 from tests.test_contracts import SHORT, digests, in_the_middle_of_an_epoch, step_reached
 from tests.test_hosts import MISSING, Place, local_hosts
@@ -115,18 +114,6 @@ class Slurm:
         for process in self.processes:
             process.kill()
             process.wait()
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def wait_for(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from cookbook.access import to_store
 from cookbook.settings import compose_recipe
 from runrecord import read_records
 from storage import Checkpoints, Damaged, File, Retries, StorageError, open_folder
-from tests.helpers import CLEAN, ROOT, Driver, plan, run_cookbook
+from tests.helpers import CLEAN, ROOT, Driver, free_port, plan, run_cookbook
 from tests.object_store import KEYS, Store, s3_server
 from tests.test_contracts import SHORT, digests
 
@@ -29,7 +28,7 @@ def state_of(folder):
 
 
 def written(checkpoints, number, size=1000):
-    with checkpoints.save(f"step-{number:08d}", 0, number) as folder:
+    with checkpoints.save(0, number) as folder:
         (folder / "sub").mkdir()
         (folder / "sub/.metadata").write_bytes(b"about")
         (folder / "state").write_bytes(bytes([number % 256]) * size)
@@ -50,9 +49,9 @@ def test_two_are_kept_and_the_newest_is_read(tmp_path):
     assert checkpoints.last() is None
     for number in (1, 9, 10):
         written(checkpoints, number)
-    assert checkpoints.names() == ["step-00000009", "step-00000010"]
+    assert checkpoints.names() == ["epoch-00000-step-00000009", "epoch-00000-step-00000010"]
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == checkpoints.names()
-    assert told.found[-1] == (f"{tmp_path}/kept/step-00000010", 0, 10)
+    assert told.found[-1] == (f"{tmp_path}/kept/epoch-00000-step-00000010", 0, 10)
     content = state_of(checkpoints.last())
     assert content.keys() == {"checkpoint.json", "state", "sub/.metadata"}
     assert content["state"] == b"\n" * 1000
@@ -74,28 +73,24 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(tmp_path, capfd, spo
     checkpoints = Checkpoints(tmp_path / "kept", tmp_path)
     written(checkpoints, 1)
     written(checkpoints, 2)
-    spoil(tmp_path / "kept/step-00000002")
+    spoil(tmp_path / "kept/epoch-00000-step-00000002")
     with pytest.raises(Damaged, match=reason):
-        checkpoints.fetch("step-00000002")
-    assert checkpoints.last() == tmp_path / "kept/step-00000001"
-    assert f"step-00000002 is damaged: {reason}" in capfd.readouterr().out
+        checkpoints.fetch("epoch-00000-step-00000002")
+    assert checkpoints.last() == tmp_path / "kept/epoch-00000-step-00000001"
+    assert f"epoch-00000-step-00000002 is damaged: {reason}" in capfd.readouterr().out
     written(checkpoints, 2)  # the training comes there again
     assert state_of(checkpoints.last())["state"] == b"\x02" * 1000
-    assert checkpoints.names() == ["step-00000001", "step-00000002"]
+    assert checkpoints.names() == ["epoch-00000-step-00000001", "epoch-00000-step-00000002"]
 
 
 def test_only_damaged_ones_are_no_reason_to_begin_afresh(tmp_path):
     checkpoints = Checkpoints(tmp_path / "kept", tmp_path)
     for number in (1, 2):
         written(checkpoints, number)
-        (tmp_path / f"kept/step-{number:08d}/state").write_bytes(b"")
+        (tmp_path / f"kept/epoch-00000-step-{number:08d}/state").write_bytes(b"")
     for _ in range(2):
-        with pytest.raises(StorageError, match="every checkpoint in .* is damaged .*step-00000002: state has 0 bytes"):
+        with pytest.raises(StorageError, match="every checkpoint in .* is damaged .*-step-00000002: state has 0 bytes"):
             checkpoints.last()
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old/last.pt").touch()
-    with pytest.raises(StorageError, match="was written by an earlier version"):
-        Checkpoints(tmp_path / "old", tmp_path).last()
 
 
 KILLED = """
@@ -109,7 +104,7 @@ def put(path, name, put=checkpoints.folder.put):
         os.kill(os.getpid(), 9)
     put(path, name)
 checkpoints.folder.put = put
-with checkpoints.save("step-00000002", 0, 2) as made:
+with checkpoints.save(0, 2) as made:
     (made / "a").write_bytes(b"2" * 1000)
     (made / "b").write_bytes(b"2" * 1000)
 """
@@ -121,11 +116,13 @@ def test_killed_between_the_parts_of_a_folder(tmp_path, when):
     written(checkpoints, 1)
     words = [sys.executable, "-c", KILLED, tmp_path / "kept", when]
     assert subprocess.run(words, env={**CLEAN, "PYTHONPATH": str(ROOT / "runrecord")}).returncode == -9
-    assert checkpoints.names() == ["step-00000001"]
-    assert checkpoints.last().name == "step-00000001"
+    assert checkpoints.names() == ["epoch-00000-step-00000001"]
+    assert checkpoints.last().name == "epoch-00000-step-00000001"
     written(checkpoints, 2)
     written(checkpoints, 3)
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["step-00000002", "step-00000003"]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
+        f"epoch-00000-step-0000000{number}" for number in (2, 3)
+    ]
 
 
 @pytest.mark.parametrize("exchange", [False, True])
@@ -141,7 +138,7 @@ def test_several_write_one_together(tmp_path, exchange):
 
         return exchange
 
-    folder = tmp_path / "kept/step-00000004"
+    folder = tmp_path / "kept/epoch-00000-step-00000004"
     folder.mkdir(parents=True)
     (folder / ".rank1-before.json").write_text('{"part1": {"bytes": 3, "sha256": "of an earlier start"}}')
     seen = []
@@ -150,7 +147,7 @@ def test_several_write_one_together(tmp_path, exchange):
         one = Checkpoints(
             tmp_path / "kept", tmp_path, None, rank, 2, "now", exchange=exchanged(rank) if exchange else None
         )
-        with one.save("step-00000004", 0, 4) as partial:
+        with one.save(0, 4) as partial:
             (partial / f"part{rank}").write_text(f"of {rank}")
             if rank:
                 time.sleep(0.3)
@@ -171,7 +168,7 @@ def test_a_writer_that_does_not_come_is_named(tmp_path):
     alone = Checkpoints(tmp_path / "kept", tmp_path, None, 0, 2, "now", others_seconds=0.2)
     with (
         pytest.raises(StorageError, match=r"1 of 2 writers have not brought their parts .*\.rank1-now.json is missing"),
-        alone.save("step-00000001", 0, 1) as folder,
+        alone.save(0, 1) as folder,
     ):
         (folder / "part0").write_text("x")
     assert alone.names() == []
@@ -253,7 +250,7 @@ with storage.Checkpoints(place, local, retries=storage.Retries(5, 0.05, 0.2)) as
     last = checkpoints.last()
     print("last", last and last.name, last and (last / "state").read_bytes()[:1])
     for number in numbers:
-        with checkpoints.save(f"step-{number:08d}", 0, number) as folder:
+        with checkpoints.save(0, number) as folder:
             (folder / "a").write_bytes(b"a" * 10)
             (folder / "state").write_bytes(str(number).encode() * size)
         print("saved", number, flush=True)
@@ -287,12 +284,13 @@ def trainer(recipe_python, store, tmp_path):
 
 def test_a_bucket_that_throttles_and_cuts(trainer, store, bucket):
     """Sent all the same, parts first and the marker last; two are kept, and nothing stays on this machine."""
-    store.will("busy", r"PUT .*step-00000001/state", times=2)
-    store.will("cut", r"PUT .*step-00000002/state", times=2)
+    store.will("busy", r"PUT .*epoch-00000-step-00000001/state", times=2)
+    store.will("cut", r"PUT .*epoch-00000-step-00000002/state", times=2)
     store.will("busy", r"GET .*list-type", times=1)
     done = trainer.run(f"s3://{bucket}/run", (1, 2, 3), size=200_000)
     assert done.returncode == 0, done.stderr
-    names = [f"run/step-0000000{number}/{part}" for number in (2, 3) for part in ("a", "checkpoint.json", "state")]
+    parts = ("a", "checkpoint.json", "state")
+    names = [f"run/epoch-00000-step-0000000{number}/{part}" for number in (2, 3) for part in parts]
     assert store.names(bucket) == names
     sent = [line.split("step-")[1] for line in store.asked if line.startswith("PUT ")]
     assert sent == [
@@ -303,7 +301,7 @@ def test_a_bucket_that_throttles_and_cuts(trainer, store, bucket):
     assert not trainer.folder.exists() or list(trainer.folder.iterdir()) == []
     store.will("cut", r"GET .*state", times=1)
     done = trainer.run(f"s3://{bucket}/run")
-    assert "last step-00000003 b'3'" in done.stdout, done.stderr
+    assert "last epoch-00000-step-00000003 b'3'" in done.stdout, done.stderr
 
 
 @pytest.mark.full
@@ -314,7 +312,7 @@ def test_a_bucket_that_throttles_and_cuts(trainer, store, bucket):
 def test_a_bucket_that_takes_nothing(trainer, store, bucket, tmp_path, how, text, most):
     """The trainer is told at its next save; the checkpoint stays here, and the line in the error sends it."""
     assert trainer.run(f"s3://{bucket}/run", [1]).returncode == 0
-    fault = store.will(how, r"PUT .*step-00000002/state")
+    fault = store.will(how, r"PUT .*epoch-00000-step-00000002/state")
     done = trainer.run(f"s3://{bucket}/run", [2, 3, 4])
     assert done.returncode == 1
     assert "saved 2" in done.stdout
@@ -324,12 +322,12 @@ def test_a_bucket_that_takes_nothing(trainer, store, bucket, tmp_path, how, text
     assert "not-a-secret-0815" not in done.stdout + done.stderr
     left, command = re.search(r"It is not lost: it lies on \S+ in (\S+); to send it: (.+)", done.stderr).groups()
     assert left.startswith(str(trainer.folder))
-    assert store.names(bucket, "run/step-00000002/") == ["run/step-00000002/a"]
-    assert "last step-00000001 b'1'" in trainer.run(f"s3://{bucket}/run").stdout
+    assert store.names(bucket, "run/epoch-00000-step-00000002/") == ["run/epoch-00000-step-00000002/a"]
+    assert "last epoch-00000-step-00000001 b'1'" in trainer.run(f"s3://{bucket}/run").stdout
     store.faults.clear()
     sent = subprocess.run(command.split(), capture_output=True, text=True, env=trainer.environment)
     assert sent.returncode == 0, sent.stderr
-    assert "last step-00000002 b'2'" in trainer.run(f"s3://{bucket}/run").stdout
+    assert "last epoch-00000-step-00000002 b'2'" in trainer.run(f"s3://{bucket}/run").stdout
 
 
 @pytest.mark.full
@@ -348,7 +346,7 @@ def test_no_bucket_and_no_keys(trainer, store):
 @pytest.mark.parametrize("part", ["a", "state", "checkpoint.json"])
 def test_killed_in_the_middle_of_an_upload(trainer, store, bucket, part):
     assert trainer.run(f"s3://{bucket}/run", [1]).returncode == 0
-    fault = store.will("slow", rf"PUT .*step-00000002/{part}", seconds=5)
+    fault = store.will("slow", rf"PUT .*epoch-00000-step-00000002/{part}", seconds=5)
     process = trainer.start(f"s3://{bucket}/run", [2, 3])
     deadline = time.monotonic() + 120
     while not fault.seen and time.monotonic() < deadline:
@@ -358,21 +356,23 @@ def test_killed_in_the_middle_of_an_upload(trainer, store, bucket, part):
     assert fault.seen
     store.settle()
     store.faults.clear()
-    last = "step-00000002 b'2'" if part == "checkpoint.json" else "step-00000001 b'1'"
+    last = "epoch-00000-step-00000002 b'2'" if part == "checkpoint.json" else "epoch-00000-step-00000001 b'1'"
     done = trainer.run(f"s3://{bucket}/run", [3, 4])
     assert f"last {last}" in done.stdout, done.stderr
-    assert {name.split("/")[1] for name in store.names(bucket)} == {"step-00000003", "step-00000004"}
+    assert {name.split("/")[1] for name in store.names(bucket)} == {
+        f"epoch-00000-step-0000000{number}" for number in (3, 4)
+    }
     assert not trainer.folder.exists() or list(trainer.folder.iterdir()) == []
 
 
 @pytest.mark.full
 def test_a_damaged_one_in_a_bucket(trainer, store, bucket):
     assert trainer.run(f"s3://{bucket}/run", [1, 2]).returncode == 0
-    store.write(bucket, "run/step-00000002/state", b"3" * 1000)
+    store.write(bucket, "run/epoch-00000-step-00000002/state", b"3" * 1000)
     done = trainer.run(f"s3://{bucket}/run", [2])
-    assert "step-00000002 is damaged: state has other content than when it was written" in done.stdout
-    assert "last step-00000001 b'1'" in done.stdout
-    assert "last step-00000002 b'2'" in trainer.run(f"s3://{bucket}/run").stdout
+    assert "epoch-00000-step-00000002 is damaged: state has other content than when it was written" in done.stdout
+    assert "last epoch-00000-step-00000001 b'1'" in done.stdout
+    assert "last epoch-00000-step-00000002 b'2'" in trainer.run(f"s3://{bucket}/run").stdout
 
 
 @pytest.mark.full
@@ -386,7 +386,7 @@ def test_training_goes_on_while_a_checkpoint_is_sent(trainer, store, bucket):
     assert process.wait() == 0
     assert times["saved 2"] - times["saved 1"] > 1.5
     assert times["saved 3"] - times["saved 2"] > 1.5
-    parts = [line.split("step-0000000")[1] for line in store.asked if line.startswith("PUT ")]
+    parts = [line.split("epoch-00000-step-0000000")[1] for line in store.asked if line.startswith("PUT ")]
     assert parts == [f"{number}/{part}" for number in (1, 2, 3) for part in ("a", "state", "checkpoint.json")]
 
 
@@ -449,11 +449,6 @@ class Torchrun:
     def digests(self):
         ends = [events[-1] for events in read_records(self.folder) if events[-1]["event"] == "end"]
         return [end["digest"] for end in ends]
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.mark.full

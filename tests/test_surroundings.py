@@ -112,6 +112,20 @@ def test_an_object_store_larger_than_the_machine_is_refused():
     machine.check_object_store(500, 4 << 30)
 
 
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("-n 60", "this shell allows 60 open files, and 2 workers need 64: ulimit -n 1024"),
+        ("-f 200", "this shell allows files of 204,800 bytes, and a run writes larger ones"),
+    ],
+)
+def test_a_shell_s_limit_that_no_run_can_keep_is_named_at_once(limit, said, tmp_path):
+    command = f"ulimit {limit}; exec {sys.executable} -m cookbook recipe=pytorch output_root={tmp_path}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and said in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_small_dev_shm_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(65536, 0, 65536))
     with pytest.raises(UserError, match="has 64 kB free, and 4 processes that read ahead.*num_loader_workers=0"):
@@ -155,7 +169,7 @@ def test_a_run_in_the_surroundings_of_somebody_else(tmp_path, recipe):
         environment["PYTHONOPTIMIZE"],
         environment["PYTHONWARNINGS"],
     )  # make takes them from the driver
-    hosts = f"127.0.0.1 localhost\n10.255.255.1 {socket.gethostname()}\n"
+    hosts = f"127.0.0.1 localhost\nfd00::1 {socket.gethostname()}\n10.255.255.1 {socket.gethostname()}\n"
     content, output, status = run_with_hosts(tmp_path, hosts, [f"recipe={recipe}", "scale=smoke"], environment)
     assert status == 0, output
     assert content["status"] == "ok"
@@ -163,7 +177,18 @@ def test_a_run_in_the_surroundings_of_somebody_else(tmp_path, recipe):
         content["world_size"] == 2 or "one process did all the work" in content["warnings"][0]
     )  # Tune, on a busy machine
     assert "GLOO_SOCKET_IFNAME" in output and "not handed on to the workers" in output
-    assert json.dumps(content).count("10.255.255.1") == 0
+    assert json.dumps(content).count("10.255.255.1") == json.dumps(content).count("fd00::1") == 0
+
+
+@pytest.mark.full
+@needs("root", MISSING)
+@pytest.mark.parametrize("recipe", recipes())
+def test_a_machine_whose_own_name_leads_nowhere(tmp_path, recipe):
+    environment = {name: value for name, value in os.environ.items() if name != inject.MARK}
+    hosts = "::1 localhost\n127.0.0.1 localhost\n"
+    content, output, status = run_with_hosts(tmp_path, hosts, [f"recipe={recipe}", "scale=smoke"], environment)
+    assert status == 0, output
+    assert content["status"] == "ok"
 
 
 @pytest.mark.full

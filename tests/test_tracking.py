@@ -1,13 +1,11 @@
 """Live metrics: what the tail reads, what each sink gets, and that none of them can hold up a run."""
 
 import datetime
-import hashlib
 import json
 import os
 import re
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -20,8 +18,7 @@ import requests
 import yaml
 from filelock import FileLock
 
-from cookbook import ROOT, UserError, bootstrap, run_folder
-from cookbook.prepare.environments import uv, uv_environment
+from cookbook import ROOT, UserError, run_folder
 from cookbook.report import sinks, tracking
 from cookbook.report.feeder import Feeder, read_state
 from cookbook.report.sinks import Run, kubeflow, prometheus
@@ -30,7 +27,7 @@ from cookbook.report.tail import RATE_SECONDS, Tail
 from cookbook.report.tailer import Tailer
 from cookbook.tools import watch
 from runrecord import RunRecord
-from tests.helpers import CLEAN, Driver, latest
+from tests.helpers import CLEAN, Driver, free_port, latest, python_of, wait_for
 from tests.requirements import skip
 
 EVERY = {"every_seconds": 0.05, "wait_seconds": 20.0}
@@ -308,13 +305,6 @@ def test_a_run_folder_that_cannot_be_written_to_stops_no_feeder(tmp_path, collec
     assert not feeder.pump() and "FileExistsError" in feeder.error
     (run.folder / "tracking").unlink()
     assert feeder.pump() and received(collector) == expected(2)
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
 
 
 def test_an_address_with_a_password_stays_out_of_the_run_folder(tmp_path):
@@ -596,24 +586,7 @@ def test_make_watch_refuses_what_it_cannot_show(run, port, said):
 @pytest.fixture(scope="module")
 def mlflow_python():
     """The Python of an environment with a whole MLflow: the driver's has the client only."""
-    lock = ROOT / "tests/tracking/requirements.txt"
-    folder = bootstrap.cache_dir() / f"environments/tracking-tests-{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not bootstrap.complete(folder).exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            environment = {**CLEAN, **uv_environment()}
-            subprocess.run([uv(), "venv", "-q", "--python", "3.11", folder], check=True, env=environment)
-            install = [uv(), "pip", "install", "-q", "--python", folder / "bin/python", "-r", lock]
-            subprocess.run(install, check=True, env=environment)
-        bootstrap.mark_as_used(folder)
-    return folder / "bin/python"
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    return python_of("tracking-tests", ROOT / "tests/tracking/requirements.txt")
 
 
 # MLflow then starts no processes for jobs that nobody gives it.

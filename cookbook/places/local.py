@@ -27,7 +27,7 @@ class Local(Place):
     @classmethod
     def check(cls, config: Settings, system: System) -> None:
         system.check(config, "local")
-        machine.check_open_files(config["cluster"]["num_workers"])
+        machine.check_limits(config["cluster"]["num_workers"])
         check_port(config["cluster"]["port"])
 
     def plan(self) -> list[Process]:

@@ -26,6 +26,7 @@ LISTS = re.compile(r"^data\.(parameters\.)?(features|missing)$")
 FOLDERS = re.compile(r"(^|\.)\w+_(dir|root)$")
 # Mappings that take keys of the user's own: recipe.spark_conf.spark.ui.port=4050
 OPEN = ("recipe.spark_conf", "data.columns")
+OLD_NAMES_OF_MODE = ("recipe.framework", "recipe.strategy")
 HYDRA_OPTIONS = (
     "--cfg -c --package -p --info -i --config-path -cp --config-name -cn --config-dir -cd --experimental-rerun"
 )
@@ -132,7 +133,6 @@ class _CommandLine:
     """What all words of a command line say together: which settings there are, and which were given already."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        self.words = words
         self.is_sweep = any(word in ("-m", "--multirun") for word in words)
         self.defaults, self.mappings = defaults_of(words)
         self.given: dict[str, str] = {}
@@ -177,8 +177,8 @@ class _CommandLine:
         """Raises UserError, with the nearest name, for a setting that does not exist."""
         if one.key in self.defaults or one.key in self.mappings or one.key.startswith("recipe.driver."):
             return
-        if new := renamed_of(self.words).get(one.key):
-            raise UserError(f"{one.key} is called {new} now: {new}={one.value}")
+        if one.key in OLD_NAMES_OF_MODE and "recipe.mode" in self.defaults:
+            raise UserError(f"{one.key} is called recipe.mode now: recipe.mode={one.value}")
         raise UserError(_no_such_setting(one.word, one.key, [*self.defaults, *self.mappings]))
 
     def _once(self, one: Override) -> None:
@@ -190,14 +190,6 @@ class _CommandLine:
 def _twice(key: str, first: str, second: str) -> str:
     braces = f" If a shell has made two of one value with {{a,b}}, put quotes around it: '{key}=...{{a,b}}...'"
     return f"{key} is given twice, as {first} and as {second}: say one.{'' if first.isalnum() else braces}"
-
-
-def renamed_of(words: Sequence[str]) -> dict[str, str]:
-    """{old name of a setting: its name now}, of the recipes that overrides choose (`driver.renamed` in their files)."""
-    chosen = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
-    paths = [CONF / f"recipe/{recipe}.yaml" for recipe in chosen.get("recipe", "").split(",")]
-    drivers = [yaml.safe_load(path.read_text())["driver"] for path in paths if path.exists()]
-    return {f"recipe.{old}": f"recipe.{new}" for driver in drivers for old, new in driver.get("renamed", {}).items()}
 
 
 def _for_hydra(key: str, value: str, text: bool, several: bool, default: object) -> str:

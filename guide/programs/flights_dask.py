@@ -1,7 +1,7 @@
 """Flights by carrier and airport, in Dask: the functions of the pandas program, on parts, in `workers` processes."""
 
 import dask.dataframe as dd
-from distributed import Client, LocalCluster
+from dask_local import start
 from flights_pandas import COLUMNS, SUMS, flown, per_airport, planes_of, total
 from meter import Meter
 
@@ -18,14 +18,6 @@ def answer(folder):
 
 if __name__ == "__main__":
     meter = Meter()
-    # Distributed: a scheduler and worker processes; their memory is bounded, more goes to disk.
-    cluster = LocalCluster(
-        n_workers=meter.workers,
-        threads_per_worker=1,
-        memory_limit=f"{meter.memory_mb}MB",
-        host="127.0.0.1",
-        dashboard_address=None,
-    )
-    with cluster, Client(cluster):  # Distributed: all work of this process goes there
+    with start(meter.workers, meter.memory_mb):  # Distributed: a scheduler and worker processes
         meter.ready()
         meter.measure(lambda: answer(meter.folder))

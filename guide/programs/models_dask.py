@@ -6,8 +6,8 @@ from pathlib import Path
 import dask.dataframe as dd
 import joblib
 import numpy as np
+from dask_local import start
 from dask_ml.linear_model import LogisticRegression
-from distributed import Client, LocalCluster
 from meter import Meter
 from models_sklearn import FEATURES, forest, halves, score
 
@@ -36,14 +36,6 @@ def auc(scores, labels):
 
 if __name__ == "__main__":
     meter = Meter()
-    # Distributed: a scheduler and worker processes; their memory is bounded, more goes to disk.
-    cluster = LocalCluster(
-        n_workers=meter.workers,
-        threads_per_worker=1,
-        memory_limit=f"{meter.memory_mb}MB",
-        host="127.0.0.1",
-        dashboard_address=None,
-    )
-    with cluster, Client(cluster):  # Distributed: all work of this process goes there
+    with start(meter.workers, meter.memory_mb):  # Distributed: a scheduler and worker processes
         meter.ready()
         meter.measure(lambda: answer(meter.folder, meter.workers))

@@ -43,6 +43,10 @@ CMAKE = """#!/bin/sh
 if [ "$1" = --build ]; then exec {cmake} --build "$2" --parallel {cores}; fi
 exec {cmake} -G Ninja -DCMAKE_MAKE_PROGRAM={ninja} "$@"
 """
+# Horovod 0.28.1 forgets the network interface that it was told, where it connects the workers of a process set (that of
+# all workers, too). Gloo would then use the address that the machine's own name leads to: 127.0.1.1 on a Debian host.
+FORGETFUL = "horovod/common/gloo/gloo_context.cc", "::InitializeForProcessSet(", "iface = gloo_iface_;"
+MENDED = "iface = global_context.gloo_iface_;"
 # What the build uses: Python's headers, C++17, a linker.
 TRIAL = """#include <Python.h>
 #include <string_view>
@@ -78,7 +82,7 @@ def wheel_folder(cache, requirement, switches):
     """Where the wheel for exactly this environment is kept."""
     versions = [f"{names[0]}-{v}" for names in FRAMEWORKS.values() if (v := installed_version(names))]
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}-{platform.system()}-{platform.machine()}".lower()
-    key = hashlib.sha256((WRAPPER + CMAKE + repr(sorted(switches.items()))).encode()).hexdigest()[:8]
+    key = hashlib.sha256((WRAPPER + CMAKE + MENDED + repr(sorted(switches.items()))).encode()).hexdigest()[:8]
     return cache / "-".join([requirement.replace("==", "-"), *versions, tag, key])
 
 
@@ -124,8 +128,24 @@ def script(path, text):
     return str(path)
 
 
+def mended_source(requirement, scratch, how, environment):
+    """The folder of Horovod's source, with its forgetful line mended. Raises SystemExit when that line is not there."""
+    follow([sys.executable, "-m", "pip", "download", *how, "-d", str(scratch / "sdist"), requirement], environment)
+    (sdist,) = (scratch / "sdist").iterdir()
+    shutil.unpack_archive(sdist, scratch / "source", filter="data")
+    (source,) = (scratch / "source").iterdir()
+    name, function, line = FORGETFUL
+    text = (source / name).read_text()
+    before, mark, after = text.partition(function)
+    if line not in after:
+        raise SystemExit(f"{requirement}: {name} is not the one that {Path(__file__).name} mends")
+    (source / name).write_text(before + mark + after.replace(line, MENDED, 1))
+    return source
+
+
 def build(requirement, folder, switches):
     """Compiles in a temporary folder, lets the wheel appear in `folder` when it is whole. Takes minutes."""
+    started = time.monotonic()
     tools = {
         name: str(Path(sys.executable).parent / name) for name in ("cmake", "ninja")
     }  # the lock has them as wheels
@@ -142,9 +162,11 @@ def build(requirement, folder, switches):
         }
         # --no-cache-dir: pip's own wheel cache does not know which torch a wheel was built against.
         how = ["--no-cache-dir", "--no-build-isolation", "--no-deps", "--no-binary", "horovod"]
+        source = mended_source(requirement, scratch, how, environment)
         where = ["-w", str(scratch / "wheels")]
-        argv = [sys.executable, "-m", "pip", "wheel", "-v", *how, *where, requirement]
+        argv = [sys.executable, "-m", "pip", "wheel", "-v", *how, *where, str(source)]
         follow(argv, environment)
+        print(f"compiled Horovod in {time.monotonic() - started:.0f} s", flush=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -178,7 +200,6 @@ def follow(argv, environment):
     if process.returncode:
         errors = [line for line in lines if re.search(r"\berror\b|Could NOT find", line)][:20]
         raise SystemExit("compiling Horovod failed:\n" + "".join(errors or lines[-30:]))
-    print(f"compiled Horovod in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def main():

@@ -16,7 +16,7 @@ import tensorflow as tf
 from data import Batches, ImageData
 from model import tensorflow_network
 from preempt import Notice, Preempted
-from runrecord import RunRecord, check_position, load_config
+from runrecord import RunRecord, check_model, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
 
@@ -189,13 +189,8 @@ def save_checkpoint(model, optimizer, position, checkpoints, config, num_rows):
     """All variables and the position to go on with; the checkpoint is whole or not there."""
     values = {f"{number:03d} {v.path}": v.numpy() for number, v in enumerate(model.variables + optimizer.variables)}
     text = json.dumps({**position, "depends_on": depends_on(config, num_rows)}).encode()
-    with checkpoints.save(name_of(position["epoch"], position["step"]), position["epoch"], position["step"]) as folder:
+    with checkpoints.save(position["epoch"], position["step"]) as folder:
         np.savez(folder / "state.npz", __position__=np.frombuffer(text, np.uint8), **values)
-
-
-def name_of(epoch, step):
-    """Of a checkpoint. The order of the names is that of the training."""
-    return f"epoch-{epoch:05d}-step-{step:08d}"
 
 
 def load_checkpoint(model, optimizer, checkpoints, config, num_rows):
@@ -209,18 +204,11 @@ def load_checkpoint(model, optimizer, checkpoints, config, num_rows):
     path = f"{config.checkpoint_dir}/{folder.name}"
     with np.load(folder / "state.npz", allow_pickle=False) as content:
         position = json.loads(content["__position__"].tobytes())
-        check_position(path, position.get("depends_on", {}), depends_on(config, num_rows))
+        check_position(path, position["depends_on"], depends_on(config, num_rows))
         names = [name for name in content.files if name != "__position__"]
         variables = model.variables + optimizer.variables
-        theirs, mine = [content[name].shape for name in names], [tuple(v.shape) for v in variables]
-        if theirs != mine:
-            number = next(
-                (k for k, (a, b) in enumerate(zip(theirs, mine, strict=False)) if a != b), min(len(theirs), len(mine))
-            )
-            raise SystemExit(
-                f"checkpoint {path} is from another model: it has {len(theirs)} variables and here are {len(mine)}, "
-                f"the first difference is at number {number}; use another checkpoint_dir, or the settings of that run"
-            )
+        theirs = {f"variable {number:03d}": content[name] for number, name in enumerate(names)}
+        check_model(path, theirs, {f"variable {number:03d}": v for number, v in enumerate(variables)})
         for variable, name in zip(variables, names, strict=True):
             variable.assign(content[name])
     print(f"going on from {path}: epoch {position['epoch']}, step {position['step']}", flush=True)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from data import Batches, ImageData
 from model import torch_network
 from preempt import Notice
-from runrecord import RunRecord, check_position, load_config
+from runrecord import RunRecord, check_model, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
 
@@ -142,13 +142,8 @@ def save_checkpoint(state, checkpoints, config, num_rows):
         "position": {"epoch": state.epoch, "step": state.step, "epoch_loss": float(state.epoch_loss)},
         "depends_on": depends_on(config, num_rows),
     }
-    with checkpoints.save(name_of(state.epoch, state.step), state.epoch, state.step) as folder:
+    with checkpoints.save(state.epoch, state.step) as folder:
         torch.save(content, folder / "state.pt")
-
-
-def name_of(epoch, step):
-    """Of a checkpoint. The order of the names is that of the training."""
-    return f"epoch-{epoch:05d}-step-{step:08d}"
 
 
 def load_checkpoint(state, checkpoints, config, num_rows):
@@ -161,15 +156,8 @@ def load_checkpoint(state, checkpoints, config, num_rows):
         return
     path = f"{config.checkpoint_dir}/{folder.name}"
     content = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    check_position(path, content.get("depends_on", {}), depends_on(config, num_rows))
-    mine = {name: tuple(tensor.shape) for name, tensor in state.model.state_dict().items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}
-    for name in sorted(mine.keys() | theirs.keys()):
-        if mine.get(name) != theirs.get(name):
-            raise SystemExit(
-                f"checkpoint {path} is from another model: {name} is {theirs.get(name, 'missing')} there and "
-                f"{mine.get(name, 'missing')} here; use another checkpoint_dir, or the settings of that run"
-            )
+    check_position(path, content["depends_on"], depends_on(config, num_rows))
+    check_model(path, content["model"], state.model.state_dict())
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
     position = content["position"]

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data import Batches, ImageData
 from model import torch_network
 from preempt import Notice, Preempted
-from runrecord import RunRecord, check_position, load_config
+from runrecord import RunRecord, check_model, check_position, load_config
 from storage import Checkpoints
 
 
@@ -173,13 +173,8 @@ def save_checkpoint(network, optimizer, position, checkpoints, config, run, num_
         return
     content = {"model": network.state_dict(), "optimizer": optimizer.state_dict()}
     content |= {"position": {**position, "loss_sum": loss_sum}, "depends_on": depends_on(config, num_rows)}
-    with checkpoints.save(name_of(position), position["epoch"], position["step"]) as folder:
+    with checkpoints.save(position["epoch"], position["step"]) as folder:
         torch.save(content, folder / "state.pt")
-
-
-def name_of(position):
-    """Of a checkpoint. The order of the names is that of the training."""
-    return f"epoch-{position['epoch']:05d}-step-{position['step']:08d}"
 
 
 def save_whole(content, path):
@@ -203,10 +198,8 @@ def load_checkpoint(network, optimizer, checkpoints, config, num_rows):
     path = checkpoints.fetch(names[0])
     content = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     check_position(path, content["depends_on"], depends_on(config, num_rows))
-    try:
-        network.load_state_dict(content["model"])
-    except RuntimeError as error:
-        raise SystemExit(f"checkpoint {path} is from another model: {error}; use another checkpoint_dir") from None
+    check_model(path, content["model"], network.state_dict())
+    network.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
     # Distributed: the epoch's sum so far is that of all ranks: one of them keeps it.
     return {**content["position"], **({} if dist.get_rank() == 0 else {"loss_sum": 0.0})}

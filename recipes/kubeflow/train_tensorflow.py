@@ -21,7 +21,7 @@ from preempt import LEAVE, Notice
 from runrecord import RunRecord, check_position, load_config
 from storage import Checkpoints
 from tfrun import be_patient
-from train import depends_on, learning_rate_at, name_of, save_whole
+from train import depends_on, learning_rate_at, save_whole
 
 # Keras 2: Keras 3 cannot train under this strategy.
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
@@ -72,7 +72,7 @@ def main():
                     if rank > 0:  # Distributed: the first worker's files count.
                         keeper.write(f"{elsewhere}/state")
                         return
-                    with checkpoints.save(name_of(position), position["epoch"], position["step"]) as folder:
+                    with checkpoints.save(position["epoch"], position["step"]) as folder:
                         keeper.write(str(folder / "state"))
                         (folder / "position.json").write_text(text)
 

@@ -199,8 +199,7 @@ def evaluate(model, manifest, config):
 def save_checkpoint(model, optimizer, position, checkpoints, config, manifest):
     """All variables and the position; the checkpoint is whole or not there."""
     values = [variable.numpy() for variable in (*model.variables, *optimizer.variables)]
-    name = f"epoch-{position['epoch']:05d}-step-{position['taken']:08d}"
-    with checkpoints.save(name, position["epoch"], position["taken"]) as folder:
+    with checkpoints.save(position["epoch"], position["taken"]) as folder:
         np.savez(folder / "state.npz", *values)
         (folder / "position.json").write_text(json.dumps({**position, "depends_on": depends_on(config, manifest)}))
 

@@ -138,13 +138,8 @@ def save_checkpoint(network, optimizer, position, checkpoints, config, manifest)
     """Network, optimizer and position; the checkpoint is whole or not there."""
     content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "position": position}
     content["depends_on"] = depends_on(config, manifest)
-    with checkpoints.save(name_of(position), position["epoch"], position["taken"]) as folder:
+    with checkpoints.save(position["epoch"], position["taken"]) as folder:
         torch.save(content, folder / "state.pt")
-
-
-def name_of(position):
-    """Of a checkpoint. The order of the names is that of the training."""
-    return f"epoch-{position['epoch']:05d}-step-{position['taken']:08d}"
 
 
 def load_checkpoint(network, optimizer, checkpoints, config, manifest):

@@ -42,9 +42,9 @@ class Sharded:
         )
 
     def save(self, step, epoch, step_of_epoch):
-        """Writes the checkpoint step-<step>; two are kept."""
+        """Writes the checkpoint of a step; two are kept."""
         model_state, optimizer_state = get_state_dict(self.model, self.optimizer, options=OPTIONS)
-        with self.store.save(f"step-{step:08d}", epoch, step_of_epoch) as folder:
+        with self.store.save(epoch, step_of_epoch) as folder:
             # Distributed: all processes write at the same time, each the shards that it holds.
             dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder)
             if self.rank == 0:
@@ -82,7 +82,7 @@ class Sharded:
                 f"checkpoint {path} is of mode={about['mode']}, this run is mode={mode}: use another checkpoint_dir, "
                 f"or mode={about['mode']}"
             )
-        check_position(path, about.get("depends_on", {}), depends_on(self.config, self.num_rows))
+        check_position(path, about["depends_on"], depends_on(self.config, self.num_rows))
         model_state, optimizer_state = get_state_dict(self.model, self.optimizer, options=OPTIONS)
         state = {"model": model_state, "optimizer": optimizer_state}
         try:

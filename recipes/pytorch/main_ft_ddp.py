@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from data import Batches, ImageData
 from model import torch_network
 from preempt import Notice
-from runrecord import RunRecord, check_position, load_config
+from runrecord import RunRecord, check_model, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
 from workers import answers_when_asked, facts
@@ -248,10 +248,8 @@ def load_checkpoint(state, checkpoints, config, num_rows):
         raise SystemExit(f"checkpoint {path} is of another mode than mode=ft_ddp: use another checkpoint_dir")
     content = torch.load(folder / "replica.pt", map_location="cpu", weights_only=True)
     check_position(path, content["depends_on"], depends_on(config, num_rows))
-    try:
-        state.put(content)
-    except RuntimeError as error:
-        raise SystemExit(f"checkpoint {path} is from another model: {error}; use another checkpoint_dir") from None
+    check_model(path, content["model"], state.network.state_dict())
+    state.put(content)
     print(f"going on from {path}: step {content['step']}", flush=True)
     return content["step"]
 

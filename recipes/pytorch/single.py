@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from data import Batches, ImageData, loader_of
 from model import torch_network
 from preempt import Notice
-from runrecord import RunRecord, check_position, load_config
+from runrecord import RunRecord, check_model, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
 
@@ -141,13 +141,8 @@ def save_checkpoint(network, optimizer, position, checkpoints, config, run, num_
         "of_ranks": of_ranks,
         "depends_on": depends_on(config, num_rows),
     }
-    with checkpoints.save(name_of(position), position["epoch"], position["step"]) as folder:
+    with checkpoints.save(position["epoch"], position["step"]) as folder:
         torch.save(content, folder / "state.pt")
-
-
-def name_of(position):
-    """Of a checkpoint. The order of the names is that of the training."""
-    return f"epoch-{position['epoch']:05d}-step-{position['step']:08d}"
 
 
 def load_checkpoint(network, optimizer, checkpoints, config, num_rows):
@@ -162,15 +157,8 @@ def load_checkpoint(network, optimizer, checkpoints, config, num_rows):
     if not (folder / "state.pt").exists():
         raise SystemExit(f"checkpoint {path} is of another mode than mode=ddp: use another checkpoint_dir")
     content = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    check_position(path, content.get("depends_on", {}), depends_on(config, num_rows))
-    mine = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}
-    for name in sorted(mine.keys() | theirs.keys()):
-        if mine.get(name) != theirs.get(name):
-            raise SystemExit(
-                f"checkpoint {path} is from another model: {name} is {theirs.get(name, 'missing')} there and "
-                f"{mine.get(name, 'missing')} here; use another checkpoint_dir, or the settings of that run"
-            )
+    check_position(path, content["depends_on"], depends_on(config, num_rows))
+    check_model(path, content["model"], network.state_dict())
     network.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
     position, of_ranks = {"epoch": content["epoch"], "step": content["step"]}, content["of_ranks"]

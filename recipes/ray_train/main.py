@@ -30,7 +30,7 @@ from checkpoints import fit, last_whole, report, with_status
 from data import datasets_of, num_rows_of, read_manifest, remove_shards, write_shards
 from model import torch_network
 from preempt import Notice
-from runrecord import RunRecord, check_position, load_config, read_records
+from runrecord import RunRecord, check_model, check_position, load_config, read_records
 from scaling import scaling_of
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import for_arrow
@@ -240,10 +240,8 @@ def load_checkpoint(network, optimizer, config, num_rows):
             return {"epoch": 0, "step": 0, "loss_sum": 0.0, "accuracy": 0.0}
         content = torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=True)
     check_position(config.checkpoint_dir, content["depends_on"], depends_on(config, num_rows))
-    try:
-        network.load_state_dict(content["network"])
-    except RuntimeError as error:
-        raise SystemExit(f"the checkpoint is from another model: {error}; use another checkpoint_dir") from None
+    check_model(config.checkpoint_dir, content["network"], network.state_dict())
+    network.load_state_dict(content["network"])
     optimizer.load_state_dict(content["optimizer"])
     # Distributed: the epoch's sum so far is that of all ranks: one of them keeps it.
     return {**content["position"], **({} if dist.get_rank() == 0 else {"loss_sum": 0.0})}

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from model import torch_network
 from preempt import Notice
-from runrecord import RunRecord, check_position, load_config
+from runrecord import RunRecord, check_model, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
 
@@ -131,8 +131,7 @@ def save_checkpoint(network, optimizer, position, checkpoints, config, num_rows)
     """Network, optimizer and position; the checkpoint is whole or not there."""
     content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "position": position}
     content["depends_on"] = depends_on(config, num_rows)
-    name = f"epoch-{position['epoch']:05d}-step-{position['step']:08d}"
-    with checkpoints.save(name, position["epoch"], position["step"]) as folder:
+    with checkpoints.save(position["epoch"], position["step"]) as folder:
         torch.save(content, folder / "state.pt")
 
 
@@ -143,10 +142,8 @@ def load_checkpoint(network, optimizer, checkpoints, config, num_rows):
         return {"epoch": 0, "step": 0, "loss_sum": 0.0, "accuracy": 0.0}
     content = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     check_position(config.checkpoint_dir, content["depends_on"], depends_on(config, num_rows))
-    try:
-        network.load_state_dict(content["network"])
-    except RuntimeError as error:
-        raise SystemExit(f"the checkpoint is from another model: {error}; use another checkpoint_dir") from None
+    check_model(config.checkpoint_dir, content["network"], network.state_dict())
+    network.load_state_dict(content["network"])
     optimizer.load_state_dict(content["optimizer"])
     return content["position"]
 

@@ -102,8 +102,7 @@ class Backup(tf.keras.callbacks.Callback):
             with tempfile.TemporaryDirectory() as elsewhere:
                 self.keeper.write(f"{elsewhere}/state")
             return
-        name = f"epoch-{self.position['epoch']:05d}-step-{self.position['step']:08d}"
-        with self.store.save(name, self.position["epoch"], self.position["step"]) as folder:
+        with self.store.save(self.position["epoch"], self.position["step"]) as folder:
             self.keeper.write(str(folder / "state"))
             Path(folder / "position.json").write_text(json.dumps({**self.position, "depends_on": self.depends_on}))
 

@@ -182,8 +182,7 @@ def evaluate(weights, data, mesh):
 def save_checkpoint(weights, velocities, position, checkpoints):
     """Whole variables, so that another number of devices can go on with them."""
     values = {f"{number:03d}": whole(variable) for number, variable in enumerate([*weights, *velocities])}
-    name = f"epoch-{position['epoch']:05d}-step-{position['step']:08d}"
-    with checkpoints.save(name, position["epoch"], position["step"]) as folder:
+    with checkpoints.save(position["epoch"], position["step"]) as folder:
         np.savez(folder / "state.npz", **values)
         (folder / "position.json").write_text(json.dumps(position))
 

@@ -39,7 +39,7 @@ class Kept:
     def save(self, epoch):
         """Called by the chief when `epoch` epochs are done; the ps write what they hold."""
         self.epoch.assign(epoch)
-        with self.store.save(f"epoch-{epoch:05d}", epoch, 0) as folder:
+        with self.store.save(epoch, 0) as folder:
             self.checkpoint.write(str(folder / "state"))
 
 

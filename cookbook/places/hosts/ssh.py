@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -49,7 +48,8 @@ class Ssh:
     def __init__(self, cluster: Settings) -> None:
         self.cluster = cluster
         self.agent: subprocess.Popen[bytes] | None = None
-        self.folder = Path(tempfile.mkdtemp(prefix="cookbook-ssh-"))
+        self.temporary = tempfile.TemporaryDirectory(prefix="cookbook-ssh-", ignore_cleanup_errors=True)
+        self.folder = Path(self.temporary.name)
 
     def __enter__(self) -> Self:
         try:
@@ -87,7 +87,7 @@ class Ssh:
             assert self.agent.stdin  # a pipe
             self.agent.stdin.close()
             self.agent.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.temporary.cleanup()
 
     @property
     def environment(self) -> dict[str, str]:

@@ -10,16 +10,14 @@ from typing import Any
 
 from rich.table import Table
 
-from cookbook import UserError, recipes
-from cookbook.files import write_whole
+from cookbook import recipes
+from cookbook.files import write_block, write_whole
 from cookbook.report import pages
 from cookbook.report.console import console, print_table
 from cookbook.report.summary import shown_path
 from cookbook.tools.chaos.faults import FAULTS, Fault, Scene
 from cookbook.tools.chaos.record import load_json
 from cookbook.tools.chaos.run import Outcome
-
-BEGIN, END = "<!-- chaos-table: made by `make chaos-table` -->", "<!-- end of chaos-table -->"
 
 
 def word_of(outcome: Outcome) -> str:
@@ -207,14 +205,7 @@ def write_table(root: Path, to: Path | None) -> str:
     """The documents' table from the results below `root`; it is put between the marks in the file `to`, if given."""
     text = table(results(root), recipes())
     if to:
-        try:
-            before, _, rest = to.read_text().partition(BEGIN)
-        except OSError as error:
-            raise UserError(f"TO={to}: {error.strerror}") from None
-        _, mark, after = rest.partition(END)
-        if not mark:
-            raise UserError(f"TO={to}: there are no lines {BEGIN} and {END} to put the table between")
-        write_whole(to, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+        write_block(to, "chaos-table", text)
     return text
 
 

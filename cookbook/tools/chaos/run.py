@@ -297,14 +297,13 @@ class Session:
         if not self.makes_hosts:
             yield
             return
-        folder = Path(tempfile.mkdtemp(prefix="chaos-hosts-"))
-        self.hosts = LocalHosts(folder, self.scene.num_workers)
-        try:
-            self.hosts.up()
-            yield
-        finally:
-            self.hosts.down()
-            shutil.rmtree(folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix="chaos-hosts-", ignore_cleanup_errors=True) as folder:
+            self.hosts = LocalHosts(Path(folder), self.scene.num_workers)
+            try:
+                self.hosts.up()
+                yield
+            finally:
+                self.hosts.down()
 
     @property
     def typed(self) -> list[str]:
@@ -408,11 +407,8 @@ def command_of(recipe: str, plan: Sequence[Fault], words: Sequence[str]) -> str:
 @contextlib.contextmanager
 def _temporary() -> Iterator[Path]:
     """A TMPDIR of its own for a run's processes: what is in it at the end was left behind."""
-    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 class Disturbance:
