@@ -61,7 +61,7 @@ def test_a_quorum_before_each_step_changes_no_result(undisturbed):
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.full
 def test_a_lost_worker_costs_the_others_one_step_and_gets_its_state_from_them(tmp_path, rank):
-    epochs = 40
+    epochs = 30
     words = [*FT_DDP, f"recipe.num_epochs={epochs}", "recipe.width=64", "recipe.max_restarts=3"]
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (2, 8) for e in driver.events()))
