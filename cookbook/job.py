@@ -31,6 +31,7 @@ class Process:
     files: Mapping[str, str] = field(default_factory=dict)  # path -> content; a script when it begins with #!
     secrets: Mapping[str, str] = field(default_factory=dict)  # more environment; never shown, never written to a file
     service: bool = False  # serves the others, and is ended when they have ended
+    comes_back: bool = False  # a service without which the others go on: when it ends, it is started again
     cleanup_paths: tuple[str, ...] = ()  # folders of its own on its host, to be removed at the end
     ready: str = ""  # a pattern in its output; the next process waits until it appears
     takes_settings: bool = True  # `key=value` words may follow its command line

@@ -236,7 +236,7 @@ class Run:
 
     def _judge(self, dataset: Dataset, outcome: Outcome) -> None:
         verdict = evidence.judge(read_records(self.folder), self._asked(dataset, outcome))
-        self._take_over(verdict, dataset)
+        self._take_over(verdict, dataset, outcome)
         failed = {name: status for name, status in outcome.statuses.items() if status}
         problems = [*verdict.problems, *(f"{name} ended with exit status {status}" for name, status in failed.items())]
         objective = self.result.objective
@@ -268,7 +268,8 @@ class Run:
             num_workers=num_processes(self.config),
             num_hosts=place.num_hosts,
             proof=tuple(recipe["driver"]["proof"]),
-            elastic=on_demand or recipe.get("elastic", False),
+            elastic=on_demand or recipe.get("elastic", False) or recipe["driver"].get("changes_members", False),
+            min_workers=recipe.get("min_workers"),
             on_demand=on_demand,
             max_restarts=recipe.get("max_restarts", 0),
             num_rows=capped_rows(self.config, dataset.manifest["rows"]),
@@ -282,7 +283,7 @@ class Run:
             unwatched_pids=frozenset(outcome.watcher.unwatched_pids),
         )
 
-    def _take_over(self, verdict: evidence.Verdict, dataset: Dataset) -> None:
+    def _take_over(self, verdict: evidence.Verdict, dataset: Dataset, outcome: Outcome) -> None:
         """Writes what the evidence says into the result."""
         result, first = self.result, verdict.workers[0] if verdict.workers else {}
         result.world_size, result.worlds = first.get("world_size", 0), verdict.worlds
@@ -291,7 +292,8 @@ class Run:
         result.services = [{key: one.get(key) for key in ("role", *PLACE_OF_WORKER)} for one in verdict.services]
         result.restarts, result.num_rows, result.skipped = verdict.restarts, verdict.num_rows, verdict.skipped
         result.metrics, result.curves, result.curve_seconds = verdict.metrics, verdict.curves, verdict.curve_seconds
-        result.warnings, result.findings = verdict.warnings, [asdict(finding) for finding in verdict.findings]
+        result.warnings = [*verdict.warnings, *outcome.place.warnings]
+        result.findings = [asdict(finding) for finding in verdict.findings]
         result.account = verdict.account or dataset.manifest.get("account", {})
         result.versions = {
             key: value for key, value in first.items() if key not in ABOUT_WORKERS and isinstance(value, str)

@@ -1,9 +1,13 @@
 """Runs a program on a Ray instance that lives as long as the program does, on this machine.
 
     python -m rayrun --num-cpus 4 main.py config.yaml        Ray, then the program with RAY_ADDRESS in its environment
+    python -m rayrun --num-cpus 3 --slots 1 --node 1:1 main.py config.yaml     the same, with a second node
 
 `ray start` is for clusters that stay. This program starts a head node, waits until a worker process answers, and runs
 the program. However the program ends, Ray ends with it. RAYRUN_SECONDS tells the program how long the start took.
+
+Further nodes (`--node CPUS:SLOTS`) are processes of this machine, too: kill -9 the one whose process id is printed,
+and Ray loses that node with all workers on it. It is started again REJOIN_SECONDS later.
 
 Ray's servers listen on the machine's address. So rayrun takes a network of its own that has loopback only (Linux);
 RAYRUN_NETWORK=host keeps it in the machine's network. In both cases Ray asks for a token, a new one for each start.
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -28,6 +33,9 @@ from pathlib import Path
 from loopback import Stopped, end_with_parent, leave_network, stop
 
 GRACE_SECONDS = 5  # between SIGTERM and SIGKILL
+REJOIN_SECONDS = (
+    60  # a lost node stays away so long: Ray Train needs up to 45 to see that there is room for fewer workers
+)
 LONGEST_TEMP_DIR = 43  # characters: Ray appends the names of its sockets, and such a path may have 107 in all
 
 
@@ -41,21 +49,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The token is only valid for this instance, and no file has it.
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
     os.environ.pop("RAY_ADDRESS", None)
-    program = None
+    program, nodes = None, []
     folder = Path(options.temp_dir or tempfile.mkdtemp(prefix="rayrun-")).absolute()
     with short_name(folder) as short:
         try:
             started = time.perf_counter()
             address = start_ray(options, short)
+            nodes = [Node(number, address, options) for number in range(2, len(options.node) + 2)]
+            wait_for_nodes(nodes)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, stop)  # Ray has taken SIGTERM for itself
             seconds = time.perf_counter() - started
-            size = f"{options.num_cpus} logical CPUs, {options.object_store_mb} MB of object store"
+            num_cpus = options.num_cpus + sum(cpus for cpus, _ in options.node)
+            size = f"{num_cpus} logical CPUs, {options.object_store_mb} MB of object store"
             say(f"Ray is up after {seconds:.1f} s: {size}")
             environment = {**os.environ, "RAY_ADDRESS": address, "RAYRUN_SECONDS": f"{seconds:.3f}"}
             command = [sys.executable, options.program, *options.arguments]
             program = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
-            status = program.wait()
+            status = wait(program, nodes)
             if status < 0:
                 say(f"the program died of {signal.Signals(-status).name}")
             return status if status >= 0 else 128 - status
@@ -65,13 +76,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
-            end(program)
+            end(program, *(node.process for node in nodes))
             remove(folder)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("rayrun", description="Runs a program on a Ray instance of its own.")
     parser.add_argument("--num-cpus", type=int, required=True, help="logical CPUs that tasks and actors can ask for")
+    parser.add_argument("--slots", type=int, default=0, help="how many of the custom resource `slot` the head has")
+    parser.add_argument(
+        "--node",
+        type=cpus_and_slots,
+        action="append",
+        default=[],
+        metavar="CPUS:SLOTS",
+        help="another node, with so many logical CPUs and slots; comes back when it is lost",
+    )
     parser.add_argument("--num-gpus", type=int, help="GPUs; without: those that Ray finds")
     parser.add_argument(
         "--object-store-mb", type=int, default=300, help="shared memory for objects; beyond it Ray spills to disk"
@@ -89,12 +109,71 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def cpus_and_slots(text: str) -> tuple[int, int]:
+    cpus, _, slots = text.partition(":")
+    if not cpus.isdigit() or not slots.isdigit() or not int(cpus):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected CPUS:SLOTS, such as 2:2")
+    return int(cpus), int(slots)
+
+
+class Node:
+    """A node beside the head: a `ray start` of its own, with which all of the node's processes end."""
+
+    def __init__(self, number: int, address: str, options: argparse.Namespace) -> None:
+        self.number, self.lost_at = number, 0.0
+        num_cpus, slots = options.node[number - 2]
+        self.argv = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
+        self.argv += [f"--address={address}", "--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus}"]
+        self.argv += [f"--resources={json.dumps({'slot': slots})}"]
+        self.argv += [f"--object-store-memory={options.object_store_mb << 20}"]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self.argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, preexec_fn=end_with_parent
+        )
+        say(f"node {self.number} is process {self.process.pid}: kill -9 takes it away, for {REJOIN_SECONDS} s")
+
+    def look(self) -> None:
+        """Notices that the node is lost, and starts it again when it has been away long enough."""
+        if self.process.poll() is None:
+            return
+        if not self.lost_at:
+            self.lost_at = time.monotonic()
+            say(f"node {self.number} is lost; it comes back in {REJOIN_SECONDS} s")
+        elif time.monotonic() - self.lost_at > REJOIN_SECONDS:
+            self.lost_at = 0.0
+            self.start()
+
+
+def wait_for_nodes(nodes: Sequence[Node]) -> None:
+    """Returns when Ray has all nodes. Raises SystemExit when one of them ends before."""
+    import ray
+
+    while len([node for node in ray.nodes() if node["Alive"]]) <= len(nodes):
+        for node in nodes:
+            if node.process.poll() is not None:
+                raise SystemExit(f"rayrun: node {node.number} ended with status {node.process.returncode}")
+        time.sleep(0.1)
+
+
+def wait(program: subprocess.Popen[bytes], nodes: Sequence[Node]) -> int:
+    """The program's status, once it has ended; meanwhile lost nodes come back."""
+    while True:
+        try:
+            return program.wait(timeout=0.5 if nodes else None)
+        except subprocess.TimeoutExpired:
+            for node in nodes:
+                node.look()
+
+
 def start_ray(options: argparse.Namespace, folder: Path) -> str:
     """Starts the head node as children of this process; returns its address once a task has been answered."""
     import ray
 
     ray.init(
         num_cpus=options.num_cpus,
+        resources={"slot": options.slots} if options.slots else None,
         num_gpus=options.num_gpus,
         object_store_memory=options.object_store_mb << 20,
         include_dashboard=False,
@@ -128,15 +207,16 @@ def short_name(folder: Path) -> Iterator[Path]:
         link.unlink(missing_ok=True)
 
 
-def end(program: subprocess.Popen[bytes] | None) -> None:
-    """Ends the program, if it still runs, and Ray."""
-    if program and program.poll() is None:
-        program.terminate()
-        try:
-            program.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            program.kill()
-            program.wait()
+def end(*started: subprocess.Popen[bytes] | None) -> None:
+    """Ends the program and the nodes, if they still run, and Ray."""
+    for process in started:
+        if process and process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()
 

@@ -278,6 +278,50 @@ def test_steps_that_were_taken_again_count_once(tmp_path, monkeypatch):
     assert len(verdict.lost) == 2
 
 
+def start_anew(folder, attempt, num_workers, first, last, done=True):
+    """All workers are started anew, in another number, and take the steps from `first` to before `last`."""
+    for rank in range(num_workers):
+        run = RunRecord(folder, rank, num_workers, attempt=attempt, pid=2000 + 10 * attempt + rank)
+        run.restore(*divmod(first, STEPS), generation=2.0 + attempt)
+        for epoch, step in (divmod(number, STEPS) for number in range(first, last)):
+            order = np.random.default_rng(epoch).permutation(NUM_ROWS)
+            run.rows(epoch, step, order[step * BATCH : (step + 1) * BATCH][rank::num_workers])
+        if done:
+            with run:
+                run.metric("train/loss", 0.5, step=21)
+                run.digest([np.arange(4.0)])
+
+
+def resized(folder, sizes=(2, 1, 2)):
+    """Each world but the last one is lost two steps after a checkpoint, which is at steps 0, 8 and 16."""
+    for attempt, size in enumerate(sizes):
+        last = attempt == len(sizes) - 1
+        start_anew(folder, attempt, size, 8 * attempt, STEPS * NUM_EPOCHS if last else 8 * attempt + 10, last)
+
+
+def test_a_world_that_is_started_anew_in_another_size(tmp_path):
+    resized(tmp_path)
+    verdict = judge(tmp_path, elastic=True, max_restarts=3, min_workers=1)
+    assert verdict.problems == []
+    assert verdict.worlds == [2, 1, 2]
+    assert verdict.restarts == 2
+    assert verdict.num_rows == NUM_ROWS * NUM_EPOCHS
+    assert [worker["world_size"] for worker in verdict.lost] == [2, 2, 1]
+
+
+def test_only_the_settings_allow_another_size(tmp_path):
+    resized(tmp_path)
+    assert "world sizes 2 -> 1 -> 2 in a run that is not elastic" in judge(tmp_path, max_restarts=3).problems
+    fewer = judge(tmp_path, elastic=True, max_restarts=3, min_workers=2)
+    assert fewer.problems == ["a world of 1 workers, although 2 to 2 were asked for"]
+
+
+def test_more_workers_than_an_elastic_run_may_have(tmp_path):
+    resized(tmp_path, sizes=(2, 3))
+    verdict = judge(tmp_path, elastic=True, max_restarts=3, min_workers=1)
+    assert "a world of 3 workers, although 1 to 2 were asked for" in verdict.problems
+
+
 def test_an_elastic_run_that_was_never_distributed(tmp_path, monkeypatch):
     write_run(tmp_path, monkeypatch, num_workers=1)
     alone = "one process did all the work, although 2 workers were asked for"

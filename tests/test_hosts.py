@@ -1,6 +1,7 @@
 """Several hosts: network namespaces of this machine, each with an address, a name and an sshd of its own;
 recipes run across them."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -13,7 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cookbook import UserError, inventory
+from cookbook import UserError, inventory, systems
+from cookbook.job import Job, Process
+from cookbook.places import hosts
 from cookbook.places.hosts.ssh import Ssh
 from cookbook.settings import compose_recipe
 from cookbook.tools import services
@@ -138,6 +141,58 @@ def service(two):
     for one in started:
         one.down()
         assert list(one.folder.parent.glob(f"{one.recipe}*")) == []
+
+
+@pytest.fixture
+def no_ssh(monkeypatch, tmp_path):
+    """Processes of `hosts` start on this machine; the function gives how often each has been started."""
+    started = []
+
+    def begin(ssh, host, process, cluster, run_id, log):
+        started.append(process.name)
+        script = process.argv[min(started.count(process.name), len(process.argv)) - 1]
+        return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=log, stderr=log, text=True)
+
+    def stop(ssh, cluster, run_dir, run_id, children, cleanup_paths):
+        for child in children.values():
+            child.kill()
+            child.communicate()
+        return {"b": "host b (10.0.0.2): is it up"}
+
+    monkeypatch.setattr(hosts, "begin", begin)
+    monkeypatch.setattr(hosts, "stop", stop)
+    monkeypatch.setattr(hosts, "Ssh", lambda cluster: contextlib.nullcontext())
+    monkeypatch.setattr(hosts, "AGAIN_SECONDS", 0.1)
+    return started
+
+
+# What a process does when it is started for the first, the second, the third time.
+PROGRAM = Process("program", ["sleep 2"], host="10.0.0.1")
+LOST_TWICE = ["sleep 0.2; exit 1", "exit 255", "sleep 60"]
+
+
+def run_without_ssh(tmp_path, *processes, elastic=False):
+    config = compose_recipe("ray_train", [f"recipe.elastic={str(elastic).lower()}"])[0]
+    config["cluster"] |= {"hosts": [{"name": "a", "address": "10.0.0.1"}, {"name": "b", "address": "10.0.0.2"}]}
+    config["cluster"] |= {"shared": True, "use_services": False}
+    place = hosts.SshHosts(Job(config, ROOT / "recipes/ray_train", Path("python"), tmp_path), "id", systems.load("ray"))
+    return place, place.run(processes, lambda waiting=False: None)
+
+
+def test_a_service_that_may_come_back_is_started_again(no_ssh, tmp_path):
+    service = Process("ray-b", LOST_TWICE, host="10.0.0.2", service=True, comes_back=True)
+    place, statuses = run_without_ssh(tmp_path, service, PROGRAM, elastic=True)
+    assert statuses == {"program": 0}
+    assert no_ssh.count("ray-b") == 3
+    assert place.warnings == ["the clean-up of b was not possible: host b (10.0.0.2): is it up"]
+
+
+def test_a_service_that_may_not_come_back_fails_the_run(no_ssh, tmp_path):
+    service = Process("ray-b", LOST_TWICE, host="10.0.0.2", service=True)
+    place, statuses = run_without_ssh(tmp_path, service, PROGRAM)
+    assert statuses == {"ray-b": 1, "the clean-up of b": "host b (10.0.0.2): is it up"}
+    assert no_ssh.count("ray-b") == 1
+    assert place.warnings == []
 
 
 def processes_of(place):
@@ -357,31 +412,57 @@ def test_a_host_is_lost_in_the_middle_and_the_same_command_goes_on(tmp_path, und
         place.hosts.down()
 
 
+ELASTIC = {
+    "horovod": ["recipe.elastic=true", "recipe.allow_unsafe_elastic=true"],
+    "ray_train": ["recipe.elastic=true", "recipe.max_restarts=3", "recipe.checkpoint_every_steps=5"],
+}
+
+
+def loses_host2(place, words, tmp_path, then=lambda: None):
+    """The result of a run whose second host is killed in the middle; `then` is called when one worker goes on alone."""
+    driver = Driver(*words, *place.words, output_root=tmp_path / "out")
+    driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
+    inject.kill_host(place.hosts.namespace(2))
+    driver.wait_until(lambda: any(e.get("world_size") == 1 for e in driver.events()))
+    then()
+    status, output = driver.end(1800)
+    assert status == 0, output
+    content, _ = latest(tmp_path / "out", words[0].removeprefix("recipe="))
+    assert content["metrics"]["eval/accuracy"] >= 0.9
+    return content
+
+
 @needs_hosts
+@pytest.mark.parametrize("recipe", ELASTIC)
 @pytest.mark.full
-def test_elastic_training_survives_a_lost_host(tmp_path):
+def test_elastic_training_goes_on_without_a_lost_host(recipe, tmp_path):
     place = Place(tmp_path / "hosts")
     try:
-        words = [
-            "recipe=horovod",
-            "recipe.elastic=true",
-            "recipe.allow_unsafe_elastic=true",
-            "recipe.num_epochs=8",
-            *place.words,
-        ]
-        driver = Driver(*words, output_root=tmp_path / "out")
-        driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
-        (worker,) = {
-            event["pid"] for event in driver.events() if event["event"] == "start" and event["host"] == "host2"
-        }
-        for pid in {worker, *place.pids(2)}:
-            inject.kill(pid)
-        _, output = driver.end()
-        content, _ = latest(tmp_path / "out", "horovod")
-        assert content["worlds"][:2] == [2, 1], output
+        content = loses_host2(place, [f"recipe={recipe}", *ELASTIC[recipe], "recipe.num_epochs=8"], tmp_path)
+        assert content["worlds"] == [2, 1]
         assert [worker["host"] for worker in content["workers"]] == ["host1"]
         assert content["num_rows"] == 8 * 1438
-        assert content["metrics"]["eval/accuracy"] >= 0.9
+        (warning,) = content["warnings"]
+        assert warning.startswith("the clean-up of host2 was not possible: host host2 (10.77.")
+    finally:
+        place.hosts.down()
+
+
+@needs_hosts
+@pytest.mark.parametrize(("recipe", "epochs"), [("horovod", 30), ("ray_train", 50)])
+@pytest.mark.full
+def test_elastic_training_takes_in_a_host_that_is_back(recipe, epochs, tmp_path):
+    place = Place(tmp_path / "hosts")
+    try:
+        address = re.search(r"name: host2, address: ([0-9.]+)", (place.folder / "inventory.yaml").read_text())[1]
+        words = [f"recipe={recipe}", *ELASTIC[recipe], f"recipe.num_epochs={epochs}", "recipe.width=64"]
+        content = loses_host2(place, words, tmp_path, then=lambda: place.hosts.start_sshd(2, address, 22))
+        assert content["worlds"] == [2, 1, 2]
+        assert [worker["host"] for worker in content["workers"]] == ["host1", "host2"]
+        assert content["num_rows"] == epochs * 1438
+        assert content["warnings"] == []
+        assert len(digests(content)) == 1
+        assert place.ssh_alone()
     finally:
         place.hosts.down()
 

@@ -213,6 +213,8 @@ def pods_in(value):
     ("recipe", "word", "message"),
     [
         ("horovod", "recipe.elastic=true", "cluster=kubernetes starts the workers by mpirun"),
+        ("ray_train", "recipe.elastic=true", "was not tried with cluster=kubernetes, where KubeRay replaces lost pods"),
+        ("pytorch", "recipe.mode=ft_ddp", "recipe.mode=ft_ddp was tried with cluster=local only"),
         ("tensorflow", "recipe.mode=parameter_server", "cluster=kubernetes: recipe.mode=multi_worker"),
         (
             "pytorch",

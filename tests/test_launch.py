@@ -1,6 +1,7 @@
 """The processes that a run starts, compared with what the launchers themselves document."""
 
 import re
+import socket
 import subprocess
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from cookbook import ROOT, UserError
 from cookbook.settings import compose_recipe, files
+from cookbook.systems import horovod
 from tests.helpers import plan as planned
 
 
@@ -45,6 +47,15 @@ def test_horovodrun_elastic():
     assert "--min-np 1 --max-np 3 --host-discovery-script /run/discover_hosts.sh" in words
     assert "-H " not in words
     assert process.files == {"/run/discover_hosts.sh": "#!/bin/sh\necho localhost:2\necho 127.0.0.1:1\n"}
+
+
+def test_the_script_of_hosts_lists_those_that_answer(tmp_path):
+    script = tmp_path / "discover_hosts.sh"
+    with socket.create_server(("127.0.0.1", 0)) as sshd:
+        script.write_text(horovod.DISCOVERY.format(slots="127.0.0.1:2 127.0.0.2:1", port=sshd.getsockname()[1]))
+        listed = subprocess.run(["sh", script], capture_output=True, text=True, check=True)
+    assert (listed.stdout, listed.stderr) == ("127.0.0.1:2\n", "")
+    assert subprocess.run(["sh", script], capture_output=True, text=True, check=True).stdout == "", "nobody is left"
 
 
 def test_horovodrun_gives_the_script_of_hosts_to_a_shell():

@@ -36,7 +36,11 @@ MORE = {
     ],
     "spark": [["cluster.spark_master=spark://head:7077"], ["recipe.spark_conf.my.password=hidden"]],
     "dask": [["cluster.dask_scheduler=tls://head:8786"], ["cluster.dask_scheduler=tcp://head:8786"]],
-    "ray_train": [["cluster.ray_address=head:6379"], ["cluster.port=7000", "cluster.num_threads_per_worker=2"]],
+    "ray_train": [
+        ["cluster.ray_address=head:6379"],
+        ["cluster.port=7000", "cluster.num_threads_per_worker=2"],
+        ["recipe.elastic=true", "recipe.max_restarts=3"],
+    ],
     "ray_tune": [["recipe.cpus_per_trial=2"]],
     "pytorch": [["cluster.port=7000", "recipe.max_restarts=2"], ["cluster.gpus_per_worker=1"]],
     "tensorflow": [["cluster.port=7000", "recipe.max_restarts=2"]],

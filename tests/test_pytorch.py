@@ -8,10 +8,13 @@ import subprocess
 import pytest
 
 from cookbook.tools import compare
+from runrecord import read_records
 from tests.helpers import CLEAN, ROOT, Driver, latest, run_cookbook
 
 MODES = ["fsdp", "tensor_parallel", "pipeline"]
 SHORT = ("scale.max_steps=12", "recipe.num_layers=2", "recipe.model_width=64", "recipe.checkpoint_every_steps=4")
+
+FT_DDP = ["recipe=pytorch", "recipe.mode=ft_ddp", "recipe.num_epochs=4"]
 
 
 def curve(content, name="train/loss"):
@@ -44,6 +47,64 @@ def test_a_divided_model_learns_like_a_whole_one(mode, single, tmp_path):
     assert content["metrics"]["eval/bits_per_byte"] == pytest.approx(single["metrics"]["eval/bits_per_byte"], rel=1e-3)
     rows = 100 * 16
     assert [w["samples"] for w in content["workers"]] == ([rows // 2] * 2 if mode == "fsdp" else [rows] * 2)
+
+
+@pytest.mark.full
+def test_a_quorum_before_each_step_changes_no_result(undisturbed):
+    ft_ddp, ddp = undisturbed(*FT_DDP)[0], undisturbed("recipe=pytorch", "recipe.num_epochs=4")[0]
+    assert largest_difference(curve(ddp), curve(ft_ddp)) <= 1e-3
+    assert ft_ddp["worlds"] == [2], "nobody begins before the others are there"
+    assert [worker["samples"] for worker in ft_ddp["workers"]] == [4 * 719] * 2
+    assert len(set(digests(ft_ddp))) == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.full
+def test_a_lost_worker_costs_the_others_one_step_and_gets_its_state_from_them(tmp_path, rank):
+    epochs = 30
+    words = [*FT_DDP, f"recipe.num_epochs={epochs}", "recipe.width=64", "recipe.max_restarts=3"]
+    driver = Driver(*words, output_root=tmp_path)
+    driver.wait_until(lambda: any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (2, 8) for e in driver.events()))
+    lost = driver.kill(rank)
+    status, output = driver.end(1800)
+    assert status == 0, output
+    assert driver.no_process_left()
+    content, folder = latest(tmp_path, "pytorch")
+    assert content["worlds"] == [2, 1, 2]
+    assert [worker["pid"] for worker in content["lost_workers"]] == [lost]
+    assert content["num_rows"] == epochs * 1438, "every row took effect once in every epoch, whoever was there"
+    assert len(digests(content)) == 2
+    assert len(set(digests(content))) == 1
+    assert content["metrics"]["eval/accuracy"] >= 0.95
+    events = [event for record in read_records(folder) for event in record]
+    alone, both = sorted({(e["generation"], e["epoch"], e["step"]) for e in events if e["event"] == "restore"})[1:]
+    before = max((e["epoch"], e["step"]) for e in events if e["event"] == "rows" and e["time"] < time_of(events, alone))
+    assert alone[1:] == before, "the step that was under way, and none before it, is taken again"
+    first = min((e["epoch"], e["step"]) for record in read_records(folder) for e in rows_of(record, both))
+    assert first == both[1:] > alone[1:], "who came back went on where the other one was"
+
+
+def time_of(events, generation):
+    return min(e["time"] for e in events if e.get("generation") == generation[0])
+
+
+def rows_of(record, generation):
+    """The rows that a worker took in its first generation, if it began with this one."""
+    restores = [e["generation"] for e in record if e["event"] == "restore"]
+    return [e for e in record if e["event"] == "rows"] if restores[:1] == [generation[0]] else []
+
+
+@pytest.mark.full
+def test_when_all_workers_are_lost_the_same_command_goes_on(undisturbed, tmp_path):
+    expected = undisturbed(*FT_DDP)[0]
+    driver = Driver(*FT_DDP, output_root=tmp_path)
+    driver.wait_until(lambda: any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (2, 8) for e in driver.events()))
+    driver.kill_driver()
+    driver.end()
+    assert driver.no_process_left()
+    content, _, _ = run_cookbook(*FT_DDP, output_root=tmp_path)
+    assert digests(content) == digests(expected)
+    assert content["num_rows"] == expected["num_rows"]
 
 
 @pytest.mark.full
@@ -214,7 +275,7 @@ def test_compare_says_what_is_not_alike(tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["recipe.mode=magic"], "recipe.mode='magic' is unknown; expected one of: ddp, fsdp"),
+        (["recipe.mode=magic"], "recipe.mode='magic' is unknown; expected one of: ddp, ft_ddp, fsdp"),
         (
             ["recipe.mode=tensor_parallel", "recipe.num_heads=2", "cluster.num_workers=3"],
             "num_heads=2 cannot be divided among 3 workers: 2 = 3 x 0 + 2; try num_heads=3 or 3",

@@ -5,14 +5,19 @@
 
 import json
 import os
+import re
 import subprocess
 
 import pytest
 
 from cookbook.settings import compose_recipe
+from cookbook.tools.chaos import inject
+from runrecord import read_records
 from tests.helpers import ROOT, Driver, latest, run_cookbook
 
 SHORT = ["recipe=ray_train", *compose_recipe("ray_train")[0]["recipe"]["driver"]["short"]]
+
+ELASTIC = ["recipe.elastic=true", "recipe.max_restarts=3"]
 
 
 def digests(content):
@@ -34,6 +39,40 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_where_the_undisturbed_one_
     assert digests(content) == digests(expected)
     assert content["num_rows"] == expected["num_rows"]
     assert not (folder / "scratch").exists()
+
+
+def steps_thrown_back(events, steps_per_epoch):
+    """For each restart of all workers: how many steps they took again."""
+    generations = sorted(
+        {(e["generation"], e["epoch"] * steps_per_epoch + e["step"]) for e in events if "generation" in e}
+    )
+    rows = sorted((e["time"], e["epoch"] * steps_per_epoch + e["step"] + 1) for e in events if e["event"] == "rows")
+    return [
+        max(step for when, step in rows if when < generation) - position for generation, position in generations[1:]
+    ]
+
+
+@pytest.mark.full
+def test_a_lost_node_makes_the_world_smaller_until_it_is_back(tmp_path):
+    epochs, every = 60, 5
+    words = [*SHORT, *ELASTIC, f"recipe.num_epochs={epochs}", "recipe.width=64"]
+    driver = Driver(*words, f"recipe.checkpoint_every_steps={every}", output_root=tmp_path)
+    driver.wait_until(lambda: any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (2, 8) for e in driver.events()))
+    log = (tmp_path / "ray_train/latest/logs/rayrun.log").read_text()
+    inject.kill(int(re.search(r"node 2 is process (\d+)", log)[1]))
+    status, output = driver.end(1800)
+    assert status == 0, output
+    assert driver.no_process_left()
+    content, folder = latest(tmp_path, "ray_train")
+    assert content["worlds"] == [2, 1, 2]
+    assert content["restarts"] == 2, "once to go on with one worker, once with two"
+    assert [worker["world_size"] for worker in content["lost_workers"]] == [2, 2, 1]
+    assert content["num_rows"] == epochs * 1438, "every row took effect once in every epoch, whoever was there"
+    assert len(digests(content)) == 1
+    assert content["metrics"]["eval/accuracy"] >= 0.95
+    events = [event for record in read_records(folder) for event in record]
+    assert all(0 <= steps <= every + 1 for steps in steps_thrown_back(events, 23))
+    assert "node 2 is lost; it comes back in 60 s" in (folder / "logs/rayrun.log").read_text()
 
 
 def test_tensorflow_trains_too_and_goes_on_after_a_killed_worker(tmp_path):

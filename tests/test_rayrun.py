@@ -114,6 +114,8 @@ def test_a_signal_ends_ray_and_the_program(words_of, tmp_path, number):
     [
         (["--num-cpus", "0"], "--num-cpus 0: expected at least 1"),
         (["--object-store-mb", "10"], "Ray wants at least 80"),
+        (["--node", "2"], "'2': expected CPUS:SLOTS, such as 2:2"),
+        (["--node", "0:1"], "'0:1': expected CPUS:SLOTS"),
     ],
 )
 def test_options_that_make_no_sense(words_of, options, text):

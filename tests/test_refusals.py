@@ -1,13 +1,15 @@
 """What is refused before any work, and what the refusal says: both values, and the next step."""
 
+import importlib.util
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from cookbook import ROOT, UserError, inventory, resume
 from cookbook.run import check_enough_rows
-from cookbook.settings import compose_recipe
+from cookbook.settings import compose_recipe, worker_settings
 from runrecord import check_model, check_position
 from tests.helpers import plan, run_cookbook
 
@@ -127,6 +129,55 @@ def test_fewer_rows_than_workers(recipe, rows, words, said):
 def test_enough_rows():
     check_enough_rows(config_of("horovod"), {"rows": {"train": 2, "test": 1}})
     check_enough_rows(config_of("spark"), {"rows": {"all": 1}})
+
+
+RAY, FT = {"elastic": True, "max_restarts": 3}, {"mode": "ft_ddp"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "said"),
+    [
+        ("ray_train", {"elastic": True}, "elastic=true with max_restarts=0: to Ray Train a lost worker is a failure"),
+        ("ray_train", RAY | {"min_workers": 3}, "expected a whole number from 1 to the number of workers, 2"),
+        ("ray_train", RAY | {"mode": "tensorflow"}, "elastic=true needs mode=pytorch, not tensorflow"),
+        ("ray_train", RAY | {"num_workers": 3}, "num_shards=2 are too few for 3 workers"),
+        ("pytorch", FT | {"min_workers": 3}, "min_workers=3: expected at most the number of workers, 2"),
+        ("pytorch", FT | {"backend": "nccl"}, "backend=nccl with mode=ft_ddp was never run"),
+    ],
+)
+def test_workers_that_could_not_come_and_go(recipe, changes, said):
+    with pytest.raises(SystemExit) as error:
+        checked(recipe, **changes)
+    assert said in str(error.value)
+
+
+def test_shards_need_not_be_a_multiple_of_workers_that_come_and_go():
+    assert checked("ray_train", **RAY, num_workers=3, num_shards=4).num_shards == 4
+    with pytest.raises(SystemExit, match="num_shards=4 cannot be divided among 3 workers"):
+        checked("ray_train", num_workers=3, num_shards=4)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["recipe.min_workers=0"], "recipe.min_workers=0: expected a whole number from 1 to 10000"),
+        (["recipe.min_workers=1.5"], "recipe.min_workers=1.5: expected a whole number"),
+        (["recipe.resize_seconds=0"], "recipe.resize_seconds=0: expected a number from 0.01 to 86400"),
+        (["recipe.elastic=yes"], "expected true or false"),
+    ],
+)
+def test_ranges_of_what_says_how_workers_come_and_go(words, said):
+    with pytest.raises(UserError, match=said):
+        config_of("ray_train", *words)
+
+
+def checked(recipe, **changes):
+    """The flat settings of a recipe, as its own check takes them for two workers. Raises what it raises."""
+    spec = importlib.util.spec_from_file_location(f"{recipe}_settings", ROOT / "recipes" / recipe / "settings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    flat = SimpleNamespace(**(worker_settings(config_of(recipe), "", "") | changes))
+    return module.check_settings(flat, *([2] if recipe == "pytorch" else []))
 
 
 def test_elastic_on_several_hosts_names_the_hole_and_the_setting(tmp_path):

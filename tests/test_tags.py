@@ -36,6 +36,8 @@ dtensor.create_mesh dtensor.relayout dtensor.copy_to_mesh
 get_context().get_world_rank get_context().get_world_size ray.train.get_dataset_shard ray.train.torch.prepare_model
 ray.train.report ray.train.torch.prepare_data_loader TorchTrainer TensorflowTrainer
 
+torchft.Manager manager.start_quorum manager.allreduce manager.should_commit
+
 context.broadcast barrier
 distributed.Client SpecCluster
 """

@@ -74,7 +74,7 @@ def _sort_out(records: Sequence[Record], verdict: Verdict, asked: Asked) -> tupl
         verdict.workers = [_describe(events) | {"earlier": True} for events in last.values()]
     verdict.workers.sort(key=lambda worker: (worker.get("phase", 0), worker["rank"]))
     verdict.services = [_describe(events) for events in services]
-    verdict.worlds = _worlds(current)
+    verdict.worlds = _worlds(workers)
     return current, services
 
 
@@ -197,6 +197,13 @@ def _membership(verdict: Verdict, asked: Asked) -> list[str]:
         problems.append(f"only {', '.join(sorted(hosts))} worked, although {asked.num_hosts} hosts were asked for")
     if not asked.elastic and len(verdict.worlds) > 1:
         problems.append(f"world sizes {' -> '.join(map(str, verdict.worlds))} in a run that is not elastic")
+    if asked.elastic and asked.min_workers is not None:
+        fewest, most = asked.min_workers, asked.num_workers
+        problems += [
+            f"a world of {size} workers, although {fewest} to {most} were asked for"
+            for size in sorted(set(verdict.worlds))
+            if not fewest <= size <= most
+        ]
     # What was left of a resumed run may have been work for one worker.
     # It does not matter whether the processes ran at the same time: a slow machine may start the second one late.
     used = {(worker["host"], worker["pid"]) for worker in verdict.workers + verdict.lost}

@@ -25,6 +25,7 @@ class Asked:
     num_hosts: int = 1
     proof: tuple[str, ...] = ()  # rules beyond the common ones, by name: see rules.py
     elastic: bool = False
+    min_workers: int | None = None  # elastic only: the world is never smaller; None: the settings do not bound it
     # The system starts workers as the work needs them (Tune): how many of them work at once depends on the speed.
     on_demand: bool = False
     max_restarts: int = 0  # how often the launcher may start all workers anew

@@ -37,6 +37,7 @@ class Place(ABC):
 
     def __init__(self, job: Job, run_id: str, system: System) -> None:
         self.job, self.cluster, self.run_id, self.system = job, job.cluster, run_id, system
+        self.warnings: list[str] = []  # what a user should know although the run counts
 
     @classmethod
     def check(cls, config: Settings, system: System) -> None:

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 # Open MPI 5 has no option -bind-to with one dash, Horovod's own default: it would take "none" for the program.
 BINDING = "--binding-args=--bind-to none --map-by slot"
 SHUNNED = [*flags(blacklist_cooldown_range=2), "10"]  # seconds after which a shunned host may come back: 2 to 10
+# Lists the hosts that can be reached. horovodrun runs it every second: so a lost host is not waited for, and one that
+# answers again gets workers again.
+DISCOVERY = """\
+#!/bin/sh
+for host in {slots}; do
+    timeout 5 bash -c "</dev/tcp/${{host%:*}}/{port}" 2>/dev/null && echo "$host" &
+done
+wait
+"""
 POD_SSH_PORT = 2222
 POD_KEYS = "/srv/ssh"
 # This sshd does not run as root, so only its own user can log in.
@@ -66,7 +75,8 @@ class Horovod(System):
             # Horovod shuns a whole host when a worker on it fails. So this machine is listed as two hosts, by the two
             # names that horovodrun takes for it: when a worker of one fails, the workers of the other go on.
             slots = {"localhost": -(-num_workers // 2), "127.0.0.1": num_workers // 2}
-            argv += self._elastic(job, [f"{host}:{count}" for host, count in slots.items() if count], files)
+            listed = "".join(f"echo {host}:{count}\n" for host, count in slots.items() if count)
+            argv += self._elastic(job, f"#!/bin/sh\n{listed}", files)
             argv += flags(network_interfaces=loopback)
         elif recipe["controller"] == "mpi":
             argv += ["-H", f"localhost:{num_workers}", "--mpi", *flags(network_interfaces=loopback), BINDING]
@@ -80,12 +90,13 @@ class Horovod(System):
         """horovodrun on the head, which starts the workers of all hosts by ssh."""
         recipe, interface = job.recipe, self._interface(hosts)
         slots = [f"{node.address}:{node.slots}" for node in hosts.nodes]
+        port = hosts.ssh_port or 22
         argv = [*self._horovodrun(job), *self._knobs(job)]
         if hosts.ssh_port:
             argv += flags(ssh_port=hosts.ssh_port)
         files: dict[str, str] = {}
         if recipe["elastic"]:
-            argv += self._elastic(job, slots, files)
+            argv += self._elastic(job, DISCOVERY.format(slots=" ".join(slots), port=port), files)
         else:
             argv += ["-H", ",".join(slots)]
         environment = job.environment(GLOO_SOCKET_IFNAME=interface)
@@ -97,7 +108,7 @@ class Horovod(System):
                 files[known] = hosts.known_hosts
                 options = ["StrictHostKeyChecking=yes", f"UserKnownHostsFile={known}"]
             argv += ["--mpi", BINDING]
-            ssh_options = [*(f"-o {option}" for option in options), f"-p {hosts.ssh_port or 22}"]
+            ssh_options = [*(f"-o {option}" for option in options), f"-p {port}"]
             environment |= {
                 "PRTE_MCA_plm_ssh_args": " ".join(ssh_options),
                 "PRTE_MCA_prte_if_include": interface,
@@ -169,10 +180,10 @@ class Horovod(System):
         chosen = {key: job.recipe[key] for key in ("fusion_threshold_mb", "cycle_time_ms")}
         return flags(**{key: value for key, value in chosen.items() if value is not None})
 
-    def _elastic(self, job: Job, slots: list[str], files: dict[str, str]) -> list[str]:
+    def _elastic(self, job: Job, discovery: str, files: dict[str, str]) -> list[str]:
         """The options of an elastic run; adds the script that lists its hosts to `files`."""
         script = str(job.run_dir / "discover_hosts.sh")
-        files[script] = "#!/bin/sh\n" + "".join(f"echo {slot}\n" for slot in slots)
+        files[script] = discovery
         sizes = flags(min_np=1, max_np=job.num_workers)
         return [*sizes, *flags(host_discovery_script=shlex.quote(script)), *SHUNNED]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import shlex
 from typing import TYPE_CHECKING, ClassVar
 
-from cookbook import machine
+from cookbook import UserError, machine
 from cookbook.job import Hosts, Job, Process, Settings, flags
 from cookbook.systems import Cluster, System, is_here, running_or_own_cluster
 
@@ -25,6 +26,11 @@ class Ray(System):
 
     def check(self, config: Settings, place: str) -> None:
         super().check(config, place)
+        if place == "kubernetes" and config["recipe"].get("elastic", False):
+            raise UserError(
+                "recipe.elastic=true was not tried with cluster=kubernetes, where KubeRay replaces lost pods: choose "
+                "cluster=local or cluster=hosts, or false"
+            )
         if place == "local" and not config["cluster"]["ray_address"]:
             machine.check_object_store(config["recipe"]["object_store_mb"], machine.memory_bytes())
 
@@ -37,8 +43,13 @@ class Ray(System):
                 # A client shows the cluster's token: RAY_AUTH_TOKEN, or the file that `ray get-auth-token` writes.
                 environment["RAY_AUTH_MODE"] = "token"
             return [Process("ray", [str(job.python), *client], environment)]
-        num_cpus = job.num_workers * self._cpus_per_worker(job) + self._other_cpus(job)
+        slots = self._slots_here(job)
+        num_cpus = slots[0] * self._cpus_per_worker(job) + self._other_cpus(job)
         options = flags(num_cpus=num_cpus, object_store_mb=job.recipe["object_store_mb"])
+        if self._is_elastic(job):
+            options += flags(slots=slots[0])
+            for more in slots[1:]:
+                options += flags(node=f"{more * self._cpus_per_worker(job)}:{more}")
         argv = [str(job.python), "-m", "rayrun", *options, *flags(temp_dir=job.run_dir / "scratch/ray")]
         return [Process("rayrun", [*argv, *client], environment)]
 
@@ -67,6 +78,8 @@ class Ray(System):
             else:
                 argv += flags(address=access["address"])
             argv += flags(num_cpus=num_cpus, object_store_memory=job.recipe["object_store_mb"] << 20)
+            if self._is_elastic(job):
+                argv += flags(resources=json.dumps({"slot": node.slots}))
             started.append(
                 Process(
                     f"ray-{node.name}",
@@ -75,6 +88,7 @@ class Ray(System):
                     host=node.address,
                     secrets={"RAY_AUTH_TOKEN": token},
                     service=True,
+                    comes_back=self._is_elastic(job) and node is not hosts.head,
                     ready="Ray runtime started",
                     cleanup_paths=(temp,),
                 )
@@ -98,6 +112,15 @@ class Ray(System):
                 ray_version=pods.versions["ray"],
             )
         )
+
+    def _is_elastic(self, job: Job) -> bool:
+        return bool(job.recipe.get("elastic", False))
+
+    def _slots_here(self, job: Job) -> list[int]:
+        """How many workers each node is for that is started on this machine: one node, or two that can be lost."""
+        if not self._is_elastic(job) or job.num_workers == 1:
+            return [job.num_workers]
+        return [-(-job.num_workers // 2), job.num_workers // 2]
 
     def _client(self, job: Job) -> list[str]:
         return [*job.program_and_settings, f"num_workers={job.num_workers}"]

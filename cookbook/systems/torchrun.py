@@ -6,12 +6,31 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from cookbook import machine
+from cookbook import UserError, machine
 from cookbook.job import Hosts, Job, Process, Settings, flags
 from cookbook.systems import TRAIN_JOB_ENDS, TRAIN_JOB_KINDS, WHO_AM_I, System
 
 if TYPE_CHECKING:
     from cookbook.pods import Pods
+
+REPLICAS = """\
+#!/bin/sh
+# Each worker is a replica group of its own, under a torchrun of its own. The lighthouse says who takes part in a step.
+{lighthouse} &
+lighthouse=$!
+trap 'kill $lighthouse' EXIT
+export STARTED=$(date +%s) NUM_REPLICA_GROUPS={num_workers} TORCHFT_LIGHTHOUSE=http://127.0.0.1:{port}
+replicas=
+for number in $(seq 0 {last}); do
+    REPLICA_GROUP_ID=$number {torchrun} --log-dir {logs}/$number {program} "$@" &
+    replicas="$replicas $!"
+done
+status=0
+for replica in $replicas; do
+    wait $replica || status=$?
+done
+exit $status
+"""
 
 
 class Torchrun(System):
@@ -20,12 +39,19 @@ class Torchrun(System):
 
     def check(self, config: Settings, place: str) -> None:
         super().check(config, place)
+        if config["recipe"].get("mode") == "ft_ddp" and place != "local":
+            raise UserError(
+                "recipe.mode=ft_ddp was tried with cluster=local only: torchft's servers listen on all addresses, and "
+                "its workers unpickle what they are sent"
+            )
         loaders = config["recipe"].get("num_loader_workers", 0)
         if place == "local" and loaders and config["recipe"].get("pool", "process") == "process":
             machine.check_shared_memory(loaders * config["cluster"]["num_workers"])
 
     def on_local(self, job: Job) -> list[Process]:
         """All workers under one torchrun, which meet on loopback."""
+        if job.recipe.get("mode") == "ft_ddp":
+            return [self._replicas(job)]
         port = job.cluster["port"] or 0  # 0: torchrun takes a free one
         argv = [str(job.python), "-m", "netrun", str(job.bin / "torchrun")]  # netrun: see runrecord/netrun.py
         argv += flags(nnodes=1, nproc_per_node=job.num_processes)
@@ -70,6 +96,33 @@ class Torchrun(System):
         argv = ["torchrun", *flags(nproc_per_node=1, max_restarts=job.recipe["max_restarts"]), *pods.program[1:]]
         nodes = pods.group("node", pods.template("node", [], restart="Never"), is_trainer=True)
         return pods.objects(*pods.train_job({"torch": {}}, pods.recorded(argv), [nodes]))
+
+    def _replicas(self, job: Job) -> Process:
+        """torchft's lighthouse, and for each worker a torchrun that starts it again when it dies.
+
+        Source: "Getting Started" in torchft's README.
+        """
+        port, interface = job.cluster["port"] or 29510, "lo0" if sys.platform == "darwin" else "lo"
+        lighthouse = [str(job.bin / "torchft_lighthouse"), "--bind", f"[::]:{port}"]
+        lighthouse += ["--min_replicas", str(job.recipe["min_workers"]), "--heartbeat_timeout_ms", "5000"]
+        torchrun = [str(job.bin / "torchrun"), *flags(nnodes=1, nproc_per_node=1)]
+        torchrun += flags(rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", rdzv_conf="is_host=1")
+        torchrun += flags(local_addr="127.0.0.1", max_restarts=job.recipe["max_restarts"], tee=3)
+        script = str(job.run_dir / "replicas.sh")
+        files = {
+            script: REPLICAS.format(
+                lighthouse=shlex.join(lighthouse),
+                torchrun=shlex.join(torchrun),
+                program=shlex.join(job.program_and_settings),
+                logs=shlex.quote(str(job.run_dir / "logs/torchrun")),
+                last=job.num_workers - 1,
+                num_workers=job.num_workers,
+                port=port,
+            )
+        }
+        environment = job.environment(GLOO_SOCKET_IFNAME=interface, RUST_LOG="warn")  # six lines a step otherwise
+        # netrun: all that torchft has listens on all addresses, and a worker unpickles what another one sends it.
+        return Process("torchrun", [str(job.python), "-m", "netrun", "sh", script], environment, files=files)
 
     def _logs(self, job: Job) -> list[str]:
         """Each line with its rank, and a file for each rank."""

@@ -9,7 +9,7 @@ import sys
 from runrecord import load_config
 
 CHOICES = {
-    "mode": ["ddp", "fsdp", "tensor_parallel", "pipeline", "collectives", "single"],
+    "mode": ["ddp", "ft_ddp", "fsdp", "tensor_parallel", "pipeline", "collectives", "single"],
     "backend": ["auto", "gloo", "nccl"],
     "precision": ["float32", "bfloat16"],
     "schedule": ["gpipe", "1f1b"],
@@ -54,7 +54,11 @@ def check_settings(config, world_size=None):
 def check_world(config, world_size):
     """Whether batch, heads and layers can be divided among the workers."""
     batch = config.global_batch_size
-    if config.mode == "ddp" and batch < world_size:
+    if config.mode == "ft_ddp" and config.min_workers > world_size:
+        raise SystemExit(f"min_workers={config.min_workers}: expected at most the number of workers, {world_size}")
+    if config.mode == "ft_ddp" and config.backend == "nccl":
+        raise SystemExit("backend=nccl with mode=ft_ddp was never run: set backend=gloo or auto")
+    if config.mode in ("ddp", "ft_ddp") and batch < world_size:
         raise SystemExit(
             f"global_batch_size={batch} is less than world_size={world_size}: some workers would have nothing to do; "
             f"set it to {world_size} at least"

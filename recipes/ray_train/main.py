@@ -22,7 +22,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch.nn import functional as F
 
@@ -31,9 +31,10 @@ from data import datasets_of, num_rows_of, read_manifest, remove_shards, write_s
 from model import torch_network
 from preempt import Notice
 from runrecord import RunRecord, check_model, check_position, load_config, read_records
+from scaling import scaling_of
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import for_arrow
-from workers import connect, require_free
+from workers import connect
 
 
 def main():
@@ -45,8 +46,7 @@ def main():
         if "RAYRUN_SECONDS" in os.environ:
             os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody takes this instance's machine away
         connect(run)  # Distributed: this program only asks; everything else happens in processes that Ray starts.
-        need = {"CPU": 1.0, **({"GPU": 1.0} if config.use_gpu else {})}
-        require_free(config.num_workers, need)
+        scaling = scaling_of(config)  # Distributed: how many workers, with which resources, and where.
         run.progress(0, 1, "preparing the rows")
         shards = write_shards(config, manifest)
         # Distributed: every worker must reach the checkpoints: a folder that all see, or an object store.
@@ -55,14 +55,7 @@ def main():
         trainer = TorchTrainer(
             with_status(train_worker),
             train_loop_config={"config": vars(config), "manifest": manifest, "began": began},
-            # Distributed: so many workers, each with these resources, placed together or not at all.
-            # Distributed: SPREAD: on as many nodes as there are; left alone, Ray packs workers together.
-            scaling_config=ScalingConfig(
-                num_workers=config.num_workers,
-                use_gpu=config.use_gpu,
-                resources_per_worker=need,
-                placement_strategy="SPREAD",
-            ),
+            scaling_config=scaling,
             run_config=RunConfig(
                 # The same name and path again: Ray Train goes on from the last checkpoint that it finds there.
                 name="train",

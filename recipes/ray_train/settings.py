@@ -29,7 +29,9 @@ def check_settings(config):
     shards, workers, batch = config.num_shards, config.num_workers, config.global_batch_size
     if config.mode == "core":
         return config
-    if shards % workers:
+    if config.elastic:
+        check_elastic(config)
+    elif shards % workers:
         raise SystemExit(
             f"num_shards={shards} cannot be divided among {workers} workers: set it to {math.lcm(shards, workers)}, "
             "or another multiple of the number of workers"
@@ -40,6 +42,26 @@ def check_settings(config):
             f"of rows from every shard; try {batch // shards * shards or shards}"
         )
     return config
+
+
+def check_elastic(config):
+    """Raises SystemExit when the workers could not become fewer, or more, with these settings."""
+    if config.mode != "pytorch":
+        raise SystemExit(f"elastic=true needs mode=pytorch, not {config.mode}")
+    if not 1 <= config.min_workers <= config.num_workers:
+        raise SystemExit(
+            f"min_workers={config.min_workers}: expected a whole number from 1 to the number of workers, "
+            f"{config.num_workers}"
+        )
+    if not config.max_restarts:
+        raise SystemExit(
+            "elastic=true with max_restarts=0: to Ray Train a lost worker is a failure, and the first one would end "
+            "the run. Set max_restarts to the number of losses after which the run may go on, such as 3"
+        )
+    if config.num_shards < config.num_workers:
+        raise SystemExit(
+            f"num_shards={config.num_shards} are too few for {config.num_workers} workers: each needs one at least"
+        )
 
 
 def num_steps_of(config, num_rows):

@@ -25,7 +25,8 @@ MODES = [
     (
         ["fsdp", "tensor_parallel", "pipeline"],
         ["scale.max_steps=12", "recipe.num_layers=2", "recipe.model_width=64", "recipe.checkpoint_every_steps=4"],
-    )
+    ),
+    (["ft_ddp"], ["recipe.num_epochs=4"]),
 ]
 
 
@@ -33,7 +34,8 @@ def recomputed(run, dataset):
     last = Checkpoints(run / "checkpoints", run).last()
     if (last / "about.json").exists():
         return language_model(run, dataset, last)
-    state = torch.load(last / "state.pt", weights_only=True, map_location="cpu")["model"]
+    (file,) = last.glob("*.pt")
+    state = torch.load(file, weights_only=True, map_location="cpu")["model"]
     return {"eval/accuracy": accuracy(from_torch(state), *images_of(dataset, "test"))}
 
 

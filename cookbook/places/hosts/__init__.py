@@ -178,9 +178,14 @@ class SshHosts(Place):
         """See `Place.run`.
 
         Services are a scheduler, or a worker of a cluster that was made for this run. They are ended when all other
-        processes have ended. A service that ends earlier fails the run.
+        processes have ended. A service that ends earlier fails the run, unless it may come back. In elastic training
+        a host may also be gone for good.
         """
-        return run_on_hosts(planned, self.cluster, self.job.run_dir, self.run_id, watch)
+        statuses, lost = run_on_hosts(planned, self.cluster, self.job.run_dir, self.run_id, watch)
+        if not self.job.recipe.get("elastic", False):
+            return statuses | lost
+        self.warnings += [f"{what} was not possible: {why}" for what, why in lost.items()]
+        return statuses
 
     def probe(self, spec: Spec) -> Answers:
         """See `Place.probe`. A host that shares no files is sent py-spy, and does not keep it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -22,6 +23,7 @@ from cookbook.places.local import POLL_SECONDS
 from preempt import NOTICE
 from storage import Checkpoints
 
+AGAIN_SECONDS = 10.0  # between two tries to start a service that was lost with its host
 Children = Mapping[str, subprocess.Popen[str]]  # name of a process -> ssh, which runs it on its host
 T = TypeVar("T")
 
@@ -34,12 +36,17 @@ def on_each(hosts: Sequence[Host], work: Callable[[Host], T]) -> list[T]:
 
 def run_on_hosts(
     planned: Sequence[Process], cluster: Settings, run_dir: Path, run_id: str, watch: Watch
-) -> dict[str, Status]:
-    """See `SshHosts.run`. Nothing of the run is left on any host that can be reached."""
+) -> tuple[dict[str, Status], dict[str, Status]]:
+    """See `SshHosts.run`. Nothing of the run is left on any host that can be reached.
+
+    Returns (how the processes ended, {"the clean-up of NAME": why} of the hosts that could not be reached).
+    """
     logs = run_dir / "logs"
     logs.mkdir(exist_ok=True)
     hosts: dict[str, Host] = {host["address"]: host for host in cluster["hosts"]}
     services = {process.name for process in planned if process.service}
+    come_back = {process.name: process for process in planned if process.comes_back}
+    tried: dict[str, float] = {}  # service that was lost -> when it was started again
     started: dict[str, subprocess.Popen[str]] = {}
     statuses: dict[str, Status] = {}
     # A thread brings the records back. The loop goes on meanwhile: a host that hears nothing ends its processes.
@@ -58,9 +65,15 @@ def run_on_hosts(
                 if process.ready:
                     wait_until_ready(process, started, path, cluster["start_timeout_seconds"], watch)
             while True:
-                statuses = {name: child.returncode for name, child in started.items() if child.poll() is not None}
+                ended = {name: child.returncode for name, child in started.items() if child.poll() is not None}
+                statuses = {name: status for name, status in ended.items() if name not in come_back}
                 if any(statuses.values()) or statuses.keys() & services or statuses.keys() >= started.keys() - services:
                     break
+                for name in ended.keys() & come_back.keys():
+                    if time.monotonic() - tried.get(name, -math.inf) > AGAIN_SECONDS:
+                        tried[name], process = time.monotonic(), come_back[name]
+                        with open(logs / f"{name}.log", "a") as log:
+                            started[name] = begin(ssh, hosts[process.host], process, cluster, run_id, log)
                 watch()
                 say_hello(started)
                 if pulling and pulling.done():
@@ -84,9 +97,8 @@ def run_on_hosts(
             ]
             lost = stop(ssh, cluster, run_dir, run_id, started, cleanup_paths)
             watch()
-    if lost:
-        statuses |= {f"the clean-up of {name}": why for name, why in lost.items()}
-    return {name: status for name, status in statuses.items() if name not in services} | ended_early
+    workers = {name: status for name, status in statuses.items() if name not in services}
+    return workers | ended_early, {f"the clean-up of {name}": why for name, why in lost.items()}
 
 
 def bring_home(ssh: Ssh, cluster: Settings, run_dir: Path) -> None:
@@ -119,8 +131,9 @@ def begin(
         env={**os.environ, **ssh.environment, processes.RUN_VARIABLE: run_id},
     )
     assert child.stdin  # a pipe
-    child.stdin.write(json.dumps(spec) + "\n")
-    child.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # ssh has ended already; its status says so
+        child.stdin.write(json.dumps(spec) + "\n")
+        child.stdin.flush()
     return child
 
 
