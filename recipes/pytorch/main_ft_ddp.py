@@ -232,7 +232,7 @@ def save_checkpoint(state, checkpoints, step, batches, config, num_rows):
     """All that `State` has, and the number of steps; the checkpoint is whole or not there."""
     content = {**state.take(), "mode": config.mode, "step": step, "depends_on": depends_on(config, num_rows)}
     epoch, in_epoch = divmod(step, batches.steps_per_epoch)
-    with checkpoints.save(f"step-{step:08d}", epoch, in_epoch) as folder:
+    with checkpoints.save(epoch, in_epoch) as folder:
         torch.save(content, folder / "replica.pt")
 
 
