@@ -423,7 +423,7 @@ def loses_host2(place, words, tmp_path, then=lambda: None):
     driver = Driver(*words, *place.words, output_root=tmp_path / "out")
     driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
     inject.kill_host(place.hosts.namespace(2))
-    driver.wait_until(lambda: any(e.get("world_size") == 1 for e in driver.events()))
+    driver.wait_until(lambda: any(e.get("world_size") == 1 and e.get("role") != "driver" for e in driver.events()))
     then()
     status, output = driver.end(1800)
     assert status == 0, output
