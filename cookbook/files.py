@@ -1,9 +1,11 @@
-"""Writes a file, or a block of it, whole: a reader finds the old text or the new one, never a mixture."""
+"""Files that are written whole (a reader finds the old text or the new one, never a mixture), and read with care."""
 
 import contextlib
+import json
 import os
 import uuid
 from pathlib import Path
+from typing import Any
 
 from cookbook import UserError
 
@@ -44,3 +46,12 @@ def write_block(path: Path, name: str, text: str) -> None:
     if not mark:
         raise UserError(f"TO={path}: there are no lines {begin} and {end} to put the table between")
     write_whole(path, f"{before}{begin}\n\n{text}\n\n{end}{after}")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The content of a JSON file; {} where there is none that can be read."""
+    try:
+        content: dict[str, Any] = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content

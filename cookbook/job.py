@@ -162,7 +162,7 @@ class Result:
     overrides: list[str]
     command: str
     choices: dict[str, str]  # group -> the chosen file
-    dataset: dict[str, Any] | None  # name, folder, rows, left_out
+    dataset: dict[str, Any] | None  # name, folder, rows, left_out, notes
     folder: str
     run_id: str  # COOKBOOK_RUN of all its processes
     position: Settings  # the settings on which it depends which rows a step takes

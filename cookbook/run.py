@@ -187,6 +187,7 @@ class Run:
             "folder": str(folder),
             "rows": manifest["rows"],
             "left_out": left_out,
+            "notes": manifest.get("notes", []),
         }
         rows = ", ".join(f"{count:,} {part}" for part, count in manifest["rows"].items())
         stage.done(f"{manifest['name']}: {rows} rows")

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cookbook import UserError
-from cookbook.files import write_whole
+from cookbook.files import read_json, write_whole
 from cookbook.job import Settings
 
 
@@ -136,11 +136,7 @@ def _age(folder: Path) -> tuple[float, str]:
 
 def load(folder: str | Path) -> dict[str, Any]:
     """The content of a run.json; {} if there is none that can be read."""
-    try:
-        content: dict[str, Any] = json.loads((Path(folder) / "run.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return content
+    return read_json(Path(folder) / "run.json")
 
 
 def load_all(root: str | Path) -> list[tuple[Path, dict[str, Any]]]:

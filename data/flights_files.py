@@ -58,6 +58,7 @@ MAGIC = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bz2",
     b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x50\x2a\x4d\x18": "zstd",  # as pzstd begins
     b"\x04\x22\x4d\x18": "lz4",
     b"PK\x03\x04": "zip",
     b"\xd0\xcf\x11\xe0": "an old Office file",

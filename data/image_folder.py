@@ -106,6 +106,13 @@ def part_of(name):
     return PARTS.get(words.pop()) if len(words) == 1 else None
 
 
+def part_and_rest(name):
+    """(part, other words) of a folder whose name has one word for a part among others: train_cats, cats-val."""
+    words = [word.lower() for word in re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+|\d+", name)]
+    parts = [PARTS[word] for word in words if word in PARTS]
+    return (parts[0] if len(parts) == 1 else None), tuple(word for word in words if word not in PARTS)
+
+
 def sort_files(root):
     """(pictures, left out): the paths below `root` that are to be read, and [{file, reason}] of all others."""
     pictures, left_out, known = [], [], {}
@@ -207,6 +214,17 @@ def find_parts(pictures, split):
                 "names train and test (or val); other pieces (fold1, batch_2) have to be merged, or one of them is "
                 f"data.path. {told}"
             )
+    by_rest = {}
+    for name in names:
+        part, rest = part_and_rest(name)
+        if part:
+            by_rest.setdefault(rest, {}).setdefault(part == "train", name)
+    for alike in by_rest.values():
+        if len(alike) == 2:
+            raise DatasetError(
+                f"{alike[True]} and {alike[False]} are called alike but for the part of a dataset: make folders train "
+                f"and test (or val) with a folder for each class in them, such as train/cat and test/cat. {told}"
+            )
     return None
 
 
@@ -273,6 +291,11 @@ def decode(path, size, channels, background):
         remarks = ["of several frames the first one was taken"] if getattr(picture, "is_animated", False) else []
         picture.load()
         kind = picture.format
+        if picture.mode.startswith("I;16") and picture.getextrema()[1] < 1 << 12:
+            remarks.append(
+                "of 16 bits, but darker than a sixteenth of white, so hardly anything is left of them in 8 bits: if "
+                "white is 4095 or so in them, scale them to 16 bits first"
+            )
         try:
             picture = ImageOps.exif_transpose(picture)
         except Exception:
@@ -447,10 +470,12 @@ def seen_twice(parts):
 
 
 def alike_names(classes):
-    """A note on classes whose names differ only in case, blanks or the way their letters are written; or none."""
+    """A note on classes whose names differ only in case, blanks, zeros in front or the way their letters are written;
+    or none."""
     groups = {}
     for name in classes:
-        groups.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+        plain = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
+        groups.setdefault(re.sub(r"\b0+(?=\d)", "", plain), []).append(name)
     alike = [" and ".join(map(repr, map(printable, group))) for group in groups.values() if group[1:]]
     return [f"taken for different classes, though their names are nearly the same: {'; '.join(alike)}"] if alike else []
 

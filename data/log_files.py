@@ -20,7 +20,7 @@ import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from glob import glob
+from glob import glob, has_magic
 from pathlib import Path
 
 from _common import DatasetError, run_builder, same_bytes, same_file
@@ -38,17 +38,25 @@ import logformat  # noqa: E402 (found by the line above)
 
 PACKED = (".gz", ".bz2", ".zst")
 KNOWN = (".log", ".txt", ".json", ".jsonl", ".ndjson", ".out", ".err", ".gz", ".bz2", ".zst", "")
-# What logrotate and others put behind a name: .1, -20250327, .2025-03-27, -202503, .2025-W13, .Mon, .old
+# What logrotate and others put behind a name: .1, -20250327, .2025-03-27_22-00-00, -202503, .2025-W13, .Mon, .old;
+# glog: .INFO.20250327-220000.123
 ROTATED = re.compile(
-    r"(?i)(?:\.\d{1,10}|[-._]\d{4}[-.]?\d{2}(?:[-.]?\d{2})?(?:[-T_.]?\d{2,10})?|[-._]\d{2}-\d{2}-\d{4}"
-    r"|[-._]\d{4}-?W\d{2}|\.(?:mon|tue|wed|thu|fri|sat|sun|old))$"
+    r"(?i)(?:\.\d{1,10}|[-._]\d{4}[-.]?\d{2}(?:[-.]?\d{2})?(?:[-T_.]?\d{2}(?:[-_:.]\d{2}){0,2}Z?|[-T_.]?\d{2,10}Z?)?"
+    r"|[-._]\d{2}-\d{2}-\d{4}|[-._]\d{4}-?W\d{2}"
+    r"|\.(?:mon|tue|wed|thu|fri|sat|sun|old|info|warning|error|fatal))$"
+)
+# A date in the name of a file, or as the whole name of the folders around it: 2025/03/27/messages.
+DATE = re.compile(
+    r"(?:(?<![\d/])|/)((?:19|20)\d\d)([-._/]?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?!\d)(?:[^/]*|/[^/]*)$"
 )
 FOREIGN = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ": ".xz", b"PK\x03\x04": ".zip"}
 STAMP = re.compile(rf"(?m)^(?:<\d{{1,3}}>)?({'|'.join(logformat.MONTHS)}) +\d{{1,2}} \d\d:".encode())
-SAMPLE_LINES, SAMPLE_BYTES = 1000, 4 << 20
+SAMPLE_LINES, SAMPLE_BYTES, BLOCK = 1000, 4 << 20, 1 << 18
+LINES_IN_ALL = 200_000  # of more than 200 files fewer lines are looked at, but never fewer than 50 each
 SLOW_SECONDS = 30  # of processor time, for the first 10,000 lines of all files: usual expressions take less than one
 ALIKE_LINES = 20  # files that have as many lines in common at the beginning are compared to their ends
 MARK = b"\xef\xbb\xbf"
+SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte that is no UTF-8
 SECOND_1981, DAY = 347_155_200, 86_400
 
 
@@ -98,6 +106,7 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
         f"{file}: {reason}: they are counted twice, unless you leave one of the two out of data.path"
         for file, reason in copies_by_lines(first).items()
     ]
+    say_not_utf8(first)
     wanted = choose(first, options) if wanted is None else wanted
     try:
         logformat.check_effect(wanted, options)
@@ -105,7 +114,6 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
         raise DatasetError(str(error)) from None
     with slow_expressions_refused(wanted, sum(map(len, first.values()))):
         wanted = looked_at(wanted, first, event_start)
-    say_not_utf8(first)
     for line in [f"left out: {one['file']}: {one['reason']}" for one in left_out[:5]] + notes[:5]:
         print(line, flush=True)
     size = f"{sum(file.stat().st_size for file in files):,} bytes"
@@ -119,6 +127,7 @@ def looked_at(wanted, first, event_start):
     wanted = logformat.with_numbers(wanted, sample)
     try:
         logformat.check_unit(wanted, sample)
+        logformat.check_whole_time(wanted, sample)
     except logformat.FormatError as error:
         raise DatasetError(str(error)) from None
     wanted = logformat.with_start(wanted, sample) if event_start == "auto" else wanted
@@ -175,9 +184,12 @@ def find(path):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             found += [Path(folder, name) for name in sorted(names)]
     else:
-        found = [Path(name) for pattern in braces(str(given)) for name in sorted(glob(pattern, recursive=True))]
-        if not found and not re.search(r"[*?\[{]", str(given)):
-            raise DatasetError(f"path={given}: there is no such file or folder (on this machine)")
+        for pattern in braces(str(given)):
+            names = sorted(glob(pattern, recursive=True))
+            if not names:
+                what = "nothing matches it" if has_magic(pattern) else "there is no such file or folder"
+                raise DatasetError(f"path={pattern}: {what} (on this machine)")
+            found += map(Path, names)
         left_out += [
             entry(file, "a folder that the pattern matches; name it in data.path, or write ** to look into it")
             for file in found
@@ -328,7 +340,9 @@ def unreadable_kind(name):
 
 
 def is_log(name):
-    plain = ROTATED.sub("", ROTATED.sub("", name))
+    plain = name
+    while (shorter := ROTATED.sub("", plain)) != plain:
+        plain = shorter
     if Path(plain).suffix.lower() in PACKED and Path(Path(plain).stem).suffix.lower() == ".tar":
         return False
     return ending(plain) in KNOWN or ending(name) in KNOWN
@@ -411,10 +425,10 @@ def beginning(file):
 
 def first_of(files):
     """{file: its first lines}. Raises DatasetError, with all of them, where files cannot be read that far."""
-    first, problems = {}, []
+    first, problems, most = {}, [], min(SAMPLE_LINES, max(50, LINES_IN_ALL // len(files)))
     for file in files:
         try:
-            first[file] = first_lines(file)
+            first[file] = first_lines(file, most)
             if problem := no_lines(first[file]):
                 problems.append(f"{file}: {problem}")
         except Exception as error:  # zstandard has errors of its own
@@ -428,17 +442,19 @@ def first_of(files):
     return first
 
 
-def first_lines(file):
+def first_lines(file, most=SAMPLE_LINES):
     with opener(file)(file, "rb") as content:
-        text = more = content.read(SAMPLE_BYTES)
+        text = more = content.read(BLOCK)
+        ends = text.count(b"\n") or text.count(b"\r")
         # A line that is longer than all that was read: on to the lines behind it.
-        while len(more) == SAMPLE_BYTES and text.find(b"\n") == -1 and text.find(b"\r") == -1 and len(text) < 64 << 20:
-            more = content.read(SAMPLE_BYTES)
+        while len(more) == BLOCK and ends <= most and len(text) < (SAMPLE_BYTES if ends else 64 << 20):
+            more = content.read(BLOCK)
+            ends += more.count(b"\n") or more.count(b"\r")
             text += more
-        whole = len(more) < SAMPLE_BYTES
+        whole = len(more) < BLOCK
     lines = re.split("\r\n|\n|\r", text.removeprefix(MARK).decode("utf-8", "surrogateescape"))
     lines = lines[:-1] if len(lines) > 1 and (not whole or not lines[-1]) else lines
-    return lines[:SAMPLE_LINES] if lines != [""] else []
+    return lines[:most] if lines != [""] else []
 
 
 def no_lines(lines):
@@ -458,12 +474,14 @@ def no_lines(lines):
 
 def say_not_utf8(first):
     for file, lines in first.items():
-        if wrong := sum(any("\ud800" <= letter <= "\udfff" for letter in line) for line in lines):
-            print(
+        if wrong := sum(SURROGATE.search(line) is not None for line in lines):
+            said = (
                 f"{file}: {wrong:,} of its first {len(lines):,} lines are not UTF-8, and will be malformed. "
-                "Where it is Latin-1 or Windows-1252: iconv -f LATIN1 -t UTF-8 FILE > NEW (or -f WINDOWS-1252)",
-                flush=True,
+                "Where it is Latin-1 or Windows-1252: iconv -f LATIN1 -t UTF-8 FILE > NEW (or -f WINDOWS-1252)"
             )
+            if wrong > len(lines) / 2:
+                raise DatasetError(said)
+            print(said, flush=True)
 
 
 def choose(first, options):
@@ -472,8 +490,11 @@ def choose(first, options):
     for file, lines in first.items():
         if not lines:
             continue
-        ranking = logformat.choose(lines)
-        share, name = ranking[0]
+        # Of a thousand files of one format the others are not tried each time.
+        likely = max(chosen, key=lambda name: len(chosen[name]), default=None)
+        share, name = logformat.fit(logformat.entries()[likely], lines)[0] if likely else 0, likely
+        if share < 1:
+            share, name = logformat.choose(lines)[0]
         if share < 0.5:
             shown = "\n  ".join(repr(line[:200]) for line in lines[:3])
             near = (
@@ -481,7 +502,7 @@ def choose(first, options):
             )
             raise DatasetError(
                 f"{file}: no named format fits its first {len(lines):,} lines ({near}). They begin with:\n  {shown}\n"
-                "Give a regular expression with named groups: data.format='(?<time>\\S+) (?<message>.*)'"
+                "Give a regular expression with named groups: data.format='(?<time>\\S+ \\S+) (?<message>.*)'"
             )
         print(f"format: {file}: {name} fits {100 * share:.1f} % of the first {len(lines):,} lines", flush=True)
         chosen.setdefault(name, []).append(file)
@@ -506,7 +527,8 @@ def choose(first, options):
 def check_fit(fmt, first):
     """Refuses a file of which no line fits; with the format that would."""
     for file, lines in first.items():
-        share, _, bad = logformat.fit(fmt, lines)
+        share = logformat.fit(fmt, lines[:50])[0]
+        share, _, bad = (share, (), None) if share else logformat.fit(fmt, lines)
         lines = [line for line in lines if line]
         if len(lines) >= 5 and share == 0 and bad:
             best, name = logformat.choose(lines)[0]
@@ -546,7 +568,10 @@ def years_of(fmt, first):
                 "cut it into files of a year each"
             )
         over, modified = begin is not None and last is not None and begin > last, file.stat().st_mtime
-        if fmt.year is None and not SECOND_1981 < modified < time.time() + 2 * DAY:
+        year = fmt.year if fmt.year is not None else year_by_name(file, begin, last)
+        if fmt.year is None and leap and year is not None and not calendar.isleap(year + over):
+            year = None  # the date in the name is another one
+        if year is None and not SECOND_1981 < modified < time.time() + 2 * DAY:
             day = datetime.fromtimestamp(modified, UTC).date()
             raise DatasetError(
                 f"{file}: its lines have no year, and the file's own date ({day}) cannot tell it: say data.year, in "
@@ -556,8 +581,21 @@ def years_of(fmt, first):
             raise DatasetError(
                 f"{file}: it has a 29 February, and there is none in {fmt.year + over}: data.year={fmt.year}"
             )
-        found[str(file)] = logformat.dated_of(begin, last, leap, fmt.year, file.stat().st_mtime)
+        found[str(file)] = logformat.dated_of(begin, last, leap, year, modified)
     return found
+
+
+def year_by_name(file, first, last):
+    """The year in which a file begins, by the date in its name (DATE); None where there is none. A file's own date is
+    that of the copy, where it was copied.
+
+    `first`, `last`: month * 100 + day of its first and last line. Of the years in which the last one may lie, it is the
+    one in which that day is nearest to the date of the name.
+    """
+    if last is None or not (date := DATE.search(str(file))):
+        return None
+    named, last_day = ((month - 1) * 30.4 + day for month, day in (map(int, date.groups()[2:]), divmod(last, 100)))
+    return int(date[1]) + (last_day - named < -183) - (last_day - named > 183) - (first > last)
 
 
 def new_years(months):

@@ -35,6 +35,7 @@ TABLES_OF_OTHERS = {
     ".sqlite",
 }
 ROWS_AT_ONCE = 65_536
+ALIKE_ROWS = 20  # files with as many rows, all the same, are copies
 
 
 def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, rows_per_group=20_000, seed=0):
@@ -58,8 +59,10 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
     for part, share in (("train", 1 - test_fraction), ("test", test_fraction)):
         # Small stores get seven row groups, so that workers have something to share.
         parts[part] = Part(folder / part, label, features, min(rows_per_group, int(count * share) // 7 + 1))
-    chance = np.random.default_rng(seed)
+    chance, seen = np.random.default_rng(seed), {}
     for file, values in batches_of(files, (label, *features), label):
+        number, total = seen.get(file, (0, 0))
+        seen[file] = number + len(values[label]), (total + sum_of(values)) % 2**64
         good = np.logical_and.reduce([np.isfinite(column) for column in values.values()])
         if nulls == "error" and not good.all():
             name = next(name for name, column in values.items() if not np.isfinite(column).all())
@@ -80,6 +83,9 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
                 f"label {label!r} is {int(bool(part.num_ones))} in all {part.num_rows} rows of the {name} part: "
                 "nothing can be learnt"
             )
+    notes = same_rows(seen)
+    for note in notes:
+        print(note, flush=True)
     std = np.sqrt(parts["train"].squares / max(parts["train"].num_rows - 1, 1))
     return {
         "name": "store_files",
@@ -91,12 +97,36 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
         "task": "flights",  # the recipe's kind of task: one label of two values, number columns
         "label": label,
         "features": features,
-        "notes": [f"not a feature: {name}: {why}" for name, why in others.items()],
+        "notes": [f"not a feature: {name}: {why}" for name, why in others.items()] + notes,
         "mean": parts["train"].mean.tolist(),
         "std": np.where(std > 0, std, 1.0).tolist(),  # a constant column says nothing, and does no harm
         "schema": {"id": "int64", **dict.fromkeys([label, *features], "float32")},
         "left_out": left_out,
     }
+
+
+def sum_of(values):
+    """The sum of a number for each row, which says what all columns have there: the same in any order of the rows."""
+    mixed = np.zeros(len(next(iter(values.values()))), np.uint64)
+    for column in values.values():
+        mixed = (mixed ^ column.view(np.uint32)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    return int(mixed.sum())
+
+
+def same_rows(seen):
+    """Notes on files that hold the same rows as another one, in another order or written otherwise. Of few rows that
+    says nothing.
+
+    `seen`: {file: (number of rows, their `sum_of`)}.
+    """
+    first = {}
+    return [
+        f"{printable(file)} holds the same rows as {printable(first[facts])}: they are counted twice, unless you leave "
+        "one of the two out of data.path"
+        for file, facts in seen.items()
+        if first.setdefault(facts, file) != file and facts[0] >= ALIKE_ROWS
+    ]
 
 
 def batches_of(files, names, label):
@@ -217,7 +247,7 @@ def check_columns(files, label, features):
     if odd := [
         name
         for name in (label, *features)
-        if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_")
+        if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_") or name == "self"
     ]:
         raise DatasetError(
             f"column {odd[0]!r}: Petastorm takes only names of letters, digits and _ that begin with a letter; rename "
@@ -230,6 +260,8 @@ def why_no_feature(name, kinds):
     """Why a column is not taken where no features are named, or None. `kinds`: {file: {column: type}}."""
     if name == "id":
         return "the rows are numbered here by a column of this name"
+    if re.fullmatch(r"__index_level_\d+__", name):
+        return "pandas has numbered the rows by it"
     for file, there in kinds.items():
         if name not in there:
             return f"it lacks in {printable(file)}"

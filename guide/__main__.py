@@ -11,7 +11,7 @@ from cookbook import UserError, processes, signals
 from cookbook.bootstrap import cache_dir
 from cookbook.report import pages
 from cookbook.report.console import Stage, console
-from cookbook.tools import health
+from cookbook.tools import provenance
 from cookbook.words import run_program
 from guide import measure, page, results, settings
 from guide.tasks import TASKS, Case, cases_of, task_named
@@ -28,8 +28,8 @@ def make(words: Sequence[str]) -> tuple[Path, list[str]]:
         folder=folder,
         cache_dir=cache_dir(),
         run_id=secrets.token_hex(8),
-        commit=health.commit_of(),
-        machine=health.machine_class(pages.machine()),
+        commit=provenance.commit_of(),
+        machine=provenance.machine_class(pages.machine()),
         seconds=rest["minutes"] * 60,
         repeats=wanted.repeats,
     )

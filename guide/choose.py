@@ -15,7 +15,7 @@ from typing import Any
 from cookbook import UserError, run_folder
 from cookbook.report import pages
 from cookbook.report.pages import number as shown
-from cookbook.tools import health
+from cookbook.tools import provenance
 from cookbook.words import run_program
 from guide import advice, results
 from guide.settings import known, pairs_of
@@ -232,10 +232,10 @@ def _from_recipes(recipe: str, here: Known) -> list[str]:
 
 def of_this_machine(root: Path) -> Known:
     """What the folder of outputs has of this class of machine."""
-    machine = health.machine_class(pages.machine())
+    machine = provenance.machine_class(pages.machine())
     runs = results.newest(results.read(root / "guide/results.jsonl"), machine)
     contents = [content for _, content in run_folder.load_all(root)] if root.is_dir() else []
-    mine = [content for content in contents if health.machine_class(content.get("machine", "")) == machine]
+    mine = [content for content in contents if provenance.machine_class(content.get("machine", "")) == machine]
     return Known(runs, mine)
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from cookbook import run_folder
 from cookbook.report.pages import number
-from cookbook.tools import health
+from cookbook.tools import provenance
 from cookbook.tools.compare import ALIKE
 from guide.advice import Advice
 
@@ -69,7 +69,7 @@ def training_of(folder: Path, content: Mapping[str, Any], machine: str) -> Train
     settings = folder / "config.yaml"
     if content.get("recipe") not in RECIPES or content.get("status") != "ok" or rate is None or value is None:
         return None
-    if health.machine_class(content.get("machine", "")) != machine or not settings.exists():
+    if provenance.machine_class(content.get("machine", "")) != machine or not settings.exists():
         return None
     config = yaml.safe_load(settings.read_text())
     peaks = [peak for name, peak in metrics.items() if name.endswith("peak_mb")]

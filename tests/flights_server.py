@@ -54,6 +54,7 @@ def answer(asked):
             "reasons": {one["reason"]: one["rows"] for one in reasons},
             "too_many": ingest.too_many(counts, reasons, 0.2, "FOLDER"),
             "left_out": {Path(one["file"]).name: one["reason"] for one in manifest["left_out"]},
+            "repeated": ingest.repeated(done, 1.0),
             "paths": [Path(path).name for path in manifest["paths"]],
             "rows": manifest["rows"],
             "values": values,

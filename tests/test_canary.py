@@ -190,7 +190,7 @@ def test_a_recipe_is_tried_in_a_copy(tmp_path, monkeypatch):
     proposal = canary.Proposal("the newest", "breaks", {"berry": ("1.0", "1.5")}, ("berry",), "it broke")
     content = {"recipe": "petastorm", "time": 1.0, "machine": "m", "commit": "c"}
     history = tmp_path / "history.jsonl"
-    health.append(history, "canary", content | {"proposals": [dataclasses.asdict(proposal)]})
+    history.append(history, "canary", content | {"proposals": [dataclasses.asdict(proposal)]})
     assert json.loads(history.read_text())["kind"] == "canary"
     text, _, problems = health.page(history, ["petastorm"], 2.0)
     assert problems == [] and "berry 1.0 → 1.5" in text

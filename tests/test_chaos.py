@@ -20,8 +20,9 @@ import pytest
 
 from cookbook import ROOT, UserError, recipes
 from cookbook.tools.chaos import __main__ as command
-from cookbook.tools.chaos import faults, inject, report, run
-from cookbook.tools.chaos.faults import FAULTS, Scene, Undisturbed, parse, plans_of
+from cookbook.tools.chaos import disturbance, inject, outcome, plans, report, run, victim
+from cookbook.tools.chaos.faults import FAULTS, Scene, Undisturbed
+from cookbook.tools.chaos.plans import parse, plans_of
 from cookbook.tools.chaos.record import RunSoFar, newest_checkpoint, steps_of
 from runrecord import RunRecord
 from storage import Checkpoints
@@ -91,7 +92,7 @@ def test_processes_of_other_machines_are_not_signalled(place):
 
 
 def test_the_help_lists_every_fault_with_an_example_that_works():
-    text = faults.help_text()
+    text = plans.help_text()
     for name, kind in FAULTS.items():
         assert f"\n  {name}\n" in text
         assert f"for example: {kind.example}\n" in text
@@ -103,10 +104,10 @@ def test_the_help_lists_every_fault_with_an_example_that_works():
 
 def test_the_same_seed_makes_the_same_plan():
     among = [FAULTS[name] for name in ("kill", "stop", "driver_kill", "preempt", "corrupt_checkpoint")]
-    plans = [[fault.text for fault in faults.plan_by_chance(5, seed, HERE, among)] for seed in (3, 3, 4)]
-    assert plans[0] == plans[1] != plans[2]
-    assert plans[0] == PLAN_OF_SEED_3, "a plan that was noted must mean the same tomorrow"
-    many = [fault for seed in range(200) for fault in faults.plan_by_chance(3, seed, HERE, among)]
+    drawn = [[fault.text for fault in plans.plan_by_chance(5, seed, HERE, among)] for seed in (3, 3, 4)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0] == PLAN_OF_SEED_3, "a plan that was noted must mean the same tomorrow"
+    many = [fault for seed in range(200) for fault in plans.plan_by_chance(3, seed, HERE, among)]
     assert {fault.name for fault in many} == {kind.name for kind in among}
     assert all(4 <= fault.step.of(40) <= 36 for fault in many)
     assert all(fault.step.of(40) >= 24 for fault in many if fault.name == "corrupt_checkpoint")
@@ -125,7 +126,7 @@ PLAN_OF_SEED_3 = [
 
 def test_faults_happen_in_the_order_of_their_steps():
     plan = [parse(word) for word in ("kill@step=90%", "stop@step=3", "driver_kill@step=20")]
-    assert [fault.name for fault in faults.in_order(plan, 40)] == ["stop", "driver_kill", "kill"]
+    assert [fault.name for fault in plans.in_order(plan, 40)] == ["stop", "driver_kill", "kill"]
     assert [parse(f"kill@step={text}").step.of(5) for text in ("1", "1%", "50%", "99%")] == [1, 1, 3, 5]
     assert parse("kill@step=41").too_early(SHOWN) == "kill@step=41: the undisturbed run has 40 steps"
     assert "checkpoints=6: the undisturbed run writes 5" in parse("corrupt_checkpoint@checkpoints=6").too_early(SHOWN)
@@ -322,7 +323,7 @@ def hosts_missing():
 
 @needs("hosts", hosts_missing())
 def test_a_host_is_cut_off_slowed_down_and_ended(tmp_path):
-    place = run.LocalHosts(tmp_path / "hosts", 2)
+    place = victim.LocalHosts(tmp_path / "hosts", 2)
     place.up()
     try:
         address = re.findall(r"address: (10[.\d]+)", (tmp_path / "hosts/inventory.yaml").read_text())[1]
@@ -452,8 +453,10 @@ else:
 def session(tmp_path, monkeypatch):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    monkeypatch.setattr(run, "END_SECONDS", 1.0)
-    monkeypatch.setattr(run, "Stage", lambda name: Quiet())
+    for module in (disturbance, victim):
+        monkeypatch.setattr(module, "END_SECONDS", 1.0)
+    for module in (disturbance, run):
+        monkeypatch.setattr(module, "Stage", lambda name: Quiet())
     made = run.Session("pytorch", [], tmp_path / "chaos")
     made.program = [sys.executable, str(program)]
     return made
@@ -528,14 +531,14 @@ def test_what_is_wrong_with_a_run_is_found(session, monkeypatch, how, fault, pro
 ENDED = """
 import sys
 from pathlib import Path
-from cookbook.tools.chaos import __main__ as command, faults, run
+from cookbook.tools.chaos import __main__ as command, plans, run
 command.listen()
 session = run.Session("pytorch", [], Path(sys.argv[1]))
 session.program = [sys.executable, sys.argv[2]]
 shown, calm = session.undisturbed()
 Path(sys.argv[2]).write_text(Path(sys.argv[2]).read_text().replace("time.sleep(0.05)", "time.sleep(60)"))
 print("ready", flush=True)
-session.disturbed([faults.parse("slow_disk@step=1"), faults.parse("stop@step=1,seconds=60")], None, shown, calm)
+session.disturbed([plans.parse("slow_disk@step=1"), plans.parse("stop@step=1,seconds=60")], None, shown, calm)
 """
 
 
@@ -575,24 +578,24 @@ def content(digest="d", **more):
 
 
 def test_results_are_compared_as_exactly_as_the_recipe_repeats_itself():
-    assert run.compared(content(), content(), "bits") == ("equal digest d", [])
-    assert run.compared(content(), content("e"), "bits")[1] == ["another result: digest e instead of d"]
-    assert run.compared(content(None), content(None), "bits")[1][0].startswith("the undisturbed run has no digest")
+    assert outcome.compared(content(), content(), "bits") == ("equal digest d", [])
+    assert outcome.compared(content(), content("e"), "bits")[1] == ["another result: digest e instead of d"]
+    assert outcome.compared(content(None), content(None), "bits")[1][0].startswith("the undisturbed run has no digest")
     near, far = ({"metrics": {"loss": value, "ingest/seconds": 9.0}, "workers": []} for value in (1.0 + 1e-9, 1.1))
-    assert run.compared(content(), near, 1e-6) == ("1 metrics within 1e-06", [])
-    assert run.compared(content(), far, 1e-6)[1] == ["another result: loss is 1.1 instead of 1.0"]
-    assert run.compared(content(), {"metrics": {}, "workers": []}, 1e-6)[1] == [
+    assert outcome.compared(content(), near, 1e-6) == ("1 metrics within 1e-06", [])
+    assert outcome.compared(content(), far, 1e-6)[1] == ["another result: loss is 1.1 instead of 1.0"]
+    assert outcome.compared(content(), {"metrics": {}, "workers": []}, 1e-6)[1] == [
         "another result: loss is None instead of 1.0"
     ]
-    assert run.compared(content(), far, "rules")[1] == []
+    assert outcome.compared(content(), far, "rules")[1] == []
 
 
 def test_rows_are_counted():
     calm = {"num_rows": 5, "account": {"read": 5}, "findings": []}
     held = {"rule": "rows_once_per_epoch", "outcome": "held", "says": "5 rows"}
-    assert run.rows_of(calm, calm | {"findings": [held]}) == ("rows_once_per_epoch: 5 rows", [])
+    assert outcome.rows_of(calm, calm | {"findings": [held]}) == ("rows_once_per_epoch: 5 rows", [])
     broken = held | {"outcome": "not applied"}
-    assert run.rows_of(calm, calm | {"findings": [broken], "num_rows": 6})[1] == [
+    assert outcome.rows_of(calm, calm | {"findings": [broken], "num_rows": 6})[1] == [
         "rows: num_rows is 6 instead of 5",
         "rows: rows_once_per_epoch is not applied: 5 rows",
     ]

@@ -14,7 +14,8 @@ import pytest
 
 from cookbook import UserError
 from cookbook.evidence import diagnosis, diagnosis_page, inspector, stragglers
-from cookbook.evidence.diagnosis import Frame, Thread
+from cookbook.evidence.doing import IN_BACKWARD, exchange_of
+from cookbook.evidence.seen import Frame, Thread, parse_faulthandler
 from cookbook.evidence.watch import Watcher
 from cookbook.places.local import probe_here
 from cookbook.places.slurm import look_at
@@ -268,10 +269,10 @@ def test_stacks_that_python_writes():
         'Thread 0x00007f1 (most recent call first):\n  File "/x/queue.py", line 3 in get\n\n'
         'Current thread 0x00007f2 (most recent call first):\n  File "/a b/recipes/demo/main.py", line 12 in <module>\n'
     )
-    first, second = diagnosis.parse_faulthandler(text)
+    first, second = parse_faulthandler(text)
     assert (first.name, first.frames) == ("0x00007f1", (Frame("get", "/x/queue.py", 3),))
     assert (second.name, second.frames) == ("MainThread", (Frame("<module>", "/a b/recipes/demo/main.py", 12),))
-    assert diagnosis.parse_faulthandler("Fatal Python error") == ()
+    assert parse_faulthandler("Fatal Python error") == ()
 
 
 PACKAGES = "/env/lib/python3.11/site-packages"
@@ -285,13 +286,13 @@ BACKWARD = Frame("_engine_run_backward", f"{PACKAGES}/torch/autograd/graph.py", 
     [
         ([ALL_REDUCE, OWN], False, "all_reduce"),
         ([ALL_REDUCE, OWN], True, "all_reduce"),
-        ([BACKWARD, OWN], False, diagnosis.IN_BACKWARD),
+        ([BACKWARD, OWN], False, IN_BACKWARD),
         ([BACKWARD, OWN], True, ""),
         ([OWN], False, ""),
     ],
 )
 def test_exchanges_by_their_stacks(frames, active, expected):
-    assert diagnosis.exchange_of(Thread("MainThread", active, tuple(frames)), active) == expected
+    assert exchange_of(Thread("MainThread", active, tuple(frames)), active) == expected
 
 
 def process(pid, frames, state="S", active=False, number=None, samples=()):
@@ -364,9 +365,9 @@ def test_while_the_run_goes_on_the_one_that_waits_least_is_slow(tmp_path):
 
 def test_a_recipe_s_own_function_is_no_exchange():
     frame = Frame("broadcast_state", "/code/recipes/horovod/main.py", 3)
-    assert diagnosis.exchange_of(Thread("MainThread", False, (frame,)), False) == ""
+    assert exchange_of(Thread("MainThread", False, (frame,)), False) == ""
     library = Frame("synchronize", f"{PACKAGES}/horovod/torch/mpi_ops.py", 3)
-    assert diagnosis.exchange_of(Thread("MainThread", False, (library, frame)), False) == "synchronize"
+    assert exchange_of(Thread("MainThread", False, (library, frame)), False) == "synchronize"
 
 
 def test_a_worker_that_waits_for_its_data_loader(tmp_path):

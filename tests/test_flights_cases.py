@@ -431,12 +431,25 @@ def test_a_zero_byte_in_the_header(server, tmp_path):
     assert "its header has a zero byte, in 'tail\\x00num'" in server(tmp_path)["refused"]
 
 
+def test_a_header_in_the_middle_of_a_file(server, tmp_path):
+    """Files that were joined, as by cat."""
+    later = flights(start=datetime(2014, 1, 20))
+    (tmp_path / "flights.csv").write_text(as_text(flights()) + as_text(later))
+    found = server(tmp_path)
+    assert (found["read"], found["good"]) == (81, 80)
+    assert found["reasons"] == {"the header stands here once more": 1}
+    swapped = [*NAMES[:-3], "arr_delay", "dep_delay", "time_hour"]
+    for names in (swapped, swapped[:-1], NAMES[::-1]):
+        (tmp_path / "flights.csv").write_text(as_text(flights()) + as_text(later, names=names))
+        assert "line 42 is another header, " in server(tmp_path)["refused"]
+
+
 def test_rows_that_are_not_whole_are_rows(server, tmp_path):
     lines = as_text(flights()).splitlines()
     lines[1] = lines[1].rpartition(",")[0]  # cut off
     lines[2] += ",more"
     lines[3] += ",,"  # more of nothing
-    lines.insert(4, "")
+    lines[4:4] = ["", "  ", "\t"]
     (tmp_path / "flights.csv").write_text("\n".join(lines))
     found = server(tmp_path)
     assert (found["read"], found["good"]) == (40, 38)
@@ -674,6 +687,20 @@ def test_copies_are_left_out_by_name_and_other_kinds_of_one_stem_are_refused(ser
     refused = server(tmp_path / "mine")["refused"]
     assert "f.csv and " in refused and "f.parquet hold the same stem" in refused
     all_good(server(tmp_path / "mine/f*.csv"))
+
+
+def test_flights_that_are_there_twice_in_other_words_are_counted_and_named(server, tmp_path, parquet):
+    (tmp_path / "mine").mkdir()
+    rows = flights()
+    (tmp_path / "mine/a.csv").write_text(as_text(rows) + "\n".join(as_text(rows).splitlines()[5:7]))
+    (tmp_path / "mine/b.csv").write_text(as_text(rows[:30], ";", end="\r\n"))
+    (tmp_path / "mine/c.csv").write_text(as_text(flights(start=datetime(2014, 1, 20)), names=NAMES[::-1]))
+    parquet(tmp_path / "mine", "rows.sample(frac=1, random_state=1).to_parquet(folder / 'd.parquet', row_group_size=9)")
+    found = server(tmp_path / "mine")
+    all_good(found, 152)
+    number, twice = found["repeated"]
+    named = [(one["rows"], *(os.path.basename(one[key]) for key in ("file", "the same as in"))) for one in twice]
+    assert (number, named) == (72, [(40, "d.parquet", "a.csv"), (30, "b.csv", "a.csv"), (2, "a.csv", "a.csv")])
 
 
 def test_the_same_bytes_in_folders_of_other_months_are_other_rows(server, tmp_path):

@@ -102,7 +102,7 @@ def bench(monkeypatch, tmp_path):
 
     monkeypatch.setattr(measure, "run", run)
     monkeypatch.setattr(measure, "data_of", lambda *words: (tmp_path, 1))
-    monkeypatch.setattr(command.health, "commit_of", lambda: "abc")
+    monkeypatch.setattr(command.provenance, "commit_of", lambda: "abc")
     monkeypatch.setattr(pages, "plot", lambda *words, **more: "")  # a second each; the tests of the page draw them
     words = ["smoke", "tasks=flights", "systems=pandas,duckdb", "sizes=1x", "workers=1", f"output_root={tmp_path}"]
     state.make = lambda *more: command.make([*words, *more])
@@ -145,7 +145,7 @@ def test_two_guides_do_not_work_in_one_folder(bench):
 
 def test_another_commit_or_program_is_measured_again(bench, monkeypatch):
     bench.make()
-    monkeypatch.setattr(command.health, "commit_of", lambda: "def")
+    monkeypatch.setattr(command.provenance, "commit_of", lambda: "def")
     bench.make()
     assert len(bench.started) == 4
     monkeypatch.setattr(results, "code_of", lambda case, lock: "other")
@@ -178,7 +178,7 @@ def test_a_wrong_result_ends_the_guide_in_red_and_is_no_advice(bench):
 
 def here():
     """The class of this machine."""
-    return command.health.machine_class(command.pages.machine())
+    return command.provenance.machine_class(command.pages.machine())
 
 
 def test_results_of_two_guides_are_compared_with_each_other(bench):

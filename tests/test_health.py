@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks import measure
 from cookbook import UserError
-from cookbook.tools import health
+from cookbook.tools import health, provenance
+from cookbook.tools.history import Entry, append, entry_of, flakiness, judge, read, spells_of, variant_of
 
 DAY, NOW = 86400, 1_800_000_000
 CLASS = "Some Processor, 2 cores, 8 GiB"
@@ -35,7 +36,7 @@ def entry(recipe, night, **changes):
         "samples_per_second": 1000 + 20 * noise,
         "lock_age_days": 10.0,
     }
-    return health.Entry(**known | changes)
+    return Entry(**known | changes)
 
 
 def made_history():
@@ -62,7 +63,7 @@ def made_history():
 def history(tmp_path):
     path = tmp_path / "history.jsonl"
     for one in made_history():
-        health.append(path, "run", dataclasses.asdict(one))
+        append(path, "run", dataclasses.asdict(one))
     return path
 
 
@@ -104,18 +105,18 @@ def test_a_break_that_a_commit_mended_is_no_flake():
         entry("a", 2, commit="bb", status="failed"),
         entry("a", 3, commit="cc"),
     )
-    (spell,) = health.spells_of([good, bad, mended])
-    assert not spell.is_flake and health.flakiness([good, bad, mended]) == ""
+    (spell,) = spells_of([good, bad, mended])
+    assert not spell.is_flake and flakiness([good, bad, mended]) == ""
     # A tree with changes has no commit: nothing can be said of it.
     dirty = [dataclasses.replace(one, commit="aa+") for one in (bad, mended)]
-    assert not health.spells_of(dirty)[0].is_flake
+    assert not spells_of(dirty)[0].is_flake
 
 
 def test_the_page_shows_it_and_needs_nothing_from_outside(history, tmp_path):
     proposal = {"target": "one step beyond torch", "status": "breaks", "culprits": ["torch"], "reason": "<it> fails"}
     proposal["upgrades"] = {"torch": ["2.13.0", "2.14.0"]}
     answer = {"recipe": "slow", "time": NOW, "machine": CLASS, "commit": "aa", "proposals": [proposal]}
-    health.append(history, "canary", answer)
+    append(history, "canary", answer)
     path, _, problems = health.write_page(history, tmp_path / "site", RECIPES, NOW)
     text = path.read_text()
     assert problems == [] and (tmp_path / "site/history.jsonl").read_text() == history.read_text()
@@ -129,10 +130,10 @@ def test_the_page_shows_it_and_needs_nothing_from_outside(history, tmp_path):
 def test_only_the_same_class_of_machine_and_the_same_settings_are_compared():
     past = [entry("a", night) for night in range(10)]
     slower = entry("a", 11, machine="Other Processor, 4 cores, 16 GiB", samples_per_second=100.0)
-    assert {one.state for one in health.judge(slower, past)} == {"new"}
+    assert {one.state for one in judge(slower, past)} == {"new"}
     other = entry("a", 11, settings="scale=smoke", samples_per_second=100.0)
-    assert {one.state for one in health.judge(other, past)} == {"new"}
-    same = {one.name: one for one in health.judge(entry("a", 11, samples_per_second=100.0), past)}
+    assert {one.state for one in judge(other, past)} == {"new"}
+    same = {one.name: one for one in judge(entry("a", 11, samples_per_second=100.0), past)}
     assert same["samples/s"].state == "worse" and same["samples/s"].count == 10
     assert same["eval/accuracy"].state == "usual"
 
@@ -149,28 +150,28 @@ def test_only_the_same_class_of_machine_and_the_same_settings_are_compared():
 )
 def test_directions(name, change, state):
     past = [entry("a", night) for night in range(10)]
-    assert {one.name: one.state for one in health.judge(entry("a", 11, **change), past)}[name] == state
+    assert {one.name: one.state for one in judge(entry("a", 11, **change), past)}[name] == state
 
 
 def test_failed_runs_are_no_history():
     past = [entry("a", night) for night in range(3)] + [entry("a", night, status="failed") for night in range(3, 9)]
-    assert {one.state for one in health.judge(entry("a", 11), past)} == {"new"}
+    assert {one.state for one in judge(entry("a", 11), past)} == {"new"}
 
 
 def test_lines_that_cannot_be_read_are_named_and_equal_lines_count_once(history):
     good = history.read_text()
     history.write_text(good + good + '{"kind": "run", "recipe": "x"}\nnonsense\n{"kind": "other"}\n')
-    entries, _, _, problems = health.read(history)
+    entries, _, _, problems = read(history)
     assert len(entries) == 100
     assert [text.split(" cannot")[0] for text in problems] == ["line 201", "line 202", "line 203"]
     assert "line 202 cannot be read" in health.page(history, RECIPES, NOW)[0]
     with pytest.raises(UserError, match="HISTORY=/nowhere is not a file; expected JSON lines"):
-        health.read("/nowhere")
+        read("/nowhere")
 
 
 def test_a_recipe_that_stopped_running_is_seen(history):
     for line in ("still", "still2"):
-        health.append(history, "run", dataclasses.asdict(entry("healthy", 20 + 5 * (line == "still2"))))
+        append(history, "run", dataclasses.asdict(entry("healthy", 20 + 5 * (line == "still2"))))
     assert "no run for 6 days" in rows(history)["oldlock"].notes
     assert rows(history, ["healthy"])["slow"].notes[-1] == "no longer among the recipes"
 
@@ -190,20 +191,20 @@ CONTENT = {
 
 
 def test_a_run_record_becomes_a_line(monkeypatch):
-    monkeypatch.setattr(health, "lock_age", lambda *_: 7.0)
-    made = health.entry_of(CONTENT, "aa", NOW)
+    monkeypatch.setattr("cookbook.tools.history.lock_age", lambda *_: 7.0)
+    made = entry_of(CONTENT, "aa", NOW)
     assert (made.machine, made.settings) == ("Intel(R) Xeon(R), at 2 GHz, 2 cores, 24 GiB", "seed=1")
     assert (made.value, made.samples_per_second, made.peak_memory_mb, made.lock_age_days) == (0.97, 123.0, 456.0, 7.0)
     assert made.versions["torch"] == "2.13.0+cpu" and len(made.versions) > 5
-    assert health.entry_of(CONTENT | {"status": "running"}, "aa", NOW).status == "failed"
-    nothing = health.entry_of(CONTENT | {"objective": CONTENT["objective"] | {"value": float("nan")}}, "aa", NOW)
+    assert entry_of(CONTENT | {"status": "running"}, "aa", NOW).status == "failed"
+    nothing = entry_of(CONTENT | {"objective": CONTENT["objective"] | {"value": float("nan")}}, "aa", NOW)
     assert nothing.value is None
 
 
 def test_a_mode_with_a_lock_of_its_own():
-    assert health.variant_of("horovod", ["recipe.mode=tensorflow"]) == "tensorflow"
-    assert health.variant_of("dask", []) == "distributed"
-    assert health.variant_of("ray_tune", []) is None
+    assert variant_of("horovod", ["recipe.mode=tensorflow"]) == "tensorflow"
+    assert variant_of("dask", []) == "distributed"
+    assert variant_of("ray_tune", []) is None
 
 
 def test_a_locks_age_is_its_last_commits_and_a_shallow_clone_does_not_know(tmp_path):
@@ -227,13 +228,13 @@ def test_a_locks_age_is_its_last_commits_and_a_shallow_clone_does_not_know(tmp_p
         (tmp_path / "full" / name).write_text("x")
         git("add", ".")
         git("commit", "-q", "-m", name)
-    assert health.lock_age("lock", NOW, tmp_path / "full") == 9.0
-    assert health.commit_of(tmp_path / "full") == health.git("rev-parse", "HEAD", root=tmp_path / "full")
+    assert provenance.lock_age("lock", NOW, tmp_path / "full") == 9.0
+    assert provenance.commit_of(tmp_path / "full") == provenance.git("rev-parse", "HEAD", root=tmp_path / "full")
     (tmp_path / "full/lock").write_text("y")
-    assert health.commit_of(tmp_path / "full").endswith("+")
+    assert provenance.commit_of(tmp_path / "full").endswith("+")
     subprocess.run(["git", "clone", "-q", "--depth=1", f"file://{tmp_path}/full", tmp_path / "shallow"], check=True)
-    assert health.lock_age("lock", NOW, tmp_path / "shallow") is None
-    assert health.commit_of(tmp_path) == "unknown"
+    assert provenance.lock_age("lock", NOW, tmp_path / "shallow") is None
+    assert provenance.commit_of(tmp_path) == "unknown"
 
 
 def test_a_driver_that_leaves_no_run_is_a_failed_line(tmp_path, monkeypatch):
@@ -258,7 +259,7 @@ def test_a_benchmark_reports_ratios_and_is_judged_by_its_history(tmp_path, monke
     monkeypatch.setenv("HISTORY", str(history))
     for _ in range(5):
         measure.print_table("pytorch", CONTENT["machine"], table, bounds)
-    assert [one.ratios for one in health.read(history)[1]] == [{"recipe / bare": 0.9}] * 5
+    assert [one.ratios for one in read(history)[1]] == [{"recipe / bare": 0.9}] * 5
     assert "ratio recipe / bare 0.9, usual than the last 4 runs" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="a ratio fell out of its history"):
         measure.print_table("pytorch", CONTENT["machine"], [table[0], table[1].replace("0.900", "0.500")], bounds)

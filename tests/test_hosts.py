@@ -17,6 +17,7 @@ import pytest
 from cookbook import UserError, inventory, systems
 from cookbook.job import Job, Process
 from cookbook.places import hosts
+from cookbook.places.hosts import running
 from cookbook.places.hosts.ssh import Ssh
 from cookbook.settings import compose_recipe
 from cookbook.tools import services
@@ -159,10 +160,10 @@ def no_ssh(monkeypatch, tmp_path):
             child.communicate()
         return {"b": "host b (10.0.0.2): is it up"}
 
-    monkeypatch.setattr(hosts, "begin", begin)
-    monkeypatch.setattr(hosts, "stop", stop)
-    monkeypatch.setattr(hosts, "Ssh", lambda cluster: contextlib.nullcontext())
-    monkeypatch.setattr(hosts, "AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(running, "begin", begin)
+    monkeypatch.setattr(running, "stop", stop)
+    monkeypatch.setattr(running, "Ssh", lambda cluster: contextlib.nullcontext())
+    monkeypatch.setattr(running, "AGAIN_SECONDS", 0.1)
     return started
 
 

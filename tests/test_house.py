@@ -71,7 +71,7 @@ def test_only_settings_and_the_command_line_know_hydra():
         for line in path.read_text().splitlines()
         if line.startswith(("import hydra", "from hydra", "from omegaconf"))
     }
-    package = {f"cookbook/settings/{name}.py" for name in ("__init__", "overrides")}
+    package = {f"cookbook/settings/{name}.py" for name in ("__init__", "quoting")}
     assert users == {"cookbook/__main__.py", *package}
 
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import re._parser as sre  # the only one that says what a regular expression consists of
 import subprocess
 import sys
 from datetime import datetime
@@ -29,6 +30,7 @@ finally:  # other recipes have modules of the same names
 
 UA = "Mozilla/5.0 (X11; Linux x86_64) Firefox/128.0"
 DATED = (2024, 1231)
+ONE_LETTER = (sre.LITERAL, sre.NOT_LITERAL, sre.IN, sre.ANY)
 
 
 def access(
@@ -131,6 +133,23 @@ def test_each_sample_of_each_format(sample):
                 else str(value).replace("????", "2024")
             )
         assert got.get(name) == value, name
+
+
+def unbounded(parsed):
+    """The bodies of a regular expression's repetitions without an end, but those of one letter and possessive ones."""
+    for op, value in parsed:
+        endless = op in (sre.MAX_REPEAT, sre.MIN_REPEAT) and value[1] == sre.MAXREPEAT
+        if endless and (len(value[2]) != 1 or value[2][0][0] not in ONE_LETTER):
+            yield value[2]
+        for inner in value if isinstance(value, tuple) else [value]:
+            for one in inner if isinstance(inner, list) else [inner]:
+                yield from unbounded(one) if isinstance(one, sre.SubPattern) else ()
+
+
+@pytest.mark.parametrize("name", logformat.entries())
+def test_no_pattern_needs_a_stack_that_grows_with_the_line(name):
+    """Java needs some for each repetition of a group; (...)*+ needs none."""
+    assert list(unbounded(sre.parse(logformat.python(logformat.entries()[name].pattern)))) == []
 
 
 def test_every_format_has_three_samples():
@@ -364,7 +383,27 @@ def behind(*texts, rest=" x"):
 
 STAMP = "29/Mar/2025:22:00:00"
 # [format, options, lines]: of awkward lines, what Spark and the reference make of them is compared.
+REPEATED = 8000  # letters, or repetitions: Java keeps some on its stack
 MORE = [
+    [
+        "logfmt",
+        {},
+        [f'ts=2025-03-29T22:00:00Z msg="{"a b " * REPEATED}" level=info', 'ts=2025-03-29T22:00:00Z msg="a level=x"'],
+    ],
+    ["forwarded", {}, access(1, front=f"{', '.join(['203.0.113.7'] * 900)} ")],
+    ["combined", {}, access(1, client=", ".join(["203.0.113.7"] * 900))],
+    ["nginx_timed", {}, access(1, f' "-" urt=0.1, 0.2 a=1,b=2 ua="x, y" {"k=1 " * REPEATED}rt=0.3')],
+    ["json_access", {}, ['{"request": {"uri": "/a"}, "status": 99999999999}']],
+    [
+        "syslog",
+        {},
+        ["Mar 29 22:00:01 w last message repeated 3 times", "Mar 29 22:00:01 w last words", "Mar 29 22:00:01 ::1 a: x"],
+    ],
+    [
+        "apache",
+        {},
+        ["[Wed Oct 01 14:32:01 2014] [error] [client ::1] x", "[Wed Oct 01 14:32:01 2014] [error] (2)x: [client a] x"],
+    ],
     [
         r"^(?<time>\S+) (?<level>\w+) (?<host>\S+) (?<message>.*)$",
         {},
@@ -582,7 +621,7 @@ spark = SparkSession.builder.master("local[1]").config(map=settings).getOrCreate
 jobs = {}
 for fmt, header, line, _ in logformat.samples():
     jobs.setdefault((fmt.name, header), (fmt, header, []))[2].append(line)
-more = json.loads(sys.argv[2])
+more = json.load(sys.stdin)
 jobs = list(jobs.values()) + [(logformat.resolve(text, **options), None, lines) for text, options, lines in more]
 different, compared = [], 0
 for fmt, header, lines in jobs:
@@ -610,7 +649,8 @@ print("FOUND", json.dumps([len(jobs), compared, different]))
 @pytest.mark.full
 def test_spark_makes_the_same_of_every_line(recipe_python):
     done = subprocess.run(
-        [recipe_python("spark"), "-c", PROGRAM, ROOT / "recipes/spark", json.dumps(MORE)],
+        [recipe_python("spark"), "-c", PROGRAM, ROOT / "recipes/spark"],
+        input=json.dumps(MORE),
         capture_output=True,
         text=True,
         env={**CLEAN, "SPARK_LOCAL_IP": "127.0.0.1", "TZ": "UTC"},
@@ -803,6 +843,10 @@ def test_what_is_no_utf8_is_named_with_what_to_do(tmp_path, capsys):
     built(tmp_path, "combined")
     assert "a.log: 2 of its first 22 lines are not UTF-8" in (said := capsys.readouterr().out)
     assert "iconv -f LATIN1 -t UTF-8" in said
+    write(tmp_path / "a.log", access(20, agent="Käse"), encoding="latin-1")
+    for name in ("auto", "combined"):
+        with pytest.raises(DatasetError, match="20 of its first 20 lines are not UTF-8.*iconv"):
+            built(tmp_path, name)
 
 
 def test_packed_files_and_tables_are_left_out_with_the_right_advice(tmp_path):
@@ -947,6 +991,12 @@ def content(lines, end="\n"):
         ("forwarded", '"203.0.113.7" 192.0.2.1 - - [29/Mar/2025:22:00:{k:02d} +0000] "GET /a HTTP/1.1" 200 5 "-" "x"'),
         (None, "2025-03-29 10:00:{k:02d} PM INFO request {k}"),
         (None, "2025-03-29T22:00:{k:02d} Europe/Berlin request {k}"),
+        ("log4j", "2025-03-29 22:00:{k:02d},001 INFO org.apache.hadoop.hdfs.DFSClient: request {k}"),
+        ("iso_lines", "2025-03-29T22:00:{k:02d}Z info worker: request {k}"),
+        (
+            "vhost_combined",
+            '192.0.2.9:80 192.0.2.1 - - [29/Mar/2025:22:00:{k:02d} +0000] "GET / HTTP/1.1" 200 5 "-" "x"',
+        ),
         ("json_access", '{{"ts":17432856{k:02d}.5,"request":{{"uri":"/{k}","method":"GET"}},"status":200}}'),
         ("klog", "I0329 22:00:{k:02d}.123456   12345 main.cc:42] hello {k}"),
         ("spark", "25/03/29 22:00:{k:02d} INFO SparkContext: Running {k}"),
@@ -1007,11 +1057,11 @@ def test_an_expression_that_would_never_end_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_blank_line_is_no_event():
-    lines = ["x 1", "", "  ", "x 2", "", "\tat a"]
+    lines = ["x 1", "", "  ", " \t", "x 2", "", "\tat a"]
     assert logformat.events_of(logformat.resolve(r"(?<message>.*)"), lines) == ["x 1", "x 2", "\tat a"]
     with_start = logformat.resolve(r"(?<message>.*)", event_start="^x")
     assert logformat.events_of(with_start, lines) == ["x 1", "x 2\n\tat a"]
-    assert logformat.fit(logformat.resolve(r"(?<message>x.*)"), lines[:5])[0] == 1.0
+    assert logformat.fit(logformat.resolve(r"(?<message>x.*)"), lines[:6])[0] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -1153,3 +1203,108 @@ def test_keys_of_json_in_any_case_and_a_note_where_no_time_is_known(tmp_path, ca
         "no line has a time under a key that format=json_lines knows; the keys are: when, msg"
         in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "year"),
+    [
+        ("messages-20230402", "Mar", 2023),
+        ("messages-20240101", "Dec", 2023),  # of the day before
+        ("2023/04/02/messages", "Mar", 2023),
+        ("2023-04-02/messages", "Mar", 2023),
+        ("app-20230101.log", "May", 2023),  # of the day on which the program was started
+        ("20200101_project/messages", "Mar", 2025),  # by the file's own date
+        ("messages-20230431", "Mar", 2023),
+    ],
+)
+def test_the_date_in_a_name_tells_the_year_of_a_copied_file(tmp_path, name, first, year):
+    file = write(tmp_path / name, [f"{first} {day:2d} 22:00:00 web01 sshd[{day}]: opened" for day in range(1, 29)])
+    os.utime(file, (1757000000, 1757000000))  # September 2025
+    assert built(tmp_path, "syslog")["entry"]["years"] == {str(file): (year, 1231 if year < 2025 else 905)}
+
+
+def test_the_date_in_a_name_tells_both_years_of_a_file_over_new_year(tmp_path):
+    file = write(tmp_path / "messages-20230108", [f"{day} 22:00:00 web01 a: x" for day in ("Dec 30", "Jan  7")])
+    assert built(tmp_path, "syslog")["entry"]["years"] == {str(file): (2023, 1229)}
+
+
+@pytest.mark.parametrize(
+    ("path", "text"), [("{a,c}.log", "c.log: there is no such file"), ("{a,c*}.log", "c*.log: nothing")]
+)
+def test_what_was_asked_for_and_is_not_there_is_named(tmp_path, path, text):
+    write(tmp_path / "a.log", access(30))
+    with pytest.raises(DatasetError) as error:
+        built(tmp_path / path)
+    assert text in str(error.value)
+    with pytest.raises(DatasetError, match="nothing matches it"):
+        log_files.build(tmp_path, [str(tmp_path / "a.log"), str(tmp_path / "*.txt")], "auto")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "rest", "refused"),
+    [
+        (r"^(?<time>\S+ \S+) (?<message>.*)$", "+0200 x", "'+0200'"),
+        (r"^(?<time>\S+ \S+) (?<message>.*)$", "PM x", "'PM'"),
+        (r"^(?<date>\S+) (?<clock>\S+) (?<message>.*)$", "CEST x", "'CEST'"),
+        (r"^(?<time>\S+) (?<message>.*)$", "x", "'10:00:00'"),  # what the error proposes where no format fits
+        (r"^(?<date>\S+) (?<message>.*)$", "x", "'10:00:00'"),
+        (r"^(?<time>\S+ \S+ \S+) (?<message>.*)$", "+0200 x", None),
+        (r"^(?<time>\S+ \S+) (?<zone>\S+) (?<message>.*)$", "+0200 x", None),
+        (r"^(?<time>\S+ \S+) (?<message>.*)$", "POST /a", None),
+        (r"^(?<time>\S+ \S+) (?<message>.*)$", "+0233 degrees", None),
+        (r"^(?<time>\S+ \S+) (?<message>.*)$", "UTC x", None),
+    ],
+)
+def test_a_zone_that_an_expression_leaves_out_is_refused(tmp_path, pattern, rest, refused):
+    write(tmp_path / "a.log", [f"2025-03-29 10:00:{k:02d} {rest}" for k in range(30)])
+    if refused is None:
+        assert built(tmp_path, pattern)["format"] == "regex"
+        return
+    with pytest.raises(DatasetError, match="says another time") as error:
+        built(tmp_path, pattern)
+    assert refused in str(error.value)
+
+
+def test_digits_of_other_scripts_are_no_time():
+    fmt = logformat.resolve(r"(?<year>\S+) (?<month>\S+) (?<day>\S+) (?<clock>\S+) (?<message>.*)")
+    for line in ("ab 3 9 10:00 x", "2025 ² 9 10:00 x", "2025 3 ٣ 10:00 x"):
+        assert logformat.parse(fmt, line) == (None, "no time")
+
+
+def test_of_many_files_fewer_lines_are_looked_at_and_the_likely_format_is_tried_first(tmp_path, monkeypatch, capsys):
+    asked, real = [], logformat.choose
+    monkeypatch.setattr(log_files, "LINES_IN_ALL", 800)
+    monkeypatch.setattr(logformat, "choose", lambda lines: asked.append(len(lines)) or real(lines))
+    for k in range(10):
+        write(tmp_path / f"{k}.log", access(200, request=f"GET /{k}-{{k}} HTTP/1.1"))
+    write(tmp_path / "last.log", access(200, ' "203.0.113.7"'))
+    assert built(tmp_path)["format"] == "nginx", "which fits the others, too"
+    assert asked == [72, 72]
+    assert capsys.readouterr().out.count("combined fits 100.0 % of the first 72 lines") == 10
+
+
+@pytest.mark.parametrize(
+    "stamp", ["[2025-03-29 22:{k:02d}:00,001]", "2025-03-29T22:{k:02d}:00.5Z", "17432856{k:02d}.25"]
+)
+def test_stack_traces_below_lines_that_only_begin_with_a_time(tmp_path, stamp):
+    trace = ("java.lang.Error: no", "\tat a.B.c(D.java:1)", "\tat a.B.d(D.java:2)")
+    lines = each(stamp + " ERROR request {k}", *trace)
+    write(tmp_path / "a.log", lines)
+    entry = built(tmp_path)["entry"]
+    fmt = logformat.from_dict(entry)
+    assert entry["name"] == ("epoch_lines" if stamp.startswith("17") else "iso_lines")
+    fields, _ = logformat.parse(fmt, logformat.events_of(fmt, lines)[1])
+    assert (fields["level"], fields["message"]) == ("ERROR", "\n".join(["request 1", *trace]))
+    assert logformat.fit(fmt, lines)[0] == 1.0
+    assert not built(tmp_path, entry["name"], event_start=None)["entry"]["start"]
+
+
+def test_whole_request_times_of_json_have_no_unit_either(tmp_path):
+    lines = [f'{{"ts":17432856{k:02d},"request_uri":"/a","status":200,"request_time":{k}}}' for k in range(10, 40)]
+    write(tmp_path / "a.log", lines)
+    with pytest.raises(DatasetError, match="may be seconds, milliseconds or microseconds"):
+        built(tmp_path)
+    fmt = logformat.from_dict(built(tmp_path, request_unit="ms")["entry"])
+    assert logformat.parse(fmt, lines[5])[0]["request_time"] == 0.015
+    write(tmp_path / "a.log", [*lines, lines[0].replace(":10}", ":0.25}")])
+    assert built(tmp_path)["format"] == "json_access"

@@ -48,7 +48,7 @@ def test_a_skipped_step_and_a_file_left_out_are_in_terminal_and_report(tmp_path)
         "objective": {"name": "speed", "value": 1.0},
         "seconds": {"total": 1.0},
         "skipped": {"anomalies": REASON},
-        "dataset": {"name": "log_files", "rows": {"lines": 3}, "left_out": left_out},
+        "dataset": {"name": "log_files", "rows": {"lines": 3}, "left_out": left_out, "notes": ["a<b"]},
         "num_rows": 3,
         "each_row_once": False,
         "workers_command": "",
@@ -58,6 +58,7 @@ def test_a_skipped_step_and_a_file_left_out_are_in_terminal_and_report(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps(content))
     page = pages.write_run_page(tmp_path).read_text()
     assert f"<td>anomalies</td><td>{REASON}</td>" in page
+    assert "<p>Note: a&lt;b</p>" in page
     assert "<td>notes.pdf</td><td>its ending is not that of a log</td>" in page.replace("&#39;", "'")
     with console.capture() as shown:
         print_summary(content, tmp_path / "report.html")
@@ -140,8 +141,8 @@ STEPS_OF = {  # name -> format asked for, lines, format found, steps that must b
         "classify recommend gradient_descent stream",
     ),
     "labels": (
-        r"^(?<time>\S+) (?<label>\S+) (?<message>.*)$",
-        each("2025-03-29T0{hour}:{minute}:00Z - work {p}") + each("2025-03-29T0{hour}:{minute}:30Z DISK failed {p}"),
+        r"^(?<time>\S+) (?<label>\S+) (?<features>\w+) (?<message>.*)$",  # MLlib has a column of this name
+        each("2025-03-29T0{hour}:{minute}:00Z - w work {p}") + each("2025-03-29T0{hour}:{minute}:30Z DISK w no {p}"),
         "regex",
         "recommend stream",
     ),

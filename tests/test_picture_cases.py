@@ -141,6 +141,10 @@ def test_classes_that_are_called_like_parts_need_to_be_said(tmp_path, build):
             ["bounding_box_train/1", "bounding_box_train/2", "bounding_box_test/1", "bounding_box_test/2"],
             "need the names train and test (or val)",
         ),
+        (["train_cat", "train_dog", "test_cat", "test_dog"], "train_cat and test_cat are called alike but for"),
+        (["cats-val", "dogsTrain", "cats-train"], "cats-train and cats-val are called alike"),
+        (["asl_train/asl_train/A", "asl_train/asl_train/B", "asl_test/asl_test"], "asl_train and asl_test are called"),
+        (["train_dir/cat", "train_dir/dog", "train_dir/bus", "val_dir/cat"], "train_dir and val_dir are called alike"),
         (["train/cat", "train/dog", "test/cat", "test/bird"], "the test part has classes that"),
         (["val/cat", "val/dog", "test/cat", "test/dog"], "there are no train and test (or val) beside each other"),
         (
@@ -457,6 +461,17 @@ def test_sixteen_bits_keep_their_brightness(tmp_path, ending, channels):
     assert (image[4, 1] == 1).all()
 
 
+@pytest.mark.parametrize(("brightest", "noted"), [(4095, True), (4096, False)])
+def test_sixteen_bits_of_which_eight_keep_hardly_anything_are_noted(tmp_path, build, brightest, noted):
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for k in range(3):
+            values = np.full((9, 9), brightest - k, np.uint16)
+            values[0] = brightest
+            Image.fromarray(values).save(tmp_path / "in" / name / f"{k}.png")
+    assert [note[:27] for note in build()[0]["notes"] if "bits" in note] == ["6 pictures: of 16 bits, but"] * noted
+
+
 def test_sixteen_bits_with_a_transparent_value(tmp_path):
     values = np.full((24, 24), 40000, np.uint16)
     values[:8] = 5
@@ -591,6 +606,9 @@ def test_pictures_of_both_parts_and_of_two_classes_are_named(tmp_path, build):
         (("Cat", "cat", "dog"), "'Cat' and 'cat'"),
         (("cat ", "cat", "dog"), "'cat' and 'cat '"),
         (("\u00fc", "u\u0308", "dog"), "'u\u0308' and '\u00fc'"),
+        (("1", "01", "10"), "'01' and '1'"),
+        (("hot-dog", "hot_dog", "dog"), "'hot-dog' and 'hot_dog'"),
+        (("test tube", "blood test", "train"), None),
         (("cat", "cats", "dog"), None),
     ],
 )

@@ -1,6 +1,11 @@
 """Settings: every combination composes, the command line beats the files, and bad values get a clear error."""
 
 import itertools
+import json
+import os
+import runpy
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -12,7 +17,7 @@ from cookbook.settings.checks import RANGES, check_ranges
 from cookbook.settings.files import CONF
 from cookbook.settings.overrides import prepared
 from runrecord import load_config, same_kind
-from tests.helpers import recipes
+from tests.helpers import CLEAN, recipes
 
 GROUPS = {
     group: sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
@@ -267,6 +272,15 @@ def test_a_label_is_a_text(word, value):
     assert compose_recipe("petastorm", ["data=store_files", f"data.label={word}"])[0]["data"]["label"] == value
 
 
+@pytest.mark.parametrize("key", ["output_root", "cache_dir", "data.parameters.download_dir"])
+def test_a_tilde_is_the_home_folder(monkeypatch, key):
+    monkeypatch.setenv("HOME", "/home/me")
+    found = compose_recipe("pytorch", ["data=mnist", f"{key}=~/my runs"])[0]
+    for name in key.split("."):
+        found = found[name]
+    assert found == "/home/me/my runs"
+
+
 def test_null_is_taken_where_the_file_says_what_it_means():
     config, _ = compose_recipe("spark", ["data=log_files", "data.event_start=null"])
     assert config["data"]["parameters"]["event_start"] is None
@@ -295,6 +309,25 @@ def test_every_number_that_takes_memory_or_time_has_an_upper_bound():
     assert {name for name, (_, high) in RANGES.items() if not high < 2**37} == set()
 
 
+@pytest.mark.parametrize("recipe", recipes())
+def test_the_least_value_of_a_recipe_s_setting_stands_in_one_place(recipe, tmp_path, monkeypatch):
+    """In the recipe's settings.py, which goes with a copy of the recipe, or in RANGES: one of them, and not both."""
+    config, _ = compose_recipe(recipe)
+    flat = settings.worker_settings(config, "data", "out")
+    found = {}
+    for name in config["recipe"].keys() & RANGES.keys():
+        low = RANGES[name][0]
+        (tmp_path / "config.yaml").write_text(json.dumps(flat | {name: -(10**9) if low is None else low - 1}))
+        monkeypatch.setattr(sys, "argv", ["settings.py", str(tmp_path / "config.yaml"), "2"])
+        try:
+            runpy.run_path(str(ROOT / f"recipes/{recipe}/settings.py"), run_name="__main__")
+            refused = False
+        except SystemExit as error:
+            refused = str(error).startswith(f"{name}=")
+        found[name] = (low is not None, refused)
+    assert {name: both for name, both in found.items() if both[0] == both[1]} == {}
+
+
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
@@ -304,6 +337,7 @@ def test_every_number_that_takes_memory_or_time_has_an_upper_bound():
             "recipe.fusion_threshold_mb=1000000000: expected a whole number from 0 to 65536",
         ),
         ("cycle_time_ms", 1e12, "expected a number from 0 to 60000"),
+        ("bucket_cap_mb", 0, "recipe.bucket_cap_mb=0: expected a whole number from 1 to 1000000"),
         ("width", 10**8, "recipe.width=100000000: expected a whole number of at most 16384"),
         ("size", 16384, "expected a whole number from 1 to 4096"),
         ("num_train_rows", 10**12, "expected a whole number from 1 to 100000000"),
@@ -356,3 +390,24 @@ def test_a_setting_that_points_at_another_and_a_list_have_its_kind(recipe, overr
     with pytest.raises(UserError) as caught:
         compose_recipe(recipe, [override])
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "value"),
+    [
+        ("spark", "num_clusters", 1),
+        ("spark", "threshold", 0.0),
+        ("tensorflow", "clip_norm", 0.0),
+        ("ray_rllib", "learning_rate", 0.0),
+        ("ray_rllib", "learning_rate", -1e-3),
+    ],
+)
+def test_numbers_with_which_nothing_is_learnt_or_found_are_refused(tmp_path, recipe, key, value):
+    config, _ = compose_recipe(recipe, ["scale=smoke"])
+    flat = settings.worker_settings(config, tmp_path, tmp_path) | {key: value}
+    (tmp_path / "config.yaml").write_text(json.dumps(flat))
+    words = [sys.executable, ROOT / f"recipes/{recipe}/settings.py", tmp_path / "config.yaml", "2"]
+    path = os.pathsep.join(map(str, (ROOT / "runrecord", ROOT / f"recipes/{recipe}")))
+    done = subprocess.run(words, capture_output=True, text=True, env={**CLEAN, "PYTHONPATH": path})
+    assert done.returncode == 1
+    assert f"{key}={value}: " in done.stderr and "Traceback" not in done.stderr

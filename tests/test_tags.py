@@ -55,8 +55,9 @@ SHORT = 10  # lines: a tag at the head of such a function or statement is near e
 
 
 def untagged(source):
-    """(line, name) of each call in CALLS that has no tag: on its own lines, above it, or at the head of what holds it.
+    """(line, what) of each thing that only a distributed program has (`distributed`) and that has no tag.
 
+    A tag may stand on its own lines, above it, or at the head of what holds it.
     A comment speaks of the NEAR lines under it, up to the next comment of its own line or the next blank line. The head
     of a function takes in the comment above its first statement. What is longer than SHORT needs tags inside, unless
     one stands above a function's `def`.
@@ -74,10 +75,11 @@ def untagged(source):
             first -= 1
         return any(comments.get(number, "").startswith(TAG) for number in range(first, last + 1))
 
-    def calls(node, covered):
-        """Calls without a tag in a statement or an expression."""
+    def find(node, covered, kept):
+        """What has no tag in a statement or an expression. `kept`: see `kept_ranks`."""
         body = getattr(node, "body", None)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            kept = kept | kept_ranks(node)
             start = min([node.lineno, *(one.lineno for one in node.decorator_list)])
             statements = body[1:] if ast.get_docstring(node) is not None else body
             above = (
@@ -91,16 +93,52 @@ def untagged(source):
             inside = covered or (head and node.end_lineno - node.lineno < SHORT)
             for child in ast.iter_child_nodes(node):
                 of_head = not isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case)
-                yield from calls(child, covered or head if of_head else inside)
+                yield from find(child, covered or head if of_head else inside, kept)
             return
         elif isinstance(node, ast.stmt):
             covered = covered or tagged(node.lineno, node.end_lineno)
-        elif isinstance(node, ast.Call) and named(node) and not covered and not tagged(node.lineno, node.end_lineno):
-            yield node.lineno, named(node)
+        elif not covered and (what := distributed(node, kept)) and not tagged(node.lineno, node.end_lineno):
+            yield node.lineno, what
         for child in ast.iter_child_nodes(node):
-            yield from calls(child, covered)
+            yield from find(child, covered, kept)
 
-    return list(calls(ast.parse(source), False))
+    tree = ast.parse(source)
+    return list(find(tree, False, kept_ranks(tree)))
+
+
+def distributed(node, kept):
+    """What it is that a program on one process would not have: a call in CALLS, or a question who one is; or None."""
+    if isinstance(node, ast.Call):
+        return named(node)
+    if isinstance(node, ast.Compare) and asks_rank(node):
+        return ast.unparse(node)
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in kept:
+        return node.id
+    return None
+
+
+def asks_rank(node):
+    """Whether an expression compares a rank: what is called `rank`, what a call gives that ends with it, a task's."""
+    sides = [ast.unparse(side) for side in (node.left, *node.comparators)] if isinstance(node, ast.Compare) else []
+    return any(re.search(r"(^|\.|_)rank(\(\))?$|^task\(\)\.index$", side) for side in sides)
+
+
+def kept_ranks(scope):
+    """Names of variables that keep the answer in a module or a function: `first = dist.get_rank() == 0`."""
+    found, left = set(), list(scope.body)
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue  # a scope of its own
+        if isinstance(node, ast.Assign | ast.NamedExpr | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            pairs = [(target, node.value) for target in targets]
+            for target, value in pairs:
+                if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                    pairs += zip(target.elts, value.elts, strict=True)
+            found |= {target.id for target, value in pairs if isinstance(target, ast.Name) and asks_rank(value)}
+        left += ast.iter_child_nodes(node)
+    return found
 
 
 def named(call):
@@ -137,6 +175,13 @@ LONG = "".join(f"    step({number})\n" for number in range(SHORT))
         ("# Distributed: one for all.\nif dist.get_rank() == 0:\n    hvd.broadcast(a)\n", []),
         (f"# Distributed: one for all.\nif dist.get_rank() == 0:\n{LONG}    hvd.broadcast(a)\n", [SHORT + 3]),
         ("loss = step(\n    batch,\n    hvd.size(),  # Distributed: the mean is over all.\n)\n", []),
+        ("if rank == 0:\n    save()\n", [1]),
+        ("if self.rank > 0:\n    return\n", [1]),
+        ("first = dist.get_rank() == 0  # Distributed: one for all.\n\nif first:\n    save()\n", [3]),
+        ("first = rank == 0  # Distributed: one for all.\nif first:\n    save()\n", []),
+        ("def f():\n    a, first = 1, hvd.rank() == 0  # Distributed: one for all.\n\n    return first\n", [4]),
+        ("def f():\n    first = rank == 0  # Distributed: one.\n\n\ndef g(first):\n    return first\n", []),
+        ("ranks == 0\n", []),
         ("subprocess.run(argv)\n", []),
     ],
 )

@@ -19,8 +19,9 @@ import yaml
 from filelock import FileLock
 
 from cookbook import ROOT, UserError, run_folder
+from cookbook.files import read_json
 from cookbook.report import sinks, tracking
-from cookbook.report.feeder import Feeder, read_state
+from cookbook.report.feeder import Feeder
 from cookbook.report.sinks import Run, kubeflow, prometheus
 from cookbook.report.sinks import mlflow as mlflow_sink
 from cookbook.report.tail import RATE_SECONDS, Tail
@@ -225,7 +226,7 @@ def test_what_a_sink_missed_while_it_was_down_is_sent_when_it_is_back(tmp_path, 
     collector.is_down = True
     path.write_text("".join(lines_of(0, 5)))
     assert not feeder.pump() and "503" in feeder.error
-    assert "503" in read_state(feeder.path)["error"]
+    assert "503" in read_json(feeder.path)["error"]
     path.write_text("".join(lines_of(0, 7)))
     assert not feeder.pump()
     collector.is_down = False
@@ -237,7 +238,7 @@ def test_what_a_sink_missed_while_it_was_down_is_sent_when_it_is_back(tmp_path, 
         value for _, name, series, value, _ in collector.points if (name, series) == ("cookbook.step", "train/loss")
     }
     assert steps == set(range(7))
-    assert read_state(other.path) == read_state(other.path) | {"ended": "ok", "error": ""}
+    assert read_json(other.path) == read_json(other.path) | {"ended": "ok", "error": ""}
 
 
 def test_a_tailer_sends_while_the_run_goes_and_ends_with_it(tmp_path, collector):
@@ -281,7 +282,7 @@ def test_a_tailer_whose_driver_is_gone_sends_the_rest_and_ends(tmp_path, collect
     assert tailer.process.wait(60) == 0
     assert received(collector) == expected(3)
     (path,) = (run.folder / "tracking").glob("otlp-*.json")
-    assert read_state(path)["ended"] == "interrupted"
+    assert read_json(path)["ended"] == "interrupted"
 
 
 def test_a_run_that_has_ended_is_not_sent_to_what_only_shows_runs_that_go_on(tmp_path, collector):
@@ -656,7 +657,7 @@ def test_an_mlflow_server_that_is_killed_in_the_middle_of_a_run_has_all_of_it_at
 
     def sent():
         (path,) = (tmp_path / "out/pytorch/latest/tracking").glob("mlflow-*.json")
-        return sum(size for _, size in read_state(path)["place"].values())
+        return sum(size for _, size in read_json(path)["place"].values())
 
     driver.wait_until(lambda: num_losses() >= 4 and sent() > 0)
     mlflow_server.kill()

@@ -10,110 +10,16 @@ Nothing is asked or started here. A rank is held to be behind by the first of th
 
 from __future__ import annotations
 
-import linecache
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from cookbook.evidence.doing import Doing, doing_of, is_own, thread_of
+from cookbook.evidence.seen import Frame, Seen, seen_of
 from runrecord import Event, Record
 
 SLOW_SHARE = 0.3  # of its time that a rank is less in exchanges than the others: then it is what they wait for
-BUSY_SHARE = 0.5  # of a core: a process that uses more computes
-LIBRARY = re.compile(r"/site-packages/|/dist-packages/|/lib/python3[^/]*/|^<")
-LOCK = re.compile(r"\bwith\b.*lock|\.acquire\(|\block\b", re.IGNORECASE)
-# Where a thread waits for all others: part of the file's name, and which of its functions (any, if empty).
-EXCHANGES = (
-    ("torch/distributed/distributed_c10d.py", ""),
-    ("torch/distributed/_functional_collectives.py", ""),
-    ("torch/distributed/fsdp/", "wait_for_unshard|unshard|wait|_finalize|reduce"),
-    ("/horovod/", "synchronize|allreduce|allgather|broadcast|barrier|join|wait|grouped"),
-)
-BACKWARD = ("torch/autograd/graph.py", "_engine_run_backward")  # DDP exchanges the gradients within it
-IN_BACKWARD = "the exchange of gradients"
-GRAPH = ("tensorflow/python/eager/execute.py", "quick_execute")
-IN_GRAPH = "a TensorFlow step, of which the exchange is a part"
-IN_IMAGE = "/srv/recipe/"  # where the images of images/ have the recipe
-LOADER = "torch/utils/data/dataloader.py"
-STATES = {
-    "R": "running",
-    "S": "sleeping",
-    "D": "waiting for a disk or a network file system",
-    "T": "stopped",
-    "t": "stopped by a debugger",
-    "Z": "dead",
-}
-
-
-@dataclass(frozen=True)
-class Frame:
-    function: str
-    file: str
-    line: int
-
-    @property
-    def where(self) -> str:
-        """`main.py:112 in train_step`; of a library's file with its folder."""
-        shown = Path(self.file).name if not LIBRARY.search(self.file) else "/".join(Path(self.file).parts[-3:])
-        return f"{shown}:{self.line} in {self.function}"
-
-    @property
-    def source(self) -> str:
-        """The line itself, where this machine has that file; else empty."""
-        return linecache.getline(self.file, self.line).strip()
-
-
-@dataclass(frozen=True)
-class Thread:
-    name: str
-    active: bool  # running on a core at that moment
-    frames: tuple[Frame, ...]  # innermost first
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """One exchange as a rank's Flight Recorder has it."""
-
-    number: int
-    name: str
-    sizes: str
-    done: bool
-
-    @property
-    def text(self) -> str:
-        return f"number {self.number}, {self.name} of {self.sizes}{'' if self.done else ', not over'}"
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A process as its machine shows it."""
-
-    host: str
-    pid: int
-    ppid: int
-    name: str
-    words: str  # the begin of its command line
-    state: str  # a letter, as ps has it
-    cpu_share: float  # of one core while it was watched
-    cpu_seconds: float
-    waits_in: str  # the kernel's function in which it sleeps
-    rank: int | None  # as its launcher told it
-    threads: tuple[Thread, ...]
-    how: str  # py-spy, faulthandler, or empty: no stacks
-    why: str  # there are none
-    samples: tuple[tuple[Thread, ...], ...]
-    exchanges: tuple[Exchange, ...]
-
-
-@dataclass(frozen=True)
-class Doing:
-    """What a worker does. `kind`: gone, stopped, exchange, loading, busy, idle or unknown."""
-
-    kind: str
-    what: str  # the exchange's name; else what it does, in words
-    frame: Frame | None  # the innermost one of the recipe's own code, or of any
 
 
 @dataclass(frozen=True)
@@ -167,7 +73,7 @@ def make(
     answers = [answer for answer in probes.values() if not isinstance(answer, str)]
     notes = [f"{machine} could not be looked at: {why}" for machine, why in probes.items() if isinstance(why, str)]
     seen = {
-        (answer["host"], one["pid"]): _seen(answer["host"], one) for answer in answers for one in answer["processes"]
+        (answer["host"], one["pid"]): seen_of(answer["host"], one) for answer in answers for one in answer["processes"]
     }
     hosts = {answer["host"] for answer in answers}
     workers = tuple(_worker(events, seen, hosts, recipe, now) for events in _current(records))
@@ -231,79 +137,6 @@ def _shown(event: Event) -> str:
     return " ".join([event["event"], str(event.get("name", "")), *details]).replace("  ", " ").strip()
 
 
-def doing_of(seen: Seen, threads: Sequence[Thread], recipe: str) -> Doing:
-    """What a process does, by the stacks of one moment."""
-    thread = thread_of(threads, recipe)
-    frame = _own_frame(thread, recipe) if thread else None
-    if seen.state in "Tt":
-        return Doing("stopped", f"it is {STATES[seen.state]}: SIGCONT lets it go on", frame)
-    if thread is None:
-        busy = seen.cpu_share > BUSY_SHARE
-        return Doing("busy" if busy else "unknown", "it computes" if busy else "its stacks could not be read", None)
-    active, computes = thread.active, seen.cpu_share > BUSY_SHARE
-    if computes and (seen.how == "faulthandler" or any(GRAPH[0] in one.file for one in thread.frames)):
-        active = True  # faulthandler does not say which thread runs; TensorFlow computes in threads of its own
-    if name := exchange_of(thread, active):
-        return Doing("exchange", name, frame)
-    if not active and any(LOADER in one.file for one in thread.frames):
-        return Doing("loading", "it waits for a process of its data loader", frame)
-    if active:
-        return Doing("busy", "it computes", frame)
-    if seen.state == "D":
-        return Doing("idle", f"it is {STATES['D']}", frame)
-    if frame and LOCK.search(frame.source):
-        other = _other_lock(threads, thread, recipe)
-        more = f", and its thread {other[0]} at {other[1].where}: they look like a deadlock" if other else ""
-        return Doing("idle", f"it waits for a lock{more}", frame)
-    return Doing("idle", "it waits for something that is no exchange", frame)
-
-
-def thread_of(threads: Sequence[Thread], recipe: str) -> Thread | None:
-    """The thread that does the recipe's work: the main one, unless only another one is in the recipe's code."""
-    main = [thread for thread in threads if thread.name == "MainThread"] or list(threads[:1])
-    own = [thread for thread in [*main, *threads] if any(_is_own(frame, recipe) for frame in thread.frames)]
-    return next(iter([*own, *main]), None)
-
-
-def exchange_of(thread: Thread, active: bool) -> str:
-    """The name of the exchange in which a thread is; empty in none."""
-    for frame in reversed(thread.frames):  # the outermost one has the name that the recipe calls
-        known = any(part in frame.file and re.search(names, frame.function) for part, names in EXCHANGES)
-        if known and LIBRARY.search(frame.file):
-            return frame.function
-    if not active:
-        if _is_begun_exchange(thread):
-            return "an exchange that was begun before"
-        for (part, function), name in ((BACKWARD, IN_BACKWARD), (GRAPH, IN_GRAPH)):
-            if any(part in frame.file and frame.function == function for frame in thread.frames):
-                return name
-    return ""
-
-
-def _is_begun_exchange(thread: Thread) -> bool:
-    """Whether the innermost Python frame waits in a library's own code, as `work.wait()` does."""
-    return not LIBRARY.search(thread.frames[0].file) and ".wait(" in thread.frames[0].source if thread.frames else False
-
-
-def _is_own(frame: Frame, recipe: str) -> bool:
-    return f"/recipes/{recipe}/" in frame.file or frame.file.startswith(IN_IMAGE)
-
-
-def _own_frame(thread: Thread, recipe: str) -> Frame | None:
-    own = [frame for frame in thread.frames if _is_own(frame, recipe)]
-    other = [frame for frame in thread.frames if not LIBRARY.search(frame.file)]
-    return next(iter([*own, *other, *thread.frames]), None)
-
-
-def _other_lock(threads: Sequence[Thread], mine: Thread, recipe: str) -> tuple[str, Frame] | None:
-    """Another thread of the same process that waits for a lock in the recipe's code."""
-    for thread in threads:
-        frame = _own_frame(thread, recipe)
-        if thread is not mine and not thread.active and frame and _is_own(frame, recipe) and LOCK.search(frame.source):
-            return thread.name, frame
-    return None
-
-
 def _of_loader(parent: Seen, seen: Mapping[tuple[str, int], Seen], recipe: str) -> Doing | None:
     """What the data loader's process does for which a worker waits: a stopped one, or the busiest."""
     children = [
@@ -348,9 +181,7 @@ def _verdict(
 
 def _no_exchange(workers: Sequence[Worker], rest: Sequence[Worker], recipe: str) -> tuple[str, tuple[int, ...]]:
     """Nobody is in an exchange that is known here: those who have come least far are behind, if that differs."""
-    telling = [
-        one for one in rest if one.doing.kind == "busy" or (one.doing.frame and _is_own(one.doing.frame, recipe))
-    ]
+    telling = [one for one in rest if one.doing.kind == "busy" or (one.doing.frame and is_own(one.doing.frame, recipe))]
     if len(workers) == 1 and telling:
         (one,) = telling
         return f"{one.name} has stopped writing: {one.doing.what}{_line(one.doing.frame)}; {one.at}.", (one.rank,)
@@ -464,45 +295,3 @@ def _of_process(one: Seen, recipe: str) -> str:
     doing = doing_of(one, one.threads, recipe)
     rank = f"rank {one.rank}, " if one.rank is not None else ""
     return f"{one.name} ({rank}pid {one.pid} on {one.host}): {doing.what}{_line(doing.frame)}"
-
-
-def _seen(host: str, one: Mapping[str, Any]) -> Seen:
-    """A process from probe.py's answer."""
-    stacks, written = one["stacks"], one["written"]
-    threads = _threads(stacks) if stacks is not None else parse_faulthandler(written)
-    exchanges = (one["exchanges"] or {}).get("last", [])
-    return Seen(
-        host=host,
-        pid=one["pid"],
-        ppid=one["ppid"],
-        name=one["name"],
-        words=one["words"].strip(),
-        state=one["state"],
-        cpu_share=one["cpu_share"],
-        cpu_seconds=one["cpu_seconds"],
-        waits_in=one["waits_in"],
-        rank=int(one["rank"]) if str(one["rank"]).isdigit() else None,
-        threads=threads,
-        how="" if not threads else "py-spy" if stacks is not None else "faulthandler",
-        why=one["why"],
-        samples=tuple(_threads(sample) for sample in one["samples"]),
-        exchanges=tuple(Exchange(each["number"], each["name"], str(each["sizes"]), each["done"]) for each in exchanges),
-    )
-
-
-def _threads(stacks: Iterable[Mapping[str, Any]]) -> tuple[Thread, ...]:
-    return tuple(Thread(one["name"], one["active"], tuple(Frame(*frame) for frame in one["frames"])) for one in stacks)
-
-
-def parse_faulthandler(text: str) -> tuple[Thread, ...]:
-    """The threads in what Python's faulthandler writes. It does not say which of them run."""
-    threads: list[Thread] = []
-    for part in re.split(r"^(?=(?:Current thread|Thread) 0x)", text, flags=re.MULTILINE):
-        head = re.match(r"(Current thread|Thread) (0x[0-9a-f]+)(?: \[(.*?)\])?", part)
-        if head:
-            found = re.findall(r'^  File "(.*)", line (\d+) in (.*)$', part, re.MULTILINE)
-            frames = tuple(Frame(function, file, int(line)) for file, line, function in found)
-            # A signal reaches the main thread: it is the one that writes.
-            name = "MainThread" if head[1].startswith("Current") else head[3] or head[2]
-            threads.append(Thread(name, False, frames))
-    return tuple(threads)

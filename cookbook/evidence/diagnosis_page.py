@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from cookbook.evidence.diagnosis import STATES, Diagnosis, Seen, Worker
+from cookbook.evidence.diagnosis import Diagnosis, Worker
+from cookbook.evidence.doing import STATES
+from cookbook.evidence.seen import Seen
 from cookbook.report.pages import environment, machine
 
 PAGE = "diagnosis.html"

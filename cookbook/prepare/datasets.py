@@ -66,10 +66,11 @@ def states(text: str | list[str]) -> Iterator[bytes]:
     """Yields a line of bytes (name, size, time) for each file that `text` names: a file, a folder, a glob, or a list.
 
     Links to files and to folders are followed, because a change behind them changes the dataset. A name is only a
-    glob if there is no file of that name.
+    glob if there is no file of that name; then {a,b} stands for both, as a builder may have it.
     """
     for name in text if isinstance(text, list) else [text]:
-        found = [name] if os.path.lexists(name) else glob.glob(name, recursive=True)
+        there = os.path.lexists(name)
+        found = [name] if there else [path for one in _braces(name) for path in glob.glob(one, recursive=True)]
         waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [(path, ()) for path in found]
         while waiting:
             path, above = waiting.pop()
@@ -84,6 +85,15 @@ def states(text: str | list[str]) -> Iterator[bytes]:
             except OSError as error:  # a link to nothing, or not readable: the builder will say so
                 facts = str(error.strerror)
             yield os.fsencode(path) + f" {facts}\n".encode()
+
+
+def _braces(pattern: str) -> list[str]:
+    """a{b,c} as ab and ac."""
+    found = re.search(r"\{([^{}]*,[^{}]*)\}", pattern)
+    if not found:
+        return [pattern]
+    begin, end = pattern[: found.start()], pattern[found.end() :]
+    return [one for word in found[1].split(",") for one in _braces(begin + word + end)]
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,9 @@ import contextlib
 import json
 import threading
 import time
-from pathlib import Path
-from typing import Any
 
 from cookbook import redact
-from cookbook.files import write_whole
+from cookbook.files import read_json, write_whole
 from cookbook.report import sinks
 from cookbook.report.sinks import Run, Settings
 from cookbook.report.tail import Batch, Tail
@@ -24,7 +22,7 @@ class Feeder:
     def __init__(self, settings: Settings, run: Run) -> None:
         self.settings, self.run = settings, run
         self.path = run.folder / FOLDER / f"{sinks.key(settings)}.json"
-        self.kept = read_state(self.path)
+        self.kept = read_json(self.path)
         self.sink = sinks.load(settings["kind"])(settings, run, self.kept.setdefault("state", {}))
         self.tail: Tail | None = None
         self.pending: Batch | None = None
@@ -130,12 +128,3 @@ class FeederThread(threading.Thread):
         """Tells it that the run has ended, and how."""
         self.status = status
         self.wake.set()
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """The content of a sink's file in the run folder; {} where there is none that can be read."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content

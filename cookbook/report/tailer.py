@@ -21,9 +21,9 @@ from typing import Any
 from filelock import FileLock
 
 from cookbook import ROOT
-from cookbook.files import write_whole
+from cookbook.files import read_json, write_whole
 from cookbook.report import sinks
-from cookbook.report.feeder import FOLDER, Feeder, FeederThread, read_state
+from cookbook.report.feeder import FOLDER, Feeder, FeederThread
 from cookbook.report.sinks import Run, Settings
 
 LAST_SECONDS = 5.0  # to send the rest when the driver was killed
@@ -41,7 +41,7 @@ class Tailer:
         self.wait_seconds: float = max(one["wait_seconds"] for one in self.wanted)
         for one in self.wanted:  # what an earlier try of this run came to is no longer true
             path = self.folder / f"{sinks.key(one)}.json"
-            if state := read_state(path):
+            if state := read_json(path):
                 write_whole(path, json.dumps(state | {"ended": ""}), 0o644)
         paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         environment = {name: value for name, value in os.environ.items() if name != without} | {"PYTHONPATH": paths}
@@ -79,7 +79,7 @@ class Tailer:
             self.process.stdin.close()
         problems, late = [], f"it had not taken all within {seconds:.0f} s"
         for one in self.wanted:
-            state = read_state(self.folder / f"{sinks.key(one)}.json")
+            state = read_json(self.folder / f"{sinks.key(one)}.json")
             if state.get("ended") != status:
                 problems.append((one["kind"], state.get("error") or crashed or late))
         return problems

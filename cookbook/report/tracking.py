@@ -14,8 +14,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cookbook import ROOT, UserError, redact, run_folder
+from cookbook.files import read_json
 from cookbook.report import sinks
-from cookbook.report.feeder import FOLDER, Feeder, read_state
+from cookbook.report.feeder import FOLDER, Feeder
 from cookbook.report.sinks import Run, Settings
 from cookbook.words import run_program
 
@@ -46,7 +47,7 @@ def send(tracking: Settings, folder: Path, content: dict[str, Any]) -> list[str]
         sinks.load(settings["kind"]).check(settings)
     (folder / FOLDER).mkdir(exist_ok=True)
     status = sinks.ending_of(content)
-    sweeps = {read_state(path).get("sweep", "") for path in (folder / FOLDER).glob("*.json")}
+    sweeps = {read_json(path).get("sweep", "") for path in (folder / FOLDER).glob("*.json")}
     run = Run(folder, content["recipe"], next(iter(sorted(sweeps, reverse=True)), ""), live=False)
     lines = []
     try:

@@ -1,19 +1,18 @@
 """Overrides as people type them, made into those that Hydra can take: each name exists, each text stays what it is."""
 
 import difflib
-import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 
 from cookbook import UserError
 from cookbook.job import Settings
 from cookbook.settings.files import CONF
+from cookbook.settings.quoting import as_word, quoted, scalar, texts_for_hydra, value_for_hydra
 
 # Values of these are texts whatever they look like, although the default is null.
 TEXTS = re.compile(
@@ -142,7 +141,7 @@ class _CommandLine:
             return self._choice(one)
         if mapping := next((name for name in OPEN if one.key.startswith(f"{name}.") and name in self.mappings), None):
             is_name = mapping == "data.columns" and one.value.lower() != "null"
-            shown = _quoted(one.value) if is_name else _scalar(one.value)
+            shown = quoted(one.value) if is_name else scalar(one.value)
             return f"++{mapping}={{{one.key.removeprefix(mapping + '.')}: {shown}}}"
         return self._setting(one)
 
@@ -157,6 +156,8 @@ class _CommandLine:
     def _setting(self, one: Override) -> str:
         key, value = one.key, one.value
         self._exists(one)
+        if (FOLDERS.search(key) or key == "resume") and value.startswith("~"):
+            value = os.path.expanduser(value)  # a shell does so only at the beginning of a word
         default = self.defaults.get(key)
         # A default that only points at another setting is of that one's kind.
         while isinstance(default, str) and (other := re.fullmatch(r"\$\{([\w.]+)\}", default)):
@@ -170,7 +171,9 @@ class _CommandLine:
                 f"{key}={value}: nothing is filled in for ${{...}} here; write the value itself, "
                 "or have the shell fill it in"
             )
-        shown = _texts_for_hydra(key, value) if are_texts else _for_hydra(key, value, is_text, self.is_sweep, default)
+        shown = (
+            texts_for_hydra(key, value) if are_texts else value_for_hydra(key, value, is_text, self.is_sweep, default)
+        )
         return f"{'++' if key in OPEN else ''}{key}={shown}"
 
     def _exists(self, one: Override) -> None:
@@ -190,68 +193,6 @@ class _CommandLine:
 def _twice(key: str, first: str, second: str) -> str:
     braces = f" If a shell has made two of one value with {{a,b}}, put quotes around it: '{key}=...{{a,b}}...'"
     return f"{key} is given twice, as {first} and as {second}: say one.{'' if first.isalnum() else braces}"
-
-
-def _for_hydra(key: str, value: str, text: bool, several: bool, default: object) -> str:
-    try:
-        override = OverridesParser.create().parse_override(f"{key}={value}")
-        parsed = override.value() if not override.is_sweep_override() else None
-        sweep = override.is_sweep_override()
-    except HydraException:
-        if isinstance(default, list):
-            raise UserError(
-                f"{key}={value} is not a list: expected something like {json.dumps(default)}; texts in it with other "
-                "characters than letters, digits and -_./ need quotes"
-            ) from None
-        return _quoted(value)
-    if sweep and several and key not in ("output_root", "cache_dir", "resume"):
-        return value
-    if text or default is None:
-        own_quotes = value[:1] in ("'", '"') and value[-1:] == value[:1] and not sweep
-        plain = not sweep and isinstance(parsed, str) and (parsed == value or own_quotes)
-        null = not sweep and parsed is None
-        if "${" in value:
-            return _quoted(str(parsed) if own_quotes else value)
-        if plain or null or (not text and not sweep):
-            return value
-        return _quoted(value)
-    if sweep:
-        what = f"a list is written {key}=[{value}]" if isinstance(default, list) else "choose one"
-        raise UserError(f"{key}={value}: several values make a sweep, which takes -m; {what}")
-    return value
-
-
-def _texts_for_hydra(key: str, value: str) -> str:
-    """A list of texts, or one text, each as it is typed: NaN and 007 are no numbers, and NULL in a list is a word."""
-    if value in ("null", ""):
-        return value
-    if value[:1] != "[" and "," not in value:
-        return _quoted(_unquoted(value))
-    word = r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,\[\]{}'"][^,\[\]{}'"]*)\s*"""
-    if not re.fullmatch(rf"\[(\s*|{word}(,{word})*)\]", value):
-        raise UserError(
-            f"{key}={value}: a list is written {key}=[a,b]; what has a comma, a bracket or a quote in it needs quotes"
-        )
-    return f"[{','.join(_quoted(_unquoted(found.strip())) for found in re.findall(word, value[1:-1]))}]"
-
-
-def _unquoted(word: str) -> str:
-    """A word without the quotes around it."""
-    quote = word[0]
-    return word[1:-1].replace(f"\\{quote}", quote) if quote in "'\"" and word[1:] and word[-1] == quote else word
-
-
-def _quoted(value: str) -> str:
-    """A text in Hydra's quotes: a backslash counts only before a quote, and before `${`, which then is text."""
-    value = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
-    inner = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", value)
-    trailing = len(inner) - len(inner.rstrip("\\"))
-    return f"'{inner}{inner[len(inner) - trailing :] if trailing else ''}'"
-
-
-def _scalar(value: str) -> str:
-    kind = yaml.safe_load(value) if value else ""
-    return value if value.lower() == "null" or isinstance(kind, (bool, int, float)) else _quoted(value)
 
 
 def _no_such_setting(word: str, key: str, names: Sequence[str]) -> str:
@@ -288,7 +229,7 @@ def with_defaults_of_mode(words: Sequence[str]) -> list[str]:
     found = _overrides_of("scale", driver.get("scales", {}), chosen)
     if "modes" in driver:
         found |= _overrides_of("recipe.mode", driver["modes"], chosen)
-    return [f"{key}={_as_word(value)}" for key, value in found.items()] + list(words)
+    return [f"{key}={as_word(value)}" for key, value in found.items()] + list(words)
 
 
 def _overrides_of(key: str, choices: Settings, chosen: Mapping[str, str]) -> dict[str, Any]:
@@ -303,10 +244,3 @@ def _overrides_of(key: str, choices: Settings, chosen: Mapping[str, str]) -> dic
         )
     first: dict[str, Any] = wanted[0]
     return first
-
-
-def _as_word(value: object) -> str:
-    """A value of a settings file as Hydra reads it on the command line."""
-    if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value):
-        return value
-    return json.dumps(value)

@@ -40,7 +40,7 @@ from cookbook.prepare.environments import (
     variants_of,
 )
 from cookbook.report import pages
-from cookbook.tools import health
+from cookbook.tools import history, provenance
 from cookbook.words import run_program
 
 MINUTES = 40  # after this time no trial begins
@@ -371,11 +371,11 @@ def main(argv: Sequence[str]) -> None:
         content = {
             "recipe": wanted.recipe,
             "time": began,
-            "machine": health.machine_class(pages.machine()),
-            "commit": health.commit_of(),
+            "machine": provenance.machine_class(pages.machine()),
+            "commit": provenance.commit_of(),
             "proposals": [asdict(one) for one in found],
         }
-        health.append(os.path.abspath(wanted.history), "canary", content)
+        history.append(os.path.abspath(wanted.history), "canary", content)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ from filelock import FileLock
 from cookbook import ROOT, UserError, inventory, recipes, require_recipe, systems
 from cookbook.files import write_whole
 from cookbook.job import Job, Process, Settings
-from cookbook.places import hosts as on_hosts
+from cookbook.places.hosts import SshHosts
+from cookbook.places.hosts.running import stop
 from cookbook.places.hosts.ssh import Ssh
 from cookbook.prepare import doctor, environments
 from cookbook.report.console import Stage
@@ -138,9 +139,7 @@ class Service:
         # A supervisor that was killed has left things on the hosts.
         cluster = self.config["cluster"]
         with Ssh(cluster) as ssh:
-            if lost := on_hosts.stop(
-                ssh, cluster, self.folder, state["run_id"], {}, [*state["cleanup_paths"], self.folder]
-            ):
+            if lost := stop(ssh, cluster, self.folder, state["run_id"], {}, [*state["cleanup_paths"], self.folder]):
                 why = "; ".join(f"{name}: {text}" for name, text in lost.items())
                 raise UserError(f"the {self.recipe} cluster may still be on hosts that could not be reached: {why}")
 
@@ -162,7 +161,7 @@ class Service:
         stage = Stage("services")
         python, _ = environments.ensure(self.recipe, self.config["cache_dir"], stage, run_id, variant)
         job = Job(self.config, ROOT / "recipes" / self.recipe, python, run_dir)
-        place = on_hosts.SshHosts(job, run_id, self.system, use_services=False)
+        place = SshHosts(job, run_id, self.system, use_services=False)
         place.prepare(None, stage)
         processes, access = self.system.cluster_on_hosts(job, place.hosts)
         cleanup_paths = sorted({path for process in processes for path in process.cleanup_paths})

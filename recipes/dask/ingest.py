@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 
 import dask
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,9 @@ import pyarrow.parquet as pq
 from checking import COLUMNS, check
 from reading import plain_reading, read_part
 from tables import begin, finish, give_up, place_of, write_table
+
+KEY = ["scheduled", "carrier", "origin", "dest", "tailnum"]  # two flights that share all of these are one
+BYTES_COMPARED = 256 << 20  # of files that are larger together, a share of the flights is looked at
 
 
 def ingest(config, run):
@@ -31,7 +35,8 @@ def ingest(config, run):
     partial = begin(folder, names)
     # Distributed: nothing is computed yet; each call is a node of a graph, and `compute` sends the nodes
     # to the workers.
-    tasks = [dask.delayed(ingest_part)(number, *part, values, partial) for number, part in enumerate(parts)]
+    share = min(1.0, BYTES_COMPARED / sum(os.path.getsize(reading["path"]) for reading, *_ in parts))
+    tasks = [dask.delayed(ingest_part)(number, *part, values, partial, share) for number, part in enumerate(parts)]
     try:
         done = dask.compute(*tasks)
     except (OSError, EOFError, ValueError) as error:
@@ -46,6 +51,10 @@ def ingest(config, run):
     run.table("rows in quarantine", reasons or [{"reason": "none", "rows": 0, "example": ""}])
     if problem := too_many(counts, reasons, config.max_malformed_share, folder):
         raise SystemExit(problem)
+    if "reading" in manifest:  # the cookbook's own flights may well be copies
+        counts["repeated"], twice = repeated(done, share)
+        if twice:
+            run.table("flights that are there more than once", twice[:100])
     places = {}
     for result in done:
         places.setdefault((result["host"], result["pid"]), []).append(result["read"])
@@ -97,6 +106,26 @@ def check_files(parts, done):
         raise SystemExit(f"what was read is not what the manifest lists: {other[0]} instead of {other[1]}")
 
 
+def repeated(done, share):
+    """(how many good flights are there once more, about; [{rows, file, first} of the files, the most rows first]).
+
+    The same flights in other words: with other separators, as Parquet besides, or a month beside its year.
+    """
+    paths = list(dict.fromkeys(result["part"][0] for result in done))
+    keys = np.concatenate([result["keys"] for result in done])
+    files = np.repeat([paths.index(result["part"][0]) for result in done], [len(result["keys"]) for result in done])
+    order = np.lexsort((files, keys))
+    keys, files = keys[order], files[order]
+    again = np.flatnonzero(keys[1:] == keys[:-1]) + 1
+    first = np.searchsorted(keys, keys[again])
+    pairs, counts = np.unique(np.stack([files[again], files[first]]), axis=1, return_counts=True)
+    found = [
+        {"rows": round(count / share), "file": paths[file], "the same as in": paths[other]}
+        for (file, other), count in zip(pairs.T, counts.tolist(), strict=True)
+    ]
+    return round(len(again) / share), sorted(found, key=lambda one: -one["rows"])
+
+
 def reasons_of(done):
     """[{reason, rows, example}], the most frequent first."""
     rows, examples = {}, {}
@@ -126,11 +155,12 @@ def too_many(counts, reasons, limit, folder):
     return None
 
 
-def ingest_part(number, reading, group, num_rows, values, folder):
-    """Runs on a worker. Returns counts, reasons, flights per day, values per column, and where it ran."""
+def ingest_part(number, reading, group, num_rows, values, folder, share=1.0):
+    """Runs on a worker. Returns counts, reasons, flights per day, values per column, a key (uint64) of each flight, or
+    of that share of them, and where it ran."""
     path = reading["path"]
     told = {"pid": os.getpid(), "host": socket.gethostname(), "part": (path, group)}
-    told |= {"unknown": 0, "reasons": {}, "days": {}, "known": {}}
+    told |= {"unknown": 0, "reasons": {}, "days": {}, "known": {}, "keys": np.empty(0, np.uint64)}
     try:
         rows, broken = read_part(reading, group)
     except EOFError:
@@ -168,7 +198,9 @@ def ingest_part(number, reading, group, num_rows, values, folder):
     flights = flights[~bad]
     write_table(flights, f"{folder}/flights/part-{number:05d}.parquet")
     days = flights["scheduled"].dt.strftime("%Y-%m-%d").value_counts()
+    keys = pd.util.hash_pandas_object(flights[KEY], index=False).to_numpy()
     return told | {
+        "keys": keys[keys <= share * float(2**64 - 1)],
         "read": len(rows),
         "good": len(flights),
         "quarantined": int(bad.sum()),

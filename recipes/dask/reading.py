@@ -83,13 +83,17 @@ def read_text(reading):
                 next(each)
             header = [name.removeprefix("\ufeff").strip() for name in next(row for row in rows if row)]
             places, width = {ours: header.index(name) for ours, name in reading["columns"].items()}, len(header)
+            named = set(header) - {""}
             lines.record.clear()
             last = []
             for row in rows:
                 last = lines.check_quotes(row, width, separator)
-                if not row:
-                    continue  # an empty line
-                if len(row) < width or any(row[width:]):
+                if not row or (len(row) == 1 and not row[0].strip()):
+                    continue  # an empty line, or one of blanks
+                if not named.isdisjoint((row[0].strip(), row[-1].strip())) and is_header(row, header):
+                    broken[number] = "the header stands here once more", "".join(last).rstrip("\r\n")[:200]
+                    row = [""] * width
+                elif len(row) < width or any(row[width:]):
                     what = "fewer" if len(row) < width else "more"
                     broken[number] = f"the row has {what} fields than the header", "".join(last).rstrip("\r\n")[:200]
                     row = [""] * width
@@ -104,6 +108,8 @@ def read_text(reading):
                     block = []
         except csv.Error as error:
             raise ValueError(f"{path} cannot be read at line {lines.number}: {error}") from None
+        except HeaderError as error:
+            raise ValueError(f"{path}: line {lines.number} {error}") from None
         except SwallowedError as error:
             raise ValueError(f"{path}: {error}") from None
     try:
@@ -119,6 +125,20 @@ def read_text(reading):
 
 def packed(block, places):
     return pa.table({ours: pa.array([row[place] for row in block], pa.string()) for ours, place in places.items()})
+
+
+class HeaderError(Exception):
+    """A header in the middle of a file gives its columns in another order."""
+
+
+def is_header(row, header):
+    """Whether a row is the header once more, as where files were joined. Raises HeaderError for another one."""
+    names = [name.strip() for name in row]
+    if sum(name in header for name in names) * 2 <= len(names):
+        return False
+    if [name for name in names if name] != [name for name in header if name]:
+        raise HeaderError(f"is another header, {','.join(names)[:200]}: cut the file there into two")
+    return True
 
 
 class SwallowedError(Exception):

@@ -141,7 +141,7 @@ class Workers:
             found = {(host, pid): tasks for host, pid, tasks in answers.values()}
         for place in [place for place in self.records if place not in found]:
             del self.records[place]  # no `end`: lost, or let go
-        # Ranks stay as they are where they can; who is new takes the place of one who is gone.
+        # Distributed: ranks stay as they are where they can; who is new takes the place of one who is gone.
         kept = {place: rank for place, (rank, *_) in self.records.items() if rank < len(found)}
         free = sorted(set(range(len(found))) - set(kept.values()))
         for place in sorted(found.keys() - kept.keys()):
@@ -187,6 +187,7 @@ def embedded(config):
     }
     workers = {}
     for rank in range(1 if config.elastic else config.num_workers):
+        # Distributed: workers may differ; one without an entry has cores and memory only.
         resources = config.worker_resources[rank] if rank < len(config.worker_resources) else {}
         workers[rank] = {"cls": Nanny, "options": {**options, "resources": resources}}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": None}}

@@ -31,10 +31,6 @@ def check_settings(config, framework, world_size=None):
     for key in AT_LEAST_ONE:
         if getattr(config, key) < 1:
             raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 1")
-    for key in ("fusion_threshold_mb", "cycle_time_ms"):
-        value = getattr(config, key)
-        if value is not None and (isinstance(value, (bool, str)) or value < 0):
-            raise SystemExit(f"{key}={value!r}: expected a number of at least 0, or null for Horovod's own")
     if config.learning_rate <= 0:
         raise SystemExit(f"learning_rate={config.learning_rate}: expected a number above 0")
     if config.width < 8 or config.width % 8:

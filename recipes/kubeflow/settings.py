@@ -20,8 +20,6 @@ def check_settings(config):
         least = 1 if key in AT_LEAST_ONE else 0
         if getattr(config, key) < least:
             raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least {least}")
-    if config.serve_port > 65535:
-        raise SystemExit(f"serve_port={config.serve_port}: expected a port up to 65535, or 0 for any that is free")
     if config.width < 8 or config.width % 8:
         raise SystemExit(f"width={config.width}: expected a multiple of 8 (the network normalises in 8 groups)")
     try:

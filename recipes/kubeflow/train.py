@@ -120,7 +120,7 @@ def train_epoch(model, network, optimizer, position, checkpoints, notice, num_st
             notice.saved(wish.item())
     done, rows_of_epoch = first_step + steps.stop, min(steps.stop * config.global_batch_size, len(data))
     run.metric("train/loss", sum_over_ranks(position["loss_sum"], device) / rows_of_epoch, done, epoch)
-    if rank == 0 and num_rows:
+    if rank == 0 and num_rows:  # Distributed: all took as long, so one of them tells.
         run.metric("samples_per_second", num_rows / (time.perf_counter() - started), done, epoch, unit="samples/s")
     run.progress(done, num_steps, f"epoch {epoch + 1}")
 

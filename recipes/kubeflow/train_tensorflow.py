@@ -78,7 +78,7 @@ def main():
 
             train(strategy, model, optimizer, position, save, exchange, data, config, run, rank, world_size)
         run.digest(variable.numpy() for variable in model.variables)
-        if rank == 0:
+        if rank == 0:  # Distributed: all hold the same variables, so one writes the model.
             save_whole(as_torch(model, data, config.width), Path(config.model_path))
 
 
@@ -127,7 +127,7 @@ def train(strategy, model, optimizer, position, save, exchange, data, config, ru
                 notice.saved(int(wish))
         done, rows_of_epoch = first + indices.stop, min(indices.stop * config.global_batch_size, len(data))
         run.metric("train/loss", (position["loss_sum"] + exchange(loss_sum)) / rows_of_epoch, done, number)
-        if rank == 0 and num_rows:
+        if rank == 0 and num_rows:  # Distributed: all took as long, so one of them tells.
             run.metric("samples_per_second", num_rows / (time.perf_counter() - began), done, number, unit="samples/s")
         run.progress(done, num_steps, f"epoch {number + 1}")
         position.update(epoch=number + 1, step=0, loss_sum=0.0)

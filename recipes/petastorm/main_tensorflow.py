@@ -175,7 +175,7 @@ def train_epoch(add_up, train_step, manifest, config, position, notice, save, ra
             loss_sum += float(train_step(features, late, total))
             num_rows += len(ids)
             position["step"], position["taken"] = position["step"] + 1, position["taken"] + 1
-            if rank == 0 and position["step"] % 50 == 0:
+            if rank == 0 and position["step"] % 50 == 0:  # Distributed: all are at the same step.
                 run.progress(epoch, config.num_epochs, f"epoch {epoch + 1}  step {position['step']}")
             if wish:
                 collect()

@@ -148,7 +148,7 @@ def check_row_groups(config, rank=0, world_size=1):
             check_columns(file.schema_arrow, manifest, path)
             num_rows += file.metadata.num_rows
             for group in range(file.metadata.num_row_groups):
-                if number % world_size == rank:
+                if number % world_size == rank:  # Distributed: each rank checks its share of the row groups.
                     check_values(file.read_row_group(group, columns=columns_of(manifest)), path)
                 number += 1
         if number < config.num_shards:

@@ -25,6 +25,8 @@ def check_settings(config, num_workers=None):
     for key in AT_LEAST_ONE:
         if getattr(config, key) < 1:
             raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 1")
+    if config.max_restarts < 0:
+        raise SystemExit(f"max_restarts={config.max_restarts}: expected a whole number of at least 0")
     if config.learning_rate <= 0:
         raise SystemExit(f"learning_rate={config.learning_rate}: expected a number above 0")
     if config.mode == "digits" and config.reader != "row":

@@ -100,7 +100,7 @@ class Sharded:
             optim_state_dict=state["optimizer"],
             options=OPTIONS,
         )
-        if self.rank == 0:
+        if self.rank == 0:  # Distributed: one says it for all.
             print(f"going on from {path}", flush=True)
         return about["step"]
 

@@ -178,7 +178,8 @@ def train_language_model(parallel, optimizer, batches, num_steps, start, checkpo
         end_of_epoch = step + 1 == num_steps or step_of_epoch + 1 == batches.steps_per_epoch
         wish = checkpoints.agreed(notice.wish(step + 1, last=end_of_epoch))
         if end_of_epoch:
-            if parallel.rank == 0:  # the ranks stop their clocks at slightly different times
+            # Distributed: the ranks stop their clocks at slightly different times; one of them tells.
+            if parallel.rank == 0:
                 speed = (step + 1 - first_step) * config.global_batch_size / (time.perf_counter() - epoch_began)
                 run.metric("samples_per_second", speed, step + 1, epoch, "samples/s")
             bits = parallel.evaluate() / math.log(2)

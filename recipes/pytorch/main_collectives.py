@@ -156,7 +156,7 @@ def main():
             table.append(row)
             run.progress(number + 1, len(sizes), f"messages of {size:,} bytes")
         run.metric("all_reduce/bus_mb_per_second", table[-1]["all_reduce"], 0, unit="MB/s")
-        if rank == 0:
+        if rank == 0:  # Distributed: one writes the tables for all.
             run.table("exchanges against one process", checks)
             names = [name for name in table[0] if name != "message_bytes"]
             run.table("bus bandwidth in MB per second", table, x="message_bytes", y=names, log=True)

@@ -128,7 +128,7 @@ def main():
                 sharded, sharded.optimizer, batches, num_steps, start, checkpoints, config, run
             )
             sharded.report_memory(run)
-            if rank == 0:
+            if rank == 0:  # Distributed: one writes the table for all.
                 report_baselines(config, run, bits_per_byte)
             # Distributed: gathered whole on every process, so that all can be compared.
             run.digest(parameter.full_tensor().cpu().numpy() for parameter in sharded.model.state_dict().values())

@@ -28,6 +28,7 @@ def cut(model, rank, world_size):
         # Distributed: what other stages compute is deleted here. (All were built first, for equal initial weights.)
         if int(number) // layers_per_stage != rank:
             del model.layers[number]
+    # Distributed: the first stage alone embeds the bytes, the last one alone computes the output.
     if rank > 0:
         model.embedding = None
     if rank < world_size - 1:
@@ -59,6 +60,7 @@ class Pipeline:
     def run_schedule(self, pass_through, rows):
         """One pass of a batch through all stages; returns its mean loss, on every process."""
         inputs, targets = (part.to(self.device) for part in rows)
+        # Distributed: the first stage is fed the inputs, the last one compares with the targets.
         losses, last = [], self.rank == self.world_size - 1
         fed = (inputs,) if self.rank == 0 else ()
         pass_through(*fed, **({"target": targets, "losses": losses} if last else {}))
@@ -103,7 +105,7 @@ def main():
             )
             held = sum(parameter.numel() for parameter in pipeline.model.parameters())
             run.parameters(held=held, total=pipeline.num_parameters)
-            if rank == 0:
+            if rank == 0:  # Distributed: one writes the table for all.
                 report_baselines(config, run, bits_per_byte)
             # Distributed: each process digests its own layers; no process has them all.
             run.digest(parameter.cpu().numpy() for parameter in pipeline.model.state_dict().values())

@@ -116,7 +116,7 @@ def main():
             parameters = list(divided.model.state_dict().values())
             held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
             run.parameters(held=held, total=divided.num_parameters)
-            if rank == 0:
+            if rank == 0:  # Distributed: one writes the table for all.
                 report_baselines(config, run, bits_per_byte)
             # Distributed: gathered whole on every process, so that all can be compared.
             run.digest((p.full_tensor() if isinstance(p, DTensor) else p).cpu().numpy() for p in parameters)

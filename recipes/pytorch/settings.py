@@ -33,7 +33,7 @@ def check_settings(config, world_size=None):
     for key in AT_LEAST_ONE:
         if getattr(config, key) < 1:
             raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 1")
-    for key in ("max_restarts", "checkpoint_every_steps", "checkpoint_every_seconds", "max_shift"):
+    for key in ("max_restarts", "max_shift", "num_loader_workers"):
         if getattr(config, key) < 0:
             raise SystemExit(f"{key}={getattr(config, key)}: expected a number of at least 0")
     if config.learning_rate <= 0:

@@ -21,6 +21,8 @@ def check_settings(config):
             raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 1")
     if not config.hidden or any(type(size) is not int or size < 1 for size in config.hidden):
         raise SystemExit(f"hidden={config.hidden}: expected a list of whole numbers of at least 1, such as [64, 64]")
+    if config.learning_rate <= 0:
+        raise SystemExit(f"learning_rate={config.learning_rate}: expected a number above 0")
     if not 0 < config.gamma <= 1:
         raise SystemExit(f"gamma={config.gamma}: expected a number above 0, at most 1")
     if config.num_learners < 0:

@@ -182,7 +182,7 @@ def train(tf, strategy, model, optimizer, position, keeper, exchange, config, ma
                 notice.saved(int(wish))
         done, rows_of_epoch = first + steps.stop, min(steps.stop * config.global_batch_size, num_rows)
         run.metric("train/loss", (position["loss_sum"] + exchange(loss_sum)) / rows_of_epoch, done, number)
-        if context.get_world_rank() == 0 and taken:
+        if context.get_world_rank() == 0 and taken:  # Distributed: all took as long, so one of them tells.
             run.metric("samples_per_second", taken / (time.perf_counter() - started), done, number, unit="samples/s")
         right = sum(int((model(batch["image"]).numpy().argmax(1) == batch["label"]).sum()) for batch in tests)
         accuracy = exchange(right) / manifest["rows"]["test"]
@@ -226,7 +226,7 @@ def save(keeper, position, config, run, num_rows):
         (Path(folder) / "position.json").write_text(text)
         first = ray.train.get_context().get_world_rank() == 0
         report(position, folder if first else None)
-    if first:
+    if first:  # Distributed: one notes it for all.
         run.checkpoint(config.checkpoint_dir, position["epoch"], position["step"])
 
 

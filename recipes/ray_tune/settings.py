@@ -44,8 +44,9 @@ def check_settings(config):
         )
     if not 0 < config.validation_share < 1:
         raise SystemExit(f"validation_share={config.validation_share}: expected a share between 0 and 1")
-    if config.max_trial_failures < 0:
-        raise SystemExit(f"max_trial_failures={config.max_trial_failures}: expected a whole number of at least 0")
+    for key in ("max_trial_failures", "num_data_cpus"):
+        if getattr(config, key) < 0:
+            raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 0")
     if config.object_store_mb < 80:
         raise SystemExit(f"object_store_mb={config.object_store_mb}: Ray wants at least 80")
     return config

@@ -209,9 +209,10 @@ def finished(fmt, raw):
 
 
 def number(name, text, exponent=""):
-    if name in ("status", "bytes"):
-        whole = F.when(text.rlike(r"^\d{1,18}$"), text.try_cast("bigint"))
-        return whole.cast("int") if name == "status" else F.when(text == "-", F.lit(0)).otherwise(whole)
+    if name == "status":
+        return F.when(text.rlike(r"^\d{1,9}$"), text.try_cast("int"))
+    if name == "bytes":
+        return F.when(text == "-", F.lit(0)).otherwise(F.when(text.rlike(r"^\d{1,18}$"), text.try_cast("bigint")))
     value = F.when(text.rlike(rf"^(\d+(\.\d*)?|\.\d+){exponent}$"), text.try_cast("double"))
     return F.when(text.contains("."), value).otherwise(value / 1000) if name == "taken" else value
 
@@ -312,8 +313,8 @@ def with_reason(fields, reason, *dropped):
 
 
 def is_blank():
-    """Whether a line has nothing in it but blanks: such a line is no event, in any format."""
-    return F.trim("value") == ""
+    """Whether a line has nothing in it but blanks and tabs: such a line is no event, in any format."""
+    return F.trim(F.col("value"), F.lit(" \t")) == ""
 
 
 def events_of(lines, start):

@@ -295,6 +295,12 @@ def offsets(file, malformed, known):
 def unreadable(error, known):
     """What a failed read means for the user. `known`: {path as Spark has it: path}."""
     text = str(error)
+    if "StackOverflowError" in text:
+        return (
+            "a line is too long for the regular expression: where a group is repeated, as in (a|b)* or (?:\\w+ )*, "
+            "Java needs stack for each repetition. Nothing was written. Say the group with a + behind, (a|b)*+, where "
+            "nothing of it has to be given back, or repeat a set, [ab]*"
+        )
     if "No space left on device" in text:
         return "No space left on device: nothing was written. Make room below output_root, or choose another one"
     named = [path for address, path in known.items() if address in unquote(text)]

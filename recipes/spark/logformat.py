@@ -195,12 +195,13 @@ def resolve(text, time_format=None, epoch_unit=None, year=None, event_start=None
         found = replace(found, start=python(event_start).replace("(?P<", "(?<"))
     if request_unit not in (None, "s", "ms", "us"):
         raise FormatError(f"request_unit={request_unit!r}: expected s, ms or us")
-    if request_unit and "request_time" in found.groups():
+    if request_unit and "request_time" in found.names():
         group = "request_time" if request_unit == "s" else f"request_{request_unit}"
         pattern = found.pattern.replace("(?<request_time>", f"(?<{group}>")
+        keys = {group if name == "request_time" else name: keys for name, keys in found.json.items()}
         # Split at the blanks, a line's number would be seconds.
         fast = found.fast if request_unit == "s" else ""
-        found = replace(found, pattern=pattern, fast=fast, request_unit=request_unit)
+        found = replace(found, pattern=pattern, json=keys, fast=fast, request_unit=request_unit)
     return replace(found, time_format=time_format or "", epoch_unit=epoch_unit or "auto", year=year)
 
 
@@ -518,7 +519,7 @@ def number(name, text, exponent=""):
     if name == "bytes" and text == "-":
         return 0
     if name in ("status", "bytes"):
-        return int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else None
+        return int(text) if re.fullmatch(r"\d{1,9}" if name == "status" else r"\d{1,18}", text, re.ASCII) else None
     value = float(text) if re.fullmatch(rf"(\d+(\.\d*)?|\.\d+){exponent}", text, re.ASCII) else None
     # IIS writes milliseconds, CloudFront seconds with a point.
     return value / 1000 if name == "taken" and value is not None and "." not in text else value
@@ -645,7 +646,8 @@ def _from_pieces(year, month, day, clock, zone, fmt, dated):
     month = str(MONTHS.index(month) + 1) if month in MONTHS else month
     found = re.fullmatch(r"(\d{1,2}):(\d{1,2})(?::(\d{1,2})(?:[.,](\d+))?)?", clock or "0:0", re.ASCII)
     packed = re.fullmatch(r"(\d{2})(\d{2})(\d{2})(?:[.,](\d+))?", clock or "", re.ASCII)
-    if not (found or packed) or not str(month).isdigit() or not str(day).isdigit():
+    digits = (str(month), str(day), str(year or 0))
+    if not (found or packed) or not all(re.fullmatch(r"\d+", text, re.ASCII) for text in digits):
         return None
     hour, minute, second, fraction = (found or packed).groups()
     if not year:
@@ -720,8 +722,8 @@ def dated_of(first, last, leap_day, year, modified):
 
 
 def events_of(fmt, lines):
-    """Joins the lines of each event, for formats whose events have several. A blank line is no event."""
-    lines = [line for line in lines if line.strip(" ")]
+    """Joins the lines of each event, for formats whose events have several. A line of blanks and tabs is no event."""
+    lines = [line for line in lines if line.strip(" \t")]
     if not fmt.start:
         return lines
     start, events, begun = compiled(fmt.start), [], False
@@ -758,6 +760,8 @@ def choose(lines):
     found = []
     for name, fmt in entries().items():
         share, filled, _ = fit(fmt, lines)
+        if 0 < share < 1 and (started := with_start(fmt, lines)).start != fmt.start:
+            share, filled, _ = fit(started, lines)
         # Stack traces in another format's file are no events of several lines, unless those begin as they should.
         if fmt.start and sum(bool(compiled(fmt.start).search(line)) for line in lines) == 0:
             share = 0.0
@@ -792,28 +796,51 @@ def with_numbers(fmt, lines):
 def check_unit(fmt, lines):
     """Raises FormatError where the numbers behind an access log's lines are whole: nobody can tell whether they are
     seconds (Apache's %T), milliseconds or microseconds (%D). nginx writes seconds, always with a point."""
-    if fmt.name in ("regex", "log_format") or "request_time" not in fmt.groups() or fmt.request_unit:
+    if fmt.name in ("regex", "log_format") or "request_time" not in fmt.names() or fmt.request_unit:
         return
-    texts = [
-        found["request_time"]
-        for line in lines
-        if (found := compiled(fmt.pattern).search(line)) and found["request_time"] not in (None, "-")
-    ]
+    found = [_json(fmt, line, ())[0] if fmt.json else compiled(fmt.pattern).search(line) for line in lines]
+    texts = [one["request_time"] for one in found if one and one["request_time"] not in (None, "", "-")]
     if any(text.strip("0") for text in texts) and all(text.isdigit() for text in texts):
+        half = statistics.median(map(int, texts))
         raise FormatError(
-            f"the whole numbers behind the lines (half of them above {statistics.median(map(int, texts)):g}) may be "
+            f"the request times are whole numbers (half of them above {half:g}), and may be "
             "seconds, milliseconds or microseconds: say data.request_unit=us for Apache's %D, =ms for %{ms}T, =s for %T"
         )
 
 
+# What may stand behind a time and changes it: a zone, AM or PM; behind a date: a clock.
+REST_OF_A_TIME = re.compile(
+    r"\]?,? ?([+-](?:0\d|1[0-4]):?(?:00|15|30|45)\b|[AaPp]\.?[Mm]\b|(?:CE|E|C|M|P|B|J|I|AE|MS|WE|EE)[SD]?T\b|MSK\b)"
+)
+REST_OF_A_DATE = re.compile(r"\]?[,T_]? ?(\d{1,2}:\d\d(?::\d\d)?)\b")
+
+
+def check_whole_time(fmt, lines):
+    """Raises FormatError where a regular expression leaves out what stands behind the time: a zone, AM or PM, or the
+    clock of a date."""
+    groups = set(fmt.groups()) if fmt.name == "regex" else set()
+    last = next((name for name in ("clock", "time", "date") if name in groups), None)
+    if last is None or "zone" in groups:
+        return
+    matches = [found for line in lines if (found := compiled(fmt.pattern).search(line)) and found[last]]
+    rests = [
+        rest[1]
+        for found in matches
+        if (rest := (REST_OF_A_TIME if ":" in found[last] else REST_OF_A_DATE).match(found.string, found.end(last)))
+    ]
+    if len(rests) > len(matches) / 2:
+        raise FormatError(
+            f"behind the group `{last}` stands {rests[0]!r}, which says another time than `{last}` alone: take it into "
+            r"the group `time`, as in (?<time>\S+ \S+), or a zone into one of its own, (?<zone>...). Times with AM and "
+            "PM, or with the name of a zone, are not read: write them anew"
+        )
+
+
 def with_start(fmt, lines):
-    """Events of several lines where a regular expression leaves lines over that continue others:
+    """Events of several lines where a pattern leaves lines over that continue others:
     indented, or an exception's name."""
-    over = (
-        [line for line in lines if not compiled(fmt.pattern).search(line)]
-        if fmt.name == "regex" and not fmt.start
-        else []
-    )
+    has_text = fmt.pattern and "message" in fmt.names() and not fmt.start
+    over = [line for line in lines if not compiled(fmt.pattern).search(line)] if has_text else []
     if not over or len(over) == len(lines) or sum(bool(CONTINUES.match(line)) for line in over) < 0.9 * len(over):
         return fmt
     return replace(fmt, start=fmt.pattern)

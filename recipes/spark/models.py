@@ -22,6 +22,7 @@ from needs import lacking_classes
 
 NUM_FEATURES = 64  # of the hashed features
 K = 10  # recommendations that are judged
+MADE = ("words", "features", "scaled", "prediction", "rawPrediction", "probability")  # by MLlib, which takes no others
 
 
 def labelled(events, config):
@@ -38,6 +39,7 @@ def labelled(events, config):
 
 def line_features(events):
     """What a line says of itself, without who sent it and with which program: an attacker chooses both."""
+    events = events.drop(*MADE)
     if "message" in events.columns:
         component = ["component"] if "component" in events.columns else []
         return events.withColumn("text", F.concat_ws(" ", *component, F.regexp_replace("message", r"\d+", "0")))

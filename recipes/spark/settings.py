@@ -30,9 +30,13 @@ def check_settings(config):
         raise SystemExit(f"steps={config.steps}: steps must begin with ingest, which the others read")
     if config.steps != [step for step in STEPS if step in config.steps]:
         raise SystemExit(f"steps={config.steps}: the order must be that of {', '.join(STEPS)}")
-    for key in ("window_minutes", "num_clusters", "model_rows", "num_rounds"):
+    for key in ("window_minutes", "model_rows", "num_rounds"):
         if getattr(config, key) < 1:
             raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 1")
+    if config.num_clusters < 2:
+        raise SystemExit(f"num_clusters={config.num_clusters}: KMeans needs at least 2")
+    if config.threshold <= 0:
+        raise SystemExit(f"threshold={config.threshold}: expected a number above 0 (deviations above the median)")
     if config.num_folds < 2:
         raise SystemExit(f"num_folds={config.num_folds}: cross-validation needs at least 2")
     if 1440 % config.window_minutes:

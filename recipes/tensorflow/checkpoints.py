@@ -97,7 +97,8 @@ class Backup(tf.keras.callbacks.Callback):
         return min(last * batch, self.batches.num_rows) - min(first * batch, self.batches.num_rows)
 
     def save(self):
-        """All workers call it: to read mirrored variables can take all of them. The first one's files count."""
+        """All workers call it, at the same step."""
+        # Distributed: reading mirrored variables can take all workers, so all write; the first one's files count.
         if task().index > 0:
             with tempfile.TemporaryDirectory() as elsewhere:
                 self.keeper.write(f"{elsewhere}/state")

@@ -34,8 +34,9 @@ def check_settings(config, num_workers, program=None):
             raise SystemExit(f"{key}={getattr(config, key)}: expected a whole number of at least 1")
     if config.max_restarts < 0:
         raise SystemExit(f"max_restarts={config.max_restarts}: expected a whole number of at least 0")
-    if config.learning_rate <= 0:
-        raise SystemExit(f"learning_rate={config.learning_rate}: expected a number above 0")
+    for key in ("learning_rate", "clip_norm"):
+        if getattr(config, key) <= 0:
+            raise SystemExit(f"{key}={getattr(config, key)}: expected a number above 0")
     if config.width < 8 or config.width % 8:
         raise SystemExit(f"width={config.width}: expected a multiple of 8 (the network normalises in 8 groups)")
     check_batch(config, num_workers)

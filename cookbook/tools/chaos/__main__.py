@@ -15,8 +15,9 @@ from cookbook import UserError, recipes, require_recipe
 from cookbook.report.console import console
 from cookbook.tools.chaos import __doc__ as about
 from cookbook.tools.chaos import report
-from cookbook.tools.chaos.faults import help_text, plans_of
-from cookbook.tools.chaos.run import Outcome, Session
+from cookbook.tools.chaos.outcome import Outcome
+from cookbook.tools.chaos.plans import help_text, plans_of
+from cookbook.tools.chaos.run import Session
 from cookbook.words import run_program
 
 MOST_SEEDS = 100

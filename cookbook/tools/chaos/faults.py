@@ -1,8 +1,4 @@
-"""The language of faults: what can be done to a run, with which parameters, and where it can happen.
-
-    kill@step=7,rank=1        a name, and parameters behind @
-    delay=100ms               a name and its main parameter
-    kill                      all parameters as they are by default
+"""The faults: what can be done to a run, with which parameters, and where it can happen.
 
 A new fault is a class in this module. `make chaos FAULTS=help`, the refusals, the random plans and the table of the
 documents find it here.
@@ -11,103 +7,16 @@ documents find it here.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 import random
-import re
-import textwrap
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self
 
 from cookbook import UserError
 from cookbook.tools.chaos import inject
+from cookbook.tools.chaos.kinds import STEP, Step, choice, parameter, seconds, show_seconds, whole
 from cookbook.tools.chaos.record import RunSoFar, newest_checkpoint
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Step:
-    """A moment of a run: a number of steps, or a share of those that the undisturbed run takes."""
-
-    text: str
-
-    def of(self, num_steps: int) -> int:
-        """The number of steps, from 1; `num_steps`: of the undisturbed run."""
-        if self.text.endswith("%"):
-            return max(1, math.ceil(num_steps * float(self.text[:-1]) / 100))
-        return int(self.text)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a parameter may be."""
-
-    says: str
-    read: Callable[[str], Any]  # raises ValueError for a text that is none
-    show: Callable[[Any], str] = str
-
-
-def _step(text: str) -> Step:
-    if re.fullmatch(r"\d{1,2}(\.\d+)?%", text) and float(text[:-1]) > 0:
-        return Step(text)
-    if re.fullmatch(r"[1-9]\d*", text):
-        return Step(text)
-    raise ValueError(text)
-
-
-def _number(least: float, most: float, convert: Callable[[str], T]) -> Callable[[str], T]:
-    def read(text: str) -> T:
-        value = convert(text)
-        if not least <= float(text) <= most:
-            raise ValueError(text)
-        return value
-
-    return read
-
-
-def _seconds(least: float, most: float) -> Callable[[str], float]:
-    def read(text: str) -> float:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|)", text)
-        if not found:
-            raise ValueError(text)
-        value = float(found[1]) / (1000 if found[2] == "ms" else 1)
-        if not least <= value <= most:
-            raise ValueError(text)
-        return value
-
-    return read
-
-
-def _show_seconds(value: float) -> str:
-    return f"{value * 1000:g}ms" if 0 < value < 1 else f"{value:g}"
-
-
-def _choice(*names: str) -> Kind:
-    def read(text: str) -> str:
-        if text not in names:
-            raise ValueError(text)
-        return text
-
-    return Kind(" or ".join(names), read)
-
-
-STEP = Kind("a number of steps from 1, or a share of the undisturbed run's steps such as 40%", _step, lambda s: s.text)
-
-
-def whole(least: int, most: int) -> Kind:
-    return Kind(f"a whole number from {least:,} to {most:,}", _number(least, most, int))
-
-
-def seconds(least: float, most: float) -> Kind:
-    says = f"seconds from {_show_seconds(least)} to {_show_seconds(most)}, such as 20, 1.5 or 100ms"
-    return Kind(says, _seconds(least, most), _show_seconds)
-
-
-def parameter(default: object, kind: Kind, meaning: str) -> Any:
-    return dataclasses.field(default=default, metadata={"kind": kind, "meaning": meaning})
 
 
 @dataclass(frozen=True)
@@ -159,6 +68,11 @@ class Harm:
     says: str
     undo: Callable[[], None] | None = None  # done after `seconds`, or when the try has ended
     seconds: float | None = None  # None: it lasts until the try has ended
+
+    @classmethod
+    def passing(cls, says: str, undo: Callable[[], None], seconds: float) -> Self:
+        """One that passes after some seconds, which the text names."""
+        return cls(f"{says} for {show_seconds(seconds)} s", undo, seconds)
 
 
 @dataclass(frozen=True)
@@ -235,7 +149,7 @@ class OfWorker(Fault):
     """A fault of one worker process."""
 
     rank: int = parameter(1, whole(0, 1023), "of the worker")
-    role: str = parameter("worker", _choice("worker", "ps", "chief"), "what the process is in the record")
+    role: str = parameter("worker", choice("worker", "ps", "chief"), "what the process is in the record")
 
     @classmethod
     def impossible(cls, scene: Scene) -> str:
@@ -294,8 +208,8 @@ class Stop(OfWorker):
 
     def hurt(self, pid: int) -> Harm:
         inject.stop(pid)
-        says = f"SIGSTOP for {self.role} {self.rank} (pid {pid}), for {_show_seconds(self.seconds)} s"
-        return Harm(says, lambda: inject.go_on(pid), self.seconds)
+        says = f"SIGSTOP for {self.role} {self.rank} (pid {pid}),"
+        return Harm.passing(says, lambda: inject.go_on(pid), self.seconds)
 
     @classmethod
     def by_chance(cls, chance: random.Random, scene: Scene, share: int) -> Self:
@@ -322,7 +236,7 @@ class Preempt(Fault):
     main = "to"
     example = "preempt@step=12,to=worker,rank=0"
 
-    to: str = parameter("driver", _choice("driver", "worker"), "who gets the signal")
+    to: str = parameter("driver", choice("driver", "worker"), "who gets the signal")
     rank: int = parameter(1, whole(0, 1023), "of the worker, with to=worker")
 
     def refusal(self, scene: Scene) -> str:
@@ -356,7 +270,7 @@ class CorruptCheckpoint(Fault):
 
     step: Step = parameter(Step("70%"), STEP, "when the run's record shows so many steps")
     how: str = parameter(
-        "alter", _choice("alter", "cut"), "64 bytes in the middle are changed, or the second half is cut"
+        "alter", choice("alter", "cut"), "64 bytes in the middle are changed, or the second half is cut"
     )
     checkpoints: int = parameter(2, whole(1, 1000), "how many must have been written before")
 
@@ -478,8 +392,7 @@ class LinkCut(OfHost):
     def harm(self, victim: Victim) -> Harm | None:
         link = victim.link(self.host)
         inject.cut_link(link)
-        says = f"host {self.host} is cut off for {_show_seconds(self.seconds)} s"
-        return Harm(says, lambda: inject.mend_link(link), self.seconds)
+        return Harm.passing(f"host {self.host} is cut off", lambda: inject.mend_link(link), self.seconds)
 
 
 @dataclass(frozen=True)
@@ -502,8 +415,8 @@ class Delay(OfHost):
     def harm(self, victim: Victim) -> Harm | None:
         namespace = victim.namespace(self.host)
         inject.delay(namespace, self.time * 1000)
-        says = f"what host {self.host} sends comes {self.time * 1000:g} ms later, for {_show_seconds(self.seconds)} s"
-        return Harm(says, lambda: inject.undo_traffic(namespace), self.seconds)
+        says = f"what host {self.host} sends comes {self.time * 1000:g} ms later,"
+        return Harm.passing(says, lambda: inject.undo_traffic(namespace), self.seconds)
 
 
 @dataclass(frozen=True)
@@ -520,8 +433,8 @@ class NarrowLink(OfHost):
     def harm(self, victim: Victim) -> Harm | None:
         namespace = victim.namespace(self.host)
         inject.narrow(namespace, self.mbit)
-        says = f"host {self.host} sends {self.mbit} Mbit/s, for {_show_seconds(self.seconds)} s"
-        return Harm(says, lambda: inject.undo_traffic(namespace), self.seconds)
+        says = f"host {self.host} sends {self.mbit} Mbit/s,"
+        return Harm.passing(says, lambda: inject.undo_traffic(namespace), self.seconds)
 
 
 @dataclass(frozen=True)
@@ -544,104 +457,3 @@ def _classes(above: type[Fault] = Fault) -> Iterator[type[Fault]]:
 
 
 FAULTS: dict[str, type[Fault]] = {each.name: each for each in _classes()}
-RANDOM = re.compile(r"random:([1-9]\d?)")
-EACH = "each"
-
-
-def nearest(word: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, names, 1, 0.5)
-    return f"; did you mean {near[0]}?" if near else "."
-
-
-def parse(word: str) -> Fault:
-    """One fault, as typed. Raises UserError, with the nearest name or what was expected."""
-    head, at, tail = word.partition("@")
-    name, equals, value = head.partition("=")
-    if name not in FAULTS:
-        names = [*FAULTS, "random:5", EACH]
-        raise UserError(f"the fault {name!r} is unknown{nearest(name, names)} There are: {', '.join(names)}")
-    kind, given = FAULTS[name], {}
-    pairs = [f"{kind.main}={value}"] if equals else []
-    pairs += tail.split(",") if at else []
-    known = kind.parameters()
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if key not in known:
-            near = nearest(key, list(known))
-            raise UserError(f"{word}: {name} has no parameter {key!r}{near} It has: {', '.join(known)}")
-        if key in given:
-            raise UserError(f"{word}: {key} is given twice")
-        wanted: Kind = known[key].metadata["kind"]
-        try:
-            given[key] = wanted.read(text if equals else "")
-        except ValueError:
-            raise UserError(f"{word}: {key}={text} is none: expected {wanted.says}") from None
-    return kind(**given)
-
-
-def possible(scene: Scene) -> list[type[Fault]]:
-    """The faults that can happen to runs in that scene, on this machine."""
-    return [kind for kind in FAULTS.values() if not kind.impossible(scene) and not kind.lacking()]
-
-
-def plan_by_chance(count: int, seed: int, scene: Scene, among: Sequence[type[Fault]]) -> list[Fault]:
-    """A plan of `count` faults. The same seed, scene and faults to choose among give the same plan."""
-    chance = random.Random(f"{seed} {count}")
-    plan = []
-    for _ in range(count):
-        kind = among[chance.randrange(len(among))]
-        plan.append(kind.by_chance(chance, scene, chance.randrange(kind.earliest, 91)))
-    return plan
-
-
-def in_order(plan: Sequence[Fault], num_steps: int) -> list[Fault]:
-    """The faults by the steps at which they happen; those of the same step as they were typed."""
-    return sorted(plan, key=lambda fault: fault.step.of(num_steps))
-
-
-def plans_of(text: str, seeds: Sequence[int], scene: Scene) -> list[list[Fault]]:
-    """What FAULTS asks for: a list of plans, each for one disturbed run. Raises UserError for what cannot be.
-
-    Words that name faults make one plan, `each` makes one for each fault that can happen, `random:5` one of five faults
-    for each seed.
-    """
-    words = text.split()
-    if not words:
-        raise UserError('which faults? FAULTS="kill@step=7,rank=1 driver_kill"; FAULTS=help lists them all')
-    special = [word for word in words if RANDOM.fullmatch(word) or word == EACH]
-    if special and len(words) > 1:
-        raise UserError(f"{special[0]} is a plan of its own: leave out {' '.join(w for w in words if w != special[0])}")
-    if special == [EACH]:
-        return [[kind.usual(scene)] for kind in possible(scene)]
-    if special and (found := RANDOM.fullmatch(special[0])):
-        return [plan_by_chance(int(found[1]), seed, scene, possible(scene)) for seed in seeds]
-    plan = [parse(word) for word in words]
-    for fault in plan:
-        if reason := fault.refusal(scene) or fault.lacking():
-            raise UserError(f"{fault.name} cannot happen to this run: {reason}")
-    return [plan]
-
-
-def help_text() -> str:
-    """All faults with their parameters, for `--help`."""
-    lines = ["Faults (name@parameter=value,...; a name alone takes what is in brackets):", ""]
-    for name, kind in FAULTS.items():
-        first = " ".join((kind.__doc__ or "").split())
-        lines += [f"  {name}", *_wrapped(first, 6)]
-        for key, field in kind.parameters().items():
-            about: Kind = field.metadata["kind"]
-            text = f"{key} [{about.show(field.default)}]: {field.metadata['meaning']}; {about.says}"
-            lines += _wrapped(text, 6, 10)
-        lines += [f"      for example: {kind.example}", ""]
-    lines += [
-        f"  {EACH}",
-        *_wrapped("each fault that can happen to this recipe here, each in a run of its own", 6),
-        "  random:5",
-        *_wrapped("a plan of five faults that SEED chooses; it is printed, so that it can be repeated", 6),
-    ]
-    return "\n".join(lines)
-
-
-def _wrapped(text: str, indent: int, more: int | None = None) -> list[str]:
-    after = " " * (indent if more is None else more)
-    return textwrap.wrap(text, 100, initial_indent=" " * indent, subsequent_indent=after)

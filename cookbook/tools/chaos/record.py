@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,12 +111,3 @@ def newest_checkpoint(run: RunSoFar) -> Path | None:
             newest = max(file.stat().st_mtime for file in files) - 1.0
             return max((file for file in files if file.stat().st_mtime >= newest), key=lambda file: file.stat().st_size)
     return None
-
-
-def load_json(path: Path) -> dict[str, object]:
-    """The content of a JSON file; {} where it cannot be read."""
-    try:
-        content: dict[str, object] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content

@@ -11,13 +11,12 @@ from typing import Any
 from rich.table import Table
 
 from cookbook import recipes
-from cookbook.files import write_block, write_whole
+from cookbook.files import read_json, write_block, write_whole
 from cookbook.report import pages
 from cookbook.report.console import console, print_table
 from cookbook.report.summary import shown_path
 from cookbook.tools.chaos.faults import FAULTS, Fault, Scene
-from cookbook.tools.chaos.record import load_json
-from cookbook.tools.chaos.run import Outcome
+from cookbook.tools.chaos.outcome import Outcome
 
 
 def word_of(outcome: Outcome) -> str:
@@ -119,7 +118,7 @@ def row_of(one: Outcome) -> dict[str, str | int | float | None]:
 
 def results(root: Path) -> list[dict[str, Any]]:
     """The content of every chaos.json below `root`, oldest first."""
-    found: list[dict[str, Any]] = [dict(load_json(path)) for path in root.glob("*/*/chaos.json")]
+    found: list[dict[str, Any]] = [read_json(path) for path in root.glob("*/*/chaos.json")]
     return sorted((one for one in found if one), key=lambda one: float(one["time"]))
 
 

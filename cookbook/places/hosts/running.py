@@ -1,0 +1,195 @@
+"""Processes on hosts: started, followed, ended, and their records brought home."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import math
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TypeVar
+
+from cookbook import UserError, processes
+from cookbook.inventory import Host
+from cookbook.job import Process, Settings
+from cookbook.places import Status, Watch
+from cookbook.places.hosts.ssh import Ssh, pull, push
+from cookbook.places.local import POLL_SECONDS
+from preempt import NOTICE
+from storage import Checkpoints
+
+AGAIN_SECONDS = 10.0  # between two tries to start a service that was lost with its host
+Children = Mapping[str, subprocess.Popen[str]]  # name of a process -> ssh, which runs it on its host
+T = TypeVar("T")
+
+
+def on_each(hosts: Sequence[Host], work: Callable[[Host], T]) -> list[T]:
+    """[work(host), ...], all hosts at the same time."""
+    with concurrent.futures.ThreadPoolExecutor(len(hosts)) as pool:
+        return list(pool.map(work, hosts))
+
+
+def run_on_hosts(
+    planned: Sequence[Process], cluster: Settings, run_dir: Path, run_id: str, watch: Watch
+) -> tuple[dict[str, Status], dict[str, Status]]:
+    """See `SshHosts.run`. Nothing of the run is left on any host that can be reached.
+
+    Returns (how the processes ended, {"the clean-up of NAME": why} of the hosts that could not be reached).
+    """
+    logs = run_dir / "logs"
+    logs.mkdir(exist_ok=True)
+    hosts: dict[str, Host] = {host["address"]: host for host in cluster["hosts"]}
+    services = {process.name for process in planned if process.service}
+    come_back = {process.name: process for process in planned if process.comes_back}
+    tried: dict[str, float] = {}  # service that was lost -> when it was started again
+    started: dict[str, subprocess.Popen[str]] = {}
+    statuses: dict[str, Status] = {}
+    # A thread brings the records back. The loop goes on meanwhile: a host that hears nothing ends its processes.
+    with Ssh(cluster) as ssh, concurrent.futures.ThreadPoolExecutor(1) as puller:
+        pulled = time.monotonic()
+        pulling: concurrent.futures.Future[None] | None = None
+        try:
+            for process in planned:
+                processes.write_files(process.files)
+            if not cluster["shared"] and any(process.files for process in planned):
+                on_each(cluster["hosts"], lambda host: push(ssh, host, [run_dir]))
+            for process in planned:
+                path = logs / f"{process.name}.log"
+                with open(path, "a") as log:
+                    started[process.name] = begin(ssh, hosts[process.host], process, cluster, run_id, log)
+                if process.ready:
+                    wait_until_ready(process, started, path, cluster["start_timeout_seconds"], watch)
+            while True:
+                ended = {name: child.returncode for name, child in started.items() if child.poll() is not None}
+                statuses = {name: status for name, status in ended.items() if name not in come_back}
+                if any(statuses.values()) or statuses.keys() & services or statuses.keys() >= started.keys() - services:
+                    break
+                for name in ended.keys() & come_back.keys():
+                    if time.monotonic() - tried.get(name, -math.inf) > AGAIN_SECONDS:
+                        tried[name], process = time.monotonic(), come_back[name]
+                        with open(logs / f"{name}.log", "a") as log:
+                            started[name] = begin(ssh, hosts[process.host], process, cluster, run_id, log)
+                watch()
+                say_hello(started)
+                if pulling and pulling.done():
+                    # Its error is ignored: when a host is gone for good, its processes end, and that fails the run.
+                    pulling, pulled = None, time.monotonic()
+                if not cluster["shared"] and not pulling and time.monotonic() - pulled > cluster["pull_seconds"]:
+                    pulling = puller.submit(bring_home, ssh, cluster, run_dir)
+                time.sleep(POLL_SECONDS)
+        finally:
+            ended_early = {
+                name: status or 1
+                for name, status in statuses.items()
+                if name in services and set(started) - services - set(statuses)
+            }
+            if pulling:
+                concurrent.futures.wait([pulling])
+            cleanup_paths = [
+                f"{run_dir}/scratch",
+                f"{run_dir}/{NOTICE}",
+                *(path for process in planned for path in process.cleanup_paths),
+            ]
+            lost = stop(ssh, cluster, run_dir, run_id, started, cleanup_paths)
+            watch()
+    workers = {name: status for name, status in statuses.items() if name not in services}
+    return workers | ended_early, {f"the clean-up of {name}": why for name, why in lost.items()}
+
+
+def bring_home(ssh: Ssh, cluster: Settings, run_dir: Path) -> None:
+    """Copies records and checkpoints of all hosts to this machine; of the checkpoints only the newest stay."""
+    on_each(cluster["hosts"], lambda host: pull(ssh, host, run_dir))
+    Checkpoints(run_dir / "checkpoints", run_dir).remove_old()
+
+
+def begin(
+    ssh: Ssh, host: Host, process: Process, cluster: Settings, run_id: str, log: IO[str]
+) -> subprocess.Popen[str]:
+    """Starts one process by ssh.
+
+    Its environment, with its secrets, goes through the connection: so it is in no command line.
+    """
+    spec = {
+        "argv": [str(word) for word in process.argv],
+        "environment": {**process.environment, **process.secrets},
+        "run_id": run_id,
+        "grace": cluster["stop_grace_seconds"],
+        "silence": cluster["silence_seconds"],
+    }
+    child = subprocess.Popen(
+        ssh.program(host, "start"),
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **ssh.environment, processes.RUN_VARIABLE: run_id},
+    )
+    assert child.stdin  # a pipe
+    with contextlib.suppress(BrokenPipeError):  # ssh has ended already; its status says so
+        child.stdin.write(json.dumps(spec) + "\n")
+        child.stdin.flush()
+    return child
+
+
+def say_hello(started: Children) -> None:
+    """Tells all hosts that this machine is still there. A host that hears nothing for a while ends its processes."""
+    for child in started.values():
+        assert child.stdin  # a pipe
+        with contextlib.suppress(OSError, ValueError):
+            child.stdin.write("\n")
+            child.stdin.flush()
+
+
+def wait_until_ready(process: Process, started: Children, log: Path, seconds: float, watch: Watch) -> None:
+    """Waits until a service has written the words that `process.ready` looks for."""
+    deadline, child = time.monotonic() + seconds, started[process.name]
+    while not re.search(process.ready, log.read_text(errors="replace")):
+        if child.poll() is not None or time.monotonic() > deadline:
+            last = log.read_text(errors="replace").strip().splitlines()[-5:]
+            raise UserError(f"{process.name} on {process.host} is not ready after {seconds} s: " + " / ".join(last))
+        watch(waiting=True)
+        say_hello(started)
+        time.sleep(POLL_SECONDS)
+
+
+def stop(
+    ssh: Ssh,
+    cluster: Settings,
+    run_dir: Path,
+    run_id: str,
+    started: Children,
+    cleanup_paths: Iterable[str | Path],
+) -> dict[str, str]:
+    """Ends the run's processes on all hosts, and brings the last records home.
+
+    Returns {host: why} of the hosts that could not be reached.
+    """
+    lost: dict[str, str] = {}
+
+    def end(host: Host) -> None:
+        try:
+            ssh.ask(host, None, "sweep", run_id, cluster["stop_grace_seconds"], *cleanup_paths)
+            if not cluster["shared"]:
+                pull(ssh, host, run_dir)
+        except (UserError, subprocess.TimeoutExpired) as error:
+            lost[host["name"]] = str(error)
+
+    on_each(cluster["hosts"], end)
+    Checkpoints(run_dir / "checkpoints", run_dir).remove_old()
+    for child in started.values():
+        assert child.stdin  # a pipe
+        with contextlib.suppress(OSError, ValueError):
+            child.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=5)
+    # What still runs on this machine is ssh itself, connected to a host that does not answer.
+    processes.stop(run_id, cluster["stop_grace_seconds"])
+    for child in started.values():
+        child.wait()
+    return lost
