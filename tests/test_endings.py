@@ -55,12 +55,11 @@ def test_the_watchdog_ends_with_its_driver_and_harms_nothing_before():
         made = Path(child.stdout.readline().strip())
         assert made.exists() and made.parent.name == f"cb-{run_id[:8]}" and made.parent.stat().st_mode & 0o777 == 0o700
         folder = made.parent.resolve()  # where TMPDIR has a long name, what is used is a link to it
-        assert folder.parent == Path(tempfile.gettempdir())
         os.killpg(child.pid, 0)
         assert os.getpgid(watchdog.process.pid) not in (os.getpgid(0), os.getpgid(child.pid))
         assert watchdog.process.pid not in [process.pid for process in processes.of_run(run_id)]
     assert watchdog.process.wait(5) == 0
-    assert not made.parent.exists() and not folder.exists()
+    assert not made.parent.exists() and not folder.exists() and folder.parent == Path(tempfile.gettempdir())
     assert child.poll() is None, "who has said that all is done, has ended his processes himself"
     processes.stop(run_id, 1)
     child.wait()
