@@ -250,7 +250,7 @@ def test_a_cluster_that_is_there_already(standalone_cluster, tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["data=log_files", "data.path=/nowhere/*.log"], "there are no log files"),
+        (["data=log_files", "data.path=/nowhere/*.log"], "path=/nowhere/*.log: nothing matches it"),
         (["data=log_files"], "which files? Say data.path="),
         (["recipe.window_minutes=7"], "window_minutes=7 does not divide a day"),
         (["recipe.steps=[explore]"], "steps must begin with ingest"),
