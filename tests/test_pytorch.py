@@ -303,7 +303,7 @@ def test_settings_that_make_no_sense(tmp_path, words, text):
             ["recipe.mode=single", "scale.max_rows=100"],
             "100 train rows are no multiple of global_batch_size=16 (100 = 16 x 6 + 4)",
         ),
-        (["recipe.backend=nccl"], "backend=nccl needs NVIDIA GPUs, and this machine shows none to PyTorch"),
+        (["recipe.backend=nccl"], "backend=nccl needs a GPU for each worker, and PyTorch sees 0 for the 2 workers of"),
     ],
 )
 def test_what_only_the_workers_can_see(tmp_path, words, text):

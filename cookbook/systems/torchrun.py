@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from typing import TYPE_CHECKING
@@ -122,6 +123,7 @@ class Torchrun(System):
         }
         environment = job.environment(GLOO_SOCKET_IFNAME=interface, RUST_LOG="warn")  # six lines a step otherwise
         # netrun: all that torchft has listens on all addresses, and a worker unpickles what another one sends it.
+        environment[self.network_switch] = os.environ.get(self.network_switch, "own")
         return Process("torchrun", [str(job.python), "-m", "netrun", "sh", script], environment, files=files)
 
     def _logs(self, job: Job) -> list[str]:

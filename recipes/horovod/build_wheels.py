@@ -43,10 +43,19 @@ CMAKE = """#!/bin/sh
 if [ "$1" = --build ]; then exec {cmake} --build "$2" --parallel {cores}; fi
 exec {cmake} -G Ninja -DCMAKE_MAKE_PROGRAM={ninja} "$@"
 """
-# Horovod 0.28.1 forgets the network interface that it was told, where it connects the workers of a process set (that of
-# all workers, too). Gloo would then use the address that the machine's own name leads to: 127.0.1.1 on a Debian host.
-FORGETFUL = "horovod/common/gloo/gloo_context.cc", "::InitializeForProcessSet(", "iface = gloo_iface_;"
-MENDED = "iface = global_context.gloo_iface_;"
+# What is mended in Horovod 0.28.1: file, a text before the place, what stands there, what shall.
+MENDS = [
+    # It forgets the network interface that it was told, where it connects the workers of a process set (that of all
+    # workers, too). Gloo would then use the address that the machine's own name leads to: 127.0.1.1 on a Debian host.
+    (
+        "horovod/common/gloo/gloo_context.cc",
+        "::InitializeForProcessSet(",
+        "iface = gloo_iface_;",
+        "iface = global_context.gloo_iface_;",
+    ),
+    # nvcc would read the host compiler's C++17 headers as C++11, and find thousands of errors.
+    ("horovod/common/ops/cuda/CMakeLists.txt", "", "set(CMAKE_CUDA_STANDARD 11)", "set(CMAKE_CUDA_STANDARD 17)"),
+]
 # What the build uses: Python's headers, C++17, a linker.
 TRIAL = """#include <Python.h>
 #include <string_view>
@@ -82,7 +91,7 @@ def wheel_folder(cache, requirement, switches):
     """Where the wheel for exactly this environment is kept."""
     versions = [f"{names[0]}-{v}" for names in FRAMEWORKS.values() if (v := installed_version(names))]
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}-{platform.system()}-{platform.machine()}".lower()
-    key = hashlib.sha256((WRAPPER + CMAKE + MENDED + repr(sorted(switches.items()))).encode()).hexdigest()[:8]
+    key = hashlib.sha256((WRAPPER + CMAKE + repr([MENDS, sorted(switches.items())])).encode()).hexdigest()[:8]
     return cache / "-".join([requirement.replace("==", "-"), *versions, tag, key])
 
 
@@ -129,17 +138,17 @@ def script(path, text):
 
 
 def mended_source(requirement, scratch, how, environment):
-    """The folder of Horovod's source, with its forgetful line mended. Raises SystemExit when that line is not there."""
+    """The folder of Horovod's source, mended. Raises SystemExit when a line that is mended is not there."""
     follow([sys.executable, "-m", "pip", "download", *how, "-d", str(scratch / "sdist"), requirement], environment)
     (sdist,) = (scratch / "sdist").iterdir()
     shutil.unpack_archive(sdist, scratch / "source", filter="data")
     (source,) = (scratch / "source").iterdir()
-    name, function, line = FORGETFUL
-    text = (source / name).read_text()
-    before, mark, after = text.partition(function)
-    if line not in after:
-        raise SystemExit(f"{requirement}: {name} is not the one that {Path(__file__).name} mends")
-    (source / name).write_text(before + mark + after.replace(line, MENDED, 1))
+    for name, mark, line, mended in MENDS:
+        text = (source / name).read_text()
+        start = text.find(line, max(0, text.find(mark)))
+        if mark not in text or start < 0:
+            raise SystemExit(f"{requirement}: {name} is not the one that {Path(__file__).name} mends")
+        (source / name).write_text(text[:start] + mended + text[start + len(line) :])
     return source
 
 

@@ -69,8 +69,12 @@ def main():
 
 
 def pick_device():
-    """One GPU per process on a GPU machine, the CPU elsewhere."""
-    if not torch.cuda.is_available():
+    """A GPU of its own for each process where the host has so many and Horovod was built with NCCL, else the CPU."""
+    num_gpus, has_nccl = torch.cuda.device_count(), hvd.nccl_built()
+    if num_gpus < hvd.local_size() or not has_nccl:
+        if num_gpus and hvd.local_rank() == 0:
+            found = f"{num_gpus} GPUs for {hvd.local_size()} workers, Horovod with{'' if has_nccl else 'out'} NCCL"
+            print(f"computing on the CPU: {found}", flush=True)
         return torch.device("cpu")
     # Distributed: local_rank counts the processes of one host, rank those of all hosts; a GPU belongs to a host.
     torch.cuda.set_device(hvd.local_rank())

@@ -59,12 +59,16 @@ def main():
 
 
 def pick_device():
-    """One GPU per process on a GPU machine, the CPU elsewhere."""
+    """A GPU of its own for each process where the host has so many and Horovod was built with NCCL, else the CPU."""
     # TensorFlow does not heed OMP_NUM_THREADS, which carries the number of threads that this worker may use.
     tf.config.threading.set_intra_op_parallelism_threads(int(os.environ.get("OMP_NUM_THREADS", "0")))
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
+    gpus, has_nccl = tf.config.list_physical_devices("GPU"), hvd.nccl_built()
+    if len(gpus) < hvd.local_size() or not has_nccl:
+        if gpus and hvd.local_rank() == 0:
+            found = f"{len(gpus)} GPUs for {hvd.local_size()} workers, Horovod with{'' if has_nccl else 'out'} NCCL"
+            print(f"computing on the CPU: {found}", flush=True)
+        tf.config.set_visible_devices([], "GPU")
         return "cpu"
     # Distributed: local_rank counts the processes of one host; a GPU belongs to a host.
     tf.config.set_visible_devices(gpus[hvd.local_rank()], "GPU")

@@ -58,7 +58,7 @@ def main():
         with Checkpoints(f"{config.checkpoint_dir}/tensorflow", config.output_dir, run) as checkpoints:
             position = {"epoch": 0, "step": 0, "loss_sum": 0.0}
             if folder := checkpoints.last():  # Distributed: all read the same files.
-                keeper.restore(str(folder / "state"))
+                keeper.read(str(folder / "state")).assert_existing_objects_matched()
                 position = json.loads((folder / "position.json").read_text())
                 check_position(folder, position.pop("depends_on"), depends_on(config, len(data)))
             # Distributed: the first worker's clock, on all of them.

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model import make_network, scores_of, sum_of_losses
 from preempt import Notice, Preempted
 from readers import batches_of, check_row_groups, chunks_of, leave
-from runrecord import RunRecord, check_position, load_config
+from runrecord import RunRecord, check_model, check_position, load_config
 from settings import check_settings, depends_on
 from storage import Checkpoints
 from stores import open_store
@@ -205,6 +205,7 @@ def load_checkpoint(network, optimizer, checkpoints, config, manifest):
     folder = checkpoints.fetch(names[0])
     content = torch.load(folder / "state.pt", weights_only=True)
     check_position(folder, content["depends_on"], depends_on(config, manifest))
+    check_model(folder, content["network"], network.state_dict())
     network.load_state_dict(content["network"])
     optimizer.load_state_dict(content["optimizer"])
     # Distributed: the sums of the epoch so far are those of all ranks: one of them keeps them.

@@ -27,7 +27,7 @@ from sklearn.metrics import roc_auc_score
 
 from preempt import LEAVE, Notice, Preempted
 from readers import addresses_of, check_row_groups, columns_of, label_of, leave, reader_settings, whole
-from runrecord import RunRecord, check_position, load_config
+from runrecord import RunRecord, check_model, check_position, load_config
 from settings import check_settings, depends_on
 from storage import Checkpoints
 from tfrun import be_patient
@@ -211,9 +211,11 @@ def load_checkpoint(model, optimizer, checkpoints, config, manifest):
         return {"epoch": 0, "step": 0, "taken": 0, "loss_sum": 0.0, "num_rows": 0.0}
     position = json.loads((folder / "position.json").read_text())
     check_position(folder, position.pop("depends_on"), depends_on(config, manifest))
+    variables = {f"arr_{number}": v for number, v in enumerate((*model.variables, *optimizer.variables))}
     with np.load(folder / "state.npz") as content:
-        for number, variable in enumerate((*model.variables, *optimizer.variables)):
-            variable.assign(content[f"arr_{number}"])
+        check_model(folder, content, variables)
+        for name, variable in variables.items():
+            variable.assign(content[name])
     return position
 
 

@@ -18,7 +18,7 @@ import torch
 from model import make_network, scores_of, sum_of_losses
 from preempt import Notice, Preempted
 from readers import batches_of, check_row_groups, chunks_of, leave
-from runrecord import RunRecord, check_position, load_config
+from runrecord import RunRecord, check_model, check_position, load_config
 from settings import check_settings, depends_on
 from storage import Checkpoints
 
@@ -149,6 +149,7 @@ def load_checkpoint(network, optimizer, checkpoints, config, manifest):
         return {"epoch": 0, "step": 0, "taken": 0, "loss_sum": 0.0, "num_rows": 0}
     content = torch.load(folder / "state.pt", weights_only=True)
     check_position(folder, content["depends_on"], depends_on(config, manifest))
+    check_model(folder, content["network"], network.state_dict())
     network.load_state_dict(content["network"])
     optimizer.load_state_dict(content["optimizer"])
     return content["position"]

@@ -18,17 +18,6 @@ from preempt import Preempted
 @contextlib.contextmanager
 def joined_world(config):
     """Meets the other processes; gives (rank, world_size, device) and leaves in order at the end."""
-    backend = config.backend if config.backend != "auto" else "nccl" if torch.cuda.is_available() else "gloo"
-    if backend == "nccl" and not torch.cuda.is_available():
-        raise SystemExit(
-            "backend=nccl needs NVIDIA GPUs, and this machine shows none to PyTorch: set backend=gloo or auto"
-        )
-    local_rank = int(os.environ["LOCAL_RANK"])
-    device = torch.device("cpu")
-    if backend == "nccl":
-        # Distributed: local_rank counts the processes of one host, rank those of all hosts; a GPU belongs to a host.
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
     # Distributed: torchrun put rank, world size and the address of the store into the environment. The timeout bounds
     # how long a rank waits in an exchange for one that hangs.
     timeout = datetime.timedelta(seconds=config.exchange_timeout_seconds)
@@ -38,6 +27,11 @@ def joined_world(config):
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
     store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    backend, device = backend_for(config, store, rank, world_size), torch.device("cpu")
+    if backend == "nccl":
+        # Distributed: local_rank counts the processes of one host, rank those of all hosts; a GPU belongs to a host.
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
     # Distributed: waits until all world_size processes are there, and connects them.
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
@@ -59,6 +53,27 @@ def joined_world(config):
         dist.destroy_process_group()  # Distributed: leaves the others in order.
     if preempted:
         raise preempted
+
+
+def backend_for(config, store, rank, world_size):
+    """Who moves the tensors: what the settings say; "auto" is NCCL where each worker has a GPU of its own, else Gloo.
+
+    Raises SystemExit when the settings say NCCL, and this host has fewer GPUs than workers.
+    """
+    num_gpus, num_workers = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
+    mine = f"PyTorch sees {num_gpus} for the {num_workers} workers of {socket.gethostname()}"
+    if config.backend == "nccl" and num_gpus < num_workers:
+        raise SystemExit(
+            f"backend=nccl needs a GPU for each worker, and {mine}: set backend=gloo or auto, or fewer workers"
+        )
+    if config.backend != "auto":
+        return config.backend
+    # Distributed: hosts differ, and all must take the same: each rank tells the others what it lacks.
+    store.set(f"lacks{rank}", mine if num_gpus < num_workers else "")
+    lacking = [lack for other in range(world_size) if (lack := store.get(f"lacks{other}").decode())]
+    if rank == 0 and lacking and num_gpus:
+        print(f"computing on the CPU: NCCL needs a GPU for each worker, and {lacking[0]}", flush=True)
+    return "gloo" if lacking else "nccl"
 
 
 @contextlib.contextmanager

@@ -16,9 +16,9 @@ import numpy as np
 
 from data import Batches, ImageData
 from preempt import Notice
-from runrecord import RunRecord, load_config
+from runrecord import RunRecord, check_model, check_position, load_config
 from runtime import claim_checkpoints, prepare, task, tf
-from settings import check_settings, learning_rate_at, num_steps_of
+from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
 
 dtensor = tf.experimental.dtensor
@@ -35,7 +35,8 @@ def main():
         RunRecord(config.output_dir, 0, 1, 0, "worker", task().attempt, **facts) as run,
         Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
     ):
-        values, velocities, position = load_checkpoint(checkpoints) or initial_values(train_data, config)
+        first = initial_values(train_data, config)
+        values, velocities, position = load_checkpoint(checkpoints, first[0], config, len(train_data)) or first
         weights, velocities = on_mesh(values, mesh), on_mesh(velocities, mesh)
         report_parts(weights, run)
         run.restore(position["epoch"], position["step"], generation=time.time())
@@ -158,7 +159,7 @@ def train(weights, velocities, position, checkpoints, mesh, train_data, test_dat
             loss_sum = run.finite(float(dtensor.unpack(losses)[0].numpy()[rows >= 0].sum()), epoch, step)
             position = {"epoch": epoch, "step": step + 1, "loss_sum": position["loss_sum"] + loss_sum}
             if wish:
-                save_checkpoint(weights, velocities, position, checkpoints)
+                save_checkpoint(weights, velocities, position, checkpoints, config, len(train_data))
                 notice.saved(wish)
         seconds, num_rows = time.perf_counter() - started, min(last_step * config.global_batch_size, len(train_data))
         accuracy, done = evaluate(weights, test_data, mesh), epoch * batches.steps_per_epoch + last_step
@@ -168,7 +169,7 @@ def train(weights, velocities, position, checkpoints, mesh, train_data, test_dat
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
         position = {"epoch": epoch + 1, "step": 0, "loss_sum": 0.0}
-        save_checkpoint(weights, velocities, position, checkpoints)
+        save_checkpoint(weights, velocities, position, checkpoints, config, len(train_data))
         notice.saved()
 
 
@@ -179,22 +180,24 @@ def evaluate(weights, data, mesh):
     return float((dtensor.unpack(logits)[0].numpy().argmax(1) == labels).mean())
 
 
-def save_checkpoint(weights, velocities, position, checkpoints):
+def save_checkpoint(weights, velocities, position, checkpoints, config, num_rows):
     """Whole variables, so that another number of devices can go on with them."""
     values = {f"{number:03d}": whole(variable) for number, variable in enumerate([*weights, *velocities])}
     with checkpoints.save(position["epoch"], position["step"]) as folder:
         np.savez(folder / "state.npz", **values)
-        (folder / "position.json").write_text(json.dumps(position))
+        (folder / "position.json").write_text(json.dumps({**position, "depends_on": depends_on(config, num_rows)}))
 
 
-def load_checkpoint(checkpoints):
-    """(weights, velocities, position to go on with), the first two as NumPy arrays; or None."""
+def load_checkpoint(checkpoints, first, config, num_rows):
+    """(weights, velocities, position to go on with), the first two as NumPy arrays like `first`; or None."""
     folder = checkpoints.last()
     if folder is None:
         return None
     with np.load(folder / "state.npz", allow_pickle=False) as content:
         values = [content[name] for name in sorted(content.files)]
     position = json.loads((folder / "position.json").read_text())
+    check_position(folder, position.pop("depends_on"), depends_on(config, num_rows))
+    check_model(folder, *({str(n): value for n, value in enumerate(ones)} for ones in (values, first * 2)))
     print(f"going on from {folder}: epoch {position['epoch']}, step {position['step']}", flush=True)
     return values[: len(values) // 2], values[len(values) // 2 :], position
 
