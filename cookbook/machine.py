@@ -8,11 +8,13 @@ import re
 import resource
 import shutil
 import socket
+from collections.abc import Collection
 from pathlib import Path
 
 from cookbook import UserError
 
 LOADER_BYTES = 8 << 20  # of shared memory, for each process that reads ahead
+FIRST_GPU = Path("/dev/nvidia0")
 FILE_BYTES = 64 << 20  # that a run must be able to write into one file
 # (limit, what is used) of a container's memory, in bytes, where cgroups of version 2 and 1 have them
 CONTAINER_MEMORY = (
@@ -28,6 +30,13 @@ def check_object_store(megabytes: int, available: int) -> None:
             f"recipe.object_store_mb={megabytes}: this machine has {available >> 20} MB of memory for everything; "
             f"expected at most {int(available * 0.8) >> 20}"
         )
+
+
+def idle_gpu(devices: Collection[str | None]) -> list[str]:
+    """A warning when all workers, whose devices these are, computed on the CPU of a machine that has a GPU."""
+    if set(devices) == {"cpu"} and FIRST_GPU.exists():
+        return ["this machine has an NVIDIA GPU, and the workers computed on its CPU: docs/gpus.md says when they do"]
+    return []
 
 
 def num_cores() -> int:

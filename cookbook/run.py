@@ -18,6 +18,7 @@ from cookbook import (
     ROOT,
     UserError,
     evidence,
+    machine,
     places,
     processes,
     redact,
@@ -293,6 +294,8 @@ class Run:
         result.restarts, result.num_rows, result.skipped = verdict.restarts, verdict.num_rows, verdict.skipped
         result.metrics, result.curves, result.curve_seconds = verdict.metrics, verdict.curves, verdict.curve_seconds
         result.warnings = [*verdict.warnings, *outcome.place.warnings]
+        if self.config["cluster"]["kind"] == "local":
+            result.warnings += machine.idle_gpu([worker["device"] for worker in result.workers])
         result.findings = [asdict(finding) for finding in verdict.findings]
         result.account = verdict.account or dataset.manifest.get("account", {})
         result.versions = {

@@ -54,6 +54,8 @@ def print_summary(content: Mapping[str, Any], page: Path | None) -> None:
 def _worker(worker: Mapping[str, Any], with_phase: bool) -> str:
     phase = f"phase {worker['phase']} " if with_phase else ""
     place = f"rank {worker['rank']}: {worker['host']} pid {worker['pid']}"
+    if worker.get("device") not in (None, "cpu"):
+        place += f" on {worker['device']}"
     return f"{phase}{place}, {worker['samples'] or 0:,} samples"
 
 

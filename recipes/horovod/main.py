@@ -78,6 +78,7 @@ def pick_device():
         return torch.device("cpu")
     # Distributed: local_rank counts the processes of one host, rank those of all hosts; a GPU belongs to a host.
     torch.cuda.set_device(hvd.local_rank())
+    torch.backends.cudnn.deterministic = True  # its fastest sums come in another order each time
     return torch.device("cuda", hvd.local_rank())
 
 

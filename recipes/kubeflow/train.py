@@ -80,6 +80,7 @@ def meet(config, device):
     store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.backends.cudnn.deterministic = True  # its fastest sums come in another order each time
     # Distributed: waits until all world_size workers are there, and connects them.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world_size)
     return store

@@ -16,6 +16,8 @@ from settings import check_rows, check_settings, num_steps_of
 
 
 class Single:
+    rank = 0
+
     def __init__(self, config):
         self.config, self.device = config, torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.train_data = TextData(config.data_dir, "train", config.max_rows)

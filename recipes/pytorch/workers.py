@@ -32,6 +32,7 @@ def joined_world(config):
         # Distributed: local_rank counts the processes of one host, rank those of all hosts; a GPU belongs to a host.
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+        torch.backends.cudnn.deterministic = True  # its fastest sums come in another order each time
     # Distributed: waits until all world_size processes are there, and connects them.
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:

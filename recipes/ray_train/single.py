@@ -25,6 +25,7 @@ def main():
     config = check_settings(load_config())
     manifest = json.loads((Path(config.data_dir) / "manifest.json").read_text())
     device = torch.device("cuda" if config.use_gpu else "cpu")
+    torch.backends.cudnn.deterministic = True  # its fastest sums come in another order each time
     torch.manual_seed(config.seed)
     channels = manifest["schema"]["images"]["shape"][3]
     network = torch_network(channels, len(manifest["classes"]), config.width).to(device)

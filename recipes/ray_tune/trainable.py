@@ -52,6 +52,7 @@ class Classifier(tune.Trainable):
     def begin(self):
         torch.set_num_threads(self.settings["cpus_per_trial"])
         self.device = "cuda" if self.settings["use_gpu"] else "cpu"
+        torch.backends.cudnn.deterministic = True  # its fastest sums come in another order each time
         torch.manual_seed(self.settings["seed"])
         images = self.rows["train_images"]
         self.network = torch_network(images.shape[1], self.rows["num_classes"], self.settings["width"]).to(self.device)
