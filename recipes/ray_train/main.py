@@ -84,8 +84,9 @@ def train_worker(settings):
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    torch.backends.cudnn.deterministic = True  # its fastest sums come in another order each time
     torch.manual_seed(config.seed)
+    if config.use_gpu:
+        ray.train.torch.enable_reproducibility(config.seed)  # a GPU's fastest sums come in another order each time
     channels = manifest["schema"]["images"]["shape"][3]
     network = torch_network(channels, len(manifest["classes"]), config.width)
     # Distributed: moves the network to this worker's device; `backward` then averages gradients over the workers.
