@@ -145,6 +145,7 @@ class Site:
             {"Chaos": "chaos.md"},
             {"Live metrics": "tracking.md"},
             {"Places": "places.md"},
+            {"GPUs": "gpus.md"},
             {"Object storage": "storage.md"},
             {"Recipes": below("recipes")},
             {"Settings": ["settings/index.md", *groups]},

@@ -113,6 +113,24 @@ def test_an_object_store_larger_than_the_machine_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("devices", "there", "told"),
+    [
+        (["cpu", "cpu"], True, 1),
+        (["cpu", "cpu"], False, 0),
+        (["cuda:0", "cuda:1"], True, 0),
+        ([None, None], True, 0),
+        ([], True, 0),
+    ],
+)
+def test_a_gpu_that_nobody_used_is_spoken_of(devices, there, told, tmp_path, monkeypatch):
+    """Only where the recipe says what its workers computed on."""
+    monkeypatch.setattr(machine, "FIRST_GPU", tmp_path / "nvidia0")
+    if there:
+        machine.FIRST_GPU.touch()
+    assert len(machine.idle_gpu(devices)) == told
+
+
+@pytest.mark.parametrize(
     ("limit", "said"),
     [
         ("-n 60", "this shell allows 60 open files, and 2 workers need 64: ulimit -n 1024"),
