@@ -56,22 +56,36 @@ def recipe_python():
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory):
-    """Returns (run.json, folder, output) of a short undisturbed run of a recipe.
-
-    Each recipe and setting runs once in a session, also when two processes share its tests:
-    the run record on disk serves all.
-    """
+def made_once(tmp_path_factory):
+    """Returns the folder `name` that `make(folder)` has filled: once in a session, also when two processes ask."""
     base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed"
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
     shared.mkdir(exist_ok=True)
 
+    def folder_of(name, make):
+        folder = shared / name
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / f"{name}.made").exists():
+                make(folder)
+                (shared / f"{name}.made").touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def undisturbed(made_once):
+    """Returns (run.json, folder, output) of a short undisturbed run of a recipe.
+
+    Each recipe and setting runs once in a session: the run record on disk serves all tests.
+    """
+
     def run(*words):
-        root = shared / hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
-        with FileLock(root.with_suffix(".lock")):
-            if not (root / "output.txt").exists():
-                _, _, output = run_cookbook(*words, output_root=root)
-                (root / "output.txt").write_text(output)
+        def make(root):
+            _, _, output = run_cookbook(*words, output_root=root)
+            (root / "output.txt").write_text(output)
+
+        root = made_once(hashlib.sha256("\0".join(words).encode()).hexdigest()[:16], make)
         (recipe,) = (word.removeprefix("recipe=") for word in words if word.startswith("recipe="))
         return *latest(root, recipe), (root / "output.txt").read_text()
 

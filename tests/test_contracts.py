@@ -27,7 +27,7 @@ COMPOSED = {recipe: compose_recipe(recipe)[0] for recipe in RECIPES}
 DRIVER = {recipe: config["recipe"]["driver"] for recipe, config in COMPOSED.items()}
 # What makes a run of the recipe short.
 SHORT = {recipe: short_words(recipe) for recipe in RECIPES}
-FROM_NOTHING = "pytorch"  # its ejected copy makes its own environment; one is enough, and costs a gigabyte
+FROM_NOTHING = "pytorch"  # whose ejected copy also makes its own environment; one is enough, and costs a gigabyte
 DATA_PARALLEL = [recipe for recipe, driver in DRIVER.items() if "same_parameters" in driver["proof"]]
 
 
@@ -161,7 +161,7 @@ def test_a_run_proves_that_it_was_distributed(recipe, undisturbed):
 
 
 # The command is the launcher's, so one recipe of each launcher shows it.
-@pytest.mark.parametrize("recipe", quick(OF_EACH_LAUNCHER, "horovod", "pytorch"))
+@pytest.mark.parametrize("recipe", quick(OF_EACH_LAUNCHER, "pytorch"))
 def test_the_printed_command_does_the_same_by_hand(recipe, undisturbed, tmp_path):
     content, folder, _ = undisturbed(f"recipe={recipe}", *SHORT[recipe])
     before = {path: path.read_bytes() for path in folder.glob("workers/*")}
@@ -340,7 +340,8 @@ def test_of_two_checkpoints_a_damaged_one_is_passed_over(recipe, hurt, undisturb
     assert restored == (3, 0), "of four epochs the last one is trained again"
 
 
-@pytest.mark.parametrize("recipe", quick(DATA_PARALLEL, "pytorch"))
+@pytest.mark.full
+@pytest.mark.parametrize("recipe", DATA_PARALLEL)
 def test_a_driver_killed_after_the_last_checkpoint(recipe, undisturbed, tmp_path):
     """It leaves no process; nothing is left to train then, and the run is whole all the same."""
     words = [f"recipe={recipe}", *SHORT[recipe]]
@@ -356,10 +357,18 @@ def test_a_driver_killed_after_the_last_checkpoint(recipe, undisturbed, tmp_path
     assert digests(content) == digests(expected)
 
 
-@pytest.mark.parametrize("recipe", quick(RECIPES, FROM_NOTHING))
+@pytest.mark.parametrize("recipe", quick(RECIPES, "pytorch"))
 def test_an_ejected_recipe_runs_by_itself(recipe, recipe_python, tmp_path):
     """In an empty folder, with the repository out of reach, and its own test passes."""
-    environment = None if recipe == FROM_NOTHING else recipe_python(recipe).parent.parent
+    check_ejected(recipe, recipe_python(recipe).parent.parent, tmp_path)
+
+
+@pytest.mark.full
+def test_an_ejected_recipe_makes_its_own_environment(tmp_path):
+    check_ejected(FROM_NOTHING, None, tmp_path)
+
+
+def check_ejected(recipe, environment, tmp_path):
     # Spark's own test looks at every step and model: on a small input, with a Java that starts fast.
     kept = ("recipe.java_options=", "recipe.model_rows=")
     words = (

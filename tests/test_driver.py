@@ -267,12 +267,14 @@ def test_a_sweep_has_a_folder_each_and_a_table(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def past_runs(tmp_path_factory):
+def past_runs(made_once):
     """Two smoke runs, one of them with each tracker."""
-    root = tmp_path_factory.mktemp("past")
-    run_cookbook(*SMOKE, "tracking=mlflow", "tracking.wait_seconds=3600", output_root=root)
-    run_cookbook(*SMOKE, "tracking=tensorboard", "seed=1", output_root=root)
-    return root
+
+    def make(root):
+        run_cookbook(*SMOKE, "tracking=mlflow", "tracking.wait_seconds=3600", output_root=root)
+        run_cookbook(*SMOKE, "tracking=tensorboard", "seed=1", output_root=root)
+
+    return made_once("past-runs", make)
 
 
 def test_mlflow_has_what_the_run_record_says(past_runs):

@@ -669,29 +669,35 @@ def test_a_bare_terraform_is_guarded(tmp_path, target, values, environment, mess
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    "wrong",
     [
-        ("infra.variables.ttl_hours=0", "ttl_hours must be more than 0"),
-        ("infra.variables.vpc_cidr=10.20.0.0/40", "vpc_cidr must be a private range"),
-        ("infra.variables.vpc_cidr=8.8.0.0/16", "vpc_cidr must be a private range"),
-        ("infra.variables.bastion_cidrs=[0.0.0.0/0]", "0.0.0.0/0 would let everybody in"),
-        ("infra.variables.num_workers=0", "num_workers must be a whole number from 1 to 64"),
-        ("infra.variables.market=cheap", "market must be on-demand, spot or capacity-block"),
-        ("infra.variables.name=X", "name must be 3 to 32 small letters"),
-        ("infra.variables.market=capacity-block", "needs capacity_reservation_id"),
-        ("infra.variables.access=bastion", "needs bastion_cidrs"),
+        {  # each by itself
+            "vpc_cidr=8.8.0.0/16": "vpc_cidr must be a private range",
+            "bastion_cidrs=[0.0.0.0/0]": "0.0.0.0/0 would let everybody in",
+            "num_workers=0": "num_workers must be a whole number from 1 to 64",
+            "market=cheap": "market must be on-demand, spot or capacity-block",
+        },
+        {  # looked at by the guard of what it costs
+            "ttl_hours=0": "ttl_hours must be more than 0",
+            "name=X": "name must be 3 to 32 small letters",
+        },
+        {"vpc_cidr=10.20.0.0/40": "vpc_cidr must be a private range"},
+        {  # without another one
+            "market=capacity-block": "needs capacity_reservation_id",
+            "access=bastion": "needs bastion_cidrs",
+        },
     ],
 )
-def test_variables_that_make_no_sense(moto, tmp_path, monkeypatch, word, message):
+def test_variables_that_make_no_sense(moto, tmp_path, monkeypatch, wrong):
+    """A plan names all of them at once."""
     url, environment = moto
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    target = infra.Target(
-        "aws", [*WORDS, word, f"infra.folder={tmp_path}/state"], source=for_moto(tmp_path / "aws", url)
-    )
+    words = [*WORDS, *(f"infra.variables.{word}" for word in wrong), f"infra.folder={tmp_path}/state"]
+    target = infra.Target("aws", words, source=for_moto(tmp_path / "aws", url))
     with pytest.raises(UserError) as error:
         target.plan()
-    assert message in str(error.value)
+    assert [message for message in wrong.values() if message not in str(error.value)] == []
 
 
 def test_without_a_time_to_live_nothing_is_made(moto, tmp_path, monkeypatch):

@@ -38,9 +38,9 @@ def steps_of(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(undisturbed):
     """The workflow at its default scale, with a step that fails twice: (run.json, folder, output)."""
-    return run_cookbook("recipe=kubeflow", "recipe.num_failures=2", output_root=tmp_path_factory.mktemp("whole"))
+    return undisturbed("recipe=kubeflow", "recipe.num_failures=2")
 
 
 def test_the_whole_workflow(whole):
@@ -370,24 +370,25 @@ def flat_config(**changes):
 
 
 @pytest.fixture(scope="module")
-def objects(recipe_python, tmp_path_factory):
+def objects(recipe_python, made_once):
     """name -> text of everything that the recipe could make on a cluster, and of the pipeline,
     at the default settings."""
-    folder = tmp_path_factory.mktemp("objects")
     config = flat_config(
         kubeflow_host="http://localhost:8080", namespace="team", image="registry.example/kubeflow-recipe-python:0.1.0"
     )
-    (folder / "config.yaml").write_text(json.dumps(config))
-    code = f"""
+
+    def make(folder):
+        code = f"""
 import types, manifests, pipeline
 from kfp import compiler
 config = types.SimpleNamespace(**{config!r})
-manifests.write_all(config, {str(folder / "made")!r})
-compiler.Compiler().compile(pipeline.pipeline_of(config), {str(folder / "made/pipeline.yaml")!r})
+manifests.write_all(config, {str(folder)!r})
+compiler.Compiler().compile(pipeline.pipeline_of(config), {str(folder / "pipeline.yaml")!r})
 """
-    done = call(recipe_python("kubeflow"), code)
-    assert done.returncode == 0, done.stderr
-    return {path.stem: path.read_text() for path in sorted((folder / "made").glob("*.yaml"))}
+        done = call(recipe_python("kubeflow"), code)
+        assert done.returncode == 0, done.stderr
+
+    return {path.stem: path.read_text() for path in sorted(made_once("kubeflow-objects", make).glob("*.yaml"))}
 
 
 def test_the_objects_are_those_that_were_reviewed(objects):

@@ -154,6 +154,16 @@ def test_half_precision_and_compiled_kernels_learn_the_same(undisturbed, tmp_pat
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_a_divided_model_takes_the_steps_of_a_whole_one(mode, undisturbed):
+    whole, divided = (undisturbed("recipe=pytorch", f"recipe.mode={one}", *SHORT)[0] for one in ("single", mode))
+    assert (whole["world_size"], divided["world_size"]) == (1, 2)
+    assert sorted(curve(whole)) == [*range(1, 13)]
+    assert largest_difference(curve(whole), curve(divided)) <= 1e-5
+    assert divided["metrics"]["eval/bits_per_byte"] == pytest.approx(whole["metrics"]["eval/bits_per_byte"], rel=1e-5)
+    assert [worker["samples"] for worker in divided["workers"]] == [96 if mode == "fsdp" else 192] * 2
+
+
+@pytest.mark.parametrize("mode", ["fsdp", *(pytest.param(one, marks=pytest.mark.full) for one in MODES[1:])])
 def test_a_killed_worker_of_a_divided_model(mode, undisturbed, tmp_path):
     """Stopped in the middle of an epoch, the same command goes on from the sharded checkpoint
     to the same parameters."""
@@ -204,6 +214,7 @@ def test_collectives_equal_one_process_and_are_measured(tmp_path):
     assert "Bus bandwidth" in (folder / "report.html").read_text()
 
 
+@pytest.mark.full
 def test_a_worker_that_hangs_is_named(tmp_path):
     driver = Driver("recipe=pytorch", "cluster.stall_timeout_seconds=8", output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "rows" for e in driver.events()))

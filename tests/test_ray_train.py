@@ -75,7 +75,17 @@ def test_a_lost_node_makes_the_world_smaller_until_it_is_back(tmp_path):
     assert "node 2 is lost; it comes back in 60 s" in (folder / "logs/rayrun.log").read_text()
 
 
-def test_tensorflow_trains_too_and_goes_on_after_a_killed_worker(tmp_path):
+def test_tensorflow_trains_too(undisturbed):
+    content, _, _ = undisturbed(*SHORT, "recipe.mode=tensorflow", "recipe.num_epochs=2")
+    assert content["versions"]["tensorflow"].startswith("2.")
+    assert [worker["samples"] for worker in content["workers"]] == [2 * 719, 2 * 719]
+    assert len(digests(content)) == 1
+    (_, first), (_, last) = content["curves"]["train/loss"]
+    assert last < first - 0.1
+
+
+@pytest.mark.full
+def test_tensorflow_goes_on_after_a_killed_worker(tmp_path):
     words = [*SHORT, "recipe.mode=tensorflow", "recipe.max_restarts=1"]
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (2, 4) for e in driver.events()))
@@ -85,7 +95,6 @@ def test_tensorflow_trains_too_and_goes_on_after_a_killed_worker(tmp_path):
     assert driver.no_process_left()
     content, _ = latest(tmp_path, "ray_train")
     assert content["restarts"] == 1
-    assert content["versions"]["tensorflow"].startswith("2.")
     assert [worker["samples"] for worker in content["workers"]] == [2 * 719, 2 * 719], "the last two of four epochs"
     assert content["num_rows"] == 4 * 1438
     assert len(digests(content)) == 1

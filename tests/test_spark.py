@@ -62,7 +62,7 @@ def test_every_line_is_good_or_quarantined_where_it_stands(undisturbed, recipe_p
 
 def test_a_killed_executor_changes_no_result(undisturbed, tmp_path):
     expected, _, _ = undisturbed(*SMALL)
-    driver = Driver(*WITHOUT, "recipe.steps=[ingest,templates,classify]", "recipe.memory_mb=700", output_root=tmp_path)
+    driver = Driver(*WITHOUT, "recipe.steps=[ingest,templates,anomalies]", "recipe.memory_mb=700", output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["step"] == 2 for e in driver.events()))
     lost = driver.pid_of(1)
     assert "-Xmx700M" in psutil.Process(lost).cmdline(), "the executor has the heap that was asked for"
@@ -73,7 +73,7 @@ def test_a_killed_executor_changes_no_result(undisturbed, tmp_path):
     content, folder = latest(tmp_path, "spark")
     assert lost in [worker["pid"] for worker in content["lost_workers"]]
     assert content["world_size"] == 2
-    assert {name.partition("/")[0] for name in results(content)} == {"ingest", "templates", "classify"}
+    assert {name.partition("/")[0] for name in results(content)} == {"ingest", "templates", "anomalies"}
     assert results(content) == pytest.approx(results(expected, content), rel=1e-6)
     assert content["account"] == expected["account"]
     assert not (folder / "scratch").exists()

@@ -95,6 +95,15 @@ def test_a_lost_worker_of_the_parameter_servers_is_replaced(tmp_path):
     assert "it is replaced at the same address" in (folder / "logs/tfrun.log").read_text()
 
 
+def test_keras_fit_trains_on_parameter_servers(undisturbed):
+    content, _, _ = undisturbed(*FIT, "recipe.num_epochs=3")
+    assert content["num_rows"] >= 3 * 23 * 64
+    assert all(worker["samples"] > 0 for worker in content["workers"])
+    assert sorted(service["role"] for service in content["services"]) == ["chief", "ps"]
+    assert len(losses(content)) == 3 and losses(content)[-1] < losses(content)[0] - 0.1
+
+
+@pytest.mark.full
 def test_keras_fit_gives_the_steps_of_a_lost_worker_to_another(tmp_path):
     driver = Driver(*FIT, "recipe.max_restarts=1", output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["epoch"] >= 2 for e in driver.events()))
