@@ -72,7 +72,7 @@ def pick_device():
     """A GPU of its own for each process where the host has so many and Horovod was built with NCCL, else the CPU."""
     num_gpus, has_nccl = torch.cuda.device_count(), hvd.nccl_built()
     if num_gpus < hvd.local_size() or not has_nccl:
-        if num_gpus and hvd.local_rank() == 0:
+        if num_gpus and hvd.local_rank() == 0:  # Distributed: one process tells for all of its host.
             found = f"{num_gpus} GPUs for {hvd.local_size()} workers, Horovod with{'' if has_nccl else 'out'} NCCL"
             print(f"computing on the CPU: {found}", flush=True)
         return torch.device("cpu")

@@ -65,7 +65,7 @@ def pick_device():
     tf.config.threading.set_inter_op_parallelism_threads(1)
     gpus, has_nccl = tf.config.list_physical_devices("GPU"), hvd.nccl_built()
     if len(gpus) < hvd.local_size() or not has_nccl:
-        if gpus and hvd.local_rank() == 0:
+        if gpus and hvd.local_rank() == 0:  # Distributed: one process tells for all of its host.
             found = f"{len(gpus)} GPUs for {hvd.local_size()} workers, Horovod with{'' if has_nccl else 'out'} NCCL"
             print(f"computing on the CPU: {found}", flush=True)
         tf.config.set_visible_devices([], "GPU")

@@ -72,7 +72,7 @@ def backend_for(config, store, rank, world_size):
     # Distributed: hosts differ, and all must take the same: each rank tells the others what it lacks.
     store.set(f"lacks{rank}", mine if num_gpus < num_workers else "")
     lacking = [lack for other in range(world_size) if (lack := store.get(f"lacks{other}").decode())]
-    if rank == 0 and lacking and num_gpus:
+    if rank == 0 and lacking and num_gpus:  # Distributed: one rank tells for all.
         print(f"computing on the CPU: NCCL needs a GPU for each worker, and {lacking[0]}", flush=True)
     return "gloo" if lacking else "nccl"
 
