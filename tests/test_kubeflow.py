@@ -37,19 +37,27 @@ def steps_of(folder):
     return sorted(records, key=lambda record: record["began"])
 
 
+WHOLE = ["recipe=kubeflow", "recipe.num_failures=2"]
+FEWER_EPOCHS = ["recipe.num_epochs=4", "recipe.trial_epochs=1", "recipe.min_accuracy=0.8"]
+
+
 @pytest.fixture(scope="module")
 def whole(undisturbed):
-    """The workflow at its default scale, with a step that fails twice: (run.json, folder, output)."""
-    return undisturbed("recipe=kubeflow", "recipe.num_failures=2")
+    """The workflow with its four trials, and a step that fails twice: (run.json, folder, output)."""
+    return undisturbed(*WHOLE, *FEWER_EPOCHS)
 
 
-def test_the_whole_workflow(whole):
-    content, folder, _ = whole
+@pytest.mark.parametrize(
+    ("words", "epochs", "accuracy", "score"),
+    [(FEWER_EPOCHS, 4, 0.8, 0.3), pytest.param([], 12, 0.95, 0.75, marks=pytest.mark.full)],
+)
+def test_the_whole_workflow(undisturbed, words, epochs, accuracy, score):
+    content, folder, _ = undisturbed(*WHOLE, *words)
     metrics = content["metrics"]
-    assert metrics["served/accuracy"] >= 0.95
+    assert metrics["served/accuracy"] >= accuracy
     assert metrics["served/accuracy"] == metrics["eval/accuracy"]
-    assert [worker["samples"] for worker in content["workers"]] == [12 * 719, 12 * 719]
-    assert metrics["search/best_score"] >= 0.75
+    assert [worker["samples"] for worker in content["workers"]] == [epochs * 719, epochs * 719]
+    assert metrics["search/best_score"] >= score
     names = [record["step"] for record in steps_of(folder)]
     steps = "ingest validate validate validate trial trial trial trial choose train evaluate gate register deploy"
     assert names == [*steps.split(), "smoke_test", "stop_server"]
@@ -130,9 +138,9 @@ def test_killed_in_a_late_step_the_model_server_goes_too(tmp_path):
 
 
 def test_tensorflow_trains_the_model_that_pytorch_serves(tmp_path):
-    content, _, _ = run_cookbook(*SHORT, "recipe.trainer=tfjob", "recipe.num_epochs=6", output_root=tmp_path)
+    content, _, _ = run_cookbook(*SHORT, "recipe.trainer=tfjob", output_root=tmp_path)
     assert content["versions"]["tensorflow"].startswith("2.")
-    assert content["metrics"]["served/accuracy"] >= 0.9
+    assert content["metrics"]["served/accuracy"] >= 0.8
     assert len({worker["digest"] for worker in content["workers"]}) == 1
 
 

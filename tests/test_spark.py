@@ -62,8 +62,8 @@ def test_every_line_is_good_or_quarantined_where_it_stands(undisturbed, recipe_p
 
 def test_a_killed_executor_changes_no_result(undisturbed, tmp_path):
     expected, _, _ = undisturbed(*SMALL)
-    driver = Driver(*WITHOUT, "recipe.steps=[ingest,templates,anomalies]", "recipe.memory_mb=700", output_root=tmp_path)
-    driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["step"] == 2 for e in driver.events()))
+    driver = Driver(*WITHOUT, "recipe.steps=[ingest,anomalies]", "recipe.memory_mb=700", output_root=tmp_path)
+    driver.wait_until(lambda: any(e["event"] == "checkpoint" and e["step"] == 1 for e in driver.events()))
     lost = driver.pid_of(1)
     assert "-Xmx700M" in psutil.Process(lost).cmdline(), "the executor has the heap that was asked for"
     inject.kill(lost)
@@ -73,7 +73,7 @@ def test_a_killed_executor_changes_no_result(undisturbed, tmp_path):
     content, folder = latest(tmp_path, "spark")
     assert lost in [worker["pid"] for worker in content["lost_workers"]]
     assert content["world_size"] == 2
-    assert {name.partition("/")[0] for name in results(content)} == {"ingest", "templates", "anomalies"}
+    assert {name.partition("/")[0] for name in results(content)} == {"ingest", "anomalies"}
     assert results(content) == pytest.approx(results(expected, content), rel=1e-6)
     assert content["account"] == expected["account"]
     assert not (folder / "scratch").exists()
@@ -118,12 +118,7 @@ def test_own_logs_in_many_forms(tmp_path, recipe_python):
     pack = "import sys, zstandard as z; open(sys.argv[1], 'wb').write(z.compress(open(sys.argv[2], 'rb').read()))"
     words = [recipe_python("spark"), "-c", pack, tmp_path / "logs/third.log.zst", tmp_path / "logs/plain.log"]
     subprocess.run(words, check=True)
-    content, folder, _ = run_cookbook(
-        *INGEST[:-1],
-        "recipe.steps=[ingest,explore,templates]",
-        f"data.path={tmp_path}/logs",
-        output_root=tmp_path / "out",
-    )
+    content, folder, _ = run_cookbook(*INGEST, f"data.path={tmp_path}/logs", output_root=tmp_path / "out")
     assert content["account"] == {"read": good + 50 + malformed, "good": good + 50, "quarantined": malformed}
     reasons = json.loads((folder / "tables/quarantined lines.json").read_text())["rows"]
     assert {row["reason"] for row in reasons} == {"not UTF-8", "longer than 1,048,576 bytes"}

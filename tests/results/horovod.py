@@ -14,7 +14,7 @@ BREAK = (
 )
 BROKEN = ["eval/accuracy"]
 SMALLEST = ["scale=smoke", "recipe.num_epochs=1", "recipe.width=8"]
-MODES = [(["tensorflow"], [])]
+MODES = [(["tensorflow"], ["recipe.num_epochs=3"])]
 
 
 def recomputed(run, dataset):

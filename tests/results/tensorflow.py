@@ -19,7 +19,7 @@ BREAK = (
 )
 BROKEN = ["eval/accuracy"]
 SMALLEST = ["scale=smoke", "recipe.num_epochs=1", "recipe.width=8"]
-MODES = [(["parameter_server"], []), (["model_parallel"], ["recipe.num_devices=2"])]
+MODES = [(["parameter_server"], ["recipe.num_epochs=4"]), (["model_parallel"], ["recipe.num_devices=2"])]
 
 
 def recomputed(run, dataset):
