@@ -250,6 +250,8 @@ class Run:
         elif problems:
             if failed and all(causes.CONSEQUENCE.search(error) for error in verdict.errors):
                 said = causes.cause_of(self.folder / "logs", outcome.watcher.log_sizes)
+                if not (said or verdict.workers or verdict.lost):  # a launcher that could not even start them
+                    said = causes.last_words(self.folder / "logs", outcome.watcher.log_sizes, count=4)
                 if said and not (verdict.errors and causes.CONSEQUENCE.search(said)):
                     problems = [said, *problems]
             # Another try may help where a worker, chief or ps was lost. Other problems would only come again.

@@ -154,9 +154,11 @@ def test_every_default_is_within_its_range():
 
 
 def test_a_mapping_of_the_user_s_own_keys():
-    words = ["recipe.spark_conf.spark.ui.port=4050", "recipe.spark_conf.spark.ui.enabled=true"]
+    prefix = "recipe.spark_conf.spark"
+    words = [f"{prefix}.ui.port=4050", f"{prefix}.ui.enabled=true", f'{prefix}.a="-Xss8m -ea"', f"{prefix}.b='5'"]
     conf = compose_recipe("spark", words)[0]["recipe"]["spark_conf"]
     assert (conf["spark.ui.port"], conf["spark.ui.enabled"], conf["spark.log.level"]) == (4050, True, "ERROR")
+    assert (conf["spark.a"], conf["spark.b"]) == ("-Xss8m -ea", "5"), "what stands in quotes is a text"
 
 
 def test_one_text_given_twice_was_made_two_by_a_shell():

@@ -299,6 +299,7 @@ def test_compare_says_what_is_not_alike(tmp_path):
         (["recipe.mode=pipeline", "recipe.num_microbatches=1"], "num_microbatches=1 is less than the 2 stages"),
         (["recipe.model_width=100"], "model_width=100 is not a multiple of 2 x num_heads=4"),
         (["recipe.global_batch_size=1"], "global_batch_size=1 is less than world_size=2"),
+        (["recipe.mode=collectives", "cluster.num_workers=1"], "one has nobody to: start at least 2"),
     ],
 )
 def test_settings_that_make_no_sense(tmp_path, words, text):

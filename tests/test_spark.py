@@ -126,6 +126,13 @@ def test_own_logs_in_many_forms(tmp_path, recipe_python):
     assert content["metrics"]["ingest/blank"] == 2
 
 
+def test_what_java_says_when_it_does_not_start_is_the_reason(tmp_path):
+    words = ["recipe=spark", "scale=smoke", "recipe.java_options=-XX:-BytecodeVerificationRemote"]
+    content, _, _ = run_cookbook(*words, output_root=tmp_path, status=1)
+    first, *_ = content["reason"].split("; ")
+    assert first.startswith("spark-submit: Error: VM option 'BytecodeVerificationRemote' is diagnostic")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [

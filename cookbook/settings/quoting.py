@@ -59,8 +59,8 @@ def texts_for_hydra(key: str, value: str) -> str:
 
 def _unquoted(word: str) -> str:
     """A word without the quotes around it."""
-    quote = word[0]
-    return word[1:-1].replace(f"\\{quote}", quote) if quote in "'\"" and word[1:] and word[-1] == quote else word
+    in_quotes = len(word) > 1 and word[0] == word[-1] and word[0] in "'\""
+    return word[1:-1].replace(f"\\{word[0]}", word[0]) if in_quotes else word
 
 
 def quoted(value: str) -> str:
@@ -72,9 +72,13 @@ def quoted(value: str) -> str:
 
 
 def scalar(value: str) -> str:
-    """A value of a mapping whose keys are the user's: a number, true, false and null as such, all else as a text."""
+    """A value of a mapping whose keys are the user's: a number, true, false and null as such, all else as a text.
+
+    What stands in quotes is a text, without them.
+    """
     kind = yaml.safe_load(value) if value else ""
-    return value if value.lower() == "null" or isinstance(kind, (bool, int, float)) else quoted(value)
+    is_scalar = value.lower() == "null" or isinstance(kind, (bool, int, float))
+    return value if is_scalar else quoted(_unquoted(value))
 
 
 def as_word(value: object) -> str:

@@ -63,6 +63,8 @@ def check_world(config, world_size):
             f"global_batch_size={batch} is less than world_size={world_size}: some workers would have nothing to do; "
             f"set it to {world_size} at least"
         )
+    if config.mode == "collectives" and world_size < 2:
+        raise SystemExit("mode=collectives measures what workers exchange, and one has nobody to: start at least 2")
     if config.mode == "fsdp":
         divides("global_batch_size", batch, "workers", world_size)
     if config.mode == "tensor_parallel":

@@ -77,6 +77,11 @@ def prepare(config):
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     if gpus:
+        if config.mode in ("mirrored", "model_parallel") and config.num_devices > len(gpus):
+            raise SystemExit(
+                f"num_devices={config.num_devices}: TensorFlow sees {len(gpus)} GPUs; choose as many at most, or hide "
+                "them (CUDA_VISIBLE_DEVICES=-1) to have the CPU cut into devices"
+            )
         return f"{len(gpus)} gpu"
     if config.mode in ("mirrored", "model_parallel"):
         # Cuts the CPU into devices: the same code as on a machine with several GPUs, without their speed.
