@@ -166,9 +166,8 @@ class Result:
     folder: str
     run_id: str  # COOKBOOK_RUN of all its processes
     position: Settings  # the settings on which it depends which rows a step takes
-    status: str = (
-        "running"  # running, ok, failed, preempted: its machine was taken away, and all that was done is saved
-    )
+    # running, ok, failed, or preempted: its machine was taken away, and all that was done is saved
+    status: str = "running"
     reason: str = ""  # why it failed, or who preempted it
     resumable: bool = True
     world_size: int = 0

@@ -265,7 +265,7 @@ class Run:
     def _asked(self, dataset: Dataset, outcome: Outcome) -> evidence.Asked:
         """What the evidence is compared with."""
         recipe, place = self.config["recipe"], outcome.place
-        on_demand = recipe["driver"].get("elastic", False)
+        on_demand = recipe["driver"].get("workers_on_demand", False)
         seen = frozenset(outcome.watcher.seen_pids) if place.sees_processes else None
         return evidence.Asked(
             num_workers=num_processes(self.config),

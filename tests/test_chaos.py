@@ -629,7 +629,7 @@ def test_the_table_says_what_was_run_and_what_was_not():
         result(["kill", "disk_full"], seed=1, hits=[1, 2]),
         result(["kill"], recipe="spark", steps_lost=1),
     ]
-    text = report.table(found, ["pytorch", "spark"])
+    text = report.table(found, ["dask", "pytorch", "spark"])
     lines = text.splitlines()
     assert lines[0].startswith("| recipe | kill | stop | driver_kill | preempt | corrupt_checkpoint |")
     cells = dict(zip(FAULTS, lines[2].split(" | ")[1:], strict=True))
@@ -642,7 +642,7 @@ def test_the_table_says_what_was_run_and_what_was_not():
     assert (cells["preempt"], cells["disk_full"], cells["slow_disk"]) == ("in a plan", "in a plan", "not run")
     assert "Plans of several faults: 1 of 2 recovered." in lines
     assert "- `make chaos`: left behind: a file" in lines
-    assert "3 of 4 runs with one fault recovered." in lines
+    assert "3 of 4 runs with one fault recovered." in lines and "Not run: `dask`." in lines
     assert "Random plans: 1 of 1 recovered, with 2 faults, over `pytorch`." in lines
     assert "- `stop`, `pytorch`: another result" in lines
     assert "- `corrupt_checkpoint`, `pytorch`: it writes 1" in lines

@@ -12,6 +12,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from benchmarks import measure
+from cookbook.evidence import COMMON
 from cookbook.evidence.rules import RULES
 from docs import build, settings
 from tests.helpers import ROOT, recipes
@@ -104,6 +105,15 @@ def test_no_row_of_a_table_is_long(page):
     assert [f"{len(row)}: {row[:60]}" for row in rows if len(row) > LONGEST_ROW] == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_no_line_of_text_is_long(page):
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines = [line for line in text.splitlines() if not line.startswith(("|", "    ", "<"))]
+    # A word, or a command in a sentence, cannot be divided.
+    breakable = [line for line in lines if " " in re.sub(r"`[^`]*`|!?\[[^]]*\]\([^)]*\)", "x", line).strip()]
+    assert [f"{len(line)}: {line[:60]}" for line in breakable if len(line) > 120] == []
+
+
 BENCHMARKS = [path.stem for path in sorted(ROOT.glob("benchmarks/*.py")) if (ROOT / "recipes" / path.stem).is_dir()]
 
 
@@ -128,7 +138,7 @@ def test_the_readme_is_short_and_names_every_recipe():
     assert linked == set(recipes())
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [*COMMON, *RULES])
 def test_every_rule_of_evidence_is_explained(rule):
     assert f"`{rule}`" in (ROOT / "docs/evidence.md").read_text()
 

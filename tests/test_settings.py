@@ -97,6 +97,30 @@ def test_an_old_name_of_the_mode_is_refused_with_the_new_one(recipe, old, sign):
     assert str(raised.value) == f"recipe.{old} is called recipe.mode now: recipe.mode=this"
 
 
+@pytest.mark.parametrize("word", ["recipe.driver.proof=[]", "recipe.driver.nothing=1", "+recipe.driver.short=[]"])
+def test_what_a_recipe_says_to_the_driver_is_no_setting(word):
+    with pytest.raises(UserError, match="belongs to the recipe and is no setting"):
+        compose_recipe("horovod", [word])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("takes_notice:", "take_notice:", "driver.take_notice means nothing; there are: address, "),
+        ("  tools:", "  tool:", "driver lacks tools"),
+        ("    ft_ddp:\n", "    ft_ddp:\n      elastc: true\n", "driver.modes.ft_ddp.elastc means nothing"),
+    ],
+)
+def test_a_misspelt_word_to_the_driver_is_refused(tmp_path, monkeypatch, old, new, text):
+    content = (CONF / "recipe/pytorch.yaml").read_text()
+    assert old in content
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe/pytorch.yaml").write_text(content.replace(old, new, 1))
+    monkeypatch.setattr(checks, "CONF", tmp_path)
+    with pytest.raises(UserError, match=text):
+        checks.check_driver("pytorch")
+
+
 @pytest.mark.parametrize("recipe", recipes())
 def test_what_chooses_between_programs_is_called_mode(recipe):
     own = yaml.safe_load((ROOT / f"conf/recipe/{recipe}.yaml").read_text())

@@ -107,13 +107,18 @@ def untagged(source):
 
 
 def distributed(node, kept):
-    """What it is that a program on one process would not have: a call in CALLS, or a question who one is; or None."""
+    """What it is that a program on one process would not have, or None.
+
+    A call in CALLS, a question who one is, or every world_size-th of something.
+    """
     if isinstance(node, ast.Call):
         return named(node)
     if isinstance(node, ast.Compare) and asks_rank(node):
         return ast.unparse(node)
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in kept:
         return node.id
+    if isinstance(node, ast.Slice) and node.step and ast.unparse(node.step).endswith("world_size"):
+        return ast.unparse(node)
     return None
 
 

@@ -23,6 +23,10 @@ def check_rules(names: Sequence[str]) -> None:
             raise UserError(f"driver.proof: rule {name!r} is unknown; there are: {', '.join(RULES)}")
 
 
+# What every run must hold; a recipe's `driver.proof` adds others.
+COMMON = ("no_process_failed", "workers_as_asked_for", "seen_by_the_operating_system", "metrics_finite_and_agreed")
+
+
 def judge(records: Sequence[Record], asked: Asked) -> Verdict:
     """Returns the verdict over a run's records, as `runrecord.read_records` gives them."""
     verdict = Verdict()
@@ -31,8 +35,7 @@ def judge(records: Sequence[Record], asked: Asked) -> Verdict:
     verdict.errors = _errors(current + services)
     verdict.preempted = _preempted(records, current)
     if verdict.preempted:
-        rules = ("no_process_failed", "workers_as_asked_for", "metrics_finite_and_agreed", *asked.proof)
-        verdict.findings = [Finding(rule, "not applied", "the run is not over") for rule in rules]
+        verdict.findings = [Finding(rule, "not applied", "the run is not over") for rule in (*COMMON, *asked.proof)]
         return verdict
     verdict.figures["no_process_failed"] = f"{len(current + services)} processes ended by themselves"
     verdict.diverged = next((error for error in verdict.errors if " ended with Diverged: " in error), "")

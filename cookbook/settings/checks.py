@@ -48,10 +48,50 @@ def check_kinds(config: Settings, choices: Mapping[str, str]) -> None:
     for name in config["cluster"].get("inherit") or ():
         if not isinstance(name, str):
             raise UserError(f"cluster.inherit has {name!r} in it: expected names of environment variables")
+    check_driver(choices["recipe"])
     _check_dataset(config, choices)
     _check_storage(config, choices)
     for group in ("", *(group for group in choices if group in config)):
         check_ranges(config[group] if group else {"seed": config["seed"]}, group)
+
+
+# What a recipe's settings say to the driver, under `driver`. Those of a mode win where it is chosen.
+DRIVER = {
+    "system": "who starts the workers: a module of cookbook/systems/",
+    "takes": "which datasets: those whose file in conf/data/ says `holds:` the same",
+    "tools": "what must be on the machine before the environment can be made",
+    "needs": "disk_mb and memory_mb, measured",
+    "objective": "name and direction of the metric that sweeps and comparisons are judged by",
+    "proof": "rules of evidence beyond those of every run",
+    "repeats": "how exactly the result repeats: bits, a relative difference, or rules",
+    "short": "settings that make the contract tests short",
+    "address": "the setting in conf/cluster/ that names a running system, whose workers are then used",
+    "storage": "true: checkpoints can be kept in an object store",
+    "takes_notice": "true: the workers save and leave when their machine is taken away",
+    "num_processes": "how many processes work, where that is not cluster.num_workers",
+    "chief": "true: a process beside the workers gives them their work",
+    "changes_members": "true: workers may be lost and come back while the others go on",
+    "workers_on_demand": "true: the system starts workers as it needs them, so fewer than asked for may have worked",
+    "modes": "what each value of recipe.mode brings",
+    "scales": "what a scale changes in this recipe",
+}
+ALWAYS = {"system", "takes", "tools", "needs"}
+
+
+def check_driver(recipe: str) -> None:
+    """Raises UserError for a key under `driver` in a recipe's settings that means nothing, or that is missing."""
+    path = CONF / f"recipe/{recipe}.yaml"
+    driver = yaml.safe_load(path.read_text())["driver"]
+    modes = driver.get("modes", {})
+    if missing := sorted(ALWAYS - driver.keys()):
+        raise UserError(f"{path.name}: driver lacks {', '.join(missing)}")
+    for where, content in [("driver", driver), *((f"driver.modes.{name}", mode) for name, mode in modes.items())]:
+        known = DRIVER.keys() if where == "driver" else {*DRIVER, "overrides"} - {"modes", "scales"}
+        if unknown := sorted(content.keys() - known):
+            raise UserError(f"{path.name}: {where}.{unknown[0]} means nothing; there are: {', '.join(sorted(known))}")
+        for key in {"objective", "proof"} - content.keys() - driver.keys():
+            if where != "driver" or not modes:
+                raise UserError(f"{path.name}: {where} lacks {key}")
 
 
 def _check_dataset(config: Settings, choices: Mapping[str, str]) -> None:

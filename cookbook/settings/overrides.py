@@ -178,7 +178,9 @@ class _CommandLine:
 
     def _exists(self, one: Override) -> None:
         """Raises UserError, with the nearest name, for a setting that does not exist."""
-        if one.key in self.defaults or one.key in self.mappings or one.key.startswith("recipe.driver."):
+        if one.key.startswith("recipe.driver.") and one.key != "recipe.driver.system":
+            raise UserError(f"{one.key} belongs to the recipe and is no setting: change it in its file in conf/recipe/")
+        if one.key in self.defaults or one.key in self.mappings or one.key == "recipe.driver.system":
             return
         if one.key in OLD_NAMES_OF_MODE and "recipe.mode" in self.defaults:
             raise UserError(f"{one.key} is called recipe.mode now: recipe.mode={one.value}")

@@ -103,6 +103,12 @@ class Torchrun(System):
 
         Source: "Getting Started" in torchft's README.
         """
+        network = os.environ.get(self.network_switch, "own")
+        if network == "host" and not job.cluster["port"]:
+            raise UserError(
+                f"{self.network_switch}=host with recipe.mode=ft_ddp: all runs would share one port; set cluster.port"
+            )
+        # In a network of the run's own every port is free.
         port, interface = job.cluster["port"] or 29510, "lo0" if sys.platform == "darwin" else "lo"
         lighthouse = [str(job.bin / "torchft_lighthouse"), "--bind", f"[::]:{port}"]
         lighthouse += ["--min_replicas", str(job.recipe["min_workers"]), "--heartbeat_timeout_ms", "5000"]
@@ -123,7 +129,7 @@ class Torchrun(System):
         }
         environment = job.environment(GLOO_SOCKET_IFNAME=interface, RUST_LOG="warn")  # six lines a step otherwise
         # netrun: all that torchft has listens on all addresses, and a worker unpickles what another one sends it.
-        environment[self.network_switch] = os.environ.get(self.network_switch, "own")
+        environment[self.network_switch] = network
         return Process("torchrun", [str(job.python), "-m", "netrun", "sh", script], environment, files=files)
 
     def _logs(self, job: Job) -> list[str]:

@@ -37,10 +37,8 @@ def features(config, run, days):
     """
     divisions, split = calendar_of(days, config.rows_per_partition, config.test_share)
     flights = read_folder(f"{place_of(config)}/flights")
-    if flights.npartitions == 1:
-        flights = flights.repartition(
-            npartitions=2
-        )  # of a single partition Dask forgets the divisions that set_index is told
+    if flights.npartitions == 1:  # of a single one Dask forgets the divisions that set_index is given
+        flights = flights.repartition(npartitions=2)
     # Distributed: rows travel to the partition that has their day (a shuffle); from here on partitions follow each
     # other in time.
     flights = flights.set_index("scheduled", divisions=divisions, shuffle_method="tasks")

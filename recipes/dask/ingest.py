@@ -33,9 +33,10 @@ def ingest(config, run):
     parts, values = parts_of(manifest, config.data_dir), manifest.get("values")
     names, folder = ("flights", "quarantine"), place_of(config)
     partial = begin(folder, names)
+    sizes = {reading["path"]: os.path.getsize(reading["path"]) for reading, *_ in parts}
+    share = min(1.0, BYTES_COMPARED / sum(sizes.values()))
     # Distributed: nothing is computed yet; each call is a node of a graph, and `compute` sends the nodes
     # to the workers.
-    share = min(1.0, BYTES_COMPARED / sum(os.path.getsize(reading["path"]) for reading, *_ in parts))
     tasks = [dask.delayed(ingest_part)(number, *part, values, partial, share) for number, part in enumerate(parts)]
     try:
         done = dask.compute(*tasks)

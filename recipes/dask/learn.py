@@ -168,11 +168,8 @@ def linear(x, y):
     model = LogisticRegression(solver="lbfgs", C=10.0, max_iter=30).fit(x, y)
     # The coefficients in scikit-learn's own model: it needs neither Dask nor a cluster to predict.
     local = LocalLogisticRegression()
-    local.classes_, local.coef_, local.intercept_ = (
-        np.array([0.0, 1.0]),
-        model.coef_[None, :],
-        np.atleast_1d(model.intercept_),
-    )
+    local.classes_, local.coef_ = np.array([0.0, 1.0]), model.coef_[None, :]
+    local.intercept_ = np.atleast_1d(model.intercept_)
     return local, ""
 
 

@@ -53,6 +53,7 @@ class Batches:
     def share(self, order, step, rank, world_size):
         """This worker's rows of one global batch, and the size of that batch (an epoch's last one may be smaller)."""
         batch = order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
+        # Distributed: every world_size-th row of the batch, beginning with the rank-th.
         return batch[rank::world_size], len(batch)
 
 

@@ -3,7 +3,8 @@
 The model-parallel modes share them.
 
 The model follows Vaswani et al. 2017, "Attention Is All You Need" (decoder only), with root mean square normalisation
-(Zhang and Sennrich 2019) and rotary positions (Su et al. 2021). Nothing in this file knows of other processes.
+(Zhang and Sennrich 2019) and rotary positions (Su et al. 2021). Only its arguments `parallel` and `checkpoints` know
+of other processes.
 """
 
 import math

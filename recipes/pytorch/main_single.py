@@ -1,7 +1,8 @@
 """The language model in one plain process: what the model-parallel modes are compared with.
 
 Run:     make recipe-pytorch ARGS=recipe.mode=single
-Read:    this one first; in main_fsdp.py, main_tensor_parallel.py and main_pipeline.py only the tagged lines differ.
+Read:    this one first; main_fsdp.py, main_tensor_parallel.py and main_pipeline.py have the same functions, and what is
+         parallel in them is tagged.
 """
 
 import time

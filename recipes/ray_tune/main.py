@@ -43,7 +43,7 @@ def main():
         found = [
             search(phase, *which, len(phases), config, most, need, rows, run) for phase, which in enumerate(phases)
         ]
-        compare(config, found, rows, run)
+        compare(config, found, run)
 
 
 def search(phase, name, seed, num_phases, config, most, need, rows, run):
@@ -133,10 +133,10 @@ def check_same_space(config):
     path.with_suffix(".partial").replace(path)
 
 
-def compare(config, found, rows, run):
+def compare(config, found, run):
     """A row and a curve for each search.
 
-    The best settings of all are trained again, and judged on rows that no search has seen.
+    The test accuracy is that of the winner's best epoch: no search looked at it.
     """
     table = []
     for content in found:

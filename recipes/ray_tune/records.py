@@ -45,11 +45,9 @@ class Search:
         self.name, self.seed, self.phase, self.num_phases, self.longest = name, seed, phase, num_phases, longest
         self.config, self.run = config, run
         self.folder = f"{config.checkpoint_dir}/experiments/{name}-{seed}"
-        self.results, self.records, self.process_of = (
-            {},
-            {},
-            {},
-        )  # (trial, epoch) -> result; process -> (rank, record); trial -> process
+        self.results = {}  # (trial, epoch) -> result
+        self.records = {}  # process -> (rank, record)
+        self.process_of = {}  # trial -> process
         self.before = 0.0  # seconds of earlier tries
         self.log_path = f"{self.folder}.jsonl"
 
@@ -111,10 +109,8 @@ class Search:
         }
         self.results[trial, entry["epoch"]] = entry
         self.log.write(json.dumps(entry) + "\n")
-        budget, best = (
-            self.config.budget_epochs,
-            max((result["accuracy"] for result in self.results.values() if not result["diverged"]), default=0.0),
-        )
+        budget = self.config.budget_epochs
+        best = max((result["accuracy"] for result in self.results.values() if not result["diverged"]), default=0.0)
         label = self.name + (f", seed {self.seed + 1} of {self.config.num_seeds}" if self.config.num_seeds > 1 else "")
         trials = len({trial for trial, _ in self.results})
         text = f"{label}: {self.spent()} of {budget} epochs, {trials} trials, best {best:.4f}"

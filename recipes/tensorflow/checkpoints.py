@@ -23,11 +23,8 @@ class Backup(tf.keras.callbacks.Callback):
 
     def __init__(self, model, optimizer, batches, num_steps, sum_over_workers, config, run):
         super().__init__()
-        self.keeper, self.batches, self.num_steps = (
-            tf.train.Checkpoint(model=model, optimizer=optimizer),
-            batches,
-            num_steps,
-        )
+        self.keeper = tf.train.Checkpoint(model=model, optimizer=optimizer)
+        self.batches, self.num_steps = batches, num_steps
         self.sum_over_workers, self.depends_on = sum_over_workers, depends_on(config, batches.num_rows)
         self.notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
         self.store = Checkpoints(config.checkpoint_dir, config.output_dir, run)

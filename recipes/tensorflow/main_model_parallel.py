@@ -59,11 +59,8 @@ def initial_values(data, config):
 
     (weights, velocities, position), NumPy float32.
     """
-    random, num_inputs, num_hidden = (
-        np.random.default_rng(config.seed),
-        int(np.prod(data.images.shape[1:])),
-        16 * config.width,
-    )
+    random = np.random.default_rng(config.seed)
+    num_inputs, num_hidden = int(np.prod(data.images.shape[1:])), 16 * config.width
     shapes = [(num_inputs, num_hidden), (num_hidden,), (num_hidden, data.num_classes), (data.num_classes,)]
     # He et al. 2015, "Delving Deep into Rectifiers": keeps the size of the activations from layer to layer.
     values = [

@@ -123,12 +123,15 @@ def results(root: Path) -> list[dict[str, Any]]:
 
 
 def cell(one: Mapping[str, Any]) -> str:
-    """What the table says of a result of one fault: seconds lost and, where workers note them, steps lost."""
+    """What the table says of a result of one fault: seconds lost and, where workers note them, steps lost.
+
+    A disturbed run that happened to be faster than the undisturbed one has lost nothing.
+    """
     if one["cannot"]:
         return "–"
     if not one["recovered"]:
         return "**not**"
-    figures = f"{one['seconds_lost']:+.0f} s"
+    figures = f"{max(0.0, one['seconds_lost']):+.0f} s"
     return figures if one["steps_lost"] is None else f"{figures}, {one['steps_lost']}"
 
 
@@ -157,7 +160,8 @@ def table(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     lines = ["| recipe | " + " | ".join(FAULTS) + " |", "| --- |" + " --- |" * len(FAULTS)]
     broken: list[str] = []
     cannot: list[str] = []
-    for recipe in names:
+    hurt = {recipe for _, recipe in [*newest, *together]}
+    for recipe in (name for name in names if name in hurt):
         cells = []
         for fault in FAULTS:
             result = newest.get((fault, recipe))
@@ -171,6 +175,8 @@ def table(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     done = [one for one in runs if not one["cannot"]]
     recovered = sum(one["recovered"] for one in done)
     parts = ["\n".join(lines), f"{recovered} of {len(done)} runs with one fault recovered."]
+    if left := [f"`{name}`" for name in names if name not in hurt]:
+        parts.append(f"Not run: {', '.join(left)}.")
     drawn = [one for one in found if one["seed"] is not None and not one["cannot"]]
     if drawn:
         good = sum(one["recovered"] for one in drawn)
