@@ -440,6 +440,23 @@ MORE = [
     ["nginx_timed", {}, access(1, f' "-" urt=0.1, 0.2 a=1,b=2 ua="x, y" {"k=1 " * REPEATED}rt=0.3')],
     ["json_access", {}, ['{"request": {"uri": "/a"}, "status": 99999999999}']],
     [
+        """log_format j escape=json '{"t":"$time_iso8601","r":"$request","u":"$request_uri","s":$status}';""",
+        {},
+        [
+            json.dumps({"t": "2025-03-29T22:00:00Z", "r": request, "u": uri, "s": 200})
+            for request in ("GET /a b HTTP/2.0", "GET /a", "GET", "", "\x16\x03", "-", " / HTTP/1.1", "M-SEARCH * HTTP/1.1")
+            for uri in ("", "/u")
+        ],
+    ],
+    [
+        "$remote_addr [$time_local] $request_uri $upstream_response_time $upstream_status $pipe",
+        {},
+        [
+            f"192.0.2.1 [29/Mar/2025:22:00:00 +0000] /a {value} ."
+            for value in ("0.1 200", "0.1, 0.2 : 0.3 502, 504 : 200", "- -", "0.1, - 502, 502", ", ".join(["0.1"] * 900) + " 1")
+        ],
+    ],
+    [
         "syslog",
         {},
         ["Mar 29 22:00:01 w last message repeated 3 times", "Mar 29 22:00:01 w last words", "Mar 29 22:00:01 ::1 a: x"],
