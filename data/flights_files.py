@@ -32,6 +32,8 @@ from flights import build as build_tables
 NUMBERS = ["year", "month", "day", "hour", "minute", "distance", "dep_delay", "arr_delay"]
 TEXTS = ["carrier", "tailnum", "origin", "dest"]
 COLUMNS = [*NUMBERS, *TEXTS, "time_hour"]
+DATE, CLOCK = ("year", "month", "day"), ("hour", "minute")
+SHARED = [DATE, CLOCK, (*DATE, *CLOCK)]  # what one column of a file may be at once: a date, a clock, or both
 REQUIRED = ["year", "month", "day", "hour", "minute", "carrier", "origin", "dest"]  # the others may lack in all files
 KINDS = {".parquet", ".parq", ".pq", ".csv", ".tsv"}  # endings that are read in a folder, in any case
 PACKED = {".gz", ".bz2", ".zst", ".lz4"}  # may follow them; .gz, .bz2 and .zst also stand alone
@@ -98,6 +100,12 @@ OTHER_NAMES = {  # what such columns are called elsewhere: only to say which set
 }
 
 
+ONE_COLUMN = {  # what one column with a date, or with a clock, is called elsewhere
+    DATE: "fldate flightdate dateofflight date",
+    CLOCK: "crsdeptime scheddeptime scheduleddeparture scheduleddeparturetime schdeptime std",
+}
+
+
 class CannotBeRead(Exception):
     """What keeps a file from being read."""
 
@@ -161,9 +169,14 @@ def wanted_names(columns):
     if without := [name for name in REQUIRED if not names[name]]:
         raise DatasetError(f"data.columns.{without[0]}='': no flight can do without it")
     given = [name for name in names.values() if name]
-    if twice := sorted({name for name in given if given.count(name) > 1}):
-        ours = [f"data.columns.{name}" for name in names if names[name] == twice[0]]
-        raise DatasetError(f"{' and '.join(ours)} are both {twice[0]!r}; expected a column of its own for each")
+    for twice in sorted({name for name in given if given.count(name) > 1}):
+        ours = tuple(name for name in names if names[name] == twice)
+        if ours not in SHARED:
+            raise DatasetError(
+                f"{' and '.join(f'data.columns.{name}' for name in ours)} are both {twice!r}; expected a column of its "
+                "own for each (year, month and day may be one with a date, hour and minute one with a clock: 1330 or "
+                "13:30)"
+            )
     return names
 
 
@@ -318,11 +331,16 @@ def why_not(file, root):
 
 
 def folder_columns(file, below):
-    """{name: (text, whether the folder is one of the dataset's own)} of the folders named name=text around a file."""
-    found = {}
+    """{name: (text, whether the folder is one of the dataset's own)} of the folders named name=text around a file.
+
+    Raises DatasetError where two of them say different things.
+    """
+    found, said = {}, {}
     for number, part in enumerate(file.parts[:-1]):
         name, equals, text = part.partition("=")
         if equals and name:
+            if (first := said.setdefault(unquote(name), text)) != text:
+                raise DatasetError(f"{printable(file)} lies in two folders that differ: {name}={first} and {part}")
             found[unquote(name)] = None if text == "__HIVE_DEFAULT_PARTITION__" else unquote(text), number >= below
     return found
 
@@ -439,13 +457,25 @@ def text_facts(begin, names, settings):
     known = settings["separator"] or said
     headers = {}
     for separator in [known] if known else FOUND_SEPARATORS:
-        rows = csv.reader(islice(io.StringIO(text, newline=""), skip, None), delimiter=separator)
+        lines = islice(io.StringIO(text, newline=""), skip, None)
+        rows = csv.reader(lines, delimiter=separator, skipinitialspace=separator != " ")
         headers[separator] = [name.strip() for name in next((row for row in rows if row), [])]
     # Where no column has a name that is wanted, the separator that gives the most columns is shown.
     best = max(headers, key=lambda one: (len(wanted & set(headers[one])), len(headers[one])))
     if odd := next((name for name in headers[best] if "\0" in name), None):
         raise CannotBeRead(f"its header has a zero byte, in {odd!r}")
+    if not wanted & set(headers[best]) and (number := later_header(text, wanted, list(headers))):
+        raise CannotBeRead(f"its header is in line {number}: take the lines above away (tail -n +{number} FILE > NEW)")
     return {"encoding": encoding, "separator": best, "names": headers[best], "skip": skip}
+
+
+def later_header(text, wanted, separators):
+    """The number of one of the first lines that has the names of wanted columns, where the first one has none; or
+    None."""
+    for number, line in enumerate(islice(io.StringIO(text), 50), 1):
+        if any(len(wanted & {name.strip('" \n') for name in line.split(one)}) > 2 for one in separators):
+            return number
+    return None
 
 
 def lines_before(text):
@@ -479,6 +509,9 @@ def check_columns(readings, names):
         # A column of another name is a mapping that was forgotten, not a column that the user does without.
         around = [*reading["names"], *reading["folders"]]
         near = {name: near_name(name, around, names) for name in COLUMNS if name not in there and names[name]}
+        for shared in (DATE, CLOCK):
+            if all(name in near and not near[name] for name in shared):
+                near |= dict.fromkeys(shared, one_column(around, shared))
         lacking += [name for name in near if near[name] and name not in lacking]
         if lacking:
             said = " ".join(f"data.columns.{name}={quoted(near.get(name) or '...')}" for name in lacking)
@@ -487,10 +520,13 @@ def check_columns(readings, names):
                 f"{reading['path']} lacks the columns {', '.join(names[name] or name for name in lacking)}; it has: "
                 f"{', '.join(around[:60])}. Say which they are: {said}"
                 + (f" (without one: data.columns.{without[0]}='')" if without else "")
+                + (" (it has one column: data.separator says what is between them)" if not around[1:] else "")
             )
         for ours, theirs in reading["columns"].items():
-            if (kind := reading.get("types", {}).get(theirs)) and (reason := wrong_type(ours, kind)):
+            is_shared = list(reading["columns"].values()).count(theirs) > 1
+            if (kind := reading.get("types", {}).get(theirs)) and (reason := wrong_type(ours, kind, is_shared)):
                 problems.append(f"{reading['path']}: {theirs} is of type {kind}, {reason}")
+    problems = list(dict.fromkeys(problems))
     if problems:
         raise DatasetError("\n  ".join(problems[:5]) + (f"\n  and {len(problems) - 5} more" if problems[5:] else ""))
 
@@ -498,19 +534,34 @@ def check_columns(readings, names):
 def near_name(ours, there, names):
     """A column of the file that is probably meant, or None."""
     taken = set(names.values())
-    alike = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(there) if name not in taken}
+    free = [name for name in reversed(there) if name not in taken]
+    alike = {letters(re.sub(r"\s*[\[(].*", "", name), r"(minutes|mins?|miles|mi|km|new)$"): name for name in free}
+    alike |= {letters(name): name for name in free}
     for candidate in [ours.replace("_", ""), *OTHER_NAMES[ours].split()]:
         if candidate in alike:
             return alike[candidate]
     return None
 
 
+def one_column(there, shared):
+    """A column of the file that probably has a date, or a clock, or None."""
+    alike = {letters(name): name for name in reversed(there)}
+    return next((alike[name] for name in ONE_COLUMN[shared].split() if name in alike), None)
+
+
+def letters(name, unit="$"):
+    """A column's name without marks between its words and without capitals; and without a unit behind it."""
+    return re.sub(unit, "", re.sub(r"[^a-z0-9]", "", name.lower()))
+
+
 def quoted(name):
     return name if re.fullmatch(r"[\w.-]+", name) else f'"{name}"'
 
 
-def wrong_type(ours, kind):
-    """Why a column of a Parquet file cannot be what it is taken for, or None."""
+def wrong_type(ours, kind, is_shared=False):
+    """Why a column of a Parquet file cannot be what it is taken for, or None. `is_shared`: it is a date or a clock."""
+    if is_shared and kind.startswith(("date", "timestamp")):
+        return "which has a zone; expected the airport's own clock, without one" if "tz=" in kind else None
     kind = re.sub(r"^dictionary<values=(.+?), indices=.*$", r"\1", kind)
     number = re.fullmatch(r"u?int\d+|float|double|halffloat|decimal\d*\(.*\)", kind)
     text = kind in (

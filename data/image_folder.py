@@ -507,8 +507,13 @@ def check_classes(root, base, classes, chosen, left_out):
             "them to PNG or JPEG, or move the folders away to leave the classes out"
         )
     if len(classes) < 2:
-        inner = {inside.parts[1] for paths in chosen["train"][0].values() for inside in paths if len(inside.parts) > 2}
-        hint = f"; did you mean data.path={printable(base / classes[0])}?" if len(inner) > 1 else ""
+        inner, hint = inner_folders(base.relative_to(root), sum(chosen["train"][0].values(), [])), ""
+        if len(inner) > 1:
+            place = printable(base / classes[0])
+            move = f"move {listed(inner)} from {place} into {printable(base)}"
+            hint = f"; did you mean data.path={place}?" if base == root else f"; {move}"
+        elif Counter(Path(entry["file"]).suffix.lower() for entry in left_out)[".csv"]:
+            hint = " (a table of labels is not read: move the pictures into a folder for each class)"
         hint = f"; {note}" if (note := beside(root)) else hint
         raise DatasetError(
             f"{printable(base)} has {len(classes)} folders with pictures ({listed(classes) or 'none'}); expected at "
@@ -516,7 +521,21 @@ def check_classes(root, base, classes, chosen, left_out):
         )
     if extra := set(chosen.get("test", ({},))[0]) - set(classes):
         raise DatasetError(f"the test part has classes that {printable(base)} lacks: {listed(sorted(extra))}")
-    return ([f"no picture, so no class: {listed(notes, 100)}"] if notes else []) + alike_names(classes)
+    notes = [f"no picture, so no class: {listed(notes, 100)}"] if notes else []
+    return notes + folders_in_classes(base.relative_to(root), chosen["train"][0]) + alike_names(classes)
+
+
+def inner_folders(base, paths):
+    """The folders in a class of which these are the pictures, sorted. `base`: where the classes are."""
+    depth = len(base.parts) + 1
+    return sorted({inside.parts[depth] for inside in paths if len(inside.parts) > depth + 1})
+
+
+def folders_in_classes(base, classes):
+    """A note on folders below a class, which are no classes of their own; or none. `classes`: {class: [paths]}."""
+    found = {name: inner_folders(base, paths) for name, paths in classes.items()}
+    told = [f"{name} ({listed(inner, 5)})" for name, inner in found.items() if len(inner) > 1]
+    return [f"all pictures below the folder of a class are of that class: {listed(told)}"] if told else []
 
 
 def say(left_out, notes):

@@ -54,6 +54,7 @@ STAMP = re.compile(rf"(?m)^(?:<\d{{1,3}}>)?({'|'.join(logformat.MONTHS)}) +\d{{1
 SAMPLE_LINES, SAMPLE_BYTES, BLOCK = 1000, 4 << 20, 1 << 18
 LINES_IN_ALL = 200_000  # of more than 200 files fewer lines are looked at, but never fewer than 50 each
 SLOW_SECONDS = 30  # of processor time, for the first 10,000 lines of all files: usual expressions take less than one
+OVERLAP_BYTES, OVERLAP_FILES = 256 << 20, 200  # beyond that nobody looks whether files overlap: it takes all lines
 ALIKE_LINES = 20  # files that have as many lines in common at the beginning are compared to their ends
 MARK = b"\xef\xbb\xbf"
 SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte that is no UTF-8
@@ -102,10 +103,12 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
     first = first_of(files)
     if not any(first.values()):
         raise DatasetError(f"path={path}: there are no lines: all {len(files)} files are empty")
+    twins = copies_by_lines(first)
     notes = [
         f"{file}: {reason}: they are counted twice, unless you leave one of the two out of data.path"
-        for file, reason in copies_by_lines(first).items()
+        for file, reason in twins.items()
     ]
+    notes += overlaps({file: lines for file, lines in first.items() if file not in twins})
     say_not_utf8(first)
     wanted = choose(first, options) if wanted is None else wanted
     try:
@@ -114,6 +117,7 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
         raise DatasetError(str(error)) from None
     with slow_expressions_refused(wanted, sum(map(len, first.values()))):
         wanted = looked_at(wanted, first, event_start)
+    notes += parts_of_lines(wanted, first)
     for line in [f"left out: {one['file']}: {one['reason']}" for one in left_out[:5]] + notes[:5]:
         print(line, flush=True)
     size = f"{sum(file.stat().st_size for file in files):,} bytes"
@@ -277,6 +281,48 @@ def copies_by_lines(first):
             if file not in found and longer not in found and is_end_of(file, longer):
                 found[file] = f"its lines are the end of {longer}"
     return found
+
+
+def overlaps(first):
+    """Notes on files whose first lines are the last ones of another, or whose lines all lie within another.
+
+    `first`: {file: its first lines}. A file that was rotated while it was copied goes on where another one ends.
+    """
+    packed = {file: 10 if ending(file.name) in PACKED else 1 for file in first}
+    if len(first) > OVERLAP_FILES or sum(file.stat().st_size * packed[file] for file in first) > OVERLAP_BYTES:
+        return []
+    begins, notes = {}, []
+    for file, lines in first.items():
+        if len(lines) >= ALIKE_LINES:
+            begins.setdefault(lines[0].encode(errors="surrogateescape"), []).append(file)
+    for file in first:
+        running = {}  # another file -> (its next lines, how many were alike)
+        with contextlib.suppress(Exception):  # of one that is damaged the reason is told elsewhere
+            for line in itertools.chain(lines_of(file), [None]):
+                for other, (lines, count) in list(running.items()):
+                    expected = next(lines, None)
+                    if expected == line is not None:
+                        running[other] = lines, count + 1
+                        continue
+                    del running[other]
+                    if count >= ALIKE_LINES and None in (expected, line):
+                        what = f"its first {count:,} lines are the last ones of" if expected is not None else "its lines lie within"
+                        notes.append(
+                            f"{other}: {what} {file}: they are counted twice, unless you take them out of one of the two"
+                        )
+                for other in begins.get(line, ()):
+                    if other != file and other not in running:
+                        running[other] = lines_of(other), 1
+                        next(running[other][0])
+    return notes
+
+
+def parts_of_lines(fmt, first):
+    """A note on lines that a container's runtime has cut into parts, each of which is an event here; or none."""
+    parsed = (logformat.parse(fmt, line)[0] for lines in first.values() for line in lines if fmt.name == "cri")
+    number = sum(fields is not None and fields["tag"] == "P" for fields in parsed)
+    said = f"{number:,} of the first lines are parts (P) of longer ones: each of them is counted as an event of its own"
+    return [said] if number else []
 
 
 def which_ends_first(one, other):
@@ -532,7 +578,8 @@ def check_fit(fmt, first):
         lines = [line for line in lines if line]
         if len(lines) >= 5 and share == 0 and bad:
             best, name = logformat.choose(lines)[0]
-            how = " data.time_format says how a time is written." if bad[1] == "no time" else ""
+            said = "epoch_unit says what an epoch counts" if "epoch" in fmt.names() else "time_format says how a time is written"
+            how = f" data.{said}." if bad[1] == "no time" else ""
             near = f" It looks like data.format={name} ({100 * best:.0f} % of them fit)." if best >= 0.5 else ""
             given = fmt.name if fmt.name != "regex" else fmt.pattern
             raise DatasetError(

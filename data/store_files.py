@@ -50,8 +50,11 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
     if rows_per_group < 1:
         raise DatasetError(f"data.parameters.rows_per_group={rows_per_group}: expected a whole number of at least 1")
     files, left_out = found_files(path)
+    files, without_rows = with_rows(files)
+    left_out += without_rows
     label, features = str(label), [str(name) for name in ([features] if isinstance(features, str) else features or [])]
     features, others = check_columns(files, label, features)
+    files = [(file, constants) for file, constants, _ in files]
     for name, why in others.items():
         print(f"not a feature: {name}: {why}", flush=True)
     count, dropped = sum(pq.read_metadata(file).num_rows for file, _ in files), 0
@@ -83,7 +86,7 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
                 f"label {label!r} is {int(bool(part.num_ones))} in all {part.num_rows} rows of the {name} part: "
                 "nothing can be learnt"
             )
-    notes = same_rows(seen)
+    notes = same_rows(seen) + called_parts(file for file, _ in files)
     for note in notes:
         print(note, flush=True)
     std = np.sqrt(parts["train"].squares / max(parts["train"].num_rows - 1, 1))
@@ -129,6 +132,17 @@ def same_rows(seen):
     ]
 
 
+def called_parts(files):
+    """A note where files or folders are called train and test (or val): they are not the parts here; or none."""
+    words = {word for file in files for word in re.split(r"[^a-z]+", "/".join(file.parts[-2:]).lower())}
+    if "train" not in words or not words & {"test", "val", "valid", "validation"}:
+        return []
+    return [
+        "files or folders are called train and test (or val): their rows are mixed, and others are drawn to test on "
+        "(data.test_fraction)"
+    ]
+
+
 def batches_of(files, names, label):
     """Yields (file, {column: float32 (n,)}), nan where there is no value. Raises DatasetError for a file that cannot be
     read, and for other labels."""
@@ -163,8 +177,7 @@ def found_files(path):
         if problem:
             left_out.append({"file": printable(file), "reason": problem})
         else:
-            named = (name.partition("=") for name in inside[:-1] if "=" in name)
-            files.append((file, {name: unquote(value) for name, _, value in named}))
+            files.append((file, folder_columns(file, inside[:-1])))
     by_columns = {}
     for file, constants in files:  # a folder month=2 makes other rows of the same bytes
         by_columns.setdefault(tuple(sorted(constants.items())), []).append(file)
@@ -181,6 +194,38 @@ def found_files(path):
             f"Left out: {listed or 'nothing'}{more}"
         )
     return files, left_out
+
+
+def folder_columns(file, folders):
+    """{name: text} of the folders named name=text. Raises DatasetError where two of them say different things."""
+    found = {}
+    for name, _, value in (folder.partition("=") for folder in folders if "=" in folder):
+        if found.setdefault(name, unquote(value)) != unquote(value):
+            raise DatasetError(
+                f"{printable(file)} lies in two folders that differ: {name}={found[name]} and {name}={unquote(value)}"
+            )
+    return found
+
+
+def with_rows(files):
+    """(those with rows, [{file, reason}] of the others, whose columns mean nothing). Raises DatasetError for a file
+    that cannot be read."""
+    kept, left_out = [], []
+    for file, constants in files:
+        try:
+            schema, rows = pq.read_schema(file), pq.read_metadata(file).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(
+                f"{file} cannot be read: {str(error).rstrip('.')}. Damaged, or with types that pyarrow {pa.__version__} "
+                "does not know: then write it anew with plain ones (float32, int64, string)"
+            ) from None
+        if rows:
+            kept.append((file, constants, schema))
+        else:
+            left_out.append({"file": printable(file), "reason": "it has no rows"})
+    if not kept:
+        raise DatasetError(f"the {len(files)} Parquet files have no rows")
+    return kept, left_out
 
 
 def hint_for(file):
@@ -203,11 +248,7 @@ def check_columns(files, label, features):
     Raises DatasetError where one of them cannot be taken.
     """
     kinds = {}
-    for file, constants in files:
-        try:
-            schema = pq.read_schema(file)
-        except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{file} cannot be read: {error}") from None
+    for file, constants, schema in files:
         folders = {
             name: pa.float64() if number_in(text) is not None else pa.string() for name, text in constants.items()
         }
@@ -240,9 +281,10 @@ def check_columns(files, label, features):
                     f"{file} has no column {name!r}; there are: {listed}. data.label and data.features name them"
                 )
             if not is_number(there[name]):
+                expected, how = ("0 or 1, or false or true", "Write it anew so") if name == label else ("a number", "")
                 raise DatasetError(
-                    f"{file}: column {name!r} is {there[name]}, expected a number; there are: {listed}. "
-                    "data.features=[...] chooses"
+                    f"{file}: column {name!r} is {there[name]}, expected {expected}; there are: {listed}. "
+                    f"{how or 'data.features=[...] chooses'}"
                 )
     if odd := [
         name
@@ -279,9 +321,11 @@ def is_number(kind):
 
 
 def number_in(text):
-    """The number that a folder's name says, nan for Hive's "no value", None for another text."""
+    """The number that a folder's name says (1 for true), nan for Hive's "no value", None for another text."""
     if text == "__HIVE_DEFAULT_PARTITION__":
         return float("nan")
+    if text.lower() in ("false", "true"):
+        return float(text.lower() == "true")
     return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", text) else None
 
 

@@ -250,6 +250,13 @@ def test_zones_that_change_within_a_column(server, tmp_path):
         ("time_hour", "1", "time_hour is a number, but no count since 1970 (seconds, milli-, micro- or nanoseconds)"),
         ("time_hour", "2014-01-20T05:00:00Z", "time_hour is more than two days from the flight's own date"),
         ("origin", "\ufffd", "origin is not UTF-8"),
+        ("origin", "'JFK'", "origin has quotes around it: take them away"),
+        (
+            "time_hour",
+            "2013-01-20 00:00",  # of a flight from JFK at midnight, so 05:00 UTC
+            "time_hour is New York's own clock, expected UTC or a zone: data.columns.time_hour='' does without it",
+        ),
+        ("time_hour", "2013-01-20 05:00:00 UTC", None),
         ("origin", "x" * 200_000, "origin is longer than 16 characters"),
     ],
 )
@@ -438,10 +445,20 @@ def test_a_header_in_the_middle_of_a_file(server, tmp_path):
     found = server(tmp_path)
     assert (found["read"], found["good"]) == (81, 80)
     assert found["reasons"] == {"the header stands here once more": 1}
+    (tmp_path / "flights.csv").write_text("\ufeff" + as_text(flights()) + "\ufeff" + as_text(later))
+    assert server(tmp_path)["reasons"] == {"the header stands here once more": 1}
     swapped = [*NAMES[:-3], "arr_delay", "dep_delay", "time_hour"]
     for names in (swapped, swapped[:-1], NAMES[::-1]):
         (tmp_path / "flights.csv").write_text(as_text(flights()) + as_text(later, names=names))
         assert "line 42 is another header, " in server(tmp_path)["refused"]
+
+
+def test_lines_above_the_header_that_are_no_comments(server, tmp_path):
+    (tmp_path / "flights.csv").write_text("Flights of January;;\n" + as_text(flights(), ";"))
+    assert "its header is in line 2: take the lines above away (tail -n +2 FILE" in server(tmp_path)["refused"]
+    (tmp_path / "flights.csv").write_text(as_text(flights(), " "))
+    assert "(it has one column: data.separator says" in server(tmp_path)["refused"]
+    all_good(server(tmp_path, separator=" "))
 
 
 def test_rows_that_are_not_whole_are_rows(server, tmp_path):
@@ -463,6 +480,9 @@ def test_quotes(server, tmp_path):
     rows = [row | {"note": f'"said ""hi"",\nthen, {number}"'} for number, row in enumerate(flights())]
     (tmp_path / "flights.csv").write_text(as_text(rows))
     all_good(server(tmp_path))
+    (tmp_path / "flights.csv").write_text(as_text(change(flights(), carrier='"UA"')).replace(",", ", "))
+    all_good(found := server(tmp_path, ["carrier"]))
+    assert set(found["values"]["carrier"]) == {"UA"}
     open_one = change(flights(), tailnum=['"N1', "N2", "N3", 'N4"'])
     (tmp_path / "flights.csv").write_text(as_text(open_one))
     assert "the quote that opens in line 2 has whole rows in it" in server(tmp_path)["refused"]
@@ -509,6 +529,99 @@ def test_a_table_of_the_bureau_of_transportation(server, tmp_path):
     all_good(found)
     assert found["values"]["carrier"][:2] == ["UA", "B6"]
     assert set(found["values"]["time_hour"]) == {None}
+
+
+def bureau(rows):
+    """As the Bureau of Transportation publishes them: a date, and a clock as HHMM."""
+    return [
+        {
+            "FL_DATE": f"{row['year']}-{int(row['month']):02d}-{int(row['day']):02d}",
+            "OP_CARRIER": row["carrier"],
+            "ORIGIN": row["origin"],
+            "DEST": row["dest"],
+            "CRS_DEP_TIME": f"{int(row['hour']):02d}{int(row['minute']):02d}",
+            "DEP_DELAY_NEW": row["dep_delay"],
+            "ARR_DELAY": row["arr_delay"],
+        }
+        for row in rows
+    ]
+
+
+def said_columns(refused):
+    """What an error says after `Say which they are`."""
+    said = (word.removeprefix("data.columns.").split("=") for word in refused.split() if "data.columns." in word)
+    return {name: theirs for name, theirs in said if not theirs.startswith("'")}
+
+
+def test_a_date_and_a_clock_in_one_column_each(server, tmp_path):
+    (tmp_path / "flights.csv").write_text(as_text(bureau(flights())).replace("\n", ",\n"))
+    columns = said_columns(server(tmp_path)["refused"])
+    assert [columns[name] for name in ("year", "month", "day")] == ["FL_DATE"] * 3
+    assert [columns[name] for name in ("hour", "minute")] == ["CRS_DEP_TIME"] * 2
+    assert columns["dep_delay"] == "DEP_DELAY_NEW"
+    found = server(tmp_path, ["scheduled"], columns=columns)
+    all_good(found)
+    assert found["values"]["scheduled"][:2] == ["2013-01-20T00:00:00.000", "2013-01-21T07:01:00.000"]
+    refused = server(tmp_path, columns=columns | {"year": "Year"})["refused"]
+    assert "data.columns.month and data.columns.day are both 'FL_DATE'; expected a column of its own" in refused
+
+
+@pytest.mark.parametrize(
+    ("date", "clock", "day_first", "wanted"),
+    [
+        ("2013-01-20", "2400", None, "2013-01-21T00:00"),
+        ("2013-01-20", "5", None, "2013-01-20T00:05"),
+        ("2013-01-20", "730.0", None, "2013-01-20T07:30"),
+        ("2013/1/20", "7:30", None, "2013-01-20T07:30"),
+        ("20130120", "07:30:00", None, "2013-01-20T07:30"),
+        ("1/2/2013 12:00:00 AM", "0730", False, "2013-01-02T07:30"),
+        ("1.2.2013", "0730", True, "2013-02-01T07:30"),
+        ("1/2/2013", "0730", None, "the date may have the day or the month first: say data.day_first=true or false"),
+        ("13/1/2013", "0730", False, "no such day or hour"),
+        ("2013-01-20T00:00Z", "0730", None, "year is no number"),
+        ("2013-01-20", "2460", None, "no such day or hour"),
+        ("2013-01-20", "07:30:15", None, "hour is no number"),
+        ("2013-01-20", "7:30 PM", None, "hour is no number"),
+        ("2013-01-20", "12345", None, "no such day or hour"),
+        ("2013-01-20", "", None, "hour is missing"),
+        ("", "730", None, "year is missing"),
+    ],
+)
+def test_dates_and_clocks_in_many_forms(server, tmp_path, date, clock, day_first, wanted):
+    rows = change(bureau(flights()), FL_DATE=[date], CRS_DEP_TIME=[clock])
+    (tmp_path / "flights.csv").write_text(as_text(rows))
+    theirs = {"carrier": "OP_CARRIER", "origin": "ORIGIN", "dest": "DEST", "arr_delay": "ARR_DELAY", "dep_delay": ""}
+    theirs |= dict.fromkeys(("year", "month", "day"), "FL_DATE") | dict.fromkeys(("hour", "minute"), "CRS_DEP_TIME")
+    found = server(tmp_path, ["scheduled"], columns=theirs, day_first=day_first)
+    if wanted.startswith("20"):
+        all_good(found)
+        assert found["values"]["scheduled"][0] == f"{wanted}:00.000"
+    else:
+        assert found["reasons"] == {wanted: 1}
+
+
+def test_moments_in_one_column_of_parquet(server, tmp_path, parquet):
+    program = """
+rows["std"] = pd.to_datetime(rows[["year", "month", "day", "hour", "minute"]])
+rows = rows.drop(columns=["year", "month", "day", "hour", "minute"])
+rows.to_parquet(folder / "f.parquet")
+rows.assign(std=rows["std"].dt.tz_localize("UTC")).to_parquet(folder / "g.parquet")
+"""
+    parquet(tmp_path / "mine", program)
+    columns = dict.fromkeys(("year", "month", "day", "hour", "minute"), "std")
+    found = server(tmp_path / "mine/f.parquet", ["scheduled"], columns=columns)
+    all_good(found)
+    assert found["values"]["scheduled"][1] == "2013-01-21T07:01:00.000"
+    assert "g.parquet: std is of type timestamp[ns, tz=UTC], which has a zone" in server(
+        tmp_path / "mine/g.parquet", columns=columns
+    )["refused"].replace("[us,", "[ns,")
+
+
+def test_a_column_with_its_unit_is_one_that_was_forgotten(server, tmp_path):
+    text = as_text(flights()).replace("distance", "distance [mi]", 1).replace("arr_delay", "ArrDelayMinutes", 1)
+    (tmp_path / "flights.csv").write_text(text)
+    refused = server(tmp_path)["refused"]
+    assert 'data.columns.distance="distance [mi]" data.columns.arr_delay=ArrDelayMinutes' in refused
 
 
 def test_optional_columns_may_lack_in_all_files_but_not_in_some(server, tmp_path):
@@ -592,6 +705,12 @@ def test_a_folder_of_another_name_is_hinted_at(server, tmp_path):
     found = server(tmp_path, ["year"], columns={"year": "Year"})
     all_good(found)
     assert set(found["values"]["year"]) == {2013}
+
+
+def test_two_folders_that_contradict_each_other(server, tmp_path):
+    (tmp_path / "year=2013/old/year=2014").mkdir(parents=True)
+    (tmp_path / "year=2013/old/year=2014/f.csv").write_text(as_text(flights()))
+    assert "lies in two folders that differ: year=2013 and year=2014" in server(tmp_path)["refused"]
 
 
 def test_a_folder_that_contradicts_its_file(server, tmp_path):

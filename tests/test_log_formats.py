@@ -243,6 +243,51 @@ def test_a_time_format_of_ones_own():
         logformat.resolve(r"(?<time>\S+) (?<message>.*)", time_format="%I:%M %p")
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_that_overlap_are_named(tmp_path, packed):
+    """As where a log is copied while it is rotated: `a.log` has the first lines of what comes after it."""
+    later = content(access(80)[25:])
+    (tmp_path / "a.log").write_bytes(content(access(80)[:60]))
+    (tmp_path / f"b.log{'.gz' * packed}").write_bytes(gzip.compress(later) if packed else later)
+    found = built(tmp_path, "combined")
+    (note,) = found["notes"]
+    assert note.startswith(f"{tmp_path}/b.log{'.gz' * packed}: its first 35 lines are the last ones of {tmp_path}/a.log")
+    (tmp_path / "a.log").write_bytes(content([*access(80)[:60], "x"]))  # goes on otherwise
+    assert built(tmp_path, "combined")["notes"] == []
+
+
+def test_parts_of_lines_are_noted(tmp_path):
+    lines = [f"2025-03-29T22:00:{k % 60:02d}.1Z stdout {'FP'[k % 3 == 0]} text {k}" for k in range(30)]
+    (tmp_path / "a.log").write_bytes(content(lines))
+    assert built(tmp_path, "auto")["notes"] == [
+        "10 of the first lines are parts (P) of longer ones: each of them is counted as an event of its own"
+    ]
+
+
+def test_a_file_with_w3c_columns_is_of_no_other_format(tmp_path):
+    row = '2025-03-29 22:00:00 /a "Moz illa" 200'
+    (tmp_path / "a.log").write_bytes(content(["#Fields: date time cs-uri-stem cs(User-Agent) sc-status", *[row] * 9]))
+    with pytest.raises(DatasetError, match="no named format fits"):
+        built(tmp_path, "auto")
+
+
+def test_several_upstreams_of_a_log_format():
+    line = "log_format x '$remote_addr [$time_local] \"$request\" $status $upstream_response_time $upstream_status $pipe';"
+    text = '192.0.2.1 [29/Mar/2025:22:00:00 +0000] "GET /a HTTP/1.1" 200 0.1, 0.2 : 0.3 502, 504 : 200 .'
+    got, reason = logformat.parse(logformat.resolve(line), text)
+    assert reason is None
+    assert (got["upstream_response_time"], got["upstream_status"], got["pipe"]) == ("0.1, 0.2 : 0.3", "502, 504 : 200", ".")
+
+
+def test_the_request_under_a_key_of_json():
+    line = """log_format j escape=json '{"t":"$time_iso8601","r":"$request","s":$status}';"""
+    fmt = logformat.resolve(line)
+    assert {"method", "path"} < set(fmt.names()) and "request" not in fmt.names()
+    for request, wanted in (("GET /a?b=1 HTTP/2.0", ("GET", "/a?b=1")), ("", (None, None)), ("GET", (None, None))):
+        got, reason = logformat.parse(fmt, json.dumps({"t": "2025-03-29T22:00:00Z", "r": request, "s": 200}))
+        assert (reason, got["method"], got["path"], got["status"]) == (None, *wanted, 200)
+
+
 def test_nginxs_own_log_format_line():
     line = """log_format main '$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent '
         '"$http_referer" "$http_user_agent" rt=$request_time urt="$upstream_response_time" $host';"""
@@ -394,6 +439,23 @@ MORE = [
     ["combined", {}, access(1, client=", ".join(["203.0.113.7"] * 900))],
     ["nginx_timed", {}, access(1, f' "-" urt=0.1, 0.2 a=1,b=2 ua="x, y" {"k=1 " * REPEATED}rt=0.3')],
     ["json_access", {}, ['{"request": {"uri": "/a"}, "status": 99999999999}']],
+    [
+        """log_format j escape=json '{"t":"$time_iso8601","r":"$request","u":"$request_uri","s":$status}';""",
+        {},
+        [
+            json.dumps({"t": "2025-03-29T22:00:00Z", "r": request, "u": uri, "s": 200})
+            for request in ("GET /a b HTTP/2.0", "GET /a", "GET", "", "\x16\x03", "-", " / HTTP/1.1", "M-SEARCH * HTTP/1.1")
+            for uri in ("", "/u")
+        ],
+    ],
+    [
+        "$remote_addr [$time_local] $request_uri $upstream_response_time $upstream_status $pipe",
+        {},
+        [
+            f"192.0.2.1 [29/Mar/2025:22:00:00 +0000] /a {value} ."
+            for value in ("0.1 200", "0.1, 0.2 : 0.3 502, 504 : 200", "- -", "0.1, - 502, 502", ", ".join(["0.1"] * 900) + " 1")
+        ],
+    ],
     [
         "syslog",
         {},
@@ -1095,6 +1157,9 @@ COPIES = {
         "its lines are the beginning of {}a.log",
     ),
     "end": ("b.log", content(LINES[-50:]), "its lines are the end of {}a.log"),
+    "middle": ("b.log", content(LINES[10:40]), "its lines lie within {}a.log"),
+    "end, packed": ("b.log.gz", gzip.compress(content(LINES[-30:])), "its lines lie within {}a.log"),
+    "short middle": ("b.log", content(LINES[10:25]), None),
     "other lines": ("b.log", content([*LINES[:30], *LINES[31:]]), None),
     "few lines": ("b.log", content(LINES[:3]), None),
 }
@@ -1109,6 +1174,8 @@ def test_a_copy_in_other_words_is_read_and_named(tmp_path, case):
     found = built(tmp_path, "combined")
     assert (found["left_out"], len(found["paths"])) == ([], 2)
     twice = "they are counted twice, unless you leave one of the two out of data.path"
+    if "within" in (reason or ""):
+        twice = "they are counted twice, unless you take them out of one of the two"
     expected = [] if reason is None else [f"{tmp_path / name}: {reason.format(f'{tmp_path}/')}: {twice}"]
     assert found["notes"] == expected
 

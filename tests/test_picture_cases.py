@@ -619,3 +619,25 @@ def test_classes_whose_names_are_nearly_the_same_are_named(tmp_path, build, name
     manifest, _ = build()
     expected = [f"taken for different classes, though their names are nearly the same: {told}"] if told else []
     assert manifest["notes"] == expected
+
+
+def test_folders_in_a_class_are_noted(tmp_path, build):
+    for seed, name in enumerate(("animals/cat", "animals/dog", "plants")):
+        for number in range(4):
+            noise(tmp_path / "in" / name / f"{number}.png", 10 * seed + number)
+    manifest, _ = build()
+    assert manifest["classes"] == ["animals", "plants"]
+    assert manifest["notes"] == ["all pictures below the folder of a class are of that class: animals (cat, dog)"]
+
+
+def test_one_folder_too_many_and_labels_in_a_table_say_what_to_do(tmp_path, build):
+    for name in ("cat", "dog"):
+        fill(tmp_path / "in/train/train" / name, RED, 2)
+        fill(tmp_path / "in/test/test" / name, RED, 2)
+    with pytest.raises(DatasetError, match="move cat, dog from .*in/train/train into .*in/train$"):
+        build()
+    (tmp_path / "in").rename(tmp_path / "before")
+    fill(tmp_path / "in/pictures", RED, 2)
+    (tmp_path / "in/labels.csv").write_text("000.png,cat\n")
+    with pytest.raises(DatasetError, match="a table of labels is not read: move the pictures into a folder for each"):
+        build()

@@ -419,12 +419,23 @@ def test_values_that_would_die_late_are_refused(name, value, text):
         (["recipe@x=1"], "'recipe@x=1' is no setting"),
         (["recipe.window_minutes =1"], "'recipe.window_minutes =1' is no setting"),
         (["recipe/window_minutes=1"], "did you mean recipe.window_minutes?"),
+        (["--seed=1"], "--seed=1 is no option; a setting has no dashes in front: seed=1"),
+        (["-seed=1"], "a setting has no dashes in front: seed=1"),
+        (["--resume"], "--resume is no option"),
+        (["output_root=s3://mine/runs"], "expected a folder on this machine (checkpoints can be kept in"),
+        (["cache_dir=file:///tmp/x"], "expected a folder on this machine"),
+        ([r"output_root=C:\Users\me\runs"], "this is a path of Windows; in WSL the folder C:"),
+        ([r"output_root=\\server\runs"], "this is a path of Windows"),
+        (["output_root=~nobody9/runs"], "there is no such user"),
+        (["output_root=$SCRATCH/runs"], "$SCRATCH is filled in by a shell"),
     ],
 )
 def test_words_that_are_no_settings_or_two(overrides, text):
     with pytest.raises(UserError) as caught:
         prepared(["recipe=spark", *overrides])
     assert text in str(caught.value)
+    assert prepared(["-m", "--cfg", "job", "--config-dir=x", "seed=1"])[:2] == ["-m", "--cfg"]
+    assert prepared(["recipe=spark", "output_root=/tmp/5$ [a] 100%"])[1:] == ["output_root='/tmp/5$ [a] 100%'"]
     assert prepared(["recipe=spark", "seed=1", "seed=2"])[1:] == ["seed=1", "seed=2"], "the last one counts"
 
 

@@ -301,7 +301,21 @@ asked = [
     ("plain", {"label": "id"}), ("dated", {}), ("dated", {"features": ["day"]}),
     ("plain", {"rows_per_group": 0}), ("cut", {}), *((name, {"features": ["x"]}) for name in more),
     ("days", {}), ("linked", {"features": ["x"]}), ("mixed", {}), ("hive", {}), ("letters", {}), ("shuffled", {}),
+    ("twice", {}), ("parts", {}), ("yes", {}), ("bools", {"label": "flag"}), ("empty", {}),
 ]
+(root / "twice/m=1/m=2").mkdir(parents=True)
+rows.to_parquet(root / "twice/m=1/m=2/a.parquet")
+for part in ("train", "test"):
+    (root / "parts" / part).mkdir(parents=True)
+    (rows if part == "train" else -rows[["x", "visits"]].assign(clicked=0)).to_parquet(root / f"parts/{part}/a.parquet")
+rows[:0].astype({"x": str}).drop(columns="visits").to_parquet(root / "parts/train/none.parquet")
+(root / "yes").mkdir()
+rows.assign(clicked="yes").to_parquet(root / "yes/a.parquet")
+for flag, sign in (("true", 1), ("false", -1)):
+    (root / f"bools/flag={flag}").mkdir(parents=True)
+    rows[["x"]].mul(sign).to_parquet(root / f"bools/flag={flag}/a.parquet")
+(root / "empty").mkdir()
+rows[:0].to_parquet(root / "empty/a.parquet")
 (root / "shuffled").mkdir()
 rows.to_parquet(root / "shuffled/a.parquet")
 rows.sample(frac=1, random_state=1).to_parquet(root / "shuffled/b.parquet", compression="gzip", row_group_size=99)
@@ -404,11 +418,26 @@ def test_values_that_no_network_can_take_end_the_build_or_are_counted(mine):
         (25, "cannot hold (16777217)"),
         (26, "column 'x' has numbers that float32 does not tell apart"),
         (27, "label 'clicked' has the value 0.9999999999; expected 0 or 1"),
+        (-5, "twice/m=1/m=2/a.parquet lies in two folders that differ: m=1 and m=2"),
+        (-3, "column 'clicked' is string, expected 0 or 1, or false or true; there are: "),
+        (-1, "the 1 Parquet files have no rows"),
         (28, "the folder dt=20250329 says a whole number that float32 cannot hold"),
     ],
 )
 def test_stores_of_ones_own_that_are_refused(mine, number, said):
     assert said in mine["answers"][number]
+
+
+def test_parts_of_another_division_are_noted_and_files_without_rows_left_out(mine):
+    found = mine["answers"][-4]
+    assert found["notes"][-1].startswith("files or folders are called train and test (or val): their rows are mixed")
+    assert (sum(found["rows"].values()), found["features"]) == (1400, ["x", "visits"])
+    assert [one["reason"] for one in found["left_out"]] == ["it has no rows"]
+
+
+def test_folders_named_true_and_false_are_a_label(mine):
+    found = mine["answers"][-2]
+    assert (sum(found["rows"].values()), found["sum"]) == (1400, pytest.approx(0, abs=1e-3))
 
 
 def test_columns_that_are_no_features_are_named_with_the_reason(mine):

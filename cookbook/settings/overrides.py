@@ -30,6 +30,7 @@ HYDRA_OPTIONS = (
     "--cfg -c --package -p --info -i --config-path -cp --config-name -cn --config-dir -cd --experimental-rerun"
 )
 HYDRA_WITH_VALUE = HYDRA_OPTIONS.split()  # a value follows them, as a word of its own
+HYDRA_ALONE = "--help -h --hydra-help --version --resolve --run -r --multirun -m --shell-completion -sc".split()
 
 
 def defaults_of(words: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
@@ -93,6 +94,9 @@ def prepared(words: Sequence[str]) -> list[str]:
     line, made, value_follows = _CommandLine(words), [], False
     for word in words:
         if word.startswith("-") or value_follows:
+            option = word.partition("=")[0]
+            if not value_follows and ("=" in word or word[1:2] == "-") and option not in HYDRA_WITH_VALUE + HYDRA_ALONE:
+                raise UserError(f"{word} is no option; a setting has no dashes in front: {word.lstrip('-')}")
             value_follows = word in HYDRA_WITH_VALUE
             made.append(word)
         else:
@@ -158,6 +162,8 @@ class _CommandLine:
         self._exists(one)
         if (FOLDERS.search(key) or key == "resume") and value.startswith("~"):
             value = os.path.expanduser(value)  # a shell does so only at the beginning of a word
+        if FOLDERS.search(key) and not self.is_sweep:
+            _check_folder(key, value)
         default = self.defaults.get(key)
         # A default that only points at another setting is of that one's kind.
         while isinstance(default, str) and (other := re.fullmatch(r"\$\{([\w.]+)\}", default)):
@@ -190,6 +196,21 @@ class _CommandLine:
         """Raises UserError when the key was given before, with another value."""
         if (first := self.given.setdefault(one.key, one.value)) != one.value:
             raise UserError(_twice(one.key, first, one.value))
+
+
+def _check_folder(key: str, value: str) -> None:
+    """Raises UserError for what would become a folder of an odd name below the working folder, without a word."""
+    if "://" in value:
+        why = "expected a folder on this machine (checkpoints can be kept in an object store: cluster.storage)"
+    elif re.match(r"[A-Za-z]:[\\/]|\\\\", value):
+        why = "this is a path of Windows; in WSL the folder C:\\Users is /mnt/c/Users"
+    elif value.startswith("~"):
+        why = "there is no such user"
+    elif name := re.search(r"\$[A-Za-z_]\w*", value):
+        why = f"{name[0]} is filled in by a shell, but not between '...'; write the value itself"
+    else:
+        return
+    raise UserError(f"{key}={value}: {why}")
 
 
 def _twice(key: str, first: str, second: str) -> str:

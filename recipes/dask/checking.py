@@ -7,6 +7,8 @@ refused and the reason names the setting of the dataset that decides.
 import numpy as np
 import pandas as pd
 
+from departure import is_text, stripped, taken_apart
+
 NUMBERS = ["year", "month", "day", "hour", "minute", "distance", "dep_delay", "arr_delay"]
 TEXTS = ["carrier", "tailnum", "origin", "dest"]
 COLUMNS = [*NUMBERS, *TEXTS, "time_hour"]
@@ -16,6 +18,7 @@ LONGEST_TEXT = 16  # characters: a carrier, a tail number or an airport is short
 MOST_DELAY = 24 * 60  # minutes; features.py relies on it
 MOST_DISTANCE = 1e8  # of any unit: half of the way round the earth is 66 million feet
 MOST_APART = pd.Timedelta(days=2)  # of time_hour (UTC) and the flight's own date (local)
+NEW_YORK = ["EWR", "JFK", "LGA"]  # the airports of the weather, four or five hours behind UTC
 MISSING = [
     "",
     "NA",
@@ -48,7 +51,7 @@ NO_SETTINGS = {"decimal": None, "missing": None, "time_format": None, "day_first
 POINT, COMMA = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", r"[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?"
 THOUSANDS = {".": r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", ",": r"[+-]?[1-9]\d{0,2}(\.\d{3})+(,\d*)?"}
 INFINITE = r"[+-]?(inf|infinity)"
-ISO = r"\d{4}-\d\d-\d\d([T ]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?\s*(Z|[+-]\d\d(:?\d\d)?)?)?"
+ISO = r"\d{4}-\d\d-\d\d([T ]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?\s*(Z|UTC|GMT|[+-]\d\d(:?\d\d)?)?)?"
 DAY_OR_MONTH = r"\d{1,2}[./-]\d{1,2}[./-]\d{4}([T ]+\d{1,2}:\d\d(:\d\d(\.\d+)?)?\s*(Z|[+-]\d\d:?\d\d)?)?"
 PACKED_DATE = r"20\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[01]\d|2[0-3])(?:[0-5]\d)?"
 EPOCHS = {
@@ -69,16 +72,18 @@ class Judge:
         self.reason[np.asarray(bad, dtype=bool) & self.reason.isna().to_numpy()] = text
 
 
-def check(rows, broken=None, folder=None, values=None, has_nulls=True):
+def check(rows, broken=None, folder=None, values=None, has_nulls=True, columns=None):
     """(flights with the right types and `scheduled`, reason of each row: missing where it is good).
 
     `rows`: raw columns, as reading.py gives them. `broken`: {row: (reason, content)}. `folder`: {column: text in
     folders' names}. `values`: the settings of the dataset. `has_nulls`: the file has a "no value" of its own (Parquet).
+    `columns`: {column: its name in the file}; several of one name are taken apart.
     """
     settings, folder = NO_SETTINGS | (values or {}), folder or {}
     flights, judge = pd.DataFrame(index=rows.index), Judge(rows.index)
     for number, (reason, _) in (broken or {}).items():
         judge.reason[number] = reason
+    rows = taken_apart(rows, columns or {}, settings["day_first"], judge)
     texts = {name: stripped(rows[name]) for name in rows if is_text(rows[name]) or name in TEXTS}
     missing = meaning_of_words(texts, settings["missing"], has_nulls)
     decimal = settings["decimal"] or decimal_of([texts[name] for name in NUMBERS if name in texts])
@@ -124,21 +129,11 @@ def check(rows, broken=None, folder=None, values=None, has_nulls=True):
         (flights["time_hour"] - flights["scheduled"]).abs() > MOST_APART,
         "time_hour is more than two days from the flight's own date",
     )
+    judge.object_to(
+        flights["origin"].isin(NEW_YORK) & (flights["time_hour"] == flights["scheduled"].dt.floor("h")),
+        "time_hour is New York's own clock, expected UTC or a zone: data.columns.time_hour='' does without it",
+    )
     return flights, judge.reason
-
-
-def is_text(column):
-    return column.dtype == object or isinstance(column.dtype, pd.StringDtype)
-
-
-def stripped(column):
-    """A column as texts: whole numbers without a point, no blanks around."""
-    if pd.api.types.is_float_dtype(column):
-        whole = column.notna() & (column % 1 == 0) & (column.abs() < 2**53)
-        text = column.astype("str")
-        text[whole] = column[whole].astype("int64").astype("str")
-        return text.where(column.notna())
-    return column.astype("str").str.strip()
 
 
 def meaning_of_words(texts, said, has_nulls):
@@ -238,6 +233,7 @@ def text_column(name, texts, missing, judge, index):
     )
     judge.object_to(text.str.len() > LONGEST_TEXT, f"{name} is longer than {LONGEST_TEXT} characters")
     judge.object_to(text.str.contains("\ufffd", na=False), f"{name} is not UTF-8")
+    judge.object_to(text.str.fullmatch("'.*'|\".*\"", na=False), f"{name} has quotes around it: take them away")
     return text.mask(text.isin(sure)).astype("str")
 
 
@@ -271,7 +267,12 @@ def parsed(text, settings, judge):
     found = found.mask(
         iso & ~short,
         pd.to_datetime(
-            text.where(iso & ~short).str.replace(",", ".", regex=False), format="ISO8601", errors="coerce", utc=True
+            text.where(iso & ~short)
+            .str.replace(",", ".", regex=False)
+            .str.replace(r"\s*(UTC|GMT)$", "Z", regex=True),
+            format="ISO8601",
+            errors="coerce",
+            utc=True,
         ),
     )
     count = pd.to_numeric(

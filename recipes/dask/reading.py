@@ -46,7 +46,7 @@ def read_group(reading, group):
     theirs = reading["columns"]
     with pq.ParquetFile(reading["path"]) as file:
         # Not the whole table at once: pandas would make an index of what was one when the file was written.
-        table = file.read_row_group(group, columns=list(theirs.values()))
+        table = file.read_row_group(group, columns=list(dict.fromkeys(theirs.values())))
     rows = {ours: plain(table.column(name)).to_pandas().reset_index(drop=True) for ours, name in theirs.items()}
     return pd.DataFrame(rows, index=pd.RangeIndex(table.num_rows))
 
@@ -77,7 +77,7 @@ def read_text(reading):
     with opened(reading) as content:
         lines = Lines(content)
         each = iter(lines)
-        rows = csv.reader(each, delimiter=separator)
+        rows = csv.reader(each, delimiter=separator, skipinitialspace=separator != " ")
         try:
             for _ in range(reading["skip"]):
                 next(each)
@@ -114,7 +114,7 @@ def read_text(reading):
             raise ValueError(f"{path}: {error}") from None
     try:
         # What csv takes for the end of a quoted text may be the end of the file.
-        list(csv.reader(last, delimiter=separator, strict=True))
+        list(csv.reader(last, delimiter=separator, skipinitialspace=separator != " ", strict=True))
     except csv.Error as error:
         if "unexpected end of data" in str(error):
             raise ValueError(
@@ -133,7 +133,7 @@ class HeaderError(Exception):
 
 def is_header(row, header):
     """Whether a row is the header once more, as where files were joined. Raises HeaderError for another one."""
-    names = [name.strip() for name in row]
+    names = [name.removeprefix("\ufeff").strip() for name in row]
     if sum(name in header for name in names) * 2 <= len(names):
         return False
     if [name for name in names if name] != [name for name in header if name]:

@@ -23,6 +23,7 @@ from logformat import (
     PACKED_DATE,
     PIECES,
     QUOTE,
+    REQUEST,
     REQUEST_TIMES,
     SEPARATOR,
     TIME_GROUPS,
@@ -256,6 +257,11 @@ def parse_json(lines, fmt):
             day = F.col("object").getField("date")
             digits = F.when(digits.rlike(java(CLOCK_ALONE)), F.concat_ws(" ", day, digits)).otherwise(digits)
         fields, raw["time"] = fields.withColumn("stamp", digits), F.col("stamp")
+    if "request" in raw:
+        request = raw.pop("request")
+        for place, name in ((1, "method"), (2, "path")):
+            of_request = F.nullif(F.regexp_extract(request, java(REQUEST), place), F.lit(""))
+            raw[name] = F.coalesce(raw[name], of_request) if name in raw else of_request
     if "message" in raw:
         raw["message"] = F.coalesce(raw["message"], F.col("value"))
     told = F.coalesce(

@@ -112,6 +112,8 @@ class Format:
     def names(self):
         """The groups, or the fields of JSON or W3C lines, without the second places."""
         given = self.groups() or list(self.json) or list(dict.fromkeys(self.w3c.values()))
+        if self.json and "request" in given:  # which has the two
+            given = [name for name in given if name != "request"] + ["method", "path"]
         return list(dict.fromkeys(first_place(name, given) for name in given))
 
     def has_time(self):
@@ -325,6 +327,7 @@ JSON_FIELDS = {
     "body_bytes_sent": "bytes",
     "bytes_sent": "bytes",
 }
+REQUEST = r"^([A-Za-z][A-Za-z_-]*) ([^\r\n]*?)(?: HTTP/\d(?:\.\d)?)?$"  # under a key of JSON
 ESCAPED = {"t": "\t", '"': '"', "'": "'", "\\": "\\"}  # what nginx reads \\t and others as
 CLF = r"(?<day>\d{1,2})/(?<month>[A-Z][a-z]{2})/(?<year>\d{4}):(?<clock>[\d:]{8}) (?<zone>[+-]\d{4})"
 
@@ -353,7 +356,7 @@ def from_log_format(text):
         elif pattern.endswith('"'):
             part = rf'(?<{variable}>[^"]*)'
         elif variable.startswith("upstream_"):
-            part = rf"(?<{variable}>[^\s\"]*(?:[,:] +[^\s\"]+)*)"
+            part = rf"(?<{variable}>[^\s\"]*(?: ?[,:] +[^\s\"]+)*)"  # 0.1, 0.2 : 0.3
         else:
             end = re.escape(rest[:1]) if rest[:1] in "]),;|" else ""
             part = rf"(?<{variable}>[^\s{end}]*)"
@@ -562,6 +565,9 @@ def _json(fmt, line, columns):
         if isinstance(value, str) and isinstance(day, str) and re.search(python(CLOCK_ALONE), value, re.ASCII):
             value = f"{day} {value}"
         fields[name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if "request" in fields:
+        found = re.search(REQUEST, fields.pop("request"), re.ASCII) or ("", "", "")
+        fields |= {name: fields.get(name) or found[place] for place, name in ((1, "method"), (2, "path"))}
     if "message" in fields and not fields["message"]:
         fields["message"] = line  # what it says is under another key
     return fields, None
@@ -757,9 +763,9 @@ def fit(fmt, lines):
 
 def choose(lines):
     """[(share, name)] of all named formats, the best first; of equal ones the first in formats.yaml."""
-    found = []
+    found, has_columns = [], any(line.startswith("#Fields:") for line in lines)
     for name, fmt in entries().items():
-        share, filled, _ = fit(fmt, lines)
+        share, filled, _ = fit(fmt, lines) if bool(fmt.w3c) == has_columns else (0.0, set(), None)
         if 0 < share < 1 and (started := with_start(fmt, lines)).start != fmt.start:
             share, filled, _ = fit(started, lines)
         # Stack traces in another format's file are no events of several lines, unless those begin as they should.
