@@ -30,7 +30,8 @@ HYDRA_OPTIONS = (
     "--cfg -c --package -p --info -i --config-path -cp --config-name -cn --config-dir -cd --experimental-rerun"
 )
 HYDRA_WITH_VALUE = HYDRA_OPTIONS.split()  # a value follows them, as a word of its own
-HYDRA_ALONE = "--help -h --hydra-help --version --resolve --run -r --multirun -m --shell-completion -sc".split()
+HYDRA_ALONE_OPTIONS = "--help -h --hydra-help --version --resolve --run -r --multirun -m --shell-completion -sc"
+HYDRA_ALONE = HYDRA_ALONE_OPTIONS.split()
 
 
 def defaults_of(words: Sequence[str]) -> tuple[dict[str, Any], set[str]]:

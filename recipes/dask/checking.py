@@ -267,9 +267,7 @@ def parsed(text, settings, judge):
     found = found.mask(
         iso & ~short,
         pd.to_datetime(
-            text.where(iso & ~short)
-            .str.replace(",", ".", regex=False)
-            .str.replace(r"\s*(UTC|GMT)$", "Z", regex=True),
+            text.where(iso & ~short).str.replace(",", ".", regex=False).str.replace(r"\s*(UTC|GMT)$", "Z", regex=True),
             format="ISO8601",
             errors="coerce",
             utc=True,
