@@ -85,7 +85,7 @@ def test_a_stream_that_was_cut_off_scores_every_line_once(undisturbed, tmp_path)
     expected, _, _ = undisturbed(*SMALL)
     words = [*WITHOUT, "recipe.steps=[ingest,classify,stream]"]
     driver = Driver(*words, output_root=tmp_path)
-    driver.wait_until(lambda: list(tmp_path.glob("spark/*/stream-checkpoint/commits/0")), 200)
+    driver.wait_until(lambda: list(tmp_path.glob("spark/*/stream-checkpoint/commits/0")), 600)
     driver.kill_driver()
     driver.end()
     assert driver.no_process_left()
