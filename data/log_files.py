@@ -306,10 +306,10 @@ def overlaps(first):
                         continue
                     del running[other]
                     if count >= ALIKE_LINES and None in (expected, line):
-                        what = f"its first {count:,} lines are the last ones of" if expected is not None else "its lines lie within"
-                        notes.append(
-                            f"{other}: {what} {file}: they are counted twice, unless you take them out of one of the two"
-                        )
+                        is_part = expected is None
+                        what = "its lines lie within" if is_part else f"its first {count:,} lines are the last ones of"
+                        twice = "they are counted twice, unless you take them out of one of the two"
+                        notes.append(f"{other}: {what} {file}: {twice}")
                 for other in begins.get(line, ()):
                     if other != file and other not in running:
                         running[other] = lines_of(other), 1
@@ -578,8 +578,8 @@ def check_fit(fmt, first):
         lines = [line for line in lines if line]
         if len(lines) >= 5 and share == 0 and bad:
             best, name = logformat.choose(lines)[0]
-            said = "epoch_unit says what an epoch counts" if "epoch" in fmt.names() else "time_format says how a time is written"
-            how = f" data.{said}." if bad[1] == "no time" else ""
+            how = " data.time_format says how a time is written." if bad[1] == "no time" else ""
+            how = how and " data.epoch_unit says what an epoch counts." if "epoch" in fmt.names() else how
             near = f" It looks like data.format={name} ({100 * best:.0f} % of them fit)." if best >= 0.5 else ""
             given = fmt.name if fmt.name != "regex" else fmt.pattern
             raise DatasetError(

@@ -216,8 +216,8 @@ def with_rows(files):
             schema, rows = pq.read_schema(file), pq.read_metadata(file).num_rows
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(
-                f"{file} cannot be read: {str(error).rstrip('.')}. Damaged, or with types that pyarrow {pa.__version__} "
-                "does not know: then write it anew with plain ones (float32, int64, string)"
+                f"{file} cannot be read: {str(error).rstrip('.')}. Damaged, or with types that pyarrow "
+                f"{pa.__version__} does not know: then write it anew with plain ones (float32, int64, string)"
             ) from None
         if rows:
             kept.append((file, constants, schema))

@@ -30,7 +30,7 @@ HYDRA_OPTIONS = (
     "--cfg -c --package -p --info -i --config-path -cp --config-name -cn --config-dir -cd --experimental-rerun"
 )
 HYDRA_WITH_VALUE = HYDRA_OPTIONS.split()  # a value follows them, as a word of its own
-HYDRA_ALONE = "--help -h --hydra-help --version --resolve --run -r --multirun -m --shell-completion -sc".split()
+HYDRA_FLAGS = "--help -h --hydra-help --version --resolve --run -r --multirun -m --shell-completion -sc"
 
 
 def defaults_of(words: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
@@ -94,8 +94,8 @@ def prepared(words: Sequence[str]) -> list[str]:
     line, made, value_follows = _CommandLine(words), [], False
     for word in words:
         if word.startswith("-") or value_follows:
-            option = word.partition("=")[0]
-            if not value_follows and ("=" in word or word[1:2] == "-") and option not in HYDRA_WITH_VALUE + HYDRA_ALONE:
+            is_option = word.partition("=")[0] in f"{HYDRA_OPTIONS} {HYDRA_FLAGS}".split()
+            if not value_follows and not is_option and ("=" in word or word.startswith("--")):
                 raise UserError(f"{word} is no option; a setting has no dashes in front: {word.lstrip('-')}")
             value_follows = word in HYDRA_WITH_VALUE
             made.append(word)
