@@ -135,7 +135,7 @@ def recipe(copies, root):
     words = [
         "recipe=dask",
         "recipe.steps=[ingest,features]",
-        f"scale.num_copies={copies}",
+        f"data.parameters.num_copies={copies}",
         f"output_root={root}",
         "resume=never",
     ]

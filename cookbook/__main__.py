@@ -53,7 +53,7 @@ def main() -> None:
         argv = sys.argv[1:] = words_of_make(sys.argv[1:])
         if not any(word in ("--help", "-h", "--hydra-help", "--version", "--info", "-i") for word in argv):
             checks.check_choices(argv)
-            sys.argv[1:] = overrides.prepared(overrides.with_defaults_of_mode(argv))
+            sys.argv[1:] = overrides.prepared(overrides.with_defaults_of_choices(argv))
         elif not any(word.startswith("recipe=") for word in argv):
             sys.argv.append(f"recipe={recipes()[0]}")
         hydra.main(config_path=str(files.CONF), config_name="config", version_base="1.3")(run)()

@@ -507,8 +507,8 @@ def check_classes(root, base, classes, chosen, left_out):
             "them to PNG or JPEG, or move the folders away to leave the classes out"
         )
     if len(classes) < 2:
-        of_class = [inside for paths in chosen["train"][0].values() for inside in paths]
-        inner, hint = inner_folders(base.relative_to(root), of_class), ""
+        paths = [path for found in chosen["train"][0].values() for path in found]
+        inner, hint = inner_folders(base.relative_to(root), paths), ""
         if len(inner) > 1:
             place = printable(base / classes[0])
             move = f"move {listed(inner)} from {place} into {printable(base)}"

@@ -306,10 +306,13 @@ def overlaps(first):
                         continue
                     del running[other]
                     if count >= ALIKE_LINES and None in (expected, line):
-                        is_part = expected is None
-                        what = "its lines lie within" if is_part else f"its first {count:,} lines are the last ones of"
-                        twice = "they are counted twice, unless you take them out of one of the two"
-                        notes.append(f"{other}: {what} {file}: {twice}")
+                        what = "its lines lie within"
+                        if expected is not None:
+                            what = f"its first {count:,} lines are the last ones of"
+                        notes.append(
+                            f"{other}: {what} {file}: they are counted twice, unless you take them out of one of the "
+                            "two"
+                        )
                 for other in begins.get(line, ()):
                     if other != file and other not in running:
                         running[other] = lines_of(other), 1
@@ -578,8 +581,10 @@ def check_fit(fmt, first):
         lines = [line for line in lines if line]
         if len(lines) >= 5 and share == 0 and bad:
             best, name = logformat.choose(lines)[0]
-            how = " data.time_format says how a time is written." if bad[1] == "no time" else ""
-            how = how and " data.epoch_unit says what an epoch counts." if "epoch" in fmt.names() else how
+            said = "time_format says how a time is written"
+            if "epoch" in fmt.names():
+                said = "epoch_unit says what an epoch counts"
+            how = f" data.{said}." if bad[1] == "no time" else ""
             near = f" It looks like data.format={name} ({100 * best:.0f} % of them fit)." if best >= 0.5 else ""
             given = fmt.name if fmt.name != "regex" else fmt.pattern
             raise DatasetError(

@@ -19,7 +19,7 @@ GROUPS = {  # folder of conf/ -> what its files are about
     "tracking": "trackers",
     "infra": "machines",
 }
-NOT_SETTINGS = ("defaults", "driver", "hydra", "kind", "builder")  # keys of conf/ that no user sets
+NOT_SETTINGS = ("defaults", "driver", "hydra", "kind", "builder", "scales")  # keys of conf/ that no user sets
 UNITS = {  # ending of a key's name -> unit
     "seconds": "seconds",
     "minutes": "minutes",
@@ -98,6 +98,8 @@ def about(path: Path) -> str:
         parts.append("A variable that is `null` has the default of the target's `variables.tf`.\n")
     if group == "recipe":
         parts += [f"[The recipe's page](../recipes/{name}.md)\n", *about_recipe(content), ""]
+    if group == "data" and "scales" in content:
+        parts += [*what_choices_bring("scale", content["scales"]), ""]
     return "\n".join([*parts, definitions(settings_of(path, f"{group}."))])
 
 
@@ -113,13 +115,18 @@ def about_recipe(content: dict) -> Iterator[str]:
         yield f"- Needs from the machine: {', '.join(driver['tools'])}."
     if driver.get("proof"):
         yield f"- Rules of evidence: {code_list(driver['proof'])}."
-    for key, choices in (("recipe.mode", "modes"), ("scale", "scales")):
-        for name, brings in driver.get(choices, {}).items():
-            overrides = [f"{other}={plain(value)}" for other, value in brings.get("overrides", {}).items()]
-            said = [f"changes the defaults to {code_list(overrides)}"] if overrides else []
-            said += [f"is judged by {code_list(brings['proof'])}"] if brings.get("proof") else []
-            if said:
-                yield f"- `{key}={name}` {' and '.join(said)}."
+    yield from what_choices_bring("recipe.mode", driver.get("modes", {}))
+    yield from what_choices_bring("scale", driver.get("scales", {}))
+
+
+def what_choices_bring(key: str, choices: dict) -> Iterator[str]:
+    """List items: what each choice of a setting changes."""
+    for name, brings in choices.items():
+        overrides = [f"{other}={plain(value)}" for other, value in brings.get("overrides", {}).items()]
+        said = [f"changes the defaults to {code_list(overrides)}"] if overrides else []
+        said += [f"is judged by {code_list(brings['proof'])}"] if brings.get("proof") else []
+        if said:
+            yield f"- `{key}={name}` {' and '.join(said)}."
 
 
 def code_list(words: list[str]) -> str:

@@ -32,7 +32,7 @@ REGEX = r"^(?<time>\S+) \[(?<level>\w+)\] (?<message>.*)$"
         "/x/[1].log",
         "it's",
         "a\\",
-        "C:\\x\\'y",
+        "C:x\\'y",
         "50%",
         "~/x",
         "/tmp/日本 語",
@@ -50,7 +50,7 @@ REGEX = r"^(?<time>\S+) \[(?<level>\w+)\] (?<message>.*)$"
         "@x",
         REGEX,
         "\t",
-        "a$b",
+        "a$5",
     ],
 )
 @pytest.mark.parametrize("name", ["output_root", "data.path", "data.format"])

@@ -372,7 +372,7 @@ def check_ejected(recipe, environment, tmp_path):
     # Spark's own test looks at every step and model: on a small input, with a Java that starts fast.
     kept = ("recipe.java_options=", "recipe.model_rows=")
     words = (
-        ["scale.num_lines=20000", *(word for word in SHORT[recipe] if word.startswith(kept))]
+        ["data.parameters.num_lines=20000", *(word for word in SHORT[recipe] if word.startswith(kept))]
         if recipe == "spark"
         else []
     )

@@ -83,7 +83,11 @@ def test_no_reader_ends_before_its_last_row(undisturbed, recipe_python):
 def test_spark_converter(undisturbed, tmp_path):
     """Spark writes the rows anew, in other row groups: another order, each row once all the same."""
     content, _, _ = run_cookbook(
-        "recipe=petastorm", "scale.keep_every=5", "recipe.num_epochs=2", "recipe.reader=converter", output_root=tmp_path
+        "recipe=petastorm",
+        "data.parameters.keep_every=5",
+        "recipe.num_epochs=2",
+        "recipe.reader=converter",
+        output_root=tmp_path,
     )
     assert content["num_rows"] == 2 * content["dataset"]["rows"]["train"]
     assert content["metrics"]["eval/auc"] >= 0.6
@@ -93,7 +97,7 @@ def test_spark_converter(undisturbed, tmp_path):
 def test_a_predicate_leaves_only_the_rows_that_were_asked_for(tmp_path):
     words = [
         "recipe=petastorm",
-        "scale.keep_every=5",
+        "data.parameters.keep_every=5",
         "scale.max_rows=9000",
         "recipe.num_epochs=1",
         "recipe.pool=process",
@@ -137,7 +141,7 @@ os._exit(0)  # see `leave` in readers.py
 
 
 def test_tensorflow(undisturbed):
-    words = ["scale.keep_every=5", "recipe.num_epochs=2"]
+    words = ["data.parameters.keep_every=5", "recipe.num_epochs=2"]
     content, _, _ = undisturbed("recipe=petastorm", "recipe.mode=tensorflow", *words)
     assert content["num_rows"] == 2 * content["dataset"]["rows"]["train"]
     assert content["metrics"]["eval/auc"] >= 0.65
@@ -163,7 +167,7 @@ def test_settings_that_make_no_sense(tmp_path, words, text):
 
 
 def test_fewer_row_groups_than_shards(tmp_path):
-    words = ["recipe=petastorm", "scale.keep_every=5", "recipe.num_shards=8"]
+    words = ["recipe=petastorm", "data.parameters.keep_every=5", "recipe.num_shards=8"]
     _, _, output = run_cookbook(*words, output_root=tmp_path, status=1)
     assert "7 row groups, too few for num_shards=8" in output
 

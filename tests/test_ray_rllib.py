@@ -62,7 +62,7 @@ def test_a_policy_learns_to_schedule(tmp_path):
         "recipe.num_iterations=50",
         "recipe.learning_rate=0.002",
     ]
-    content, folder, _ = run_cookbook("recipe=ray_rllib", "scale.num_seeds=1", *words, output_root=tmp_path)
+    content, folder, _ = run_cookbook("recipe=ray_rllib", "recipe.num_seeds=1", *words, output_root=tmp_path)
     metrics = content["metrics"]
     assert metrics["eval/return_mean"] > metrics["baseline/any_action"] * 0.7, (
         "well above chance (returns are negative)"

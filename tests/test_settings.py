@@ -15,7 +15,7 @@ from cookbook import ROOT, UserError, settings, systems
 from cookbook.settings import checks, compose_recipe, files
 from cookbook.settings.checks import RANGES, check_ranges
 from cookbook.settings.files import CONF
-from cookbook.settings.overrides import prepared
+from cookbook.settings.overrides import prepared, with_defaults_of_choices
 from runrecord import load_config, same_kind
 from tests.helpers import CLEAN, recipes
 
@@ -253,6 +253,23 @@ def test_settings_of_the_dataset_that_a_mode_brings():
         compose_recipe("pytorch", ["data.parameters.num_train_rows=64"])
 
 
+def test_a_scale_changes_what_only_a_dataset_or_a_recipe_has():
+    lines = [compose_recipe("spark", words)[0]["data"] for words in ([], ["scale=smoke"], ["scale=bench"])]
+    assert [data["parameters"]["num_lines"] for data in lines] == [300_000, 20_000, 5_500_000]
+    assert all("scales" not in data for data in lines)
+    typed = compose_recipe("spark", ["scale=smoke", "data.parameters.num_lines=12345"])[0]
+    assert typed["data"]["parameters"]["num_lines"] == 12345, "the command line wins"
+    assert compose_recipe("dask", ["scale=bench"])[0]["data"]["parameters"]["num_copies"] == 10
+    assert compose_recipe("petastorm", ["scale=smoke"])[0]["data"]["parameters"]["keep_every"] == 5
+    assert compose_recipe("petastorm", ["scale=smoke", "recipe.mode=digits"])[1]["data"] == "digits_store"
+    recipe = compose_recipe("ray_rllib", ["scale=smoke"])[0]["recipe"]
+    assert (recipe["num_seeds"], recipe["num_iterations"]) == (1, 10)
+    sweep = prepared(with_defaults_of_choices(["-m", "recipe=dask", "data=flights,flights_files"]))
+    assert "data=flights,flights_files" in sweep
+    with pytest.raises(UserError, match="data=flights,flights_files needs different settings at this scale"):
+        with_defaults_of_choices(["-m", "recipe=dask", "data=flights,flights_files", "scale=smoke"])
+
+
 def test_null_and_nothing_in_a_group_that_takes_any_name():
     words = [
         "data=flights_files",
@@ -317,7 +334,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch, key):
 def test_null_is_taken_where_the_file_says_what_it_means():
     config, _ = compose_recipe("spark", ["data=log_files", "data.event_start=null"])
     assert config["data"]["parameters"]["event_start"] is None
-    with pytest.raises(UserError, match=r"data.epoch_unit=None: expected a text"):
+    with pytest.raises(UserError, match=r"data.epoch_unit=null: expected a text"):
         compose_recipe("spark", ["data=log_files", "data.epoch_unit=null"])
 
 
@@ -336,7 +353,8 @@ def test_every_number_that_takes_memory_or_time_has_an_upper_bound():
     for path in CONF.glob("*/*.yaml"):
         if path.parent.name != "infra":  # their limit is the price
             content = yaml.safe_load(path.read_text()) or {}
-            content.pop("driver", None)
+            for other in ("driver", "scales"):
+                content.pop(other, None)
             found |= set(numbers_of(content))
     assert found - set(free.split()) - set(RANGES) == set()
     assert {name for name, (_, high) in RANGES.items() if not high < 2**37} == set()
@@ -430,7 +448,7 @@ def test_words_that_are_no_settings_or_two(overrides, text):
         ("ray_tune", "recipe.learning_rates=[a,0.5]", "'a' is not a number, as all of [0.001, 0.5] are"),
     ],
 )
-def test_a_setting_that_points_at_another_and_a_list_have_its_kind(recipe, override, text):
+def test_a_parameter_of_a_dataset_and_a_list_have_their_kind(recipe, override, text):
     with pytest.raises(UserError) as caught:
         compose_recipe(recipe, [override])
     assert text in str(caught.value)

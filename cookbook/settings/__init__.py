@@ -20,7 +20,7 @@ from cookbook import UserError, bootstrap
 from cookbook.job import Settings
 from cookbook.settings.checks import check_kinds
 from cookbook.settings.files import CONF, comments_of
-from cookbook.settings.overrides import prepared, with_defaults_of_mode
+from cookbook.settings.overrides import prepared, with_defaults_of_choices
 
 OmegaConf.register_new_resolver("cookbook_cache", lambda: str(bootstrap.cache_dir()), replace=True)
 
@@ -59,6 +59,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
         made = _as_dict(config)
     except OmegaConfBaseException as error:
         raise UserError(f"the settings cannot be resolved: {error}") from None
+    made["data"].pop("scales", None)  # overrides.with_defaults_of_choices has heeded it
     driver = made["recipe"]["driver"]
     if "modes" in driver:
         chosen, modes = made["recipe"]["mode"], driver.pop("modes")
@@ -79,7 +80,7 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
 
 def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """The settings of `recipe=... overrides` as plain data, and the chosen file of each group."""
-    found = composed("config", prepared(with_defaults_of_mode([f"recipe={recipe}", *overrides])))
+    found = composed("config", prepared(with_defaults_of_choices([f"recipe={recipe}", *overrides])))
     choices = {group: name for group, name in found.hydra.runtime.choices.items() if "/" not in group}
     with open_dict(found):
         del found["hydra"]

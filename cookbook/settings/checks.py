@@ -146,21 +146,16 @@ def _compare(defaults: Settings, values: Settings, prefix: str, path: Path) -> N
         if key in ("defaults", "hydra") or key not in values:
             continue
         value = values[key]
-        if other := re.fullmatch(r"\$\{scale\.(\w+)\}", str(default)):  # of that setting's kind
-            default = yaml.safe_load((CONF / "scale/smoke.yaml").read_text())[other[1]]
-            if value is None and not re.search(r"\bnull\b", comments_of(CONF / "scale/default.yaml").get(other[1], "")):
-                raise UserError(f"{name}=null: expected {_kind(default)}, as in conf/scale/default.yaml")
-            if value is None:
-                continue
-        elif isinstance(default, str) and "${" in default:
+        if isinstance(default, str) and "${" in default:
             continue
         if isinstance(default, dict) and isinstance(value, dict):
             _compare(default, value, name, path)
         elif value is None and (prefix == "scale" or re.search(r"\bnull:", comments_of(path).get(key, ""))):
             continue  # the file says what null means; of a scale it is: no limit
         elif not same_kind(value, default):
+            shown = "null" if value is None else repr(value)
             raise UserError(
-                f"{name}={value!r}: expected {_kind(default)}, like the default {default!r} in {path.relative_to(ROOT)}"
+                f"{name}={shown}: expected {_kind(default)}, like the default {default!r} in {path.relative_to(ROOT)}"
             )
         elif isinstance(default, list) and default and not isinstance(default[0], str):
             odd = [one for one in value if not same_kind(one, default[0])]
@@ -192,7 +187,7 @@ BOUNDS: dict[tuple[float | None, float], str] = {
     (1, 10**7): "num_hours",
     (1, 10**8): "num_train_rows num_test_rows rows_per_group",
     (1, 10**11): "num_lines max_rows max_steps",
-    (1, 10**6): "context_length max_workers max_iterations bucket_cap_mb",
+    (1, 10**6): "context_length max_workers bucket_cap_mb",
     (2, 10**9): "malformed_every",
     (2, 1000): "num_classes",
     (1, 31 * 86_400): (

@@ -30,7 +30,8 @@ HYDRA_OPTIONS = (
     "--cfg -c --package -p --info -i --config-path -cp --config-name -cn --config-dir -cd --experimental-rerun"
 )
 HYDRA_WITH_VALUE = HYDRA_OPTIONS.split()  # a value follows them, as a word of its own
-HYDRA_FLAGS = "--help -h --hydra-help --version --resolve --run -r --multirun -m --shell-completion -sc"
+HYDRA_ALONE_OPTIONS = "--help -h --hydra-help --version --resolve --run -r --multirun -m --shell-completion -sc"
+HYDRA_ALONE = HYDRA_ALONE_OPTIONS.split()
 
 
 def defaults_of(words: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
@@ -42,7 +43,7 @@ def defaults_of(words: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
     def take(content: Settings, prefix: str) -> None:
         for key, value in content.items():
             name = f"{prefix}.{key}" if prefix else str(key)
-            if key in ("defaults", "hydra"):
+            if key in ("defaults", "hydra") or name == "data.scales":
                 continue
             if isinstance(value, dict) and name != "recipe.driver":
                 mappings.add(name)
@@ -94,8 +95,8 @@ def prepared(words: Sequence[str]) -> list[str]:
     line, made, value_follows = _CommandLine(words), [], False
     for word in words:
         if word.startswith("-") or value_follows:
-            is_option = word.partition("=")[0] in f"{HYDRA_OPTIONS} {HYDRA_FLAGS}".split()
-            if not value_follows and not is_option and ("=" in word or word.startswith("--")):
+            option = word.partition("=")[0]
+            if not value_follows and ("=" in word or word[1:2] == "-") and option not in HYDRA_WITH_VALUE + HYDRA_ALONE:
                 raise UserError(f"{word} is no option; a setting has no dashes in front: {word.lstrip('-')}")
             value_follows = word in HYDRA_WITH_VALUE
             made.append(word)
@@ -240,19 +241,34 @@ def _no_such_setting(word: str, key: str, names: Sequence[str]) -> str:
     return f"{word.lstrip('+')}: there is no setting {key}{hint} There are: {', '.join(there)}"
 
 
-def with_defaults_of_mode(words: Sequence[str]) -> list[str]:
-    """Overrides, preceded by those of the recipe's chosen mode and scale; what the command line sets, wins.
+def with_defaults_of_choices(words: Sequence[str]) -> list[str]:
+    """Overrides, preceded by those of the chosen mode, scale and dataset; what the command line sets, wins.
 
     A mode (`recipe.mode` chooses it, `driver.modes` has what it brings) may work on other data than its recipe's
-    default. A scale (`driver.scales`) may shorten what only this recipe does. Hydra must know that before it composes.
+    default. A scale may shorten what only this recipe (`driver.scales`) or this dataset (`scales`) does. Hydra must
+    know that before it composes.
     """
     chosen = {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
     path = CONF / f"recipe/{chosen.get('recipe')}.yaml"
-    driver = yaml.safe_load(path.read_text())["driver"] if path.exists() else {}
+    content = yaml.safe_load(path.read_text()) if path.exists() else {"driver": {}}
+    driver = content["driver"]
     found = _overrides_of("scale", driver.get("scales", {}), chosen)
     if "modes" in driver:
         found |= _overrides_of("recipe.mode", driver["modes"], chosen)
+    own = [name for entry in content.get("defaults", ()) for key, name in entry.items() if "data" in key]
+    data = str(chosen.get("data") or found.get("data") or "".join(own))
+    brought = {name: _of_dataset(name, chosen) for name in data.split(",")}
+    if any(one != brought[data.split(",")[0]] for one in brought.values()):
+        raise UserError(f"data={data} needs different settings at this scale ({brought}): choose one of them")
+    found |= brought[data.split(",")[0]]
     return [f"{key}={as_word(value)}" for key, value in found.items()] + list(words)
+
+
+def _of_dataset(name: str, chosen: Mapping[str, str]) -> dict[str, Any]:
+    """{setting: value} that the chosen scale brings for a dataset."""
+    path = CONF / f"data/{name}.yaml"
+    scales = yaml.safe_load(path.read_text()).get("scales", {}) if path.exists() else {}
+    return _overrides_of("scale", scales, chosen)
 
 
 def _overrides_of(key: str, choices: Settings, chosen: Mapping[str, str]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from algorithms import make_config
 from environments import any_action, make_environment, returns_of, shortest_job_first
 from pictures import draw_curves, film
 from runrecord import RunRecord, load_config
-from settings import check_environment, check_settings, most_iterations
+from settings import check_environment, check_settings
 from workers import connect, require_free
 
 
@@ -62,7 +62,7 @@ def train(config, number, run):
     if number == 0:
         run.metric("seconds/build", time.perf_counter() - started, step=0, unit="s")
     runners = Runners(algorithm, config, number)
-    total, before = most_iterations(config), number * most_iterations(config)
+    total, before = config.num_iterations, number * config.num_iterations
     try:
         while not state["done"]:
             started = time.perf_counter()

@@ -97,10 +97,6 @@ def check_known(name, gymnasium):
         )
 
 
-def most_iterations(config):
-    return min(config.num_iterations, config.max_iterations or config.num_iterations)
-
-
 if __name__ == "__main__":
     *config_words, num_workers = sys.argv[1:]
     check_settings(load_config([*config_words, f"num_workers={num_workers}"]))

@@ -55,7 +55,7 @@ def stream(spark, config, run):
     # The same lines again as a plain table, from what is on disk: number and sum of hashes must agree.
     once = (
         parse(read_lines(spark, links(paths, config), fmt)[0], fmt)
-        .where("reason IS NULL")
+        .where(F.col("reason").isNull() & ~is_blank())
         .agg(F.count("*"), F.sum(F.xxhash64("value").cast("decimal(38,0)")))
         .first()
     )

@@ -19,7 +19,10 @@ BREAK = (
 )
 BROKEN = ["eval/auc"]
 SMALLEST = ["scale=smoke", "recipe.num_epochs=1"]
-MODES = [(["digits"], ["recipe.num_epochs=6"]), (["tensorflow"], ["scale.keep_every=5", "recipe.num_epochs=2"])]
+MODES = [
+    (["digits"], ["recipe.num_epochs=6"]),
+    (["tensorflow"], ["data.parameters.keep_every=5", "recipe.num_epochs=2"]),
+]
 
 
 def recomputed(run, dataset):

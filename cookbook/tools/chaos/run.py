@@ -46,7 +46,7 @@ class Session:
         self.root = root.absolute()
         self.words = [*words, *([] if any(word.startswith("scale=") for word in words) else ["scale=smoke"])]
         checks.check_choices([f"recipe={recipe}", *self.words])
-        overrides.prepared(overrides.with_defaults_of_mode([f"recipe={recipe}", *self.words]))
+        overrides.prepared(overrides.with_defaults_of_choices([f"recipe={recipe}", *self.words]))
         self.config, _ = compose_recipe(recipe, self.words)
         cluster, driver = self.config["cluster"], self.config["recipe"]["driver"]
         num_workers = driver.get("num_processes") or cluster["num_workers"]
