@@ -389,6 +389,7 @@ def how_to_read(file, names, folder_columns, settings):
         for ours, theirs in names.items()
         if theirs in folder_columns and (folder_columns[theirs][1] or ours not in made["columns"])
     }
+    made["named"] = {ours: names[ours] for ours in made["columns"] | made["folder"]}
     return made
 
 
@@ -464,15 +465,14 @@ def text_facts(begin, names, settings):
     best = max(headers, key=lambda one: (len(wanted & set(headers[one])), len(headers[one])))
     if odd := next((name for name in headers[best] if "\0" in name), None):
         raise CannotBeRead(f"its header has a zero byte, in {odd!r}")
-    if not wanted & set(headers[best]) and (number := later_header(text, wanted, list(headers))):
+    if not wanted & set(headers[best]) and (number := later_header(text, skip + 1, wanted, list(headers))):
         raise CannotBeRead(f"its header is in line {number}: take the lines above away (tail -n +{number} FILE > NEW)")
     return {"encoding": encoding, "separator": best, "names": headers[best], "skip": skip}
 
 
-def later_header(text, wanted, separators):
-    """The number of one of the first lines that has the names of wanted columns, where the first one has none; or
-    None."""
-    for number, line in enumerate(islice(io.StringIO(text), 50), 1):
+def later_header(text, first, wanted, separators):
+    """The number of a line behind the `first` that has the names of wanted columns, or None. It looks at 50 lines."""
+    for number, line in enumerate(islice(io.StringIO(text), first, first + 50), first + 1):
         if any(len(wanted & {name.strip('" \n') for name in line.split(one)}) > 2 for one in separators):
             return number
     return None

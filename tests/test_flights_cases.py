@@ -250,6 +250,7 @@ def test_zones_that_change_within_a_column(server, tmp_path):
         ("time_hour", "1", "time_hour is a number, but no count since 1970 (seconds, milli-, micro- or nanoseconds)"),
         ("time_hour", "2014-01-20T05:00:00Z", "time_hour is more than two days from the flight's own date"),
         ("origin", "\ufffd", "origin is not UTF-8"),
+        ("origin", "JFK\u200b", "origin has a character that nobody sees, such as U+200B"),
         ("origin", "'JFK'", "origin has quotes around it: take them away"),
         (
             "time_hour",
@@ -705,6 +706,17 @@ def test_a_folder_of_another_name_is_hinted_at(server, tmp_path):
     found = server(tmp_path, ["year"], columns={"year": "Year"})
     all_good(found)
     assert set(found["values"]["year"]) == {2013}
+
+
+@pytest.mark.parametrize("also_in_file", [False, True])
+def test_a_folder_that_is_a_date(server, tmp_path, also_in_file):
+    names = [*(["date"] * also_in_file), "hour", "minute", "carrier", "origin", "dest"]
+    (tmp_path / "date=2013-01-20").mkdir()
+    rows = change(flights(9), date="2013-01-20", hour="5", minute="5")
+    (tmp_path / "date=2013-01-20/f.csv").write_text(as_text(rows, names=names))
+    found = server(tmp_path, ["scheduled"], columns=said_columns(server(tmp_path)["refused"]))
+    all_good(found, 9)
+    assert set(found["values"]["scheduled"]) == {"2013-01-20T05:05:00.000"}
 
 
 def test_two_folders_that_contradict_each_other(server, tmp_path):

@@ -50,6 +50,7 @@ OF_PYTHON = [
 NO_SETTINGS = {"decimal": None, "missing": None, "time_format": None, "day_first": None}
 POINT, COMMA = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", r"[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?"
 THOUSANDS = {".": r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", ",": r"[+-]?[1-9]\d{0,2}(\.\d{3})+(,\d*)?"}
+UNSEEN = "[\x01-\x1f\x7f\xad\u200b-\u200f\u202a-\u202e\u2060\ufeff]"  # a text with one is no other's equal
 INFINITE = r"[+-]?(inf|infinity)"
 ISO = r"\d{4}-\d\d-\d\d([T ]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?\s*(Z|UTC|GMT|[+-]\d\d(:?\d\d)?)?)?"
 DAY_OR_MONTH = r"\d{1,2}[./-]\d{1,2}[./-]\d{4}([T ]+\d{1,2}:\d\d(:\d\d(\.\d+)?)?\s*(Z|[+-]\d\d:?\d\d)?)?"
@@ -72,22 +73,23 @@ class Judge:
         self.reason[np.asarray(bad, dtype=bool) & self.reason.isna().to_numpy()] = text
 
 
-def check(rows, broken=None, folder=None, values=None, has_nulls=True, columns=None):
+def check(rows, broken=None, folder=None, values=None, has_nulls=True, named=None):
     """(flights with the right types and `scheduled`, reason of each row: missing where it is good).
 
     `rows`: raw columns, as reading.py gives them. `broken`: {row: (reason, content)}. `folder`: {column: text in
     folders' names}. `values`: the settings of the dataset. `has_nulls`: the file has a "no value" of its own (Parquet).
-    `columns`: {column: its name in the file}; several of one name are taken apart.
+    `named`: {column: its name in the file or among the folders}; several of one name are taken apart.
     """
     settings, folder = NO_SETTINGS | (values or {}), folder or {}
     flights, judge = pd.DataFrame(index=rows.index), Judge(rows.index)
     for number, (reason, _) in (broken or {}).items():
         judge.reason[number] = reason
-    rows = taken_apart(rows, columns or {}, settings["day_first"], judge)
+    rows = taken_apart(rows, named or {}, settings["day_first"], judge)
     texts = {name: stripped(rows[name]) for name in rows if is_text(rows[name]) or name in TEXTS}
     missing = meaning_of_words(texts, settings["missing"], has_nulls)
     decimal = settings["decimal"] or decimal_of([texts[name] for name in NUMBERS if name in texts])
     constants = {name: pd.Series(text, index=rows.index, dtype="str").str.strip() for name, text in folder.items()}
+    constants = dict(taken_apart(pd.DataFrame(constants), named or {}, settings["day_first"], judge).items())
     in_folders = dict.fromkeys(TEXTS, (["", *(settings["missing"] or [])], []))  # Hive has a "no value" of its own
     for name in NUMBERS:
         flights[name] = number_column(name, rows, texts, missing, decimal, settings, judge)
@@ -233,6 +235,7 @@ def text_column(name, texts, missing, judge, index):
     )
     judge.object_to(text.str.len() > LONGEST_TEXT, f"{name} is longer than {LONGEST_TEXT} characters")
     judge.object_to(text.str.contains("\ufffd", na=False), f"{name} is not UTF-8")
+    judge.object_to(text.str.contains(UNSEEN, na=False), f"{name} has a character that nobody sees, such as U+200B")
     judge.object_to(text.str.fullmatch("'.*'|\".*\"", na=False), f"{name} has quotes around it: take them away")
     return text.mask(text.isin(sure)).astype("str")
 

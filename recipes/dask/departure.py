@@ -14,16 +14,18 @@ YEAR_LAST = r"^(?P<one>\d{1,2})[-/.](?P<other>\d{1,2})[-/.](?P<year>\d{4})" + BE
 HOURS_MINUTES = r"^(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::00(?:\.0+)?)?\Z"
 
 
-def taken_apart(rows, columns, day_first, judge):
+def taken_apart(rows, named, day_first, judge):
     """The raw columns of a part, with numbers where year, month and day, or hour and minute, are one column.
 
-    `columns`: {column: its name in the file}. `judge` objects to dates whose order only `day_first` could tell.
+    `named`: {column: its name in the file}. `judge` objects to dates whose order only `day_first` could tell.
     """
-    is_date, is_clock = (len({columns.get(name, name) for name in names}) == 1 for names in (DATE, CLOCK))
+    is_date, is_clock = (
+        names[0] in rows and len({named.get(name, name) for name in names}) == 1 for names in (DATE, CLOCK)
+    )
     made = dates(stripped(rows["year"]), day_first, judge) if is_date else {}
     moments = made.pop("clock", None)
     if is_clock:
-        made |= clocks(stripped(rows["hour"]) if columns["hour"] != columns.get("year") else moments)
+        made |= clocks(stripped(rows["hour"]) if named["hour"] != named.get("year") else moments)
     return rows.assign(**made)
 
 

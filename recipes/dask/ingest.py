@@ -181,7 +181,7 @@ def ingest_part(number, reading, group, num_rows, values, folder, share=1.0):
         lost = {"read": num_rows, "good": 0, "quarantined": num_rows, "unknown": num_rows}
         return told | lost | {"reasons": {reason: (num_rows, f"{path}, row group {group}")}}
     has_nulls = reading["format"] == "parquet"
-    flights, reason = check(rows, broken, reading["folder"], values, has_nulls, reading["columns"])
+    flights, reason = check(rows, broken, reading["folder"], values, has_nulls, reading.get("named"))
     bad = reason.notna()
     first = sum(pq.read_metadata(path).row_group(n).num_rows for n in range(group or 0))
     if bad.any():
