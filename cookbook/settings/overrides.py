@@ -255,7 +255,8 @@ def with_defaults_of_choices(words: Sequence[str]) -> list[str]:
     found = _overrides_of("scale", driver.get("scales", {}), chosen)
     if "modes" in driver:
         found |= _overrides_of("recipe.mode", driver["modes"], chosen)
-    own = [name for entry in content.get("defaults", ()) for key, name in entry.items() if "data" in key]
+    entries = [entry for entry in content.get("defaults", ()) if isinstance(entry, dict)]  # others name files
+    own = [name for entry in entries for key, name in entry.items() if "data" in key]
     data = str(chosen.get("data") or found.get("data") or "".join(own))
     brought = {name: _of_dataset(name, chosen) for name in data.split(",")}
     if any(one != brought[data.split(",")[0]] for one in brought.values()):
