@@ -103,7 +103,7 @@ def install_environment() -> dict[str, str]:
     `PIP_USER` is said because pip's settings file may have it too.
     """
     kept = {name: value for name, value in os.environ.items() if name not in OTHER_INSTALLS}
-    return {**kept, **uv_environment(), "PIP_USER": "0", "UV_COMPILE_BYTECODE": "1", "UV_NO_PROGRESS": "1"}
+    return {**kept, **uv_environment(), "PIP_USER": "0", "UV_NO_PROGRESS": "1"}
 
 
 def make(folder: Path) -> None:
