@@ -37,7 +37,7 @@ from cookbook.prepare import doctor
 from cookbook.report import summary
 from cookbook.report.console import console
 from cookbook.run import Run
-from cookbook.settings import checks, files, overrides
+from cookbook.settings import checks, choices, files, overrides
 from cookbook.signals import Interrupted
 from cookbook.words import words_of_make
 from preempt import Preempted
@@ -52,8 +52,8 @@ def main() -> None:
         settings.refuse_to_be_a_worker()
         argv = sys.argv[1:] = words_of_make(sys.argv[1:])
         if not any(word in ("--help", "-h", "--hydra-help", "--version", "--info", "-i") for word in argv):
-            checks.check_choices(argv)
-            sys.argv[1:] = overrides.prepared(overrides.with_defaults_of_choices(argv))
+            choices.check_choices(argv)
+            sys.argv[1:] = overrides.prepared(choices.with_defaults_of_choices(argv))
         elif not any(word.startswith("recipe=") for word in argv):
             sys.argv.append(f"recipe={recipes()[0]}")
         hydra.main(config_path=str(files.CONF), config_name="config", version_base="1.3")(run)()
@@ -72,12 +72,12 @@ def main() -> None:
 def run(composed: DictConfig) -> None:
     """Runs the composed settings."""
     hydra_config = HydraConfig.get()
-    choices = {group: name for group, name in hydra_config.runtime.choices.items() if "/" not in group}
+    chosen = {group: name for group, name in hydra_config.runtime.choices.items() if "/" not in group}
     typed = [redact.redacted_text(word) for word in hydra_config.overrides.task]
-    recipe = choices["recipe"]
+    recipe = chosen["recipe"]
     try:
         config = settings.plain(composed)
-        checks.check_kinds(config, choices)
+        checks.check_kinds(config, chosen)
         notes = surroundings.settle(config["cluster"])
         config["cluster"] = inventory.with_hosts(config["cluster"])
         warning = checks.check_workers(config, machine.num_cores())
@@ -111,7 +111,7 @@ def run(composed: DictConfig) -> None:
     if warning:
         console.print(f"warning: {warning}", markup=False)
     sweep = str(Path(hydra_config.sweep.dir).absolute()) if hydra_config.mode == RunMode.MULTIRUN else ""
-    content = Run(recipe, config, choices, typed, this_run, sweep).go().as_dict()
+    content = Run(recipe, config, chosen, typed, this_run, sweep).go().as_dict()
     FINISHED.append((typed, content))
     signals.check()  # one that came while the report was written
     signals.listen()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from cookbook.settings.checks import RANGES
+from cookbook.settings.ranges import RANGES
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = {  # folder of conf/ -> what its files are about

@@ -429,12 +429,12 @@ def test_choose_reports_the_last_good_run_of_a_recipe():
 @pytest.mark.parametrize("machines", choose.QUESTIONS["machines"][1])
 def test_every_answer_leads_to_a_recipe_with_settings_that_exist(task, framework, machines):
     from cookbook import recipes
-    from cookbook.settings import checks
+    from cookbook.settings import choices
 
     found = choose.choose({**ANSWERS, "task": task, "framework": framework, "machines": machines}, choose.Known())
     assert found.recipe in recipes() and found.otherwise
     words = found.command.partition('ARGS="')[2].rstrip('"').split()
-    checks.check_choices([f"recipe={found.recipe}", *words])
+    choices.check_choices([f"recipe={found.recipe}", *words])
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from cookbook import ROOT, UserError, settings, systems
-from cookbook.settings import checks, compose_recipe, files
-from cookbook.settings.checks import RANGES, check_ranges
+from cookbook.settings import checks, choices, compose_recipe, files
+from cookbook.settings.choices import with_defaults_of_choices
 from cookbook.settings.files import CONF
-from cookbook.settings.overrides import prepared, with_defaults_of_choices
+from cookbook.settings.overrides import prepared
+from cookbook.settings.ranges import RANGES, check_ranges
 from runrecord import load_config, same_kind
 from tests.helpers import CLEAN, recipes
 
@@ -198,12 +199,12 @@ def test_the_nearest_name_is_suggested():
     with pytest.raises(
         UserError, match=r"recipe=horovodd does not exist; did you mean recipe=horovod\? There are: .*horovod"
     ):
-        checks.check_choices(["recipe=horovodd"])
+        choices.check_choices(["recipe=horovodd"])
     with pytest.raises(UserError, match=r"did you mean scale=smoke\?"):
-        checks.check_choices(["recipe=horovod", "scale=smokee"])
+        choices.check_choices(["recipe=horovod", "scale=smokee"])
     with pytest.raises(UserError, match="which recipe"):
-        checks.check_choices(["recipe.num_epochs=3"])
-    checks.check_choices(["-m", "recipe=horovod", "data=digits,images"])
+        choices.check_choices(["recipe.num_epochs=3"])
+    choices.check_choices(["-m", "recipe=horovod", "data=digits,images"])
 
 
 @pytest.mark.parametrize(

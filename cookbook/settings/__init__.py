@@ -19,8 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from cookbook import UserError, bootstrap
 from cookbook.job import Settings
 from cookbook.settings.checks import check_kinds
+from cookbook.settings.choices import with_defaults_of_choices
 from cookbook.settings.files import CONF, comments_of
-from cookbook.settings.overrides import prepared, with_defaults_of_choices
+from cookbook.settings.overrides import prepared
 
 OmegaConf.register_new_resolver("cookbook_cache", lambda: str(bootstrap.cache_dir()), replace=True)
 
@@ -59,7 +60,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
         made = _as_dict(config)
     except OmegaConfBaseException as error:
         raise UserError(f"the settings cannot be resolved: {error}") from None
-    made["data"].pop("scales", None)  # overrides.with_defaults_of_choices has heeded it
+    made["data"].pop("scales", None)  # choices.with_defaults_of_choices has heeded it
     driver = made["recipe"]["driver"]
     if "modes" in driver:
         chosen, modes = made["recipe"]["mode"], driver.pop("modes")

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 from cookbook import UserError
 from cookbook.job import Settings
 from cookbook.settings.files import CONF
-from cookbook.settings.quoting import as_word, quoted, scalar, texts_for_hydra, value_for_hydra
+from cookbook.settings.quoting import quoted, scalar, texts_for_hydra, value_for_hydra
 
 # Values of these are texts whatever they look like, although the default is null.
 TEXTS = re.compile(
@@ -239,48 +239,3 @@ def _no_such_setting(word: str, key: str, names: Sequence[str]) -> str:
     )
     hint = f"; did you mean {near[0]}?" if near else "."
     return f"{word.lstrip('+')}: there is no setting {key}{hint} There are: {', '.join(there)}"
-
-
-def with_defaults_of_choices(words: Sequence[str]) -> list[str]:
-    """Overrides, preceded by those of the chosen mode, scale and dataset; what the command line sets, wins.
-
-    A mode (`recipe.mode` chooses it, `driver.modes` has what it brings) may work on other data than its recipe's
-    default. A scale may shorten what only this recipe (`driver.scales`) or this dataset (`scales`) does. Hydra must
-    know that before it composes.
-    """
-    chosen = {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
-    path = CONF / f"recipe/{chosen.get('recipe')}.yaml"
-    content = yaml.safe_load(path.read_text()) if path.exists() else {"driver": {}}
-    driver = content["driver"]
-    found = _overrides_of("scale", driver.get("scales", {}), chosen)
-    if "modes" in driver:
-        found |= _overrides_of("recipe.mode", driver["modes"], chosen)
-    entries = [entry for entry in content.get("defaults", ()) if isinstance(entry, dict)]  # others name files
-    own = [name for entry in entries for key, name in entry.items() if "data" in key]
-    data = str(chosen.get("data") or found.get("data") or "".join(own))
-    brought = {name: _of_dataset(name, chosen) for name in data.split(",")}
-    if any(one != brought[data.split(",")[0]] for one in brought.values()):
-        raise UserError(f"data={data} needs different settings at this scale ({brought}): choose one of them")
-    found |= brought[data.split(",")[0]]
-    return [f"{key}={as_word(value)}" for key, value in found.items()] + list(words)
-
-
-def _of_dataset(name: str, chosen: Mapping[str, str]) -> dict[str, Any]:
-    """{setting: value} that the chosen scale brings for a dataset."""
-    path = CONF / f"data/{name}.yaml"
-    scales = yaml.safe_load(path.read_text()).get("scales", {}) if path.exists() else {}
-    return _overrides_of("scale", scales, chosen)
-
-
-def _overrides_of(key: str, choices: Settings, chosen: Mapping[str, str]) -> dict[str, Any]:
-    """{setting: value} that a choice brings and the command line does not set."""
-    names = chosen.get(key, "").split(",")
-    wanted = [choices.get(name, {}).get("overrides", {}) for name in names]
-    wanted = [{key: value for key, value in overrides.items() if key not in chosen} for overrides in wanted]
-    if any(overrides != wanted[0] for overrides in wanted):
-        raise UserError(
-            f"{key}={','.join(names)} needs different settings ({wanted}): sweep over choices that share theirs, or "
-            "say them all on the command line"
-        )
-    first: dict[str, Any] = wanted[0]
-    return first

@@ -22,7 +22,7 @@ from cookbook import UserError, redact, run_folder
 from cookbook.files import read_json, write_whole
 from cookbook.report import pages
 from cookbook.report.console import Stage
-from cookbook.settings import checks, compose_recipe, overrides
+from cookbook.settings import choices, compose_recipe, overrides
 from cookbook.tools import provenance
 from cookbook.tools.chaos.disturbance import Disturbance, temporary_folder
 from cookbook.tools.chaos.faults import Fault, Scene, Undisturbed
@@ -45,8 +45,8 @@ class Session:
                 raise UserError(f"{word}: leave it out; each run gets folders of its own, below {root}")
         self.root = root.absolute()
         self.words = [*words, *([] if any(word.startswith("scale=") for word in words) else ["scale=smoke"])]
-        checks.check_choices([f"recipe={recipe}", *self.words])
-        overrides.prepared(overrides.with_defaults_of_choices([f"recipe={recipe}", *self.words]))
+        choices.check_choices([f"recipe={recipe}", *self.words])
+        overrides.prepared(choices.with_defaults_of_choices([f"recipe={recipe}", *self.words]))
         self.config, _ = compose_recipe(recipe, self.words)
         cluster, driver = self.config["cluster"], self.config["recipe"]["driver"]
         num_workers = driver.get("num_processes") or cluster["num_workers"]
