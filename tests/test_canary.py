@@ -9,7 +9,9 @@ import pytest
 
 from cookbook.prepare import environments
 from cookbook.prepare.environments import resolve
-from cookbook.tools import canary, health
+from cookbook.tools import health
+from cookbook.tools.canary import trials, versions
+from cookbook.tools.canary.question import Proposal, Question
 from tests.helpers import ROOT, copy_checkout
 
 TEXT = """torch==2.13.0      # a GPU machine gets more
@@ -25,7 +27,7 @@ near~=1.2
 
 
 def test_what_is_beyond_a_limit():
-    assert canary.limits(TEXT) == {
+    assert versions.limits(TEXT) == {
         "torch": ">2.13.0",
         "numpy": ">=2.4",
         "ray": ">2.60.0",
@@ -39,11 +41,11 @@ def test_what_is_beyond_a_limit():
 def test_each_limit_of_each_recipe_is_seen(source):
     lines = [line for line in source.read_text().splitlines() if "not in the lock" not in line]
     limited = [line.split("#")[0] for line in lines if any(sign in line.split("#")[0] for sign in ("==", "<", "~="))]
-    assert len(canary.limits(source.read_text())) == len(limited)
+    assert len(versions.limits(source.read_text())) == len(limited)
 
 
 def test_other_versions_keep_extras_and_the_rest():
-    found = canary.with_versions(TEXT, {"ray": "2.61.0", "numpy": "2.4.1"}).splitlines()
+    found = versions.with_versions(TEXT, {"ray": "2.61.0", "numpy": "2.4.1"}).splitlines()
     assert found[1:3] == ["numpy==2.4.1", "ray[data,train]==2.61.0"] and found[0] == TEXT.splitlines()[0]
 
 
@@ -61,20 +63,20 @@ def test_one_of_many_upgrades_is_found_in_few_trials():
     names = [f"p{number}" for number in range(32)]
     for guilty in ("p0", "p17", "p31"):
         breaks, calls = counted(lambda chosen, guilty=guilty: guilty in chosen)
-        assert canary.fewest_that_break(names, breaks) == [guilty]
+        assert versions.fewest_that_break(names, breaks) == [guilty]
         assert len(calls) <= 6
 
 
 def test_two_upgrades_that_break_only_together_are_both_named():
     breaks, _ = counted(lambda chosen: {"p3", "p12"} <= chosen)
-    assert sorted(canary.fewest_that_break([f"p{number}" for number in range(16)], breaks)) == ["p12", "p3"]
+    assert sorted(versions.fewest_that_break([f"p{number}" for number in range(16)], breaks)) == ["p12", "p3"]
 
 
 def test_packages_that_go_only_together_are_taken_together():
     def fits(names):
         return ("dask" in names) == ("distributed" in names) and "bad" not in names
 
-    assert canary.most_that_fit(["bad", "dask", "distributed", "pandas"], fits) == (
+    assert versions.most_that_fit(["bad", "dask", "distributed", "pandas"], fits) == (
         ["dask", "distributed", "pandas"],
         ["bad"],
     )
@@ -118,11 +120,11 @@ def question(tmp_path):
 
         def trial(lock, text):
             if deadline is not None and len(tried) >= deadline:
-                raise canary.OutOfTime
+                raise trials.OutOfTime
             tried.append(environments.pins(lock))
             return "it broke" if breaks(tried[-1]) else ""
 
-        return canary.Question(source, lock, words, trial), tried
+        return Question(source, lock, words, trial), tried
 
     return make
 
@@ -171,7 +173,7 @@ def test_the_environment_of_a_trial_goes_with_it(tmp_path, monkeypatch):
         lock.write_text(text)
         name = f"petastorm-{environments.fingerprint('petastorm', None, copy)[:12]}"
         folder = tmp_path / "cache/environments" / name
-        with canary.environment_of(copy, "petastorm", None):
+        with trials.environment_of(copy, "petastorm", None):
             folder.mkdir(parents=True)
         assert folder.exists() == is_kept
 
@@ -181,13 +183,13 @@ def test_a_recipe_is_tried_in_a_copy(tmp_path, monkeypatch):
     """The lock as it is, and one with a package that breaks the recipe: a version without what the program imports."""
     lock = ROOT / "recipes/petastorm/requirements.txt"
     before = lock.read_bytes()
-    trial = canary.Trials("petastorm", None, deadline=float("inf"))
+    trial = trials.Trials("petastorm", None, deadline=float("inf"))
     assert trial(lock.read_text(), "as it is") == ""
     without = "\n".join(line for line in lock.read_text().splitlines() if not line.startswith("petastorm=="))
     assert "petastorm" in trial(without, "without petastorm")
     assert lock.read_bytes() == before
     # The page of the history shows it.
-    proposal = canary.Proposal("the newest", "breaks", {"berry": ("1.0", "1.5")}, ("berry",), "it broke")
+    proposal = Proposal("the newest", "breaks", {"berry": ("1.0", "1.5")}, ("berry",), "it broke")
     content = {"recipe": "petastorm", "time": 1.0, "machine": "m", "commit": "c"}
     history = tmp_path / "history.jsonl"
     history.append(history, "canary", content | {"proposals": [dataclasses.asdict(proposal)]})
