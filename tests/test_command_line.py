@@ -76,6 +76,15 @@ def test_nothing_is_filled_in(value):
 
 
 @pytest.mark.parametrize(
+    ("typed", "name"),
+    [('"Arr Delay"', "Arr Delay"), ("'Arr Delay'", "Arr Delay"), ("Arr's", "Arr's"), ("'\"x\"'", '"x"')],
+)
+def test_quotes_around_the_name_of_a_column_are_not_part_of_it(typed, name):
+    config, _ = compose_recipe("dask", ["data=flights_files", f"data.columns.arr_delay={typed}"])
+    assert config["data"]["columns"]["arr_delay"] == name
+
+
+@pytest.mark.parametrize(
     "word", ["output_root=${HOME}/out", "cache_dir=/x/${oc.env:HOME}", "seed=${x}", "recipe.learning_rate=${seed}"]
 )
 def test_what_would_have_to_be_filled_in_is_refused(word):

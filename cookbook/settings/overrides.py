@@ -12,7 +12,7 @@ import yaml
 from cookbook import UserError
 from cookbook.job import Settings
 from cookbook.settings.files import CONF
-from cookbook.settings.quoting import quoted, scalar, texts_for_hydra, value_for_hydra
+from cookbook.settings.quoting import quoted, scalar, texts_for_hydra, unquoted, value_for_hydra
 
 # Values of these are texts whatever they look like, although the default is null.
 TEXTS = re.compile(
@@ -146,7 +146,7 @@ class _CommandLine:
             return self._choice(one)
         if mapping := next((name for name in OPEN if one.key.startswith(f"{name}.") and name in self.mappings), None):
             is_name = mapping == "data.columns" and one.value.lower() != "null"
-            shown = quoted(one.value) if is_name else scalar(one.value)
+            shown = quoted(unquoted(one.value)) if is_name else scalar(one.value)
             return f"++{mapping}={{{one.key.removeprefix(mapping + '.')}: {shown}}}"
         return self._setting(one)
 

@@ -48,16 +48,16 @@ def texts_for_hydra(key: str, value: str) -> str:
     if value in ("null", ""):
         return value
     if value[:1] != "[" and "," not in value:
-        return quoted(_unquoted(value))
+        return quoted(unquoted(value))
     word = r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,\[\]{}'"][^,\[\]{}'"]*)\s*"""
     if not re.fullmatch(rf"\[(\s*|{word}(,{word})*)\]", value):
         raise UserError(
             f"{key}={value}: a list is written {key}=[a,b]; what has a comma, a bracket or a quote in it needs quotes"
         )
-    return f"[{','.join(quoted(_unquoted(found.strip())) for found in re.findall(word, value[1:-1]))}]"
+    return f"[{','.join(quoted(unquoted(found.strip())) for found in re.findall(word, value[1:-1]))}]"
 
 
-def _unquoted(word: str) -> str:
+def unquoted(word: str) -> str:
     """A word without the quotes around it."""
     in_quotes = len(word) > 1 and word[0] == word[-1] and word[0] in "'\""
     return word[1:-1].replace(f"\\{word[0]}", word[0]) if in_quotes else word
@@ -78,7 +78,7 @@ def scalar(value: str) -> str:
     """
     kind = yaml.safe_load(value) if value else ""
     is_scalar = value.lower() == "null" or isinstance(kind, (bool, int, float))
-    return value if is_scalar else quoted(_unquoted(value))
+    return value if is_scalar else quoted(unquoted(value))
 
 
 def as_word(value: object) -> str:
