@@ -11,7 +11,7 @@ BEHIND = r"(?:[T ]+(?P<clock>\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?(?: ?[AP]M)?))?\Z"
 YEAR_FIRST = r"^(?P<year>\d{4})[-/.](?P<month>\d{1,2})[-/.](?P<day>\d{1,2})" + BEHIND
 PACKED = r"^(?P<year>(?:19|20)\d\d)(?P<month>\d\d)(?P<day>\d\d)(?:\.0)?\Z"
 YEAR_LAST = r"^(?P<one>\d{1,2})[-/.](?P<other>\d{1,2})[-/.](?P<year>\d{4})" + BEHIND
-HOURS_MINUTES = r"^(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::00(?:\.0+)?)?\Z"
+HOURS_MINUTES = r"^(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::00(?:\.0+)?)?(?: ?(?P<half>[AaPp])\.?[Mm]\.?)?\Z"
 
 
 def taken_apart(rows, named, day_first, judge):
@@ -43,11 +43,14 @@ def dates(text, day_first, judge):
 
 
 def clocks(text):
-    """{hour, minute: texts} of 730, 0730, 730.0 or 7:30; where there is no clock, the text. 2400 is midnight."""
+    """{hour, minute: texts} of 730, 0730, 730.0, 7:30 or 7:30 AM; where there is no clock, the text. 2400 is midnight."""
     number = text.str.extract(r"^(\d{1,4})(?:\.0*)?\Z")[0].str.zfill(4)
     found = text.str.extract(HOURS_MINUTES)
+    hour, half = pd.to_numeric(found["hour"]), found["half"].str.upper()
+    of_day = (hour % 12 + 12 * (half == "P")).where(hour.between(1, 12))  # 12 AM is midnight, 12 PM is noon
+    of_day = of_day.map("{:.0f}".format, na_action="ignore").fillna(text)
     return {
-        "hour": found["hour"].fillna(number.str[:2]).fillna(text),
+        "hour": found["hour"].where(half.isna(), of_day).fillna(number.str[:2]).fillna(text),
         "minute": found["minute"].fillna(number.str[2:]).fillna(text),
     }
 
