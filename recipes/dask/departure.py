@@ -43,7 +43,7 @@ def dates(text, day_first, judge):
 
 
 def clocks(text):
-    """{hour, minute: texts} of 730, 0730, 730.0, 7:30 or 7:30 AM; where there is no clock, the text. 2400 is midnight."""
+    """{hour, minute: texts} of 730, 0730, 730.0, 7:30 or 7:30 AM; where there is none, the text. 2400 is midnight."""
     number = text.str.extract(r"^(\d{1,4})(?:\.0*)?\Z")[0].str.zfill(4)
     found = text.str.extract(HOURS_MINUTES)
     hour, half = pd.to_numeric(found["hour"]), found["half"].str.upper()
