@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from cookbook import ROOT, UserError, inventory
-from cookbook.tools import infra, leaks, prices
+from cookbook.tools import bootstrapped, infra, leaks, prices, terraform
 from tests.helpers import CLEAN, run_cookbook
 from tests.requirements import skip
 from tests.test_hosts import links_namespaces_and_mounts, local_hosts, needs_hosts
@@ -228,7 +228,7 @@ def aws(moto, monkeypatch):
     url, environment = moto
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(infra, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(bootstrapped, "POLL_SECONDS", 0.2)
     return url
 
 
@@ -447,7 +447,7 @@ def test_a_bootstrap_that_failed_is_shown_and_no_inventory_is_written(aws, tmp_p
     target.settings["bootstrap_minutes"] = 0.01
     where = {"bucket": target.outputs()["bucket"], "hosts": {"worker9": "i-silent"}}
     with pytest.raises(UserError, match=r"no word of worker9 \(i-silent\) after 0.01 minutes"):
-        target.wait_for_bootstrap(where)
+        bootstrapped.wait_for_bootstrap(target.name, target.variables, where, target.settings["bootstrap_minutes"])
     target.down()
 
 
@@ -491,12 +491,12 @@ def test_the_state_in_a_bucket_is_locked_there(moto, tmp_path, monkeypatch):
 
 def test_where_a_state_may_be(monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-    kind, settings = infra.backend_of("s3://ours/ml/", "aws", "eu-west-1")
+    kind, settings = terraform.backend_of("s3://ours/ml/", "aws", "eu-west-1")
     assert (kind, settings["bucket"], settings["key"]) == ("s3", "ours", "ml/aws.tfstate")
     assert (settings["use_lockfile"], settings["encrypt"], settings["region"]) == ("true", "true", "eu-west-1")
-    assert infra.backend_of("gs://ours", "gcp", "") == ("gcs", {"bucket": "ours", "prefix": "gcp"})
+    assert terraform.backend_of("gs://ours", "gcp", "") == ("gcs", {"bucket": "ours", "prefix": "gcp"})
     with pytest.raises(UserError, match="infra.state=/tmp/here: expected s3://bucket/path, gs://bucket/path"):
-        infra.backend_of("/tmp/here", "aws", "")
+        terraform.backend_of("/tmp/here", "aws", "")
 
 
 NOW = datetime.datetime(2026, 11, 27, 12, tzinfo=datetime.UTC)
@@ -735,11 +735,11 @@ def test_without_a_time_to_live_nothing_is_made(moto, tmp_path, monkeypatch):
     ],
 )
 def test_a_providers_error_with_what_to_do(text, message):
-    assert infra.advice(text).startswith(message)
+    assert terraform.advice(text).startswith(message)
 
 
 def test_no_secret_is_printed():
-    shown = infra.readable("signature of AKIAABCDEFGHIJKLMNOP failed, secret_key = abc/def+123, region us-east-1")
+    shown = terraform.readable("signature of AKIAABCDEFGHIJKLMNOP failed, secret_key = abc/def+123, region us-east-1")
     assert shown == "signature of *** failed, ***, region us-east-1"
 
 
@@ -956,8 +956,8 @@ def test_what_is_paid_for_already_needs_no_time(tmp_path):
 @pytest.mark.parametrize("name", ["TF_WORKSPACE", "TF_CLI_ARGS", "TF_CLI_ARGS_plan"])
 def test_a_variable_that_leads_to_another_state_is_refused(name):
     with pytest.raises(UserError, match=f"{name}=dev is set.*Unset {name}; .*infra.folder=FOLDER"):
-        infra.check_variables({"PATH": "/bin", name: "dev"})
-    infra.check_variables({"TF_LOG": "debug"})
+        terraform.check_variables({"PATH": "/bin", name: "dev"})
+    terraform.check_variables({"TF_LOG": "debug"})
 
 
 # ---- what a machine does at its start

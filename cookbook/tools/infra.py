@@ -7,27 +7,21 @@ import datetime
 import json
 import math
 import os
-import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
-from python_terraform import IsFlagged, Terraform
 
 from cookbook import ROOT, UserError, inventory, settings
 from cookbook.files import write_whole
-from cookbook.prepare import doctor, remedies
-from cookbook.prepare.tools import TOOLS
-from cookbook.tools import leaks, prices
+from cookbook.tools import bootstrapped, leaks, prices, terraform
 from cookbook.words import run_program
 
-POLL_SECONDS = 10.0  # between two looks at what machines say about their software
 COMMANDS = ("plan", "up", "status", "down")
 # Google Cloud cannot list all kinds of things by label. These commands list what costs most.
 LISTED_BY = {
@@ -58,31 +52,17 @@ class Target:
         path = self.folder / "created.txt"
         return path.read_text() if path.exists() else datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    def terraform(self) -> Terraform:
-        """python-terraform's object, which works in the target's folder."""
-        # Terraform's own files (providers, which backend) lie beside the state, so that two sets do not share them.
-        os.environ["TF_DATA_DIR"] = str(self.folder / ".terraform")
-        os.environ["TF_IN_AUTOMATION"] = "1"
-        return Terraform(working_dir=str(self.source))
-
     def call(self, command: str, *words: str, failure: str, stream: bool = False, **options: Any) -> str:
-        """Runs one terraform command; returns what it printed.
-
-        Raises UserError with `failure` and terraform's own error, without secrets. `stream`: its output is shown.
-        """
-        terraform = self.terraform()
-        options |= {"capture_output": not stream, "no_color": IsFlagged}
-        status, output, error = terraform.cmd(command, *words, **options)
-        if status not in (0, None):
-            text = " ".join(re.sub(r"[╷│╵]", " ", readable(error or output or "")).split())
-            raise UserError(f"{failure}: {advice(text)}{text[-1500:]}")
-        return str(output or "")
+        """One command of terraform: see terraform.call."""
+        return terraform.call(self.source, self.folder, command, *words, failure=failure, stream=stream, **options)
 
     def init(self) -> None:
         """Fetches providers, and tells terraform where the state is: in a file, or in a bucket; both have a lock."""
         override = self.source / "backend_override.tf"
         if self.settings["state"]:
-            kind, backend = backend_of(self.settings["state"], self.name, self.variables.get("region", "us-east-1"))
+            kind, backend = terraform.backend_of(
+                self.settings["state"], self.name, self.variables.get("region", "us-east-1")
+            )
             override.write_text(f'terraform {{\n  backend "{kind}" {{}}\n}}\n')
         else:
             override.unlink(missing_ok=True)
@@ -130,7 +110,8 @@ class Target:
         if "next" in found:
             print(found["next"])
         else:
-            self.wait_for_bootstrap(found.get("bootstrap"))
+            minutes = self.settings.get("bootstrap_minutes") or 0
+            bootstrapped.wait_for_bootstrap(self.name, self.variables, found.get("bootstrap"), minutes)
             self.write_inventory(found)
         if expires := found.get("expires"):
             print(f"everything is terminated at {expires}; make infra-down TARGET={self.name} does it before")
@@ -139,55 +120,6 @@ class Target:
         """Terraform's outputs: {name: value}."""
         text = self.call("output", "-json", failure="the outputs cannot be read")
         return {name: entry["value"] for name, entry in json.loads(text or "{}").items()}
-
-    def wait_for_bootstrap(self, where: Mapping[str, Any] | None) -> None:
-        """Waits until every machine has said that its software is there (infra/bootstrap.sh). `where`: an output.
-
-        Raises UserError with the end of a machine's log when that failed, or when one says nothing for too long.
-        """
-        waiting: dict[str, str] = dict((where or {}).get("hosts", {}))
-        minutes = self.settings.get("bootstrap_minutes") or 0
-        deadline = time.monotonic() + minutes * 60
-        if waiting:
-            print(f"waiting for the software of {', '.join(waiting)}, {minutes} minutes at most", flush=True)
-        while where and waiting:
-            for name, machine in list(waiting.items()):
-                word, _, log = self.said(where, machine).partition("\n")
-                if word == "done":
-                    del waiting[name]
-                elif word:
-                    raise UserError(
-                        f"{name} ({machine}): its bootstrap failed, so there is no inventory. "
-                        f"Its log ends:\n{readable(log)}\n`make infra-down` removes what is there"
-                    )
-            if waiting and time.monotonic() > deadline:
-                raise UserError(
-                    f"no word of {', '.join(f'{name} ({machine})' for name, machine in waiting.items())} after "
-                    f"{minutes} minutes (infra.bootstrap_minutes), so there is no inventory. On the machine, "
-                    "/var/log/bootstrap.log says how far it came; infra-up again goes on waiting"
-                )
-            if waiting:
-                time.sleep(POLL_SECONDS)
-
-    def said(self, where: Mapping[str, Any], machine: str) -> str:
-        """What a machine said about its bootstrap: `done` or `failed`, and the end of its log; empty: nothing yet."""
-        if self.name == "aws":
-            import boto3
-            from botocore.exceptions import ClientError
-
-            s3 = boto3.client("s3", region_name=self.variables["region"])
-            try:
-                reply = s3.get_object(Bucket=where["bucket"], Key=f"bootstrap/{machine}")
-            except ClientError as error:
-                if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
-                    return ""
-                raise UserError(f"the bucket {where['bucket']} cannot be read: {error}") from None
-            return str(reply["Body"].read().decode(errors="replace"))
-        if not shutil.which("gcloud"):
-            raise UserError("gcloud is missing: what the machines say about their software cannot be read without it")
-        words = ["gcloud", "compute", "instances", "get-guest-attributes", machine, f"--zone={where['zone']}"]
-        words += [f"--project={self.variables['project']}", "--query-path=cookbook/", "--format=value(value)"]
-        return subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
 
     def write_inventory(self, found: Mapping[str, Any]) -> None:
         """Writes inventory.yaml of these outputs; prints the command that uses it."""
@@ -215,7 +147,7 @@ class Target:
         """Prints what the state knows; returns how many resources that are."""
         self.init()
         text = self.call("show", "-json", failure="the state cannot be read")
-        resources = list(resources_of(json.loads(text or "{}").get("values", {}).get("root_module", {})))
+        resources = list(terraform.resources_of(json.loads(text or "{}").get("values", {}).get("root_module", {})))
         for resource in resources:
             print(resource["address"])
         print(f"{len(resources)} resources" if resources else "nothing is there")
@@ -291,81 +223,13 @@ def check_numbers(values: Mapping[str, Any], path: str = "infra") -> None:
             raise UserError(f"{path}.{name}={value}: expected a number")
 
 
-def backend_of(state: str, name: str, region: str) -> tuple[str, dict[str, str]]:
-    """(kind, settings) of terraform's backend for a bucket's address.
-
-    Raises UserError for an address that is neither S3's nor Google's.
-    """
-    found = re.fullmatch(r"(s3|gs)://([^/]+)(?:/(.*?))?/*", state)
-    if not found:
-        raise UserError(f"infra.state={state}: expected s3://bucket/path, gs://bucket/path, or null for a file")
-    scheme, bucket, path = found.groups()
-    place = f"{path}/{name}" if path else name
-    if scheme == "gs":
-        return "gcs", {"bucket": bucket, "prefix": place}  # the bucket itself locks it
-    backend = {"bucket": bucket, "key": f"{place}.tfstate", "region": region, "use_lockfile": "true", "encrypt": "true"}
-    if os.environ.get("AWS_ENDPOINT_URL_S3"):  # a private store that has the interface of S3, and no other of AWS
-        missing = ("credentials_validation", "metadata_api_check", "region_validation", "requesting_account_id")
-        backend |= {"use_path_style": "true", **{f"skip_{what}": "true" for what in missing}}
-    return "s3", backend
-
-
-def resources_of(module: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The resources of a module of terraform's state, and of the modules in it."""
-    yield from module.get("resources", [])
-    for child in module.get("child_modules", []):
-        yield from resources_of(child)
-
-
-# A sign in terraform's or a provider's error, and what to do about it.
-ADVICE = {
-    "Backend configuration changed": (
-        "infra.state is another one than before: bring the state there first (terraform init -migrate-state). "
-    ),
-    "Error acquiring the state lock": "another apply is under way: wait for its end. ",
-    "ExpiredToken": "the credentials have expired: log in again. ",
-    "No valid credential sources": "no credentials: AWS_PROFILE, or `aws configure`. ",
-    "VcpuLimitExceeded": "the account's quota of machines of this kind is used up: ask for more, or take fewer. ",
-    "InsufficientInstanceCapacity": "the region has no such machine free now: another type, zone or time. ",
-    "state snapshot was created by Terraform": "the state is a newer terraform's: install that version. ",
-}
-
-
-def advice(text: str) -> str:
-    """What to do about an error of terraform's or a provider's; empty if that is unknown."""
-    return next((what for sign, what in ADVICE.items() if sign in text), "")
-
-
-def readable(text: str) -> str:
-    """The text without what looks like a secret."""
-    return re.sub(r"(AKIA|ASIA)[A-Z0-9]{12,}|(?i:(secret|token|password)[a-z_]*\s*[=:]\s*)[^\s,]+", "***", text)
-
-
-def check_terraform() -> None:
-    """Raises UserError when terraform is missing or too old."""
-    (tool,) = (tool for tool in TOOLS if tool.name == "terraform")
-    found = doctor.examine(tool)
-    if found.problem:
-        raise UserError(f"terraform: {found.problem}; {remedies.remedy([tool])}")
-
-
-def check_variables(environment: Mapping[str, str]) -> None:
-    """Raises UserError for a variable by which terraform would take another state, or do something else than asked."""
-    for name, value in environment.items():
-        if name == "TF_WORKSPACE" or name.startswith("TF_CLI_ARGS"):
-            raise UserError(
-                f"{name}={value} is set, and terraform would heed it: what is made with it cannot be found without it. "
-                f"Unset {name}; a second set of machines has a state of its own with infra.folder=FOLDER"
-            )
-
-
 def main(argv: Sequence[str]) -> None:
     command, target, *overrides = argv or ["", ""]
     if command not in COMMANDS or not target:
         commands, targets = f"infra-{'|infra-'.join(COMMANDS)}", "local|aws|gcp|eks|gke|kubernetes"
         raise SystemExit(f'usage: make {commands} TARGET={targets} [ARGS="infra.variables.num_hosts=3"]')
-    check_terraform()
-    check_variables(os.environ)
+    terraform.check_terraform()
+    terraform.check_variables(os.environ)
     chosen = Target(target, overrides)
     lock = FileLock(chosen.folder / ".infra.lock")
     try:
