@@ -150,6 +150,25 @@ def flags(**options: object) -> list[str]:
 
 
 @dataclass
+class Objective:
+    """The metric that sweeps and comparisons judge a run by."""
+
+    name: str
+    direction: str  # maximize or minimize
+    optional: bool = False  # whether a run without it counts
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one rule of evidence."""
+
+    rule: str
+    outcome: str  # held, broken, or not applied
+    says: str  # the figures that were compared, what is wrong, or why the rule was not applied
+
+
+@dataclass
 class Result:
     """How a run went: the content of its run.json."""
 
@@ -158,7 +177,7 @@ class Result:
     identity: str  # equal for two starts of the same command
     started: float  # seconds since 1970
     each_row_once: bool  # whether the evidence was to show that each row was taken once an epoch
-    objective: dict[str, Any]  # name, direction, value
+    objective: Objective
     overrides: list[str]
     command: str
     choices: dict[str, str]  # group -> the chosen file
@@ -176,7 +195,7 @@ class Result:
     lost_workers: list[dict[str, Any]] = field(default_factory=list)
     services: list[dict[str, Any]] = field(default_factory=list)
     restarts: int = 0
-    findings: list[dict[str, str]] = field(default_factory=list)  # rule, outcome (held, broken, not applied), says
+    findings: list[Finding] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     curve_seconds: dict[str, list[float]] = field(default_factory=dict)

@@ -10,7 +10,7 @@ import traceback
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from cookbook.evidence import causes, stragglers
 from cookbook.evidence.inspector import Inspector
 from cookbook.evidence.verdict import ProcessKey
 from cookbook.evidence.watch import Watcher
-from cookbook.job import Job, Result, Settings, num_processes
+from cookbook.job import Job, Objective, Result, Settings, num_processes
 from cookbook.notice import Notice
 from cookbook.places import Place, Status
 from cookbook.prepare import datasets, environments
@@ -95,7 +95,7 @@ class Run:
             identity=run_folder.identity(recipe, config),
             started=time.time(),
             each_row_once=any(rule.startswith("rows_once") for rule in driver["proof"]),
-            objective={**driver["objective"], "value": None},
+            objective=Objective(**driver["objective"]),
             overrides=shown,
             command=shlex.join(["python", "-m", "cookbook", *shown]),
             choices=dict(choices),
@@ -241,8 +241,8 @@ class Run:
         failed = {name: status for name, status in outcome.statuses.items() if status}
         problems = [*verdict.problems, *(f"{name} ended with exit status {status}" for name, status in failed.items())]
         objective = self.result.objective
-        if not problems and objective["value"] is None and not objective.get("optional"):
-            problems.append(f"no worker reported the run's objective, {objective['name']}")
+        if not problems and objective.value is None and not objective.optional:
+            problems.append(f"no worker reported the run's objective, {objective.name}")
         if verdict.preempted:
             self.result.status, self.result.reason = "preempted", verdict.preempted
         elif verdict.diverged:
@@ -298,12 +298,12 @@ class Run:
         result.warnings = [*verdict.warnings, *outcome.place.warnings]
         if self.config["cluster"]["kind"] == "local":
             result.warnings += machine.idle_gpu([worker["device"] for worker in result.workers])
-        result.findings = [asdict(finding) for finding in verdict.findings]
+        result.findings = verdict.findings
         result.account = verdict.account or dataset.manifest.get("account", {})
         result.versions = {
             key: value for key, value in first.items() if key not in ABOUT_WORKERS and isinstance(value, str)
         }
-        result.objective["value"] = verdict.metrics.get(result.objective["name"])
+        result.objective.value = verdict.metrics.get(result.objective.name)
 
     def _print_end_of_log(self, name: str) -> None:
         lines = (self.folder / f"logs/{name}.log").read_text(errors="replace").splitlines()

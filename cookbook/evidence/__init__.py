@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 
 from cookbook import UserError
 from cookbook.evidence.rules import RULES
-from cookbook.evidence.verdict import Asked, Curves, Finding, Verdict, Worker, process_keys
+from cookbook.evidence.verdict import Asked, Curves, Verdict, Worker, process_keys
+from cookbook.job import Finding
 from runrecord import Event, Record
 
 __all__ = ["Asked", "Verdict", "check_rules", "judge", "process_keys"]

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cookbook.job import Finding
 from runrecord import Record
 
 Worker = dict[str, Any]  # a process of a run: rank, host, pid, samples, digest, and the facts of its `start`
@@ -38,15 +39,6 @@ class Asked:
     resumed: bool = False  # it goes on with an earlier try
     seen_pids: frozenset[int] | None = None  # what the operating system confirmed; None where it was not asked
     unwatched_pids: frozenset[int] = frozenset()  # of workers that came and went while the driver was held up
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What became of one rule of evidence."""
-
-    rule: str
-    outcome: str  # held, broken, or not applied
-    says: str  # the figures that were compared, what is wrong, or why the rule was not applied
 
 
 @dataclass
