@@ -13,6 +13,7 @@ Source:  Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data 
 
 import contextlib
 import time
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,20 @@ from runrecord import RunRecord, check_model, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
 from workers import ask_all, facts, joined_world, max_over_ranks, shared_now, sum_over_ranks
+
+
+@dataclass
+class Training:
+    """What a checkpoint holds, and who keeps it."""
+
+    network: torch.nn.Module
+    model: DistributedDataParallel  # the network, with the exchange around it
+    optimizer: torch.optim.Optimizer
+    checkpoints: Checkpoints
+    num_rows: int  # of the training data: an order of other rows cannot be gone on with
+    epoch: int = 0
+    step: int = 0  # of the epoch
+    loss_sum: float = 0.0  # of the epoch so far, on this rank
 
 
 def main():
@@ -52,56 +67,55 @@ def main():
             RunRecord(config.output_dir, rank, world_size, **facts(device)) as run,
             Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
         ):
-            position = load_checkpoint(network, optimizer, checkpoints, config, rank, world_size, len(train_data))
-            run.restore(position["epoch"], position["step"], generation=shared_now())
+            training = Training(network, model, optimizer, checkpoints, len(train_data))
+            load_checkpoint(training, config, rank, world_size)
+            run.restore(training.epoch, training.step, generation=shared_now())
             notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
             # Distributed: the first layer's gradient is the last one that `backward` computes. What follows in it is
             # waiting for the others: the record says for how long.
             next(network.parameters()).register_post_accumulate_grad_hook(lambda _: run.own_work_done())
             with profiled(config, run):
-                train(model, network, optimizer, position, checkpoints, notice, train_data, test_data, config, run)
+                train(training, notice, train_data, test_data, config, run)
             run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
 
 
-def train(model, network, optimizer, position, checkpoints, notice, train_data, test_data, config, run):
-    """Trains from the position {epoch, step, loss_sum of the epoch so far} to the end."""
+def train(training, notice, train_data, test_data, config, run):
+    """Trains from where `training` is to the end."""
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
-    num_steps, device = num_steps_of(config, batches), next(network.parameters()).device
-    while position["epoch"] * batches.steps_per_epoch < num_steps:
-        epoch = position["epoch"]
+    num_steps, device = num_steps_of(config, batches), next(training.network.parameters()).device
+    while training.epoch * batches.steps_per_epoch < num_steps:
+        epoch = training.epoch
         # Distributed: uneven inputs: while the others still step, `join` answers in the exchanges for who
         # has no rows left.
-        with model.join() if config.join else contextlib.nullcontext():
-            seconds, num_rows = train_epoch(
-                model, network, optimizer, position, checkpoints, notice, train_data, batches, num_steps, config, run
-            )
+        with training.model.join() if config.join else contextlib.nullcontext():
+            seconds, num_rows = train_epoch(training, notice, train_data, batches, num_steps, config, run)
         if config.join:
-            share_momentum(optimizer)
+            share_momentum(training.optimizer)
         done = min(num_steps, (epoch + 1) * batches.steps_per_epoch)
         rows_of_epoch = min((done - epoch * batches.steps_per_epoch) * config.global_batch_size, len(train_data))
-        run.metric("train/loss", sum_over_ranks(position["loss_sum"], device) / rows_of_epoch, done, epoch)
+        run.metric("train/loss", sum_over_ranks(training.loss_sum, device) / rows_of_epoch, done, epoch)
         if num_rows:  # none when the last try had taken the epoch's last step
             # Distributed: ranks stop their clocks at slightly different times, and who left early counted fewer rows.
             speed = max_over_ranks(num_rows, device) / max_over_ranks(seconds, device)
             run.metric("samples_per_second", speed, done, epoch, unit="samples/s")
-        accuracy = evaluate(network, test_data, config)
+        accuracy = evaluate(training.network, test_data, config)
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
-        position.update(epoch=epoch + 1, step=0, loss_sum=0.0)
-        save_checkpoint(network, optimizer, position, checkpoints, config, run, len(train_data))
+        training.epoch, training.step, training.loss_sum = epoch + 1, 0, 0.0
+        save_checkpoint(training, config, run)
         notice.saved()
 
 
-def train_epoch(model, network, optimizer, position, checkpoints, notice, train_data, batches, num_steps, config, run):
-    """Takes the position to the epoch's end (or to `num_steps`). Returns seconds and rows of all ranks in them."""
-    epoch, first_step = position["epoch"], position["epoch"] * batches.steps_per_epoch
-    steps = range(position["step"], min(batches.steps_per_epoch, num_steps - first_step))
+def train_epoch(training, notice, train_data, batches, num_steps, config, run):
+    """Trains to the epoch's end (or to `num_steps`). Returns seconds and rows of all ranks in them."""
+    epoch, first_step = training.epoch, training.epoch * batches.steps_per_epoch
+    steps = range(training.step, min(batches.steps_per_epoch, num_steps - first_step))
     # Distributed: the sampler: every worker knows the whole order of the epoch and takes its own share of each batch.
     rank, world_size = dist.get_rank(), dist.get_world_size()
     loader = loader_of(train_data, batches, epoch, steps, rank, world_size, config.num_loader_workers)
-    device, started, num_rows = next(network.parameters()).device, time.perf_counter(), 0
+    device, started, num_rows = next(training.network.parameters()).device, time.perf_counter(), 0
     shown = started
-    network.train()
+    training.network.train()
     for step, (ids, batch_size, images, labels) in zip(steps, loader, strict=True):
         last = step + 1 == steps.stop
         # Distributed: a notice reaches ranks at different moments, and their clocks differ: all do what the most urgent
@@ -110,17 +124,17 @@ def train_epoch(model, network, optimizer, position, checkpoints, notice, train_
         if config.join and not len(ids):
             break  # Distributed: a last batch of fewer rows than workers leaves some without any.
         run.rows(epoch, step, ids)
-        for group in optimizer.param_groups:
+        for group in training.optimizer.param_groups:
             group["lr"] = learning_rate_at(epoch + step / batches.steps_per_epoch, config)
-        loss = train_step(model, optimizer, images, labels, batch_size, config)
+        loss = train_step(training.model, training.optimizer, images, labels, batch_size, config)
         run.exchange_done()  # Distributed: with the gradients of all.
-        position["loss_sum"] += run.finite(loss, epoch, step)
-        position["step"], num_rows = step + 1, num_rows + batch_size
+        training.loss_sum += run.finite(loss, epoch, step)
+        training.step, num_rows = step + 1, num_rows + batch_size
         if time.perf_counter() - shown > 2:
             shown = time.perf_counter()
             run.progress(first_step + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}")
         if wish := answer():
-            save_checkpoint(network, optimizer, position, checkpoints, config, run, len(train_data))
+            save_checkpoint(training, config, run)
             notice.saved(wish)
     return time.perf_counter() - started, num_rows
 
@@ -181,58 +195,57 @@ def share_momentum(optimizer):
         dist.broadcast(state["momentum_buffer"], src=0)
 
 
-def save_checkpoint(network, optimizer, position, checkpoints, config, run, num_rows):
+def save_checkpoint(training, config, run):
     """Model, optimizer, position and all ranks' random states; the checkpoint is whole or not there."""
-    total = sum(parameter.detach().sum() for parameter in network.parameters())
-    run.finite(total, position["epoch"], position["step"] - 1, "the sum of the parameters")
+    total = sum(parameter.detach().sum() for parameter in training.network.parameters())
+    run.finite(total, training.epoch, training.step - 1, "the sum of the parameters")
     # Distributed: parameters are equal everywhere, so one rank writes; what differs between ranks is
     # gathered to it first.
-    own = {"random": torch.get_rng_state(), "loss_sum": position["loss_sum"]}
+    own = {"random": torch.get_rng_state(), "loss_sum": training.loss_sum}
     of_ranks = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(own, of_ranks)
     if dist.get_rank() > 0:  # Distributed: the others have handed theirs in.
         return
     content = {
         "mode": config.mode,
-        "model": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "epoch": position["epoch"],
-        "step": position["step"],
+        "model": training.network.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "epoch": training.epoch,
+        "step": training.step,
         "of_ranks": of_ranks,
-        "depends_on": depends_on(config, num_rows),
+        "depends_on": depends_on(config, training.num_rows),
     }
-    with checkpoints.save(position["epoch"], position["step"]) as folder:
+    with training.checkpoints.save(training.epoch, training.step) as folder:
         torch.save(content, folder / "state.pt")
 
 
-def load_checkpoint(network, optimizer, checkpoints, config, rank, world_size, num_rows):
-    """Every rank reads the last checkpoint, if there is one; returns the position to go on with.
+def load_checkpoint(training, config, rank, world_size):
+    """Every rank reads the last checkpoint, if there is one, and goes on from there.
 
     Raises SystemExit when it belongs to another mode or model, or to other batches.
     """
     # Distributed: one rank says which checkpoint is the last whole one, so that all go on from the same.
-    names = [found.name if rank == 0 and (found := checkpoints.last()) else None]
+    names = [found.name if rank == 0 and (found := training.checkpoints.last()) else None]
     dist.broadcast_object_list(names, src=0)
     if names[0] is None:
-        return {"epoch": 0, "step": 0, "loss_sum": 0.0}
-    folder, path = checkpoints.fetch(names[0]), f"{config.checkpoint_dir}/{names[0]}"
+        return
+    folder, path = training.checkpoints.fetch(names[0]), f"{config.checkpoint_dir}/{names[0]}"
     if not (folder / "state.pt").exists():
         raise SystemExit(f"checkpoint {path} is of another mode than mode=ddp: use another checkpoint_dir")
     content = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    check_position(path, content["depends_on"], depends_on(config, num_rows))
-    check_model(path, content["model"], network.state_dict())
-    network.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    position, of_ranks = {"epoch": content["epoch"], "step": content["step"]}, content["of_ranks"]
+    check_position(path, content["depends_on"], depends_on(config, training.num_rows))
+    check_model(path, content["model"], training.network.state_dict())
+    training.network.load_state_dict(content["model"])
+    training.optimizer.load_state_dict(content["optimizer"])
+    training.epoch, training.step, of_ranks = content["epoch"], content["step"], content["of_ranks"]
     if len(of_ranks) == world_size:
         torch.set_rng_state(of_ranks[rank]["random"])
-        position["loss_sum"] = of_ranks[rank]["loss_sum"]
+        training.loss_sum = of_ranks[rank]["loss_sum"]
     else:
         # Distributed: another number of workers goes on with the same batches; their random numbers are new ones.
-        position["loss_sum"] = sum(own["loss_sum"] for own in of_ranks) if rank == 0 else 0.0
+        training.loss_sum = sum(own["loss_sum"] for own in of_ranks) if rank == 0 else 0.0
     if rank == 0:
-        print(f"going on from {path}: epoch {position['epoch']}, step {position['step']}", flush=True)
-    return position
+        print(f"going on from {path}: epoch {training.epoch}, step {training.step}", flush=True)
 
 
 if __name__ == "__main__":
