@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cookbook import UserError
-from cookbook.evidence import diagnosis, diagnosis_page, inspector, stragglers
+from cookbook.evidence import diagnosis, diagnosis_page, inspector, probe, stragglers
 from cookbook.evidence.doing import IN_BACKWARD, exchange_of
 from cookbook.evidence.seen import Frame, Thread, parse_faulthandler
 from cookbook.evidence.watch import Watcher
@@ -27,7 +27,7 @@ from tests.test_hosts import Place, needs_hosts
 
 PY_SPY = Path(sys.executable).with_name("py-spy")
 MARK = "# the fault"
-STEP = "        loss = train_step(model, optimizer, images, labels, batch_size, config)\n"
+STEP = "        loss = train_step(training.model, training.optimizer, images, labels, batch_size, config)\n"
 # fault -> (file of the recipe, what is replaced there, by what)
 FAULTS = {
     "stopped": ("main.py", "", ""),
@@ -380,7 +380,60 @@ def test_a_worker_that_waits_for_its_data_loader(tmp_path):
         read_records(tmp_path), {"one": {"host": "one", "processes": processes}}, "demo", time.time() + 60
     )
     assert found.behind == (1,)
-    assert "it waits for process 30 of its data loader, and that computes, at data.py:5 in read" in found.says
+    assert "it waits for a process of its data loader (pid 30), and that computes, at data.py:5 in read" in found.says
+
+
+DUMP = """2026-01-31 12:00:00
+Full thread dump OpenJDK 64-Bit Server VM (17.0.15 mixed mode, sharing):
+
+"main" #1 prio=5 os_prio=0 cpu=900.00ms elapsed=60.00s tid=0x00007f01 nid=0x2f waiting on condition  [0x00007f00]
+   java.lang.Thread.State: WAITING (parking)
+\tat jdk.internal.misc.Unsafe.park(java.base@17.0.15/Native Method)
+\t- parking to wait for  <0x00000000e0c1f7b0> (a java.util.concurrent.CountDownLatch$Sync)
+\tat org.apache.spark.rpc.netty.NettyRpcEnv.awaitTermination(NettyRpcEnv.scala:356)
+
+"Executor task launch worker for task 0.0 in stage 3.0 (TID 5)" #57 daemon prio=5 os_prio=0 tid=0x01 nid=0x5 runnable
+   java.lang.Thread.State: RUNNABLE
+\tat %s
+\tat org.apache.spark.%s
+
+"VM Thread" os_prio=0 cpu=20.00ms elapsed=60.00s tid=0x00007f03 nid=0x3 runnable
+"""
+COMPUTES = DUMP % (
+    "java.util.regex.Pattern$Loop.match(java.base@17.0.15/Pattern.java:4900)",
+    "sql.catalyst.expressions.RegExpUtils$.replace(regexpExpressions.scala:60)",
+)
+IN_PYTHON = DUMP % (
+    "sun.nio.ch.EPoll.wait(java.base@17.0.15/Native Method)",
+    "api.python.BasePythonRunner$ReaderInputStream.read(PythonRunner.scala:1002)",
+)
+NO_TASK = COMPUTES.replace("Executor task launch worker", "another thread")
+
+
+@pytest.mark.parametrize(
+    ("dumps", "behind", "says"),
+    [
+        (
+            (COMPUTES, NO_TASK),
+            (0,),
+            "it works on task 0.0 in stage 3.0 (TID 5), at regexpExpressions.scala:60 in RegExpUtils$.replace",
+        ),
+        ((IN_PYTHON, NO_TASK), (0,), "the Python process of task 0.0 in stage 3.0 (TID 5) (pid 30), and that computes"),
+        ((NO_TASK, NO_TASK), (), "All ranks are in the same exchange, no task: it waits until the driver has one"),
+    ],
+)
+def test_executors_of_spark_by_their_thread_dumps(tmp_path, monkeypatch, dumps, behind, says):
+    texts = dict(zip((10, 11), dumps, strict=True))
+    monkeypatch.setattr(probe, "written_on", lambda number, pid, path: texts[pid])
+    processes = [process(pid, []) | {"name": "java", "stacks": None, "dump": probe.thread_dump(pid)} for pid in texts]
+    daemon = process(20, []) | {"ppid": 10, "stacks": None}
+    python = process(30, [Frame("score", "/run/userFiles/models.py", 5)], active=True) | {"ppid": 20}
+    for rank, pid in enumerate(texts):
+        RunRecord(tmp_path, rank, 2, host="one", pid=pid)._file.close()
+    answers = {"one": {"host": "one", "processes": [*processes, daemon, python]}}
+    found = diagnosis.make(read_records(tmp_path), answers, "spark", time.time() + 60)
+    assert found.behind == behind
+    assert says in found.says
 
 
 def test_a_machine_that_does_not_answer_is_a_note_and_nobody_is_blamed(tmp_path):

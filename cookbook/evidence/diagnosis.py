@@ -114,7 +114,7 @@ def _worker(events: Record, seen: Mapping[tuple[str, int], Seen], hosts: set[str
         kinds = Counter(doing_of(process, threads, recipe).kind for threads in process.samples)
         shares = {kind: count / len(process.samples) for kind, count in kinds.most_common()}
         if doing.kind == "loading":
-            doing = _of_loader(process, seen, recipe) or doing
+            doing = _of_child(process, doing, seen, recipe)
     elif start["host"] in hosts:
         doing = Doing("gone", "its process is gone, and it has not noted its end", None)
     else:
@@ -137,20 +137,18 @@ def _shown(event: Event) -> str:
     return " ".join([event["event"], str(event.get("name", "")), *details]).replace("  ", " ").strip()
 
 
-def _of_loader(parent: Seen, seen: Mapping[tuple[str, int], Seen], recipe: str) -> Doing | None:
-    """What the data loader's process does for which a worker waits: a stopped one, or the busiest."""
-    children = [
-        one for (host, _), one in seen.items() if host == parent.host and one.ppid == parent.pid and one.threads
-    ]
+def _of_child(parent: Seen, waits: Doing, seen: Mapping[tuple[str, int], Seen], recipe: str) -> Doing:
+    """What the process does for which a worker waits (a data loader's, Spark's Python): the stopped or busiest one."""
+    family = {parent.pid}
+    for _ in range(2):  # Spark's Python is the child of a daemon
+        family |= {pid for (host, pid), one in seen.items() if host == parent.host and one.ppid in family}
+    children = [seen[parent.host, pid] for pid in family - {parent.pid} if seen[parent.host, pid].threads]
     if not children:
-        return None
+        return waits
     child = max(children, key=lambda one: (one.state in "Tt", one.cpu_share))
     doing = doing_of(child, child.threads, recipe)
-    return Doing(
-        "loading",
-        f"it waits for process {child.pid} of its data loader, and {doing.what.replace('it ', 'that ', 1)}",
-        doing.frame,
-    )
+    what = f"{waits.what} (pid {child.pid}), and {doing.what.replace('it ', 'that ', 1)}"
+    return Doing("loading", what, doing.frame)
 
 
 def _verdict(

@@ -23,6 +23,8 @@ GRAPH = ("tensorflow/python/eager/execute.py", "quick_execute")
 IN_GRAPH = "a TensorFlow step, of which the exchange is a part"
 IN_IMAGE = "/srv/recipe/"  # where the images of images/ have the recipe
 LOADER = "torch/utils/data/dataloader.py"
+TASK = re.compile(r"Executor task launch worker for (.*)")  # the name of a thread of an executor of Spark
+IN_PYTHON = "PythonRunner.scala"  # where such a thread waits for the Python process that computes for it
 STATES = {
     "R": "running",
     "S": "sleeping",
@@ -48,6 +50,8 @@ def doing_of(seen: Seen, threads: Sequence[Thread], recipe: str) -> Doing:
     frame = _own_frame(thread, recipe) if thread else None
     if seen.state in "Tt":
         return Doing("stopped", f"it is {STATES[seen.state]}: SIGCONT lets it go on", frame)
+    if seen.how == "thread dump":
+        return _of_executor(threads)
     if thread is None:
         busy = seen.cpu_share > BUSY_SHARE
         return Doing("busy" if busy else "unknown", "it computes" if busy else "its stacks could not be read", None)
@@ -67,6 +71,18 @@ def doing_of(seen: Seen, threads: Sequence[Thread], recipe: str) -> Doing:
         more = f", and its thread {other[0]} at {other[1].where}: they look like a deadlock" if other else ""
         return Doing("idle", f"it waits for a lock{more}", frame)
     return Doing("idle", "it waits for something that is no exchange", frame)
+
+
+def _of_executor(threads: Sequence[Thread]) -> Doing:
+    """What an executor of Spark does: a task, or nothing, until the driver has one for it."""
+    tasks = [(thread, match[1]) for thread in threads if (match := TASK.match(thread.name))]
+    if not tasks:
+        return Doing("exchange", "no task: it waits until the driver has one", None)
+    thread, task = next((pair for pair in tasks if pair[0].active), tasks[0])
+    frame = next((one for one in thread.frames if one.file.endswith(".scala")), thread.frames[0])
+    if any(one.file == IN_PYTHON for one in thread.frames) and not thread.active:
+        return Doing("loading", f"it waits for the Python process of {task}", frame)
+    return Doing("busy" if thread.active else "idle", f"it works on {task}", frame)
 
 
 def thread_of(threads: Sequence[Thread], recipe: str) -> Thread | None:

@@ -11,14 +11,15 @@ py_spy      where py-spy is; sent_py_spy: its content (base64), for a machine th
 seconds     for which the processes are watched
 own_network whether only processes in this host's network count (hosts that are namespaces of one machine)
 
-Nothing is stopped, and nothing but SIGUSR2 is sent: to a process that has said by its open file NAME.stacks that it
-writes its stacks then.
+Nothing is stopped. Two signals are sent, to who catches them: SIGUSR2 to a process that has said by its open file
+NAME.stacks that it writes its stacks then, and SIGQUIT to an executor of Spark, whose Java writes a thread dump then.
 """
 
 import base64
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ NOTHING, PIPE = subprocess.DEVNULL, subprocess.PIPE
 FEWEST_SAMPLES, MOST_SAMPLES = 3, 12  # of a process's stacks
 TICKS = os.sysconf("SC_CLK_TCK")
 LAST_EXCHANGES = 4
+JAVA_FRAME = re.compile(r"^\tat (?:[^/(]*/)?([^(]+)\((?:[^)]*/)?([^:)]+)(?::(\d+))?\)", re.MULTILINE)
 
 
 def read(path: str) -> str:
@@ -148,21 +150,43 @@ class PySpy:
 def by_signal(pid: int) -> str:
     """The stacks as the process itself writes them on SIGUSR2 (Python's faulthandler); empty when it does not."""
     with contextlib.suppress(OSError, StopIteration):
-        caught = int(read("/proc/%d/status" % pid).partition("SigCgt:")[2].split()[0], 16)
         opened = [os.path.realpath("/proc/%d/fd/%s" % (pid, fd)) for fd in os.listdir("/proc/%d/fd" % pid)]
-        path = next(name for name in opened if name.endswith(".stacks"))
-        if not caught >> (signal.SIGUSR2 - 1) & 1:
-            return ""
-        size = os.path.getsize(path)
-        os.kill(pid, signal.SIGUSR2)
-        deadline, last = time.time() + 3, -1
-        while time.time() < deadline and (os.path.getsize(path) == size or os.path.getsize(path) != last):
-            last = os.path.getsize(path)
-            time.sleep(0.2)
-        with open(path, "rb") as file:
-            file.seek(size)
-            return file.read().decode(errors="replace")
+        return written_on(signal.SIGUSR2, pid, next(name for name in opened if name.endswith(".stacks")))
     return ""
+
+
+def written_on(number: int, pid: int, path: str) -> str:
+    """What a process writes into a file when it gets a signal; empty when it does not catch that one."""
+    caught = int(read("/proc/%d/status" % pid).partition("SigCgt:")[2].split()[0], 16)
+    if not caught >> (number - 1) & 1:
+        return ""
+    size = os.path.getsize(path)
+    os.kill(pid, number)
+    deadline, last = time.time() + 3, -1
+    while time.time() < deadline and (os.path.getsize(path) == size or os.path.getsize(path) != last):
+        last = os.path.getsize(path)
+        time.sleep(0.2)
+    with open(path, "rb") as file:
+        file.seek(size)
+        return file.read().decode(errors="replace")
+
+
+def thread_dump(pid: int) -> List[Dict[str, Any]]:
+    """The stacks of an executor's Java threads. Spark has the output of each in a file of its working folder."""
+    text = ""
+    with contextlib.suppress(OSError, IndexError):
+        text = written_on(signal.SIGQUIT, pid, "/proc/%d/cwd/stdout" % pid)
+    found = []
+    for part in re.split(r'^(?=")', text, flags=re.MULTILINE):
+        head = re.match(r'"(.*)" #\d', part)
+        frames = [
+            [".".join(function.split(".")[-2:]), file, int(line or 0)]
+            for function, file, line in JAVA_FRAME.findall(part)
+        ]
+        if head and frames:
+            runs = "State: RUNNABLE" in part and frames[0][1] != "Native Method"
+            found.append({"name": head[1], "active": runs, "frames": frames})
+    return found
 
 
 def exchanges_of(folder: str, pid: int) -> Optional[Dict[str, Any]]:
@@ -237,6 +261,7 @@ def probe(spec: Dict[str, Any], spy: PySpy) -> Dict[str, Any]:
             "waits_in": "",
             "words": "",
             "stacks": None,
+            "dump": [],
             "written": "",
             "why": "",
             "samples": samples.get(pid, []),
@@ -245,6 +270,8 @@ def probe(spec: Dict[str, Any], spy: PySpy) -> Dict[str, Any]:
         with contextlib.suppress(OSError):
             about["words"] = " ".join(read("/proc/%d/cmdline" % pid).split("\0"))[:200]
             about["waits_in"] = read("/proc/%d/wchan" % pid).strip("0")
+        if [os.uname()[1], pid] in spec["workers"] and stat["name"] == "java" and stat["state"] not in "Tt":
+            about["dump"] = thread_dump(pid)
         if pid in pythons:
             about["stacks"] = spy.dump(pid, stat["state"] in "Tt")
             if about["stacks"] is None:

@@ -66,7 +66,7 @@ class Seen:
     waits_in: str  # the kernel's function in which it sleeps
     rank: int | None  # as its launcher told it
     threads: tuple[Thread, ...]
-    how: str  # py-spy, faulthandler, or empty: no stacks
+    how: str  # py-spy, faulthandler, thread dump (Java), or empty: no stacks
     why: str  # there are none
     samples: tuple[tuple[Thread, ...], ...]
     exchanges: tuple[Exchange, ...]
@@ -74,8 +74,8 @@ class Seen:
 
 def seen_of(host: str, one: Mapping[str, Any]) -> Seen:
     """A process from probe.py's answer."""
-    stacks, written = one["stacks"], one["written"]
-    threads = _threads(stacks) if stacks is not None else parse_faulthandler(written)
+    stacks, dump = one["stacks"], _threads(one.get("dump", ()))
+    threads = dump or (_threads(stacks) if stacks is not None else parse_faulthandler(one["written"]))
     exchanges = (one["exchanges"] or {}).get("last", [])
     return Seen(
         host=host,
@@ -89,7 +89,7 @@ def seen_of(host: str, one: Mapping[str, Any]) -> Seen:
         waits_in=one["waits_in"],
         rank=int(one["rank"]) if str(one["rank"]).isdigit() else None,
         threads=threads,
-        how="" if not threads else "py-spy" if stacks is not None else "faulthandler",
+        how="thread dump" if dump else "" if not threads else "py-spy" if stacks is not None else "faulthandler",
         why=one["why"],
         samples=tuple(_threads(sample) for sample in one["samples"]),
         exchanges=tuple(Exchange(each["number"], each["name"], str(each["sizes"]), each["done"]) for each in exchanges),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,6 +43,7 @@ class Spark(System):
             conf |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
             scratch = str(job.run_dir / "scratch")
             environment |= {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_DIRS": scratch, "SPARK_WORKER_DIR": scratch}
+            environment |= own_home(job)
         argv = [str(job.bin / "spark-submit"), *flags(master=master)]
         plain, hidden = split_secrets(job.recipe["spark_conf"] | conf)
         files = {}
@@ -129,6 +131,22 @@ class Spark(System):
 
     def _properties_file(self, job: Job) -> str:
         return str(job.run_dir / "scratch/secrets/spark.conf")
+
+
+def own_home(job: Job) -> dict[str, str]:
+    """SPARK_HOME for an environment that cannot be written: a folder of the run, with links into the environment.
+
+    The workers of an embedded cluster write into SPARK_HOME/work, whatever SPARK_WORKER_DIR says.
+    """
+    installed = next(job.bin.parent.glob("lib/python3*/site-packages/pyspark"), None)
+    if installed is None or os.access(installed, os.W_OK):
+        return {}
+    home = job.run_dir / "spark-home"
+    home.mkdir(exist_ok=True)
+    for path in installed.iterdir():
+        if path.name != "work" and not (home / path.name).is_symlink():
+            (home / path.name).symlink_to(path)
+    return {"SPARK_HOME": str(home)}
 
 
 def as_text(value: object) -> str:
