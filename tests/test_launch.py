@@ -9,7 +9,7 @@ import pytest
 
 from cookbook import ROOT, UserError
 from cookbook.settings import compose_recipe, files
-from cookbook.systems import horovod
+from cookbook.systems import horovod, spark
 from tests.helpers import plan as planned
 
 
@@ -116,6 +116,21 @@ def test_spark_submit():
     assert "spark.authenticate" not in words
     assert process.environment["SPARK_LOCAL_IP"] == "127.0.0.1"
     assert process.environment["PYSPARK_PYTHON"] == "/env/bin/python"
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_spark_of_an_environment_that_cannot_be_written(tmp_path, monkeypatch, writable):
+    """Its workers write into SPARK_HOME/work, and no setting says otherwise."""
+    installed = tmp_path / "env/lib/python3.11/site-packages/pyspark"
+    for name in ("bin", "jars", "work"):
+        (installed / name).mkdir(parents=True)
+    monkeypatch.setattr(spark.os, "access", lambda path, mode: writable or path != installed)
+    (tmp_path / "run").mkdir()
+    config, _ = compose_recipe("spark", [])
+    (process,) = planned(config, ROOT / "recipes/spark", tmp_path / "env/bin/python", tmp_path / "run")
+    links = {path.name: path.resolve() for path in tmp_path.glob("run/spark-home/*")}
+    assert links == ({} if writable else {name: installed / name for name in ("bin", "jars")})
+    assert process.environment.get("SPARK_HOME") == (None if writable else str(tmp_path / "run/spark-home"))
 
 
 def test_spark_on_a_cluster_elsewhere_authenticates_itself():
