@@ -91,6 +91,22 @@ def test_make_alone_prints_help():
     text = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("recipe-%", "doctor", "report", "eject", "test", "lint", "clean"):
         assert f"make {target} " in text
+    (line,) = [line for line in text.splitlines() if "make infra-%" in line]
+    assert "TARGET=local|aws|gcp|eks|gke|kubernetes ARGS=" in line
+
+
+@pytest.mark.parametrize("recipe", ["", "ray_tune"])
+def test_a_recipe_without_a_benchmark(recipe):
+    done = subprocess.run(
+        ["make", "-o", "setup", "bench", f"RECIPE={recipe}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert f"error: RECIPE={recipe} has no benchmark; there are: dask horovod" in done.stderr
+    assert "__init__" not in done.stderr and "measure" not in done.stderr
+
+
+def test_a_target_of_no_recipe():
+    done = subprocess.run(["make", "recipe-"], cwd=ROOT, capture_output=True, text=True)
+    assert "No rule to make target 'recipe-'" in done.stderr
 
 
 def test_a_user_s_folder_that_is_not_there(tmp_path):
