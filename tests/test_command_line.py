@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from cookbook import ROOT, UserError, run_folder
-from cookbook.report import pages
+from cookbook.report import pages, tracking
 from cookbook.settings import compose_recipe, files, overrides
-from cookbook.tools import compare
+from cookbook.tools import compare, diagnose, watch
 from cookbook.tools.eject import eject
 from cookbook.words import words_of_make
 from tests.helpers import CLEAN
@@ -285,6 +285,24 @@ def run_of(root, name, started, recipe="pytorch"):
     (folder / "run.json").write_text(json.dumps(content))
     (folder / "config.yaml").write_text("seed: 0\n")
     return folder
+
+
+def test_a_folder_that_is_no_run_s(tmp_path):
+    newest = [run_of(tmp_path, name, 1.0) for name in ("2026-11-27_04-00-00", "2026-11-27_19-00-00")][1]
+    parent, latest = newest.parent, newest.parent / "latest"
+    latest.symlink_to(newest.name)
+    assert run_folder.no_run("RUN", parent) == f"RUN={parent}: expected the folder of a run, such as {newest}"
+    assert run_folder.no_run("RUN", "").endswith("such as outputs/pytorch/latest")
+    newest.rename(tmp_path / "elsewhere")
+    expected = f"this link leads to {newest.name}, which is not there any more"
+    assert expected in run_folder.no_run("RUN", latest)
+    for main, word in ((diagnose.diagnose, latest), (tracking.main, [str(latest)])):
+        with pytest.raises(UserError, match=expected):
+            main(word)
+    with pytest.raises(UserError, match=expected):
+        watch.server(latest, 0)
+    with pytest.raises(UserError, match=rf"resume={latest}: .*{expected}.*\(or auto, or never\)"):
+        compose_recipe("pytorch", [f"resume={latest}"])
 
 
 def test_the_newest_run_is_the_one_that_began_last(tmp_path):

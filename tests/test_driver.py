@@ -28,7 +28,10 @@ SMOKE = ("recipe=horovod", "scale=smoke", "scale.max_steps=8")
         (["recipe=horovod", "cluster.num_workers=0"], "cluster.num_workers=0: expected a whole number from 1 to"),
         (["recipe=horovod", "recipe.num_epochs=many"], "recipe.num_epochs='many': expected a whole number"),
         (["recipe=horovod", "recipe.num_epoch=3"], "num_epoch"),
-        (["recipe=horovod", "resume=always"], "resume='always': expected auto or never, or the folder of a run"),
+        (
+            ["recipe=horovod", "resume=always"],
+            "resume='always': expected auto or never, or the folder of a run",
+        ),
         (["recipe=horovod", "scale.max_rows=-5"], "scale.max_rows=-5: expected a whole number of at least 1"),
         (["recipe=horovod", "scale.max_workers=abc"], "scale.max_workers='abc': expected a whole number"),
         (["recipe=horovod", "recipe.cycle_time_ms=abc"], "cycle_time_ms='abc': expected a number from 0 to 60000"),
