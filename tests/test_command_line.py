@@ -353,8 +353,16 @@ def test_compare_heeds_output_root(tmp_path, monkeypatch):
     folders, _ = compare.compare(["pytorch", "pytorch:recipe.num_epochs=2"], [f"output_root={tmp_path}/out"])
     assert [str(folder).startswith(f"{tmp_path}/out/compare/") for folder in folders] == [True, True]
     assert all(sum(word.startswith("output_root=") for word in words) == 1 for words in started)
-    with pytest.raises(UserError, match=r"did you mean recipe.num_epochs\?"):
-        compare.compare(["pytorch", "pytorch:recipe.num_epoch=2"], [])
+    started.clear()
+    for word, text in (
+        ("recipe.num_epoch=2", r"did you mean recipe.num_epochs\?"),
+        ("recipe.mode=foo", "recipe.mode='foo' is unknown"),
+        ("recipe.num_epochs=x", "recipe.num_epochs='x': expected a whole number"),
+        ("data=flights", "data=flights holds flights"),
+    ):
+        with pytest.raises(UserError, match=text):
+            compare.compare(["pytorch", f"pytorch:{word}"], [f"output_root={tmp_path}/out"])
+    assert started == [], "a mistake is said before the first run"
 
 
 def test_a_disk_without_links_has_runs_without_latest(tmp_path, monkeypatch):
