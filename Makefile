@@ -1,6 +1,7 @@
 # The front door. `make` alone prints this help.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 BIN := .venv/bin
 COOKBOOK := $(BIN)/python -m cookbook
@@ -17,7 +18,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONSTARTUP PYTHONOPTIMIZE PYTHO
 SETUP := .venv/.complete
 
 help: ## this help
-	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/  make \1\t\2/' | column -t -s $$'\t'
 	@echo; echo "  recipes: $(ALL_RECIPES)"
 	@echo '  settings: make recipe-horovod ARGS="recipe.num_epochs=3 cluster.num_workers=4 scale=smoke"'
 
@@ -78,7 +79,10 @@ guide: $(SETUP) ## which tool for my job: the same tasks in all systems, measure
 choose: $(SETUP) ## five questions, and the recipe to take: ARGS="task=tables rows=3e7 machines=one framework=pandas team=alone"
 	@$(BIN)/python -m guide.choose @ARGS
 
+BENCHMARKS := $(filter-out __init__ measure,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)))
+
 bench: $(SETUP) ## measure a recipe against the bare framework: RECIPE=horovod (TO=recipes/horovod/README.md)
+	@test -f "benchmarks/$(RECIPE).py" || { echo "error: RECIPE=$(RECIPE) has no benchmark; there are: $(BENCHMARKS)" >&2; exit 1; }
 	@TO="$(TO)" $(BIN)/python -m benchmarks.$(RECIPE)
 
 bench-hosts: $(SETUP) ## all-reduce over limited links against a model (as root, Linux)

@@ -52,6 +52,11 @@ def load(path: str | Path) -> Inventory:
 
     Raises UserError, with what was found and what was expected, for a file that does not say which hosts there are.
     """
+    if str(path) == "???":  # Hydra's word for a setting without a default
+        raise UserError(
+            "cluster.inventory is not set: cluster=hosts needs a file with the list of hosts (docs/places.md has one), "
+            "or a folder of infra/ after `make infra-up`: cluster.inventory=hosts.yaml"
+        )
     file = Path(path).expanduser()
     file = file / "inventory.yaml" if file.is_dir() else file
     try:

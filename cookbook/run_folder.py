@@ -139,6 +139,15 @@ def load(folder: str | Path) -> dict[str, Any]:
     return read_json(Path(folder) / "run.json")
 
 
+def no_run(name: str, folder: str | Path) -> str:
+    """What to say of a folder that is no run's: `name` is the setting that has it."""
+    path, text = Path(folder), f"{name}={folder}: expected the folder of a run"
+    if path.is_symlink() and not path.exists():
+        return f"{text}, and this link leads to {path.readlink()}, which is not there any more: name another run"
+    inside = [one.parent for one in path.glob("*/run.json") if not one.parent.is_symlink()] if folder else []
+    return f"{text}, such as {max(inside) if inside else 'outputs/pytorch/latest'}"
+
+
 def load_all(root: str | Path) -> list[tuple[Path, dict[str, Any]]]:
     """[(folder, content)] of all runs below `root`, oldest first."""
     folders = {path.parent.resolve() for path in Path(root).glob("*/*/run.json")}

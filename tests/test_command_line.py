@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,9 @@ import pytest
 import yaml
 
 from cookbook import ROOT, UserError, run_folder
-from cookbook.report import pages
+from cookbook.report import pages, tracking
 from cookbook.settings import compose_recipe, files, overrides
-from cookbook.tools import compare
+from cookbook.tools import compare, diagnose, watch
 from cookbook.tools.eject import eject
 from cookbook.words import words_of_make
 from tests.helpers import CLEAN
@@ -224,6 +225,59 @@ def test_eject_with_a_regex_that_ends_in_a_dollar_sign(tmp_path):
     assert yaml.safe_load((folder / "config.yaml").read_text())["output_dir"] == "outputs/run"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "words", "expected"),
+    [
+        ("ray_train", ["recipe.num_data_cpus=3"], "--num-cpus 8 --object-store-mb 500 --temp-dir"),
+        ("ray_tune", ["cluster.num_threads_per_worker=2"], "--num-cpus 10 --object-store-mb 200"),
+        ("ray_train", ["recipe.elastic=true"], "--num-cpus 5 --object-store-mb 500 --slots 3 --node 2:2"),
+        ("spark", [], "--master 'local-cluster[5,1,1024]'"),
+        ("pytorch", [], "--nproc-per-node 5 --rdzv-backend"),
+    ],
+)
+def test_an_ejected_command_has_as_much_as_its_workers_need(recipe, words, expected, tmp_path):
+    folder = eject(recipe, tmp_path / "my copy", words)  # a blank in the name: the command still has it as one word
+    make = ["make", "-n", "-o", "setup", "run", "NUM_WORKERS=5"]
+    done = subprocess.run(make, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+    assert any(f"{folder}/main" in word for word in shlex.split(done.stdout))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "word", "status"),
+    [
+        ("pytorch", "mode=fsdp", 1),
+        ("pytorch", "max_restarts=2", 1),
+        ("ray_tune", "num_workers=2", 1),
+        ("pytorch", "num_epochs=2", 0),
+    ],
+)
+def test_an_ejected_copy_refuses_what_is_in_its_command(recipe, word, status, tmp_path):
+    folder = eject(recipe, tmp_path / "mine")
+    (folder / ".setup").touch()
+    (folder / "Makefile").write_text((folder / "Makefile").read_text().replace("\tPATH=", "\t: PATH="))
+    make = ["make", "-o", "setup", "run", f"ARGS={word}"]
+    done = subprocess.run(make, cwd=folder, capture_output=True, text=True)
+    assert (done.returncode != 0) == bool(status), done.stderr
+    assert (f"error: {word}: not by ARGS" in done.stderr) == bool(status)
+    name = word.partition("=")[0]
+    comments = [line for line in (folder / "config.yaml").read_text().splitlines() if line.startswith(f"{name}:")]
+    assert ["[in the command" in line for line in comments] == [bool(status)]
+
+
+def test_an_ejected_copy_has_the_settings_that_it_reads(tmp_path):
+    settings = yaml.safe_load((eject("spark", tmp_path / "logs") / "config.yaml").read_text())
+    assert {"seed", "window_minutes", "data_dir", "checkpoint_dir"} <= settings.keys()
+    assert not {"max_rows", "max_steps", "spark_conf", "java_options"} & settings.keys()
+    readme = (tmp_path / "logs/README.md").read_text()
+    assert "are in the command that the Makefile has: memory_mb, spark_conf." in readme
+    assert 'ARGS="num_clusters=3"' in readme and "num_epochs" not in readme
+    game = eject("ray_rllib", tmp_path / "game")
+    assert "dataset" not in (game / "README.md").read_text() and not (game / "dataset").exists()
+    assert "data_dir" not in yaml.safe_load((game / "config.yaml").read_text())
+
+
 def run_of(root, name, started, recipe="pytorch"):
     folder = root / recipe / name
     folder.mkdir(parents=True)
@@ -231,6 +285,24 @@ def run_of(root, name, started, recipe="pytorch"):
     (folder / "run.json").write_text(json.dumps(content))
     (folder / "config.yaml").write_text("seed: 0\n")
     return folder
+
+
+def test_a_folder_that_is_no_run_s(tmp_path):
+    newest = [run_of(tmp_path, name, 1.0) for name in ("2026-11-27_04-00-00", "2026-11-27_19-00-00")][1]
+    parent, latest = newest.parent, newest.parent / "latest"
+    latest.symlink_to(newest.name)
+    assert run_folder.no_run("RUN", parent) == f"RUN={parent}: expected the folder of a run, such as {newest}"
+    assert run_folder.no_run("RUN", "").endswith("such as outputs/pytorch/latest")
+    newest.rename(tmp_path / "elsewhere")
+    expected = f"this link leads to {newest.name}, which is not there any more"
+    assert expected in run_folder.no_run("RUN", latest)
+    for main, word in ((diagnose.diagnose, latest), (tracking.main, [str(latest)])):
+        with pytest.raises(UserError, match=expected):
+            main(word)
+    with pytest.raises(UserError, match=expected):
+        watch.server(latest, 0)
+    with pytest.raises(UserError, match=rf"resume={latest}: .*{expected}.*\(or auto, or never\)"):
+        compose_recipe("pytorch", [f"resume={latest}"])
 
 
 def test_the_newest_run_is_the_one_that_began_last(tmp_path):
@@ -258,6 +330,11 @@ def test_report_heeds_output_root(tmp_path, monkeypatch, capsys):
     assert seen == [str(tmp_path)] * 2
     with pytest.raises(UserError, match="there are no runs in '/nowhere' yet"):
         pages.main(["output_root=/nowhere"])
+    monkeypatch.undo()
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved/run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"there are no runs in .*: expected .*/<recipe>/<time>/run\.json"):
+        pages.main([str(tmp_path / "moved")])
     with pytest.raises(UserError, match="expected output_root=FOLDER"):
         pages.main(["seed=3"])
 
@@ -276,8 +353,16 @@ def test_compare_heeds_output_root(tmp_path, monkeypatch):
     folders, _ = compare.compare(["pytorch", "pytorch:recipe.num_epochs=2"], [f"output_root={tmp_path}/out"])
     assert [str(folder).startswith(f"{tmp_path}/out/compare/") for folder in folders] == [True, True]
     assert all(sum(word.startswith("output_root=") for word in words) == 1 for words in started)
-    with pytest.raises(UserError, match=r"did you mean recipe.num_epochs\?"):
-        compare.compare(["pytorch", "pytorch:recipe.num_epoch=2"], [])
+    started.clear()
+    for word, text in (
+        ("recipe.num_epoch=2", r"did you mean recipe.num_epochs\?"),
+        ("recipe.mode=foo", "recipe.mode='foo' is unknown"),
+        ("recipe.num_epochs=x", "recipe.num_epochs='x': expected a whole number"),
+        ("data=flights", "data=flights holds flights"),
+    ):
+        with pytest.raises(UserError, match=text):
+            compare.compare(["pytorch", f"pytorch:{word}"], [f"output_root={tmp_path}/out"])
+    assert started == [], "a mistake is said before the first run"
 
 
 def test_a_disk_without_links_has_runs_without_latest(tmp_path, monkeypatch):

@@ -28,7 +28,10 @@ SMOKE = ("recipe=horovod", "scale=smoke", "scale.max_steps=8")
         (["recipe=horovod", "cluster.num_workers=0"], "cluster.num_workers=0: expected a whole number from 1 to"),
         (["recipe=horovod", "recipe.num_epochs=many"], "recipe.num_epochs='many': expected a whole number"),
         (["recipe=horovod", "recipe.num_epoch=3"], "num_epoch"),
-        (["recipe=horovod", "resume=always"], "resume='always': expected auto or never, or the folder of a run"),
+        (
+            ["recipe=horovod", "resume=always"],
+            "resume='always': expected auto or never, or the folder of a run",
+        ),
         (["recipe=horovod", "scale.max_rows=-5"], "scale.max_rows=-5: expected a whole number of at least 1"),
         (["recipe=horovod", "scale.max_workers=abc"], "scale.max_workers='abc': expected a whole number"),
         (["recipe=horovod", "recipe.cycle_time_ms=abc"], "cycle_time_ms='abc': expected a number from 0 to 60000"),
@@ -91,6 +94,22 @@ def test_make_alone_prints_help():
     text = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("recipe-%", "doctor", "report", "eject", "test", "lint", "clean"):
         assert f"make {target} " in text
+    (line,) = [line for line in text.splitlines() if "make infra-%" in line]
+    assert "TARGET=local|aws|gcp|eks|gke|kubernetes ARGS=" in line
+
+
+@pytest.mark.parametrize("recipe", ["", "ray_tune"])
+def test_a_recipe_without_a_benchmark(recipe):
+    done = subprocess.run(
+        ["make", "-o", "setup", "bench", f"RECIPE={recipe}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert f"error: RECIPE={recipe} has no benchmark; there are: dask horovod" in done.stderr
+    assert "__init__" not in done.stderr and "measure" not in done.stderr
+
+
+def test_a_target_of_no_recipe():
+    done = subprocess.run(["make", "recipe-"], cwd=ROOT, capture_output=True, text=True)
+    assert "No rule to make target 'recipe-'" in done.stderr
 
 
 def test_a_user_s_folder_that_is_not_there(tmp_path):

@@ -110,6 +110,13 @@ def test_a_lock_that_cannot_be_installed_is_an_error(tiny, ensure):
     assert list((tiny / "cache/environments").glob("*/.complete")) == []
 
 
+@pytest.mark.parametrize("where", ["/proc/nowhere", "a-file/cache"])
+def test_a_cache_folder_of_a_run_that_cannot_be_made(tiny, where):
+    (tiny / "a-file").touch()
+    with pytest.raises(UserError, match=r"cannot be written \(.*set cache_dir=\.\.\. or COOKBOOK_CACHE"):
+        environments.ensure("tiny", tiny / where, Silent(), "run")
+
+
 def test_every_lock_pins_everything_and_names_no_source():
     locks = sorted(
         [ROOT / "requirements.txt", ROOT / "docs/requirements.txt", *ROOT.glob("recipes/*/requirements*.txt")]

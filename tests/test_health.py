@@ -270,3 +270,10 @@ def test_a_wrong_result_of_a_benchmark_still_fails(monkeypatch):
     monkeypatch.delenv("HISTORY", raising=False)
     with pytest.raises(SystemExit, match="wrong: equal results"):
         measure.print_table("petastorm", "m", ["| a | b | |"], {"equal results": False, "a / b >= 2": False})
+
+
+@pytest.mark.parametrize("history", ["", "."])
+def test_a_history_that_is_no_file_is_refused_before_the_run(history, monkeypatch):
+    monkeypatch.setattr(health, "record", lambda *_: pytest.fail("the run was started"))
+    with pytest.raises(UserError, match="expected a file for the history, such as HISTORY=history.jsonl"):
+        health.main(["record", "horovod", history])

@@ -636,6 +636,8 @@ def test_no_inventory(tmp_path):
     )
     assert "No such file or directory" in output
     assert "conf/cluster/hosts.yaml" in output
+    with pytest.raises(UserError, match=r"cluster.inventory is not set: .* cluster.inventory=hosts.yaml"):
+        inventory.with_hosts(compose_recipe("pytorch", ["cluster=hosts"])[0]["cluster"])
 
 
 def test_a_host_without_python_is_named_as_such():

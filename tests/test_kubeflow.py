@@ -469,6 +469,15 @@ def test_gpus_by_switch(recipe_python):
     assert found["limits"]["nvidia.com/gpu"] == found["requests"]["nvidia.com/gpu"] == "1"
 
 
+def test_the_notebook_sets_what_the_driver_would_fill_in():
+    book = json.loads((ROOT / "notebooks/kubeflow.ipynb").read_text())
+    code = "".join(line for cell in book["cells"] if cell["cell_type"] == "code" for line in cell["source"])
+    settings = yaml.safe_load((ROOT / "conf/recipe/kubeflow.yaml").read_text())
+    filled = [key for key, value in settings.items() if str(value).startswith("${")]
+    assert len(filled) == 4
+    assert [key for key in filled if f'"{key}": ' not in code] == []
+
+
 @pytest.mark.full
 def test_the_notebook_runs_and_holds_no_output(recipe_python, tmp_path):
     """Executed from top to bottom by a kernel of the recipe's environment, in a folder of its own."""

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -96,3 +97,23 @@ def test_a_recipe_that_reports_more_than_is_true_is_found_out(recipe, tmp_path, 
     found = differences(recipe, folder, recipe_python(recipe))
     assert sorted(found) == own["BROKEN"], "what is broken differs, and nothing else does"
     assert all(claimed > recomputed for claimed, recomputed in found.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["pytorch"], "usage: python -m tests.results horovod outputs/horovod/latest"),
+        (["pytorch", "nowhere"], "error: nowhere: expected the folder of a run, such as outputs/pytorch/latest"),
+        (
+            ["pytorch", "."],
+            "is a run of pytorch with the status failed: expected one of pytorch that ended ok",
+        ),
+        (["horovod", "."], "expected one of horovod that ended ok"),
+    ],
+)
+def test_a_run_that_leaves_nothing_to_recompute_is_refused(words, text, tmp_path):
+    (tmp_path / "run.json").write_text('{"recipe": "pytorch", "status": "failed", "dataset": null}')
+    command = [sys.executable, "-m", "tests.results", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=CLEAN | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(text) and "Traceback" not in done.stderr

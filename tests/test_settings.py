@@ -423,6 +423,11 @@ def test_values_that_would_die_late_are_refused(name, value, text):
         (["--seed=1"], "--seed=1 is no option; a setting has no dashes in front: seed=1"),
         (["-seed=1"], "a setting has no dashes in front: seed=1"),
         (["--resume"], "--resume is no option"),
+        (["scale.max_rows=100"], "recipe=spark knows no such cap, and would take no notice"),
+        (["scale=smoke", "scale.max_steps=3"], "scale.max_steps=3: recipe=spark knows no such cap"),
+        (["data.path=/logs"], "no setting data.path with this choice; data=flights_files and data=image_folder and"),
+        (["cluster.inventory=h.yaml"], "no setting cluster.inventory with this choice; cluster=hosts has it."),
+        (["data.parameters.num_line=3"], "did you mean data.parameters.num_lines?"),
         (["output_root=s3://mine/runs"], "expected a folder on this machine (checkpoints can be kept in"),
         (["cache_dir=file:///tmp/x"], "expected a folder on this machine"),
         ([r"output_root=C:\Users\me\runs"], "this is a path of Windows; in WSL the folder C:"),
@@ -436,6 +441,8 @@ def test_words_that_are_no_settings_or_two(overrides, text):
         prepared(["recipe=spark", *overrides])
     assert text in str(caught.value)
     assert prepared(["-m", "--cfg", "job", "--config-dir=x", "seed=1"])[:2] == ["-m", "--cfg"]
+    words = ["recipe=pytorch", "-m", "seed=1,2", "--cfg", "job", "--package", "recipe", "scale.max_steps=3"]
+    assert prepared(words) == ["-m", "--cfg", "job", "--package", "recipe", words[0], words[2], words[-1]]
     assert prepared(["recipe=spark", "output_root=/tmp/5$ [a] 100%"])[1:] == ["output_root='/tmp/5$ [a] 100%'"]
     assert prepared(["recipe=spark", "seed=1", "seed=2"])[1:] == ["seed=1", "seed=2"], "the last one counts"
 

@@ -108,10 +108,13 @@ def ensure(
                 if not complete(folder).exists() or not python.exists():
                     _make(recipe, folder, Path(cache_dir), stage, run_id, variant)
                     made = True
-        except PermissionError as error:
+        except OSError as error:
+            cache, found = Path(cache_dir).absolute(), Path(str(error.filename))
+            if cache not in (found, *found.parents) and found not in cache.parents:
+                raise  # no fault of the cache: the terminal is gone, for example
             raise UserError(
                 f"the cache folder {cache_dir} cannot be written ({error.strerror}), and it lacks the environment "
-                f"of {name}: set COOKBOOK_CACHE to a folder of your own"
+                f"of {name}: set cache_dir=... or COOKBOOK_CACHE to a folder of your own"
             ) from None
         remove_unused(folder.parent)
     mark_as_used(folder)

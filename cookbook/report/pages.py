@@ -262,7 +262,9 @@ def main(argv: Sequence[str]) -> None:
     if not Path(root).is_dir():
         raise UserError(f"there are no runs in {root!r} yet; make one: make recipe-horovod")
     path, count = write_overview(root)
-    print(f"{count} runs: {path}")
+    if not count:
+        raise UserError(f"there are no runs in {root!r}: expected {root}/<recipe>/<time>/run.json")
+    print(f"{count} run{'s' if count > 1 else ''}: {path}")
 
 
 if __name__ == "__main__":

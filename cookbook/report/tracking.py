@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     folder, *words = argv or [""]
     content = run_folder.load(folder) if folder else {}
     if not content:
-        raise UserError(f"RUN={folder}: expected the folder of a run that has ended, such as outputs/horovod/latest")
+        raise UserError(run_folder.no_run("RUN", folder))
     another = any(word.startswith("tracking=") for word in words)
     kept = ("output_root=",) if another else ("output_root=", "tracking")
     own = [word for word in content["overrides"] if word.startswith(kept)]

@@ -5,7 +5,7 @@ Only this package and the command line import Hydra.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +140,14 @@ FOLDER_COMMENTS = {
 }
 
 
-def commented_yaml(settings: Settings, choices: Mapping[str, str]) -> str:
-    """Flat settings as YAML, each with the comment that explains it where it is defined."""
+def commented_yaml(settings: Settings, choices: Mapping[str, str], fixed: Collection[str] = ()) -> str:
+    """Flat settings as YAML, each with the comment that explains it where it is defined.
+
+    `fixed`: settings that a copy's Makefile has, too; the comment says so.
+    """
     files = [CONF / group / f"{choices[group]}.yaml" for group in ("recipe", "scale")] + [CONF / "config.yaml"]
     comments = FOLDER_COMMENTS | comments_of(*files)
+    comments |= {key: f"[in the command, see README.md] {comments.get(key, '')}" for key in fixed}
     lines = [f"{key}: {json.dumps(value)}" for key, value in settings.items()]
     width = min(48, max(map(len, lines)))
     return "".join(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from cookbook import ROOT, UserError
+from cookbook import ROOT, UserError, run_folder
 from cookbook.job import Settings
 from cookbook.settings.files import CONF, comments_of
 from cookbook.settings.ranges import check_ranges
@@ -16,6 +16,9 @@ from runrecord import same_kind
 def check_kinds(config: Settings, choices: Mapping[str, str]) -> None:
     """Raises UserError when an override is of another kind than the value in the file that defines the setting."""
     if config["resume"] not in ("auto", "never") and not (Path(str(config["resume"])) / "run.json").exists():
+        folder = Path(str(config["resume"]))
+        if folder.is_dir() or folder.is_symlink():
+            raise UserError(f"{run_folder.no_run('resume', folder)} (or auto, or never)")
         raise UserError(f"resume={config['resume']!r}: expected auto or never, or the folder of a run to go on with")
     for key, value in config["scale"].items():
         if value is not None and (type(value) is not int or value < 1):

@@ -37,7 +37,7 @@ def with_defaults_of_choices(words: Sequence[str]) -> list[str]:
     default. A scale may shorten what only this recipe (`driver.scales`) or this dataset (`scales`) does. Hydra must
     know that before it composes.
     """
-    chosen = {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
+    chosen = {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words if "=" in word)}
     path = CONF / f"recipe/{chosen.get('recipe')}.yaml"
     content = yaml.safe_load(path.read_text()) if path.exists() else {"driver": {}}
     driver = content["driver"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from cookbook import UserError
+from cookbook import ROOT, UserError
 from cookbook.job import Settings
 from cookbook.settings.files import CONF
 from cookbook.settings.quoting import quoted, scalar, texts_for_hydra, unquoted, value_for_hydra
@@ -36,7 +36,7 @@ HYDRA_ALONE = HYDRA_ALONE_OPTIONS.split()
 
 def defaults_of(words: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
     """{name: default} of all settings that these choices of groups have, and the names of the mappings among them."""
-    chosen = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
+    chosen = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words if "=" in word)}
     found: dict[str, Any] = {}
     mappings: set[str] = set()
 
@@ -92,17 +92,17 @@ def prepared(words: Sequence[str]) -> list[str]:
     grammar does not allow. Quotes for Hydra (key='...') are understood, too. Raises UserError for a name that does not
     exist, for `~name`, and for a word that is no setting.
     """
-    line, made, value_follows = _CommandLine(words), [], False
+    line, options, made, value_follows = _CommandLine(words), [], [], False
     for word in words:
         if word.startswith("-") or value_follows:
             option = word.partition("=")[0]
             if not value_follows and ("=" in word or word[1:2] == "-") and option not in HYDRA_WITH_VALUE + HYDRA_ALONE:
                 raise UserError(f"{word} is no option; a setting has no dashes in front: {word.lstrip('-')}")
-            value_follows = word in HYDRA_WITH_VALUE
-            made.append(word)
+            value_follows = word in HYDRA_WITH_VALUE and not value_follows
+            options.append(word)
         else:
             made.append(line.for_hydra(_split(word)))
-    return made
+    return options + made  # argparse takes no settings behind an option that stands behind settings
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,7 @@ class _CommandLine:
         self.is_sweep = any(word in ("-m", "--multirun") for word in words)
         self.defaults, self.mappings = defaults_of(words)
         self.given: dict[str, str] = {}
+        self.recipes = [name for word in words if word.startswith("recipe=") for name in word[7:].split(",")]
 
     def for_hydra(self, one: Override) -> str:
         if one.key.startswith("hydra.") or (CONF / one.key).is_dir():
@@ -188,10 +189,24 @@ class _CommandLine:
         if one.key.startswith("recipe.driver.") and one.key != "recipe.driver.system":
             raise UserError(f"{one.key} belongs to the recipe and is no setting: change it in its file in conf/recipe/")
         if one.key in self.defaults or one.key in self.mappings or one.key == "recipe.driver.system":
+            self._is_heeded(one)
             return
         if one.key in OLD_NAMES_OF_MODE and "recipe.mode" in self.defaults:
             raise UserError(f"{one.key} is called recipe.mode now: recipe.mode={one.value}")
         raise UserError(_no_such_setting(one.word, one.key, [*self.defaults, *self.mappings]))
+
+    def _is_heeded(self, one: Override) -> None:
+        """Raises UserError for a cap on rows or steps that no program of the recipe looks at."""
+        group, _, name = one.key.partition(".")
+        if group != "scale" or name == "max_workers" or one.value == "null":
+            return
+        for recipe in self.recipes:
+            programs = [path for path in (ROOT / "recipes" / recipe).glob("*.py") if path.name != "test_recipe.py"]
+            if programs and not any(name in path.read_text() for path in programs):
+                raise UserError(
+                    f"{one.word}: recipe={recipe} knows no such cap, and would take no notice; how much it does is "
+                    f"said by scale=smoke|default|bench, the dataset's settings and those in conf/recipe/{recipe}.yaml"
+                )
 
     def _once(self, one: Override) -> None:
         """Raises UserError when the key was given before, with another value."""
@@ -238,4 +253,15 @@ def _no_such_setting(word: str, key: str, names: Sequence[str]) -> str:
         name for name in names if "." not in name
     )
     hint = f"; did you mean {near[0]}?" if near else "."
+    if others := _choices_with(key):
+        hint = f" with this choice; {' and '.join(others)} {'has' if len(others) == 1 else 'have'} it."
     return f"{word.lstrip('+')}: there is no setting {key}{hint} There are: {', '.join(there)}"
+
+
+def _choices_with(key: str) -> list[str]:
+    """The choices of a group (data=image_folder) that have the setting (data.path), but the recipes."""
+    group = key.partition(".")[0]
+    if group == "recipe" or not (CONF / group).is_dir():
+        return []
+    choices = [f"{group}={path.stem}" for path in sorted((CONF / group).glob("*.yaml"))]
+    return [choice for choice in choices if key in defaults_of([choice])[0]]

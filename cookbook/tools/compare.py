@@ -17,7 +17,7 @@ from rich.table import Table
 from cookbook import ROOT, UserError, run_folder
 from cookbook.report import pages
 from cookbook.report.console import console, print_table
-from cookbook.settings import choices, overrides
+from cookbook.settings import choices, compose_recipe
 from cookbook.words import run_program
 
 ALIKE = ("seed", "num_epochs", "global_batch_size", "max_rows", "max_steps", "data_dir")  # what makes a comparison fair
@@ -38,7 +38,7 @@ def compare(entries: Sequence[str], common: Iterable[str], root: str = "outputs"
         name, *own = entry.split(":")
         words = [f"recipe={name}", *own, *common]
         choices.check_choices(words)
-        overrides.prepared(words)  # a mistake is an error now, not after the first run
+        compose_recipe(name, words[1:])  # a mistake is an error now, not after the first run
         planned.append((entry.replace("recipe.", ""), words))
     folder = Path(root).absolute() / "compare" / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     members: list[Member] = []

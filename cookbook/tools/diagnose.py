@@ -28,7 +28,7 @@ def diagnose(run: str | Path, patience_seconds: float = PATIENCE_SECONDS) -> str
     folder = Path(run).resolve()
     content = run_folder.load(folder)
     if not content:
-        raise UserError(f"RUN={run}: expected the folder of a run, such as outputs/pytorch/latest")
+        raise UserError(run_folder.no_run("RUN", run))
     if not _goes_on(folder):
         page = folder / "diagnosis.html"
         told = f"; the diagnosis that was made while it went on is {page}" if page.exists() else ""

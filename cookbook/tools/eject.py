@@ -7,7 +7,8 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from cookbook.prepare.environments import lock_of
 from cookbook.prepare.tools import PYTHON
 from cookbook.words import run_program
 
-HERE = "/HERE"  # stands for the copy's folder until the command is a template
-COUNT = 104_729  # stands for the number of workers until then
+HERE = "/HE RE"  # stands for the copy's folder until the command is a template; the blank brings quotes around it
+ALWAYS = ("seed", "output_dir", "checkpoint_dir")  # settings that each copy has; of the others those that it reads
+COUNTS = (1_000_000, 2_000_000, 1_000_001)  # of workers: what they do to the command's numbers makes it a template
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class Copied:
     """What of a recipe goes into its copy."""
 
     recipe: str
-    process: Process  # the command that starts it here
+    process: Process  # what starts it here
+    command: str  # what starts it in the copy, as a Makefile has it
+    fixed: frozenset[str]  # settings that this command was made from
     num_workers: int
     lock: Path
     builder: str | None  # of its dataset
@@ -39,25 +43,30 @@ class Copied:
     def source(self) -> Path:
         return ROOT / "recipes" / self.recipe
 
-    def as_template(self, text: str) -> str:
-        """The text for a Makefile. A dollar sign is doubled, or make would take it for a variable."""
-        variables = {str(self.source): "$(CURDIR)", HERE: "$(CURDIR)", str(COUNT): "$(NUM_WORKERS)"}
-        text = text.replace("$", "$$")
-        for value, variable in variables.items():
-            text = text.replace(value, variable)
-        return text
+    def programs(self) -> str:
+        """The text of all programs of the copy."""
+        paths = [path for path in self.source.glob("*.py") if path.name != "test_recipe.py"]
+        return "".join(path.read_text() for path in paths)
 
-    @property
-    def scripts(self) -> dict[str, str]:
-        """{name: content} of the scripts that the command starts."""
-        # Horovod's lists two hosts with half of the workers each, the first half rounded up.
-        halves = [(str(-(-number // 2)), str(number // 2)) for number in (COUNT, self.num_workers)]
-        found = {}
-        for path, content in self.process.files.items():
-            for before, now in zip(*halves, strict=True):
-                content = content.replace(before, now)
-            found[Path(path).name] = content
-        return found
+    def typed(self, folder: str) -> str:
+        """What starts the copy in `folder`, as one types it."""
+        return at(self.process, self.source, folder).shell_command
+
+
+class Noted(dict[str, Any]):
+    """Settings that note which of them were asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
 
 
 def eject(recipe: str, to: str | Path, overrides: Sequence[str] = ()) -> Path:
@@ -77,19 +86,23 @@ def eject(recipe: str, to: str | Path, overrides: Sequence[str] = ()) -> Path:
         )
     flat = settings.worker_settings(config, f"dataset/{config['data']['builder']}", "outputs/run")
     copied = what_to_copy(recipe, config)
+    if not config["data"]["builder"]:
+        del flat["data_dir"]
+    programs = copied.programs()
+    flat = {k: v for k, v in flat.items() if k in ALWAYS or re.search(rf"\b{k}\b", programs)}
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(copied.source, partial, ignore=shutil.ignore_patterns("README.md", "__pycache__"))
-    (partial / "dataset").mkdir()
     for folder, files in (("", modules_of(copied)), ("dataset", builder_files(copied))):
         for file in files:
+            (partial / folder).mkdir(exist_ok=True)
             shutil.copy(file, partial / folder)
-    (partial / "config.yaml").write_text(settings.commented_yaml(flat, choices))
-    for name, text in rendered(copied).items():
+    (partial / "config.yaml").write_text(settings.commented_yaml(flat, choices, copied.fixed))
+    for name, text in rendered(copied, flat, overrides).items():
         (partial / name).write_text(text)
-    for name, content in copied.scripts.items():
-        (partial / name).write_text(content)
-        (partial / name).chmod(0o755)
+    for path, content in copied.process.files.items():
+        (partial / Path(path).name).write_text(content)
+        (partial / Path(path).name).chmod(0o755)
     if target.exists():
         target.rmdir()
     partial.rename(target)
@@ -98,16 +111,59 @@ def eject(recipe: str, to: str | Path, overrides: Sequence[str] = ()) -> Path:
 
 def what_to_copy(recipe: str, config: Settings) -> Copied:
     num_workers, data = config["cluster"]["num_workers"], config["data"]
-    counted = {**config, "cluster": {**config["cluster"], "num_workers": COUNT}}
-    job = Job(counted, ROOT / "recipes" / recipe, Path(HERE, ".venv/bin/python"), Path(HERE))
-    (process,) = systems.load(job.system).on_local(job)
+    noted = Noted(config["recipe"])
+
+    def process(count: int) -> Process:
+        counted = {**config, "recipe": noted, "cluster": {**config["cluster"], "num_workers": count}}
+        job = Job(counted, ROOT / "recipes" / recipe, Path(HERE, ".venv/bin/python"), Path(HERE))
+        (made,) = systems.load(job.system).on_local(job)
+        return made
+
+    source = ROOT / "recipes" / recipe
+    command = as_template([at(process(count), source, HERE).shell_command for count in COUNTS])
+    here, asked = process(num_workers), (noted.asked | {"num_workers", "mode"}) - {"driver"}
     parameters = dict(data["parameters"])
     if "download_dir" in parameters:
         parameters["download_dir"] = "dataset/downloads"
     if parameters.get("path") and "://" not in parameters["path"]:
         parameters["path"] = str(Path(parameters["path"]).expanduser().absolute())
     lock = lock_of(recipe, config["recipe"]["driver"].get("variant"))
-    return Copied(recipe, process, num_workers, lock, data["builder"], parameters)
+    return Copied(
+        recipe, here, command, frozenset(asked & noted.keys()), num_workers, lock, data["builder"], parameters
+    )
+
+
+def at(process: Process, source: Path, folder: str) -> Process:
+    """The process with the copy in `folder`."""
+
+    def there(text: str) -> str:
+        return text.replace(str(source), folder).replace(HERE, folder)
+
+    variables = {name: there(value) for name, value in process.environment.items()}
+    return replace(process, argv=[there(word) for word in process.argv], environment=variables)
+
+
+def as_template(commands: Sequence[str]) -> str:
+    """One command for a Makefile, of those for the numbers of workers in COUNTS.
+
+    A number that changes with them becomes a formula of NUM_WORKERS. A dollar sign is doubled, or make would take it
+    for a variable.
+    """
+    made = []
+    for parts in zip(*(re.split(r"(\d+)", text) for text in commands), strict=True):
+        if len(set(parts)) == 1:
+            made.append(parts[0].replace("$", "$$"))
+            continue
+        small, large, odd = map(int, parts)
+        slope = Fraction(large - small, COUNTS[1] - COUNTS[0])
+        more = small - slope * COUNTS[0]
+        formula = "$(NUM_WORKERS)"
+        if slope.denominator > 1:  # workers on two nodes: the half, rounded up or down
+            up = " + 1" if odd > slope * COUNTS[2] + more else ""
+            formula = f"({formula}{up}) / {slope.denominator}"
+        formula += (f" * {slope.numerator}" if slope.numerator > 1 else "") + (f" + {more}" if more else "")
+        made.append(formula if formula == "$(NUM_WORKERS)" else f"$(shell echo $$(( {formula} )))")
+    return "".join(made).replace(HERE, "$(CURDIR)")
 
 
 def modules_of(copied: Copied) -> list[Path]:
@@ -124,8 +180,9 @@ def builder_files(copied: Copied) -> Iterable[Path]:
     return datasets.builder_files(copied.builder) if copied.builder else ()
 
 
-def rendered(copied: Copied) -> dict[str, str]:
+def rendered(copied: Copied, flat: Settings, overrides: Sequence[str]) -> dict[str, str]:
     """{name: text} of the files that are made from templates: the Makefile and its like."""
+    counts = ["num_epochs", "num_iterations", "budget_epochs", "num_trees", "num_clusters"]
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ROOT / "cookbook/tools/eject_templates"),
         undefined=jinja2.StrictUndefined,
@@ -137,14 +194,18 @@ def rendered(copied: Copied) -> dict[str, str]:
         "num_workers": copied.num_workers,
         "python": PYTHON,
         "lock": copied.lock.name,
-        "command": copied.as_template(copied.process.shell_command),
+        "command": copied.command,
+        "typed": copied.typed("."),
+        "fixed": sorted(copied.fixed & flat.keys()),
+        "in_command": sorted(copied.fixed - {"num_workers"}),
+        "example": next(f"{name}=3" for name in counts if name in flat),
+        "changed": shlex.join(overrides),
         "builder": copied.builder,
         "parameters": " ".join(
             shlex.quote(word).replace("$", "$$") for word in datasets.as_arguments(copied.parameters)
         ),
         "builds": (copied.source / "build_wheels.py").exists(),
         "overrides": (copied.source / "overrides.txt").exists(),
-        "scripts": list(copied.scripts),
     }
     names = templates.list_templates()
     return {name.removesuffix(".j2"): templates.get_template(name).render(values) for name in names}
@@ -155,7 +216,7 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit('usage: make eject RECIPE=horovod TO=../mine [ARGS="recipe.num_epochs=3 data=images"]')
     target = eject(argv[0], argv[1], argv[2:])
     print(f"{target}: " + ", ".join(sorted(path.name for path in target.iterdir())))
-    print(f"next: cd {target} && make setup run test")
+    print(f"next: cd {shlex.quote(str(target))} && make setup run{'' if argv[2:] else ' test'}")
 
 
 if __name__ == "__main__":

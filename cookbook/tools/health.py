@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from cookbook import ROOT, recipes, require_recipe, run_folder
+from cookbook import ROOT, UserError, recipes, require_recipe, run_folder
 from cookbook.files import write_whole
 from cookbook.prepare.environments import lock_of, pins
 from cookbook.report import pages
@@ -147,6 +147,8 @@ def main(argv: Sequence[str]) -> int:
     if command == "record" and len(words) >= 2:
         recipe, history, *overrides = words
         require_recipe(recipe)
+        if not history or Path(history).is_dir():  # said now, not after the run
+            raise UserError(f"HISTORY={history}: expected a file for the history, such as HISTORY=history.jsonl")
         return record(recipe, os.path.abspath(history), overrides)
     if command != "page" or len(words) != 2 or not all(words):
         raise SystemExit(

@@ -175,7 +175,7 @@ def newest(root: Path) -> Path:
 def server(folder: Path, port: int) -> ThreadingHTTPServer:
     """A server of the page, not started yet. `port`: 0 for any that is free. Raises UserError."""
     if not run_folder.load(folder):
-        raise UserError(f"RUN={folder}: expected the folder of a run, such as outputs/pytorch/latest")
+        raise UserError(run_folder.no_run("RUN", folder))
     if not 0 <= port <= 65535:
         raise UserError(f"PORT={port}: expected a number from 1 to 65535, or 0 for any that is free")
     try:
