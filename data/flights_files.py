@@ -560,7 +560,7 @@ def quoted(name):
 
 def wrong_type(ours, kind, is_shared=False):
     """Why a column of a Parquet file cannot be what it is taken for, or None. `is_shared`: it is a date or a clock."""
-    if is_shared and kind.startswith(("date", "timestamp")):
+    if is_shared and kind.startswith(("date", "time")):
         return "which has a zone; expected the airport's own clock, without one" if "tz=" in kind else None
     kind = re.sub(r"^dictionary<values=(.+?), indices=.*$", r"\1", kind)
     number = re.fullmatch(r"u?int\d+|float|double|halffloat|decimal\d*\(.*\)", kind)

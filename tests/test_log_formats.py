@@ -266,7 +266,7 @@ def test_parts_of_lines_are_noted(tmp_path):
 
 
 def test_a_file_with_w3c_columns_is_of_no_other_format(tmp_path):
-    row = '2025-03-29 22:00:00 /a "Moz illa" 200'
+    row = '2025-03-29 22:00:00 /a Moz illa 200'
     (tmp_path / "a.log").write_bytes(content(["#Fields: date time cs-uri-stem cs(User-Agent) sc-status", *[row] * 9]))
     with pytest.raises(DatasetError, match="no named format fits"):
         built(tmp_path, "auto")
@@ -1367,6 +1367,36 @@ def test_stack_traces_below_lines_that_only_begin_with_a_time(tmp_path, stamp):
     assert (fields["level"], fields["message"]) == ("ERROR", "\n".join(["request 1", *trace]))
     assert logformat.fit(fmt, lines)[0] == 1.0
     assert not built(tmp_path, entry["name"], event_start=None)["entry"]["start"]
+
+
+def test_a_number_under_a_key_of_another_case_counts_something_else(tmp_path):
+    """Traefik's Duration is in nanoseconds."""
+    line = {"RequestPath": "/a", "DownstreamStatus": 200, "Duration": 1463000, "StartUTC": "2025-03-29T22:00:00Z"}
+    write(tmp_path / "a.log", [json.dumps(line)] * 30)
+    entry = built(tmp_path)["entry"]
+    got, _ = logformat.parse(logformat.from_dict(entry), json.dumps(line))
+    assert (entry["name"], got["path"], got["request_time"]) == ("json_access", "/a", None)
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("2025-03-29T22:{k:02d}:00+01:00 ERR github.com/a/x.go:54 > no", "log4j"),  # ERR is no host
+        ("Mar 29 22:{k:02d}:00 CEST web01 app[1]: x", None),  # nor is CEST
+        ("2025-03-29 22:{k:02d}:00,123 CEST [1] x", None),
+        ("2025-03-29 22:{k:02d}:00,5,7,x", None),  # a table: 5 is no fraction
+        ("2025-03-29 22:{k:02d}:00:123 x", None),
+        ("2025-03-29 22:{k:02d}:00.12|CEST x", "iso_lines"),
+        ("192.0.2.1 - - [29/Mar/2025:22:{k:02d}:00 +0000] \"GET /a HTTP/1.1\" 200 5 \"-\" \"curl\" 51 78", "combinedio"),
+    ],
+)
+def test_words_that_look_like_other_things(tmp_path, line, name):
+    write(tmp_path / "a.log", each(line))
+    if name:
+        assert built(tmp_path)["format"] == name
+    else:
+        with pytest.raises(DatasetError, match="no named format fits"):
+            built(tmp_path)
 
 
 def test_whole_request_times_of_json_have_no_unit_either(tmp_path):

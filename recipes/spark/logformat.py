@@ -6,6 +6,7 @@ Needs no Spark, so the dataset's builder uses it to look at the first lines of e
 """
 
 import calendar
+import contextlib
 import functools
 import json
 import re
@@ -53,6 +54,8 @@ TIMES = {  # how a time may be written; all pieces are groups, those that it lac
 _DAY_HOUR = r"(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[01]\d|2[0-3])"
 # Counts of 100 ns since 1601 (Windows) or since year 1 (.NET) of this century are no nanoseconds of 1974 or 1990.
 _TICKS = r"1[2-5]\d{16}|6[34]\d{16}"
+QUOTED_WORDS = r'(?:^| )("[^"]*"(?= |$)|[^ ]*)'  # of W3C lines, where texts with blanks may be quoted
+QUOTED_WORD = r'^"([^"]*)"$'
 PACKED_DATE = (
     rf"(?:20\d\d{_DAY_HOUR}(?:[0-5]\d)?|[2-9]\d{_DAY_HOUR}[0-5]\d|\d\d{_DAY_HOUR}[0-5]\d[0-5]\d|{_TICKS})(?:\.\d*)?"
 )
@@ -559,8 +562,11 @@ def _json(fmt, line, columns):
             value = str(value).lower()
         if name == "time" and isinstance(value, dict) and value.keys() == {"$date"}:  # MongoDB's
             value = value["$date"]
-        if name == "time" and isinstance(value, str) and re.fullmatch(r"\d\.\d+[eE]\d{1,2}", value, re.ASCII):
+        if name == "time" and isinstance(value, str) and re.fullmatch(r"\d\.\d+[eE]\+?\d{1,2}", value, re.ASCII):
             value = f"{Decimal(value):f}"
+        if fmt.name == "journald" and isinstance(value, list):  # a message with colours or odd bytes
+            with contextlib.suppress(TypeError, ValueError):
+                value = bytes(map(int, value)).decode(errors="replace")
         day = made.get("date") if name == "time" and "date" in keys else None
         if isinstance(value, str) and isinstance(day, str) and re.search(python(CLOCK_ALONE), value, re.ASCII):
             value = f"{day} {value}"
@@ -600,7 +606,11 @@ def with_keys(fmt, lines):
             return key
         return spelt.get(key.lower()) or spelt.get(outer.lower(), outer) + dot + inner
 
-    return replace(fmt, json={name: list(dict.fromkeys(map(spell, keys))) for name, keys in fmt.json.items()})
+    # A number under a key of another case counts something else: Traefik's Duration, nanoseconds.
+    spelt_keys = {
+        name: keys if name in NUMBERS else list(dict.fromkeys(map(spell, keys))) for name, keys in fmt.json.items()
+    }
+    return replace(fmt, json=spelt_keys)
 
 
 def without_time(fmt, lines):
@@ -615,9 +625,13 @@ def without_time(fmt, lines):
 
 
 def _w3c(fmt, line, columns):
-    words = re.split("\t" if "\t" in line else " ", line.rstrip(" \t"))
+    line = line.rstrip(" \t")
+    words = re.split("\t" if "\t" in line else " ", line)
     if not columns:
         return None, "there is no '#Fields:' line before it"
+    if len(words) > len(columns) and "\t" not in line:
+        words = re.findall(QUOTED_WORDS, line)
+    words = [re.sub(QUOTED_WORD, r"\1", word) for word in words]
     if len(words) != len(columns):
         return None, f"has {'more' if len(words) > len(columns) else 'fewer'} columns than the '#Fields:' line"
     return {fmt.w3c[column]: word for column, word in zip(columns, words, strict=True) if column in fmt.w3c}, None
