@@ -26,7 +26,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _common import DatasetError, every_file, printable, refuse_tables, run_builder, same_bytes, same_file
+from _common import DatasetError, every_file, pointer_of, printable, refuse_tables, run_builder, same_bytes, same_file
 from flights import build as build_tables
 
 NUMBERS = ["year", "month", "day", "hour", "minute", "distance", "dep_delay", "arr_delay"]
@@ -353,6 +353,8 @@ def how_to_read(file, names, folder_columns, settings):
     size = file.stat().st_size
     if not size:
         return None
+    if pointer := pointer_of(file):
+        raise CannotBeRead(pointer)
     made = {
         "path": str(file),
         "bytes": size,

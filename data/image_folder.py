@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from _common import DatasetError, every_file, image_manifest, printable, run_builder, save_images, stratified_split
+from _common import DatasetError, every_file, image_manifest, pointer_of, printable, run_builder, save_images, stratified_split
 
 try:
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -290,7 +290,7 @@ def decode(path, size, channels, background):
     with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as picture:
         remarks = ["of several frames the first one was taken"] if getattr(picture, "is_animated", False) else []
         picture.load()
-        kind = picture.format
+        kind, turned_over = picture.format, white_is_zero(picture)
         if picture.mode.startswith("I;16") and picture.getextrema()[1] < 1 << 12:
             remarks.append(
                 "of 16 bits, but darker than a sixteenth of white, so hardly anything is left of them in 8 bits: if "
@@ -301,13 +301,21 @@ def decode(path, size, channels, background):
         except Exception:
             remarks.append("which side is up cannot be read (EXIF is damaged): taken as it is stored")
         picture = eight_bits(picture, kind)
+        picture = ImageOps.invert(picture) if turned_over else picture
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
+            if not picture.getchannel("A").getbbox():
+                remarks.append("wholly transparent, so nothing of them is seen")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, (background,) * 3 + (255,)), picture)
         if picture.mode not in ("L", "1"):
             picture = picture.convert("RGB")
         picture = picture.convert("L" if channels == 1 else "RGB").resize((size, size), Image.BILINEAR)
         return np.asarray(picture, np.uint8).reshape(size, size, channels), remarks
+
+
+def white_is_zero(picture):
+    """Whether a TIFF of 16 bits has white as 0, as X-rays may have: Pillow turns over those of 8 bits only."""
+    return picture.mode.startswith("I;16") and picture.format == "TIFF" and picture.tag_v2.get(262) == 0
 
 
 def eight_bits(picture, kind):
@@ -338,7 +346,7 @@ def read_pictures(root, chosen, classes, size, channels, background):
                 labels.append(label)
                 remarks.update(said)
             except Exception as error:
-                unreadable.append({"file": printable(inside), "reason": "unreadable: " + reason_of(error)})
+                unreadable.append({"file": printable(inside), "reason": "unreadable: " + reason_of(error, root / inside)})
             if number % 2000 == 0:
                 print(f"image_folder: {printable(name)}: {number:,} of {len(paths):,} files", flush=True)
     images = np.array(images, np.uint8).reshape(-1, size, size, channels)
@@ -352,9 +360,13 @@ def such_as(entries):
     )
 
 
-def reason_of(error):
+def reason_of(error, path):
     if isinstance(error, UnidentifiedImageError):
-        return "no picture, or damaged at its beginning"
+        with open(path, "rb") as content:
+            begin = content.read(12)
+        if re.fullmatch(rb".{4}ftyp(hei|hev|mif|msf).", begin, re.DOTALL):
+            return "it is HEIC, which is not read: convert it to PNG or JPEG"
+        return pointer_of(path) or "no picture, or damaged at its beginning"
     return getattr(error, "strerror", None) or printable(str(error)) or type(error).__name__
 
 

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from glob import glob, has_magic
 from pathlib import Path
 
-from _common import DatasetError, run_builder, same_bytes, same_file
+from _common import DatasetError, pointer_of, run_builder, same_bytes, same_file
 
 HERE = Path(__file__).resolve().parent
 # Reads: recipes/spark/formats.yaml recipes/spark/logformat.py
@@ -418,8 +418,8 @@ def problem_of(file):
     try:
         with open(file, "rb") as content:
             begin = content.read(6)
-        if not begin:
-            return None
+        if not begin or (pointer := pointer_of(file)):
+            return pointer if begin else None
         for magic, suffix in FOREIGN.items():
             if begin.startswith(magic) and ending(file.name) != suffix:
                 how = (

@@ -847,6 +847,7 @@ def test_what_the_builder_refuses(tmp_path, files, name, text):
         ("a.log", bytes(3000) + "\n".join(access(5)).encode(), "a.log: begins with zeros"),
         ("a.log", gzip.compress(b"x\n", mtime=0), "a.log: is packed as .gz"),
         ("a.log.gz", b"plain text\n", "a.log.gz: Not a gzipped file"),
+        ("a.log", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "a.log: it is a pointer of Git LFS"),
     ],
 )
 def test_files_that_spark_would_misread_are_refused_by_name(tmp_path, name, content, text):

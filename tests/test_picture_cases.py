@@ -472,6 +472,27 @@ def test_sixteen_bits_of_which_eight_keep_hardly_anything_are_noted(tmp_path, bu
     assert [note[:27] for note in build()[0]["notes"] if "bits" in note] == ["6 pictures: of 16 bits, but"] * noted
 
 
+def test_sixteen_bits_of_which_white_is_zero(tmp_path):
+    """As X-rays may have it (TIFF's PhotometricInterpretation of 0)."""
+    values = np.full((24, 24), 65535, np.uint16)
+    values[12:] = 0
+    Image.fromarray(values).save(tmp_path / "x.tif", tiffinfo={262: 0})
+    image = decoded(tmp_path / "x.tif")
+    assert (image[4] == 0).all() and (image[20] == 255).all()
+
+
+def test_what_is_left_out_or_seen_of_says_why(tmp_path, build):
+    fill(tmp_path / "in/cat", RED, 9)
+    fill(tmp_path / "in/dog", BLUE, 9)
+    (tmp_path / "in/cat/a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    (tmp_path / "in/dog/a.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n")
+    Image.new("RGBA", (12, 10), (230, 30, 30, 0)).save(tmp_path / "in/dog/b.png")
+    manifest, _ = build()
+    assert "it is HEIC, which is not read" in left_out(manifest)["cat/a.jpg"]
+    assert "it is a pointer of Git LFS" in left_out(manifest)["dog/a.jpg"]
+    assert "1 pictures: wholly transparent, so nothing of them is seen" in manifest["notes"]
+
+
 def test_sixteen_bits_with_a_transparent_value(tmp_path):
     values = np.full((24, 24), 40000, np.uint16)
     values[:8] = 5
