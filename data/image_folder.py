@@ -19,7 +19,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from _common import DatasetError, every_file, image_manifest, pointer_of, printable, run_builder, save_images, stratified_split
+from _common import (
+    DatasetError,
+    every_file,
+    image_manifest,
+    pointer_of,
+    printable,
+    run_builder,
+    save_images,
+    stratified_split,
+)
 
 try:
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -346,7 +355,9 @@ def read_pictures(root, chosen, classes, size, channels, background):
                 labels.append(label)
                 remarks.update(said)
             except Exception as error:
-                unreadable.append({"file": printable(inside), "reason": "unreadable: " + reason_of(error, root / inside)})
+                unreadable.append(
+                    {"file": printable(inside), "reason": "unreadable: " + reason_of(error, root / inside)}
+                )
             if number % 2000 == 0:
                 print(f"image_folder: {printable(name)}: {number:,} of {len(paths):,} files", flush=True)
     images = np.array(images, np.uint8).reshape(-1, size, size, channels)

@@ -266,7 +266,7 @@ def test_parts_of_lines_are_noted(tmp_path):
 
 
 def test_a_file_with_w3c_columns_is_of_no_other_format(tmp_path):
-    row = '2025-03-29 22:00:00 /a Moz illa 200'
+    row = "2025-03-29 22:00:00 /a Moz illa 200"
     (tmp_path / "a.log").write_bytes(content(["#Fields: date time cs-uri-stem cs(User-Agent) sc-status", *[row] * 9]))
     with pytest.raises(DatasetError, match="no named format fits"):
         built(tmp_path, "auto")
@@ -305,6 +305,46 @@ def test_nginxs_own_log_format_line():
         "shop.example",
     )
     assert got["upstream_response_time"] == "0.1, 0.2"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "expected"),
+    [
+        (
+            """log_format j '{"t":"$time_iso8601","http":{"u":"${request_uri}","s":$status},"h":"$host"}';""",
+            '{"t":"2025-03-29T22:00:00Z","http":{"u":"/a","s":404},"h":"shop"}',
+            {"path": "/a", "status": 404, "host": "shop"},
+        ),
+        (
+            """log_format j '{"t":"$msec","r":"$request_method $uri $server_protocol","url":"$host$request_uri"}';""",
+            '{"t":"1743285660.5","r":"GET /a HTTP/1.1","url":"shop/a"}',
+            {"path": "/a", "method": "GET", "host": None},  # the host and the path together are no host
+        ),
+        (
+            'log_format x "$remote_addr [$time_local] \\"$request\\" " "$status";',
+            '192.0.2.1 [29/Mar/2025:22:00:00 +0000] "GET /a HTTP/1.1" 200',
+            {"client": "192.0.2.1", "path": "/a", "status": 200},
+        ),
+        (
+            "$http_x_forwarded_for $remote_addr [$time_local] $request_uri",
+            "203.0.113.7, 10.0.0.1 192.0.2.1 [29/Mar/2025:22:00:00 +0000] /a",
+            {"client": "192.0.2.1", "http_x_forwarded_for": "203.0.113.7, 10.0.0.1", "path": "/a"},
+        ),
+    ],
+)
+def test_log_formats_as_people_write_them(text, line, expected):
+    got, reason = logformat.parse(logformat.resolve(text), line)
+    assert (reason, {name: got.get(name) for name in expected}) == (None, expected)
+
+
+def test_a_log_format_of_json_that_lacks_what_is_needed():
+    for text, said in (
+        ("""log_format j '{"t":"$time_iso8601","s":$status}';""", "but has no $request"),
+        ("""log_format j '{"a":{"b":{"u":"$request_uri"}},"t":"$msec"}';""", "an object in an object (a.b)"),
+    ):
+        with pytest.raises(logformat.FormatError) as error:
+            logformat.resolve(text)
+        assert said in str(error.value)
 
 
 def test_adjoining_variables_and_tabs_of_a_log_format():
@@ -1319,6 +1359,7 @@ def test_what_was_asked_for_and_is_not_there_is_named(tmp_path, path, text):
         (r"^(?<date>\S+) (?<clock>\S+) (?<message>.*)$", "CEST x", "'CEST'"),
         (r"^(?<time>\S+) (?<message>.*)$", "x", "'10:00:00'"),  # what the error proposes where no format fits
         (r"^(?<date>\S+) (?<message>.*)$", "x", "'10:00:00'"),
+        (r"^(?<time>\S+ \S+) \S+ (?<message>.*)$", "Europe/Berlin x", "'Europe/Berlin'"),
         (r"^(?<time>\S+ \S+ \S+) (?<message>.*)$", "+0200 x", None),
         (r"^(?<time>\S+ \S+) (?<zone>\S+) (?<message>.*)$", "+0200 x", None),
         (r"^(?<time>\S+ \S+) (?<message>.*)$", "POST /a", None),
@@ -1388,7 +1429,7 @@ def test_a_number_under_a_key_of_another_case_counts_something_else(tmp_path):
         ("2025-03-29 22:{k:02d}:00,5,7,x", None),  # a table: 5 is no fraction
         ("2025-03-29 22:{k:02d}:00:123 x", None),
         ("2025-03-29 22:{k:02d}:00.12|CEST x", "iso_lines"),
-        ("192.0.2.1 - - [29/Mar/2025:22:{k:02d}:00 +0000] \"GET /a HTTP/1.1\" 200 5 \"-\" \"curl\" 51 78", "combinedio"),
+        ('192.0.2.1 - - [29/Mar/2025:22:{k:02d}:00 +0000] "GET /a HTTP/1.1" 200 5 "-" "curl" 51 78', "combinedio"),
     ],
 )
 def test_words_that_look_like_other_things(tmp_path, line, name):

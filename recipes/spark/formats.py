@@ -252,9 +252,9 @@ def parse_json(lines, fmt):
     if "time" in raw:  # a column of its own: many patterns look at it
         date = F.regexp_replace(raw["time"], r'^\{"\$date":"?([^"{}]*)"?\}$', "$1")  # MongoDB's
         # A number with a point, which Spark writes as 1.7432856605E9.
-        digits = F.when(date.rlike(r"^\d\.\d+[eE]\+?\d{1,2}$"), date.try_cast("decimal(28,9)").cast("string")).otherwise(
-            date
-        )
+        digits = F.when(
+            date.rlike(r"^\d\.\d+[eE]\+?\d{1,2}$"), date.try_cast("decimal(28,9)").cast("string")
+        ).otherwise(date)
         if "date" in keys:
             day = F.col("object").getField("date")
             digits = F.when(digits.rlike(java(CLOCK_ALONE)), F.concat_ws(" ", day, digits)).otherwise(digits)

@@ -331,23 +331,22 @@ JSON_FIELDS = {
     "bytes_sent": "bytes",
 }
 REQUEST = r"^([A-Za-z][A-Za-z_-]*) ([^\r\n]*?)(?: HTTP/\d(?:\.\d)?)?$"  # under a key of JSON
+WHOLE_REQUEST = r"\$\{?request_method\}? \$\{?(?:request_)?uri\}? \$\{?server_protocol\}?"
 ESCAPED = {"t": "\t", '"': '"', "'": "'", "\\": "\\"}  # what nginx reads \\t and others as
 CLF = r"(?<day>\d{1,2})/(?<month>[A-Z][a-z]{2})/(?<year>\d{4}):(?<clock>[\d:]{8}) (?<zone>[+-]\d{4})"
 
 
 def from_log_format(text):
     """nginx's `log_format name 'string' 'string';`, or the string alone."""
-    quoted = re.findall(r"'((?:[^'\\]|\\.)*)'", text) if text.startswith("log_format") else []
-    string = "".join(quoted) if quoted else re.sub(r"^log_format\s+\S+\s+|;$", "", text)
+    string = re.sub(r"^log_format\s+\S+\s+(?:escape=\w+\s+)?|;$", "", text)
+    if text.startswith("log_format") and string[:1] in ("'", '"'):
+        quoted = re.findall(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""", string, re.S)
+        string = "".join(map("".join, quoted))
     if unknown := [found for found in re.findall(r"\\(.)", string, re.S) if found not in ESCAPED]:
         raise FormatError(f"format={text!r}: \\{unknown[0]} is not understood; nginx knows " + r"\t \" \' and \\")
     string = re.sub(r"\\(.)", lambda found: ESCAPED[found[1]], string, flags=re.S)
     if string.lstrip().startswith("{"):
-        keys = {value: key for key, value in re.findall(r'"([^"]+)"\s*:\s*"?\$(\w+)', string)}
-        fields = {}
-        for variable, key in keys.items():
-            fields.setdefault(JSON_FIELDS.get(variable, variable), [key])
-        return Format("log_format", "nginx's log_format, JSON", json=fields, time="any")
+        return from_json_format(text, re.sub(WHOLE_REQUEST, "$request", string))
     pattern, seen = "", set()
     for literal, variable in re.findall(r"([^$]*)(?:\$\{?(\w+)\}?|$)", string):
         pattern += re.escape(literal).replace("\\ ", " ")
@@ -358,7 +357,7 @@ def from_log_format(text):
             part = VARIABLES[variable]
         elif pattern.endswith('"'):
             part = rf'(?<{variable}>[^"]*)'
-        elif variable.startswith("upstream_"):
+        elif variable.startswith("upstream_") or variable == "http_x_forwarded_for":
             part = rf"(?<{variable}>[^\s\"]*(?: ?[,:] +[^\s\"]+)*)"  # 0.1, 0.2 : 0.3
         else:
             end = re.escape(rest[:1]) if rest[:1] in "]),;|" else ""
@@ -369,13 +368,35 @@ def from_log_format(text):
                 part = part.replace(f"(?<{name}>", "(?:")
             seen.add(name)
         pattern += part
+    check_log_format(text, seen)
+    kind = "iso" if "time" in seen else ""
+    return Format("log_format", "nginx's log_format", rf"^{pattern}\s*$", time=kind, escapes=True)
+
+
+def from_json_format(text, string):
+    """A log_format that writes a JSON object. A key whose value is more than one variable is no field."""
+    fields, inside = {}, []
+    string = string.strip().removeprefix("{")
+    string = re.sub(r"\$\{(\w+)\}", r"$\1", string)
+    for key, variable, ends in re.findall(r'"([^"]+)"\s*:\s*(?:\{|"?\$(\w+)"?(?=\s*[,}]))|(\})', string):
+        if ends:
+            inside = inside[:-1]
+        elif not variable:
+            inside = [*inside, key]
+        else:
+            fields.setdefault(JSON_FIELDS.get(variable, variable), [".".join([*inside, key])])
+        if len(inside) > 1:
+            raise FormatError(f"format={text!r} has an object in an object ({'.'.join(inside)}), which is not read")
+    check_log_format(text, {"path" if name == "request" else name for name in fields})
+    return Format("log_format", "nginx's log_format, JSON", json=fields, time="any")
+
+
+def check_log_format(text, seen):
     if not {"path", "message"} & seen or not seen & {"time", "epoch", "clock"}:
         raise FormatError(
             f"format={text!r} reads like nginx's log_format, but has no $request (or $request_uri) "
             "or no $time_local, $time_iso8601 or $msec"
         )
-    kind = "iso" if "time" in seen else ""
-    return Format("log_format", "nginx's log_format", rf"^{pattern}\s*$", time=kind, escapes=True)
 
 
 def time_pattern(time_format):
@@ -830,7 +851,8 @@ def check_unit(fmt, lines):
 
 # What may stand behind a time and changes it: a zone, AM or PM; behind a date: a clock.
 REST_OF_A_TIME = re.compile(
-    r"\]?,? ?([+-](?:0\d|1[0-4]):?(?:00|15|30|45)\b|[AaPp]\.?[Mm]\b|(?:CE|E|C|M|P|B|J|I|AE|MS|WE|EE)[SD]?T\b|MSK\b)"
+    r"\]?,? ?([+-](?:0\d|1[0-4]):?(?:00|15|30|45)\b|[AaPp]\.?[Mm]\b|(?:CE|E|C|M|P|B|J|I|AE|MS|WE|EE)[SD]?T\b|MSK\b"
+    r"|(?:Africa|America|Antarctica|Asia|Atlantic|Australia|Europe|Indian|Pacific)/\w+)"
 )
 REST_OF_A_DATE = re.compile(r"\]?[,T_]? ?(\d{1,2}:\d\d(?::\d\d)?)\b")
 
