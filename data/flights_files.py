@@ -142,6 +142,7 @@ def build(
             "Mend or remove them, or leave them out of data.path"
         )
     check_columns(readings, names)
+    check_scheduled(readings, columns or {})
     rows = [reading["rows"] for reading in readings]
     if None not in rows and not sum(rows):
         raise DatasetError(f"path={path}: the {len(files)} files have no rows")
@@ -531,6 +532,19 @@ def check_columns(readings, names):
     problems = list(dict.fromkeys(problems))
     if problems:
         raise DatasetError("\n  ".join(problems[:5]) + (f"\n  and {len(problems) - 5} more" if problems[5:] else ""))
+
+
+def check_scheduled(readings, columns):
+    """Raises DatasetError for a table like nycflights13's before 2016, whose hour and minute are those of the actual
+    departure, unless the user says which they are."""
+    for reading in readings:
+        there = reading["names"]
+        if "dep_time" in there and "sched_dep_time" not in there and not columns.get("hour"):
+            raise DatasetError(
+                f"{reading['path']} has dep_time and no sched_dep_time: hour and minute may be those of the actual "
+                "departure, as in older copies of nycflights13; the scheduled ones are wanted. Say data.columns.hour="
+                "hour data.columns.minute=minute if they are"
+            )
 
 
 def near_name(ours, there, names):

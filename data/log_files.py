@@ -322,9 +322,14 @@ def overlaps(first):
 
 def parts_of_lines(fmt, first):
     """A note on lines that a container's runtime has cut into parts, each of which is an event here; or none."""
-    parsed = (logformat.parse(fmt, line)[0] for lines in first.values() for line in lines if fmt.name == "cri")
-    number = sum(fields is not None and fields["tag"] == "P" for fields in parsed)
-    said = f"{number:,} of the first lines are parts (P) of longer ones: each of them is counted as an event of its own"
+    lines = [line for lines in first.values() for line in lines]
+    if fmt.name == "json_lines":  # Docker's: a whole line ends with its line end
+        number = sum(bool(re.match(r'\{"log":"(?:[^"\\]|\\.)*(?<!\\n)","stream":"std', line)) for line in lines)
+        number = 0 if number > len(lines) / 2 else number  # of a program that leaves the line ends out
+    else:
+        parsed = (logformat.parse(fmt, line)[0] for line in lines if fmt.name == "cri")
+        number = sum(fields is not None and fields["tag"] == "P" for fields in parsed)
+    said = f"{number:,} of the first lines are parts of longer ones: each of them is counted as an event of its own"
     return [said] if number else []
 
 

@@ -626,6 +626,14 @@ rows.assign(std=rows["std"].dt.tz_localize("UTC")).to_parquet(folder / "g.parque
     )["refused"].replace("[us,", "[ns,")
 
 
+def test_an_old_copy_of_nycflights13_with_the_actual_hour_is_refused(server, tmp_path):
+    (tmp_path / "f.csv").write_text(as_text([row | {"dep_time": "517"} for row in flights()]))
+    assert "hour and minute may be those of the actual departure" in server(tmp_path)["refused"]
+    all_good(server(tmp_path, columns={"hour": "hour", "minute": "minute"}))
+    (tmp_path / "f.csv").write_text(as_text([row | {"dep_time": "517", "sched_dep_time": "515"} for row in flights()]))
+    all_good(server(tmp_path))
+
+
 def test_a_column_with_its_unit_is_one_that_was_forgotten(server, tmp_path):
     text = as_text(flights()).replace("distance", "distance [mi]", 1).replace("arr_delay", "ArrDelayMinutes", 1)
     (tmp_path / "flights.csv").write_text(text)

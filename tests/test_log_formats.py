@@ -261,8 +261,17 @@ def test_parts_of_lines_are_noted(tmp_path):
     lines = [f"2025-03-29T22:00:{k % 60:02d}.1Z stdout {'FP'[k % 3 == 0]} text {k}" for k in range(30)]
     (tmp_path / "a.log").write_bytes(content(lines))
     assert built(tmp_path, "auto")["notes"] == [
-        "10 of the first lines are parts (P) of longer ones: each of them is counted as an event of its own"
+        "10 of the first lines are parts of longer ones: each of them is counted as an event of its own"
     ]
+
+
+def test_parts_of_docker_s_lines_are_noted(tmp_path):
+    lines = [
+        {"log": f"text {k}" + "\n" * (k % 3 > 0), "stream": "stdout", "time": "2025-03-29T22:00:00Z"} for k in range(30)
+    ]
+    (tmp_path / "a.log").write_bytes(content([json.dumps(line, separators=(",", ":")) for line in lines]))
+    (note,) = built(tmp_path, "auto")["notes"]
+    assert note.startswith("10 of the first lines are parts of longer ones")
 
 
 def test_a_file_with_w3c_columns_is_of_no_other_format(tmp_path):
