@@ -105,6 +105,9 @@ PARTS = {
     "tst": "test",
 }
 FILLERS = {"set", "data", "dataset", "image", "images", "img", "imgs", "picture", "pictures", "split", "part", "seg"}
+# What the pieces of a dataset are called, before their numbers: images_001, HAM10000_images_part_2.
+PIECE = re.compile(r"(?i)(.*(?<![a-z])(?:parts?|images?|imgs?|pictures|batch|fold|chunk|shard|piece)[ _-]*)\(?\d+\)?")
+MASK = re.compile(r"(?i)(.+)[_-](?:mask|gt|seg|segmentation)(?:_?\d+)?")
 SPLITS = ("auto", "none", "val", "test")
 
 
@@ -223,6 +226,12 @@ def find_parts(pictures, split):
                 "names train and test (or val); other pieces (fold1, batch_2) have to be merged, or one of them is "
                 f"data.path. {told}"
             )
+    pieces = {found[1] if (found := PIECE.fullmatch(name)) else name for name in names}
+    if len(pieces) == 1 < len(names):
+        raise DatasetError(
+            f"{listed(names)} are called like pieces of one dataset, not like classes: put the pictures into a folder "
+            f"for each class (a table of labels is not read). {told}"
+        )
     by_rest = {}
     for name in names:
         part, rest = part_and_rest(name)
@@ -415,6 +424,8 @@ def build(folder, path, split, size, channels, background, test_fraction, split_
             + (f"; {listed(unused)} is left out (data.split)" if unused else "")
         )
     classes = list(chosen["train"][0])
+    if masks := masks_of(taken):
+        notes.append(f"{masks} pictures are called like masks of others (x_mask.png beside x.png), and are taken, too")
     notes += check_classes(root, root / (given["train"] if given else "."), classes, chosen, left_out)
 
     read = {
@@ -471,6 +482,12 @@ def build(folder, path, split, size, channels, background, test_fraction, split_
         left_out=left_out,
         notes=notes,
     )
+
+
+def masks_of(pictures):
+    """How many are called like the mask of one that lies in the same folder."""
+    known = {path.with_suffix("") for path in pictures}
+    return sum(bool(found := MASK.fullmatch(path.name)) and path.with_name(found[1]) in known for path in known)
 
 
 def seen_twice(parts):
