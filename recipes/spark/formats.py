@@ -269,7 +269,8 @@ def parse_json(lines, fmt):
         if fmt.name == "journald":  # which writes a message with colours or odd bytes as a list of its bytes
             each = F.transform(F.split(F.translate(message, "[]", ""), ","), lambda byte: F.hex(byte.try_cast("int")))
             text = F.unhex(F.array_join(F.transform(each, lambda byte: F.lpad(byte, 2, "0")), "")).cast("string")
-            message = F.when(message.rlike(r"^\[\d{1,3}(,\d{1,3})*+\]$"), F.make_valid_utf8(text)).otherwise(message)
+            is_list = F.col("value").rlike(r'"MESSAGE" *: *\[') & message.rlike(r"^\[\d{1,3}(,\d{1,3})*+\]$")
+            message = F.when(is_list, F.make_valid_utf8(text)).otherwise(message)
         raw["message"] = F.coalesce(message, F.col("value"))
     told = F.coalesce(
         *[F.nullif(raw[name], F.lit("")) for name in TIME_GROUPS if name in raw], F.lit(None).cast("string")

@@ -585,7 +585,7 @@ def _json(fmt, line, columns):
             value = value["$date"]
         if name == "time" and isinstance(value, str) and re.fullmatch(r"\d\.\d+[eE]\+?\d{1,2}", value, re.ASCII):
             value = f"{Decimal(value):f}"
-        if fmt.name == "journald" and isinstance(value, list):  # a message with colours or odd bytes
+        if fmt.name == "journald" and isinstance(value, list) and value:  # a message with colours or odd bytes
             with contextlib.suppress(TypeError, ValueError):
                 value = bytes(map(int, value)).decode(errors="replace")
         day = made.get("date") if name == "time" and "date" in keys else None
