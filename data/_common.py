@@ -7,6 +7,7 @@ It needs NumPy and what its own module names, and nothing else, so that it can b
 import contextlib
 import hashlib
 import http.client
+import itertools
 import json
 import os
 import re
@@ -107,15 +108,25 @@ TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi", "metadata/*.metadata.json": 
 
 
 def refuse_tables(folder):
-    """Raises DatasetError where the folder, or one below it,
+    """Raises DatasetError where the folder (or file), one below it or one that it lies in,
     is a table whose files hold rows that it has deleted or written anew."""
+    folder = Path(folder).absolute()
     for pattern, name in TABLES.items():
-        for found in Path(folder).rglob(pattern) if Path(folder).is_dir() else ():
+        above = (found for parent in folder.parents for found in parent.glob(pattern))
+        for found in itertools.chain(folder.rglob(pattern) if folder.is_dir() else (), above):
             top = found.parent.parent if "/" in pattern else found.parent
             raise DatasetError(
                 f"{printable(top)} is a table of {name}: its files also hold rows that it has deleted or written anew; "
                 "export it to plain Parquet files, and name those"
             )
+
+
+def pointer_of(path):
+    """What to say of a file that Git LFS has left in place of the real one, or None."""
+    with contextlib.suppress(OSError), open(path, "rb") as content:
+        if content.read(40).startswith(b"version https://git-lfs.github.com/spec"):
+            return "it is a pointer of Git LFS, not the file itself: git lfs pull"
+    return None
 
 
 def same_file(path):

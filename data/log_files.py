@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from glob import glob, has_magic
 from pathlib import Path
 
-from _common import DatasetError, run_builder, same_bytes, same_file
+from _common import DatasetError, pointer_of, run_builder, same_bytes, same_file
 
 HERE = Path(__file__).resolve().parent
 # Reads: recipes/spark/formats.yaml recipes/spark/logformat.py
@@ -322,9 +322,14 @@ def overlaps(first):
 
 def parts_of_lines(fmt, first):
     """A note on lines that a container's runtime has cut into parts, each of which is an event here; or none."""
-    parsed = (logformat.parse(fmt, line)[0] for lines in first.values() for line in lines if fmt.name == "cri")
-    number = sum(fields is not None and fields["tag"] == "P" for fields in parsed)
-    said = f"{number:,} of the first lines are parts (P) of longer ones: each of them is counted as an event of its own"
+    lines = [line for lines in first.values() for line in lines]
+    if fmt.name == "json_lines":  # Docker's: a whole line ends with its line end
+        number = sum(bool(re.match(r'\{"log":"(?:[^"\\]|\\.)*(?<!\\n)","stream":"std', line)) for line in lines)
+        number = 0 if number > len(lines) / 2 else number  # of a program that leaves the line ends out
+    else:
+        parsed = (logformat.parse(fmt, line)[0] for line in lines if fmt.name == "cri")
+        number = sum(fields is not None and fields["tag"] == "P" for fields in parsed)
+    said = f"{number:,} of the first lines are parts of longer ones: each of them is counted as an event of its own"
     return [said] if number else []
 
 
@@ -418,8 +423,8 @@ def problem_of(file):
     try:
         with open(file, "rb") as content:
             begin = content.read(6)
-        if not begin:
-            return None
+        if not begin or (pointer := pointer_of(file)):
+            return pointer if begin else None
         for magic, suffix in FOREIGN.items():
             if begin.startswith(magic) and ending(file.name) != suffix:
                 how = (

@@ -8,6 +8,7 @@ and the features float32. Licence: the user's own.
 
 import keyword
 import re
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
@@ -15,7 +16,7 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _common import DatasetError, every_file, printable, refuse_tables, run_builder, same_bytes, same_file
+from _common import DatasetError, every_file, pointer_of, printable, refuse_tables, run_builder, same_bytes, same_file
 from pyarrow import types
 
 KINDS = {".parquet", ".parq", ".pq"}
@@ -62,7 +63,7 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
     for part, share in (("train", 1 - test_fraction), ("test", test_fraction)):
         # Small stores get seven row groups, so that workers have something to share.
         parts[part] = Part(folder / part, label, features, min(rows_per_group, int(count * share) // 7 + 1))
-    chance, seen = np.random.default_rng(seed), {}
+    chance, seen, lacking = np.random.default_rng(seed), {}, Counter()
     for file, values in batches_of(files, (label, *features), label):
         number, total = seen.get(file, (0, 0))
         seen[file] = number + len(values[label]), (total + sum_of(values)) % 2**64
@@ -76,9 +77,16 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
         if strange := set(values[label][good].tolist()) - {0.0, 1.0}:
             raise DatasetError(f"{file}: label {label!r} has the value {min(strange)!r}; expected 0 or 1 in each row")
         dropped += int(np.sum(~good))
+        lacking.update({name: int(np.sum(~np.isfinite(column))) for name, column in values.items()})
         to_test = chance.random(len(good)) < test_fraction
         for part, mine in (("train", good & ~to_test), ("test", good & to_test)):
             parts[part].add({name: column[mine] for name, column in values.items()})
+    if dropped == count:
+        name, number = lacking.most_common(1)[0]
+        raise DatasetError(
+            f"no row is left by data.nulls=drop: column {name!r} has no number in {number} of {count} rows; leave it "
+            "out: data.features=[...] chooses"
+        )
     for name, part in parts.items():
         part.close()
         if part.num_rows and part.num_ones in (0, part.num_rows):
@@ -158,11 +166,11 @@ def batches_of(files, names, label):
 def found_files(path):
     """([(file, {column: value} of its folders' names)], [{file, reason}] of those that are not read)."""
     root = Path(path).expanduser().absolute()
-    if root.is_file():
-        return [(root, {})], []
-    if not root.is_dir():
+    if not root.is_dir() and not root.is_file():
         raise DatasetError(f"path={path}: there is no such file or folder")
     refuse_tables(root)
+    if root.is_file():
+        return [(root, {})], []
     files, left_out, seen = [], [], {}
     for file, problem in every_file(root):
         inside = file.relative_to(root).parts
@@ -215,6 +223,8 @@ def with_rows(files):
         try:
             schema, rows = pq.read_schema(file), pq.read_metadata(file).num_rows
         except (pa.ArrowException, OSError) as error:
+            if pointer := pointer_of(file):
+                raise DatasetError(f"{file} cannot be read: {pointer}") from None
             raise DatasetError(
                 f"{file} cannot be read: {str(error).rstrip('.')}. Damaged, or with types that pyarrow "
                 f"{pa.__version__} does not know: then write it anew with plain ones (float32, int64, string)"

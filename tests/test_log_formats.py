@@ -261,12 +261,21 @@ def test_parts_of_lines_are_noted(tmp_path):
     lines = [f"2025-03-29T22:00:{k % 60:02d}.1Z stdout {'FP'[k % 3 == 0]} text {k}" for k in range(30)]
     (tmp_path / "a.log").write_bytes(content(lines))
     assert built(tmp_path, "auto")["notes"] == [
-        "10 of the first lines are parts (P) of longer ones: each of them is counted as an event of its own"
+        "10 of the first lines are parts of longer ones: each of them is counted as an event of its own"
     ]
 
 
+def test_parts_of_docker_s_lines_are_noted(tmp_path):
+    lines = [
+        {"log": f"text {k}" + "\n" * (k % 3 > 0), "stream": "stdout", "time": "2025-03-29T22:00:00Z"} for k in range(30)
+    ]
+    (tmp_path / "a.log").write_bytes(content([json.dumps(line, separators=(",", ":")) for line in lines]))
+    (note,) = built(tmp_path, "auto")["notes"]
+    assert note.startswith("10 of the first lines are parts of longer ones")
+
+
 def test_a_file_with_w3c_columns_is_of_no_other_format(tmp_path):
-    row = '2025-03-29 22:00:00 /a "Moz illa" 200'
+    row = "2025-03-29 22:00:00 /a Moz illa 200"
     (tmp_path / "a.log").write_bytes(content(["#Fields: date time cs-uri-stem cs(User-Agent) sc-status", *[row] * 9]))
     with pytest.raises(DatasetError, match="no named format fits"):
         built(tmp_path, "auto")
@@ -305,6 +314,46 @@ def test_nginxs_own_log_format_line():
         "shop.example",
     )
     assert got["upstream_response_time"] == "0.1, 0.2"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "expected"),
+    [
+        (
+            """log_format j '{"t":"$time_iso8601","http":{"u":"${request_uri}","s":$status},"h":"$host"}';""",
+            '{"t":"2025-03-29T22:00:00Z","http":{"u":"/a","s":404},"h":"shop"}',
+            {"path": "/a", "status": 404, "host": "shop"},
+        ),
+        (
+            """log_format j '{"t":"$msec","r":"$request_method $uri $server_protocol","url":"$host$request_uri"}';""",
+            '{"t":"1743285660.5","r":"GET /a HTTP/1.1","url":"shop/a"}',
+            {"path": "/a", "method": "GET", "host": None},  # the host and the path together are no host
+        ),
+        (
+            'log_format x "$remote_addr [$time_local] \\"$request\\" " "$status";',
+            '192.0.2.1 [29/Mar/2025:22:00:00 +0000] "GET /a HTTP/1.1" 200',
+            {"client": "192.0.2.1", "path": "/a", "status": 200},
+        ),
+        (
+            "$http_x_forwarded_for $remote_addr [$time_local] $request_uri",
+            "203.0.113.7, 10.0.0.1 192.0.2.1 [29/Mar/2025:22:00:00 +0000] /a",
+            {"client": "192.0.2.1", "http_x_forwarded_for": "203.0.113.7, 10.0.0.1", "path": "/a"},
+        ),
+    ],
+)
+def test_log_formats_as_people_write_them(text, line, expected):
+    got, reason = logformat.parse(logformat.resolve(text), line)
+    assert (reason, {name: got.get(name) for name in expected}) == (None, expected)
+
+
+def test_a_log_format_of_json_that_lacks_what_is_needed():
+    for text, said in (
+        ("""log_format j '{"t":"$time_iso8601","s":$status}';""", "but has no $request"),
+        ("""log_format j '{"a":{"b":{"u":"$request_uri"}},"t":"$msec"}';""", "an object in an object (a.b)"),
+    ):
+        with pytest.raises(logformat.FormatError) as error:
+            logformat.resolve(text)
+        assert said in str(error.value)
 
 
 def test_adjoining_variables_and_tabs_of_a_log_format():
@@ -530,6 +579,37 @@ MORE = [
             '{"request": {"uri": "/a"}, "status": "ok"}',
             '{"request": {"uri": "/a"}, "duration": "3s"}',
             '{"request": {"uri": "/a"}, "duration": 9.29675e-05, "ts": 1.7432856605e9}',
+        ],
+    ],
+    [
+        """log_format j '{"t":"$time_iso8601","http":{"u":"$request_uri","s":$status},"h":"$host"}';""",
+        {},
+        ['{"t":"2025-03-29T22:00:00Z","http":{"u":"/a","s":404},"h":"x"}', '{"t":"2025-03-29T22:00:00Z","http":1}'],
+    ],
+    [
+        "iso_lines",
+        {},
+        [
+            "2025/03/29 22:00:00.123|ERROR|a|b",
+            "[2025-03-29 22:00:00][ info ]: x",
+            "2025-03-29 22:00:00:123 x",
+            "2025-03-29 22:00:00,5,x",
+            "2025-03-29 22:00:00.5, INFO | x",
+            "2025-03-29  7:00:00\tWARN\tx",
+            "2025-03-29 22:00:00:INFO:x",
+            "2025-03-29 22:00:00,123 CEST x",
+            "2025-03-29T22:00:00Z | DEBUG    | a:b:1 - x",
+        ],
+    ],
+    [
+        "journald",
+        {},
+        [
+            '{"MESSAGE":[104,105]}',
+            '{"MESSAGE":[]}',
+            '{"MESSAGE":["a"]}',
+            '{"MESSAGE":[195,188,10]}',
+            '{"MESSAGE":"[1]"}',
         ],
     ],
     ["combined", {"request_unit": "us"}, [*access(1, " 1500"), *access(1, " -"), *access(1)]],
@@ -847,6 +927,7 @@ def test_what_the_builder_refuses(tmp_path, files, name, text):
         ("a.log", bytes(3000) + "\n".join(access(5)).encode(), "a.log: begins with zeros"),
         ("a.log", gzip.compress(b"x\n", mtime=0), "a.log: is packed as .gz"),
         ("a.log.gz", b"plain text\n", "a.log.gz: Not a gzipped file"),
+        ("a.log", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "a.log: it is a pointer of Git LFS"),
     ],
 )
 def test_files_that_spark_would_misread_are_refused_by_name(tmp_path, name, content, text):
@@ -1318,6 +1399,7 @@ def test_what_was_asked_for_and_is_not_there_is_named(tmp_path, path, text):
         (r"^(?<date>\S+) (?<clock>\S+) (?<message>.*)$", "CEST x", "'CEST'"),
         (r"^(?<time>\S+) (?<message>.*)$", "x", "'10:00:00'"),  # what the error proposes where no format fits
         (r"^(?<date>\S+) (?<message>.*)$", "x", "'10:00:00'"),
+        (r"^(?<time>\S+ \S+) \S+ (?<message>.*)$", "Europe/Berlin x", "'Europe/Berlin'"),
         (r"^(?<time>\S+ \S+ \S+) (?<message>.*)$", "+0200 x", None),
         (r"^(?<time>\S+ \S+) (?<zone>\S+) (?<message>.*)$", "+0200 x", None),
         (r"^(?<time>\S+ \S+) (?<message>.*)$", "POST /a", None),
@@ -1367,6 +1449,36 @@ def test_stack_traces_below_lines_that_only_begin_with_a_time(tmp_path, stamp):
     assert (fields["level"], fields["message"]) == ("ERROR", "\n".join(["request 1", *trace]))
     assert logformat.fit(fmt, lines)[0] == 1.0
     assert not built(tmp_path, entry["name"], event_start=None)["entry"]["start"]
+
+
+def test_a_number_under_a_key_of_another_case_counts_something_else(tmp_path):
+    """Traefik's Duration is in nanoseconds."""
+    line = {"RequestPath": "/a", "DownstreamStatus": 200, "Duration": 1463000, "StartUTC": "2025-03-29T22:00:00Z"}
+    write(tmp_path / "a.log", [json.dumps(line)] * 30)
+    entry = built(tmp_path)["entry"]
+    got, _ = logformat.parse(logformat.from_dict(entry), json.dumps(line))
+    assert (entry["name"], got["path"], got["request_time"]) == ("json_access", "/a", None)
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("2025-03-29T22:{k:02d}:00+01:00 ERR github.com/a/x.go:54 > no", "log4j"),  # ERR is no host
+        ("Mar 29 22:{k:02d}:00 CEST web01 app[1]: x", None),  # nor is CEST
+        ("2025-03-29 22:{k:02d}:00,123 CEST [1] x", None),
+        ("2025-03-29 22:{k:02d}:00,5,7,x", None),  # a table: 5 is no fraction
+        ("2025-03-29 22:{k:02d}:00:123 x", None),
+        ("2025-03-29 22:{k:02d}:00.12|CEST x", "iso_lines"),
+        ('192.0.2.1 - - [29/Mar/2025:22:{k:02d}:00 +0000] "GET /a HTTP/1.1" 200 5 "-" "curl" 51 78', "combinedio"),
+    ],
+)
+def test_words_that_look_like_other_things(tmp_path, line, name):
+    write(tmp_path / "a.log", each(line))
+    if name:
+        assert built(tmp_path)["format"] == name
+    else:
+        with pytest.raises(DatasetError, match="no named format fits"):
+            built(tmp_path)
 
 
 def test_whole_request_times_of_json_have_no_unit_either(tmp_path):

@@ -163,12 +163,12 @@ def test_layouts_that_are_refused_with_the_reason(tmp_path, build, folders, text
 
 
 def test_folders_of_the_same_names_are_classes_where_it_is_said_or_they_differ(tmp_path, build):
-    for name in ("batch_1/cat", "batch_1/dog", "batch_2/cat", "batch_2/dog"):
+    for name in ("kind_1/cat", "kind_1/dog", "kind_2/cat", "kind_2/dog"):
         fill(tmp_path / "in" / name, RED, 3)
-    assert build(split="none")[0]["classes"] == ["batch_1", "batch_2"]
-    for name in ("batch_1/bus", "batch_1/car", "batch_2/bird", "batch_2/tree"):
+    assert build(split="none")[0]["classes"] == ["kind_1", "kind_2"]
+    for name in ("kind_1/bus", "kind_1/car", "kind_2/bird", "kind_2/tree"):
         fill(tmp_path / "in" / name, RED, 3)
-    assert build()[0]["classes"] == ["batch_1", "batch_2"], "no more than a third of the names is the same"
+    assert build()[0]["classes"] == ["kind_1", "kind_2"], "no more than a third of the names is the same"
 
 
 def test_a_part_of_a_dataset_says_what_lies_beside_it(tmp_path, build):
@@ -472,6 +472,27 @@ def test_sixteen_bits_of_which_eight_keep_hardly_anything_are_noted(tmp_path, bu
     assert [note[:27] for note in build()[0]["notes"] if "bits" in note] == ["6 pictures: of 16 bits, but"] * noted
 
 
+def test_sixteen_bits_of_which_white_is_zero(tmp_path):
+    """As X-rays may have it (TIFF's PhotometricInterpretation of 0)."""
+    values = np.full((24, 24), 65535, np.uint16)
+    values[12:] = 0
+    Image.fromarray(values).save(tmp_path / "x.tif", tiffinfo={262: 0})
+    image = decoded(tmp_path / "x.tif")
+    assert (image[4] == 0).all() and (image[20] == 255).all()
+
+
+def test_what_is_left_out_or_seen_of_says_why(tmp_path, build):
+    fill(tmp_path / "in/cat", RED, 9)
+    fill(tmp_path / "in/dog", BLUE, 9)
+    (tmp_path / "in/cat/a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    (tmp_path / "in/dog/a.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n")
+    Image.new("RGBA", (12, 10), (230, 30, 30, 0)).save(tmp_path / "in/dog/b.png")
+    manifest, _ = build()
+    assert "it is HEIC, which is not read" in left_out(manifest)["cat/a.jpg"]
+    assert "it is a pointer of Git LFS" in left_out(manifest)["dog/a.jpg"]
+    assert "1 pictures: wholly transparent, so nothing of them is seen" in manifest["notes"]
+
+
 def test_sixteen_bits_with_a_transparent_value(tmp_path):
     values = np.full((24, 24), 40000, np.uint16)
     values[:8] = 5
@@ -619,6 +640,34 @@ def test_classes_whose_names_are_nearly_the_same_are_named(tmp_path, build, name
     manifest, _ = build()
     expected = [f"taken for different classes, though their names are nearly the same: {told}"] if told else []
     assert manifest["notes"] == expected
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["HAM10000_images_part_1", "HAM10000_images_part_2"],
+        ["images_001/images", "images_002/images"],
+        ["fold1", "fold2"],
+    ],
+)
+def test_pieces_of_a_dataset_are_no_classes(tmp_path, build, folders):
+    for folder, colour in zip(folders, (RED, BLUE), strict=True):
+        fill(tmp_path / "in" / folder, colour, 4)
+    with pytest.raises(DatasetError, match="are called like pieces of one dataset, not like classes"):
+        build()
+    assert len(build(split="none")[0]["classes"]) == 2
+
+
+def test_masks_beside_their_pictures_are_noted(tmp_path, build):
+    fill(tmp_path / "in/benign", RED, 4)
+    fill(tmp_path / "in/normal", BLUE, 4)
+    for k in range(3):
+        Image.new("L", (9, 9)).save(tmp_path / f"in/benign/00{k}_mask.png")
+    Image.new("L", (9, 9)).save(tmp_path / "in/normal/death_mask.png")
+    assert (
+        "3 pictures are called like masks of others (x_mask.png beside x.png), and are taken, too"
+        in build()[0]["notes"]
+    )
 
 
 def test_folders_in_a_class_are_noted(tmp_path, build):

@@ -302,7 +302,15 @@ asked = [
     ("plain", {"rows_per_group": 0}), ("cut", {}), *((name, {"features": ["x"]}) for name in more),
     ("days", {}), ("linked", {"features": ["x"]}), ("mixed", {}), ("hive", {}), ("letters", {}), ("shuffled", {}),
     ("twice", {}), ("parts", {}), ("yes", {}), ("bools", {"label": "flag"}), ("empty", {}),
+    ("delta/day=1", {}), ("delta/day=1/a.parquet", {}), ("pointer", {}), ("null", {"nulls": "drop"}),
 ]
+(root / "delta/_delta_log").mkdir(parents=True)
+(root / "delta/day=1").mkdir()
+rows.to_parquet(root / "delta/day=1/a.parquet")
+(root / "pointer").mkdir()
+(root / "pointer/a.parquet").write_text("version https://git-lfs.github.com/spec/v1\\noid sha256:4d\\nsize 1\\n")
+(root / "null").mkdir()
+rows.assign(x=pd.Series([None] * 700, dtype=float)).to_parquet(root / "null/a.parquet")
 (root / "twice/m=1/m=2").mkdir(parents=True)
 rows.to_parquet(root / "twice/m=1/m=2/a.parquet")
 for part in ("train", "test"):
@@ -418,9 +426,13 @@ def test_values_that_no_network_can_take_end_the_build_or_are_counted(mine):
         (25, "cannot hold (16777217)"),
         (26, "column 'x' has numbers that float32 does not tell apart"),
         (27, "label 'clicked' has the value 0.9999999999; expected 0 or 1"),
-        (-5, "twice/m=1/m=2/a.parquet lies in two folders that differ: m=1 and m=2"),
-        (-3, "column 'clicked' is string, expected 0 or 1, or false or true; there are: "),
-        (-1, "the 1 Parquet files have no rows"),
+        (-9, "twice/m=1/m=2/a.parquet lies in two folders that differ: m=1 and m=2"),
+        (-7, "column 'clicked' is string, expected 0 or 1, or false or true; there are: "),
+        (-5, "the 1 Parquet files have no rows"),
+        (-4, "delta is a table of Delta: its files also hold rows"),
+        (-3, "delta is a table of Delta: its files also hold rows"),
+        (-2, "pointer/a.parquet cannot be read: it is a pointer of Git LFS, not the file itself"),
+        (-1, "no row is left by data.nulls=drop: column 'x' has no number in 700 of 700 rows"),
         (28, "the folder dt=20250329 says a whole number that float32 cannot hold"),
     ],
 )
@@ -429,14 +441,14 @@ def test_stores_of_ones_own_that_are_refused(mine, number, said):
 
 
 def test_parts_of_another_division_are_noted_and_files_without_rows_left_out(mine):
-    found = mine["answers"][-4]
+    found = mine["answers"][-8]
     assert found["notes"][-1].startswith("files or folders are called train and test (or val): their rows are mixed")
     assert (sum(found["rows"].values()), found["features"]) == (1400, ["x", "visits"])
     assert [one["reason"] for one in found["left_out"]] == ["it has no rows"]
 
 
 def test_folders_named_true_and_false_are_a_label(mine):
-    found = mine["answers"][-2]
+    found = mine["answers"][-6]
     assert (sum(found["rows"].values()), found["sum"]) == (1400, pytest.approx(0, abs=1e-3))
 
 

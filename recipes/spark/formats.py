@@ -23,6 +23,8 @@ from logformat import (
     PACKED_DATE,
     PIECES,
     QUOTE,
+    QUOTED_WORD,
+    QUOTED_WORDS,
     REQUEST,
     REQUEST_TIMES,
     SEPARATOR,
@@ -250,9 +252,9 @@ def parse_json(lines, fmt):
     if "time" in raw:  # a column of its own: many patterns look at it
         date = F.regexp_replace(raw["time"], r'^\{"\$date":"?([^"{}]*)"?\}$', "$1")  # MongoDB's
         # A number with a point, which Spark writes as 1.7432856605E9.
-        digits = F.when(date.rlike(r"^\d\.\d+[eE]\d{1,2}$"), date.try_cast("decimal(28,9)").cast("string")).otherwise(
-            date
-        )
+        digits = F.when(
+            date.rlike(r"^\d\.\d+[eE]\+?\d{1,2}$"), date.try_cast("decimal(28,9)").cast("string")
+        ).otherwise(date)
         if "date" in keys:
             day = F.col("object").getField("date")
             digits = F.when(digits.rlike(java(CLOCK_ALONE)), F.concat_ws(" ", day, digits)).otherwise(digits)
@@ -263,7 +265,13 @@ def parse_json(lines, fmt):
             of_request = F.nullif(F.regexp_extract(request, java(REQUEST), place), F.lit(""))
             raw[name] = F.coalesce(raw[name], of_request) if name in raw else of_request
     if "message" in raw:
-        raw["message"] = F.coalesce(raw["message"], F.col("value"))
+        message = raw["message"]
+        if fmt.name == "journald":  # which writes a message with colours or odd bytes as a list of its bytes
+            each = F.transform(F.split(F.translate(message, "[]", ""), ","), lambda byte: F.hex(byte.try_cast("int")))
+            text = F.unhex(F.array_join(F.transform(each, lambda byte: F.lpad(byte, 2, "0")), "")).cast("string")
+            is_list = F.col("value").rlike(r'"MESSAGE" *: *\[') & message.rlike(r"^\[\d{1,3}(,\d{1,3})*+\]$")
+            message = F.when(is_list, F.make_valid_utf8(text)).otherwise(message)
+        raw["message"] = F.coalesce(message, F.col("value"))
     told = F.coalesce(
         *[F.nullif(raw[name], F.lit("")) for name in TIME_GROUPS if name in raw], F.lit(None).cast("string")
     ).isNotNull()
@@ -288,14 +296,19 @@ def values_of(key):
 def parse_w3c(lines, fmt, columns):
     """Lines of files with several lists of columns: {tuple of columns: [files]}."""
     value = F.regexp_replace("value", "[ \t]+$", "")
-    fields = lines.withColumn(
-        "pieces", F.when(value.contains("\t"), F.split(value, "\t")).otherwise(F.split(value, " "))
-    )
+    tabs = value.contains("\t")
+    fields = lines.withColumn("pieces", F.when(tabs, F.split(value, "\t")).otherwise(F.split(value, " ")))
     wanted = {name for names in columns for column in names if (name := fmt.w3c.get(column))}
     places, size = {name: F.lit(None).cast("string") for name in fmt.names() if name in wanted}, F.lit(0)
-    for names, files in columns.items():
-        here = F.col("file").isin(files) if len(columns) > 1 else F.lit(True)
+    heres = [
+        (names, F.col("file").isin(files) if len(columns) > 1 else F.lit(True)) for names, files in columns.items()
+    ]
+    for names, here in heres:
         size = F.when(here, len(names)).otherwise(size)
+    quoted = F.regexp_extract_all(value, F.lit(java(QUOTED_WORDS)), F.lit(1))
+    pieces = F.when(~tabs & (F.size("pieces") > size), quoted).otherwise(F.col("pieces"))
+    fields = fields.withColumn("pieces", F.transform(pieces, lambda word: F.regexp_replace(word, QUOTED_WORD, "$1")))
+    for names, here in heres:
         for place, column in enumerate(names):
             if column in fmt.w3c:
                 places[fmt.w3c[column]] = F.when(here, F.get("pieces", F.lit(place))).otherwise(places[fmt.w3c[column]])

@@ -6,6 +6,7 @@ Needs no Spark, so the dataset's builder uses it to look at the first lines of e
 """
 
 import calendar
+import contextlib
 import functools
 import json
 import re
@@ -53,6 +54,8 @@ TIMES = {  # how a time may be written; all pieces are groups, those that it lac
 _DAY_HOUR = r"(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[01]\d|2[0-3])"
 # Counts of 100 ns since 1601 (Windows) or since year 1 (.NET) of this century are no nanoseconds of 1974 or 1990.
 _TICKS = r"1[2-5]\d{16}|6[34]\d{16}"
+QUOTED_WORDS = r'(?:^| )("[^"]*"(?= |$)|[^ ]*)'  # of W3C lines, where texts with blanks may be quoted
+QUOTED_WORD = r'^"([^"]*)"$'
 PACKED_DATE = (
     rf"(?:20\d\d{_DAY_HOUR}(?:[0-5]\d)?|[2-9]\d{_DAY_HOUR}[0-5]\d|\d\d{_DAY_HOUR}[0-5]\d[0-5]\d|{_TICKS})(?:\.\d*)?"
 )
@@ -328,23 +331,22 @@ JSON_FIELDS = {
     "bytes_sent": "bytes",
 }
 REQUEST = r"^([A-Za-z][A-Za-z_-]*) ([^\r\n]*?)(?: HTTP/\d(?:\.\d)?)?$"  # under a key of JSON
+WHOLE_REQUEST = r"\$\{?request_method\}? \$\{?(?:request_)?uri\}? \$\{?server_protocol\}?"
 ESCAPED = {"t": "\t", '"': '"', "'": "'", "\\": "\\"}  # what nginx reads \\t and others as
 CLF = r"(?<day>\d{1,2})/(?<month>[A-Z][a-z]{2})/(?<year>\d{4}):(?<clock>[\d:]{8}) (?<zone>[+-]\d{4})"
 
 
 def from_log_format(text):
     """nginx's `log_format name 'string' 'string';`, or the string alone."""
-    quoted = re.findall(r"'((?:[^'\\]|\\.)*)'", text) if text.startswith("log_format") else []
-    string = "".join(quoted) if quoted else re.sub(r"^log_format\s+\S+\s+|;$", "", text)
+    string = re.sub(r"^log_format\s+\S+\s+(?:escape=\w+\s+)?|;$", "", text)
+    if text.startswith("log_format") and string[:1] in ("'", '"'):
+        quoted = re.findall(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""", string, re.S)
+        string = "".join(map("".join, quoted))
     if unknown := [found for found in re.findall(r"\\(.)", string, re.S) if found not in ESCAPED]:
         raise FormatError(f"format={text!r}: \\{unknown[0]} is not understood; nginx knows " + r"\t \" \' and \\")
     string = re.sub(r"\\(.)", lambda found: ESCAPED[found[1]], string, flags=re.S)
     if string.lstrip().startswith("{"):
-        keys = {value: key for key, value in re.findall(r'"([^"]+)"\s*:\s*"?\$(\w+)', string)}
-        fields = {}
-        for variable, key in keys.items():
-            fields.setdefault(JSON_FIELDS.get(variable, variable), [key])
-        return Format("log_format", "nginx's log_format, JSON", json=fields, time="any")
+        return from_json_format(text, re.sub(WHOLE_REQUEST, "$request", string))
     pattern, seen = "", set()
     for literal, variable in re.findall(r"([^$]*)(?:\$\{?(\w+)\}?|$)", string):
         pattern += re.escape(literal).replace("\\ ", " ")
@@ -355,7 +357,7 @@ def from_log_format(text):
             part = VARIABLES[variable]
         elif pattern.endswith('"'):
             part = rf'(?<{variable}>[^"]*)'
-        elif variable.startswith("upstream_"):
+        elif variable.startswith("upstream_") or variable == "http_x_forwarded_for":
             part = rf"(?<{variable}>[^\s\"]*(?: ?[,:] +[^\s\"]+)*)"  # 0.1, 0.2 : 0.3
         else:
             end = re.escape(rest[:1]) if rest[:1] in "]),;|" else ""
@@ -366,13 +368,35 @@ def from_log_format(text):
                 part = part.replace(f"(?<{name}>", "(?:")
             seen.add(name)
         pattern += part
+    check_log_format(text, seen)
+    kind = "iso" if "time" in seen else ""
+    return Format("log_format", "nginx's log_format", rf"^{pattern}\s*$", time=kind, escapes=True)
+
+
+def from_json_format(text, string):
+    """A log_format that writes a JSON object. A key whose value is more than one variable is no field."""
+    fields, inside = {}, []
+    string = string.strip().removeprefix("{")
+    string = re.sub(r"\$\{(\w+)\}", r"$\1", string)
+    for key, variable, ends in re.findall(r'"([^"]+)"\s*:\s*(?:\{|"?\$(\w+)"?(?=\s*[,}]))|(\})', string):
+        if ends:
+            inside = inside[:-1]
+        elif not variable:
+            inside = [*inside, key]
+        else:
+            fields.setdefault(JSON_FIELDS.get(variable, variable), [".".join([*inside, key])])
+        if len(inside) > 1:
+            raise FormatError(f"format={text!r} has an object in an object ({'.'.join(inside)}), which is not read")
+    check_log_format(text, {"path" if name == "request" else name for name in fields})
+    return Format("log_format", "nginx's log_format, JSON", json=fields, time="any")
+
+
+def check_log_format(text, seen):
     if not {"path", "message"} & seen or not seen & {"time", "epoch", "clock"}:
         raise FormatError(
             f"format={text!r} reads like nginx's log_format, but has no $request (or $request_uri) "
             "or no $time_local, $time_iso8601 or $msec"
         )
-    kind = "iso" if "time" in seen else ""
-    return Format("log_format", "nginx's log_format", rf"^{pattern}\s*$", time=kind, escapes=True)
 
 
 def time_pattern(time_format):
@@ -559,8 +583,11 @@ def _json(fmt, line, columns):
             value = str(value).lower()
         if name == "time" and isinstance(value, dict) and value.keys() == {"$date"}:  # MongoDB's
             value = value["$date"]
-        if name == "time" and isinstance(value, str) and re.fullmatch(r"\d\.\d+[eE]\d{1,2}", value, re.ASCII):
+        if name == "time" and isinstance(value, str) and re.fullmatch(r"\d\.\d+[eE]\+?\d{1,2}", value, re.ASCII):
             value = f"{Decimal(value):f}"
+        if fmt.name == "journald" and isinstance(value, list) and value:  # a message with colours or odd bytes
+            with contextlib.suppress(TypeError, ValueError):
+                value = bytes(map(int, value)).decode(errors="replace")
         day = made.get("date") if name == "time" and "date" in keys else None
         if isinstance(value, str) and isinstance(day, str) and re.search(python(CLOCK_ALONE), value, re.ASCII):
             value = f"{day} {value}"
@@ -600,7 +627,11 @@ def with_keys(fmt, lines):
             return key
         return spelt.get(key.lower()) or spelt.get(outer.lower(), outer) + dot + inner
 
-    return replace(fmt, json={name: list(dict.fromkeys(map(spell, keys))) for name, keys in fmt.json.items()})
+    # A number under a key of another case counts something else: Traefik's Duration, nanoseconds.
+    spelt_keys = {
+        name: keys if name in NUMBERS else list(dict.fromkeys(map(spell, keys))) for name, keys in fmt.json.items()
+    }
+    return replace(fmt, json=spelt_keys)
 
 
 def without_time(fmt, lines):
@@ -615,9 +646,13 @@ def without_time(fmt, lines):
 
 
 def _w3c(fmt, line, columns):
-    words = re.split("\t" if "\t" in line else " ", line.rstrip(" \t"))
+    line = line.rstrip(" \t")
+    words = re.split("\t" if "\t" in line else " ", line)
     if not columns:
         return None, "there is no '#Fields:' line before it"
+    if len(words) > len(columns) and "\t" not in line:
+        words = re.findall(QUOTED_WORDS, line)
+    words = [re.sub(QUOTED_WORD, r"\1", word) for word in words]
     if len(words) != len(columns):
         return None, f"has {'more' if len(words) > len(columns) else 'fewer'} columns than the '#Fields:' line"
     return {fmt.w3c[column]: word for column, word in zip(columns, words, strict=True) if column in fmt.w3c}, None
@@ -816,7 +851,8 @@ def check_unit(fmt, lines):
 
 # What may stand behind a time and changes it: a zone, AM or PM; behind a date: a clock.
 REST_OF_A_TIME = re.compile(
-    r"\]?,? ?([+-](?:0\d|1[0-4]):?(?:00|15|30|45)\b|[AaPp]\.?[Mm]\b|(?:CE|E|C|M|P|B|J|I|AE|MS|WE|EE)[SD]?T\b|MSK\b)"
+    r"\]?,? ?([+-](?:0\d|1[0-4]):?(?:00|15|30|45)\b|[AaPp]\.?[Mm]\b|(?:CE|E|C|M|P|B|J|I|AE|MS|WE|EE)[SD]?T\b|MSK\b"
+    r"|(?:Africa|America|Antarctica|Asia|Atlantic|Australia|Europe|Indian|Pacific)/\w+)"
 )
 REST_OF_A_DATE = re.compile(r"\]?[,T_]? ?(\d{1,2}:\d\d(?::\d\d)?)\b")
 
