@@ -172,7 +172,10 @@ def written_on(number: int, pid: int, path: str) -> str:
 
 
 def thread_dump(pid: int) -> List[Dict[str, Any]]:
-    """The stacks of an executor's Java threads. Spark has the output of each in a file of its working folder."""
+    """The stacks of an executor's Java threads, those of tasks first.
+
+    Spark keeps what an executor writes in a file of the executor's working folder.
+    """
     text = ""
     with contextlib.suppress(OSError, IndexError):
         text = written_on(signal.SIGQUIT, pid, "/proc/%d/cwd/stdout" % pid)
@@ -186,7 +189,7 @@ def thread_dump(pid: int) -> List[Dict[str, Any]]:
         if head and frames:
             runs = "State: RUNNABLE" in part and frames[0][1] != "Native Method"
             found.append({"name": head[1], "active": runs, "frames": frames})
-    return found
+    return sorted(found, key=lambda one: not one["name"].startswith("Executor task"))
 
 
 def exchanges_of(folder: str, pid: int) -> Optional[Dict[str, Any]]:
