@@ -14,6 +14,7 @@ Source:  Petastorm's documentation; Li et al. 2020, "PyTorch Distributed" (Distr
 import json
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,21 @@ from runrecord import RunRecord, check_model, check_position, load_config
 from settings import check_settings, depends_on
 from storage import Checkpoints
 from stores import open_store
+
+
+@dataclass
+class Training:
+    """What a checkpoint holds, and who keeps it."""
+
+    network: torch.nn.Module
+    model: DistributedDataParallel  # the network, with the exchange around it
+    optimizer: torch.optim.Optimizer
+    checkpoints: Checkpoints
+    epoch: int = 0
+    step: int = 0  # since the beginning
+    taken: int = 0  # steps of the epoch so far; its losses and rows, on this rank:
+    loss_sum: float = 0.0
+    num_rows: int = 0
 
 
 def main():
@@ -56,9 +72,10 @@ def main():
             Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
         ):
             notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
-            position = load_checkpoint(network, optimizer, checkpoints, config, manifest)
-            run.restore(position["epoch"], position["taken"], generation=shared_clock())
-            train(model, network, optimizer, position, checkpoints, notice, store, manifest, config, run)
+            training = Training(network, model, optimizer, checkpoints)
+            load_checkpoint(training, config, manifest)
+            run.restore(training.epoch, training.taken, generation=shared_clock())
+            train(training, notice, store, manifest, config, run)
             run.digest(parameter.detach().numpy() for parameter in network.state_dict().values())
     except Preempted as error:
         preempted = error
@@ -81,24 +98,21 @@ def my_shards(config):
     return range(dist.get_rank(), config.num_shards, dist.get_world_size())
 
 
-def train(model, network, optimizer, position, checkpoints, notice, store, manifest, config, run):
-    """Trains from the position to the end.
-
-    It is {epoch, step: since the beginning; taken, loss_sum, num_rows: steps, losses and rows of the epoch so far}.
-    """
-    for epoch in range(position["epoch"], config.num_epochs):
-        if config.max_steps and position["step"] >= config.max_steps and not position["taken"]:
+def train(training, notice, store, manifest, config, run):
+    """Trains from where `training` is to the end."""
+    for epoch in range(training.epoch, config.num_epochs):
+        if config.max_steps and training.step >= config.max_steps and not training.taken:
             break
-        train_epoch(model, network, optimizer, position, checkpoints, notice, store, manifest, config, run)
-        evaluate(network, manifest, config, epoch, position["step"], run)
-        position.update(epoch=epoch + 1, taken=0, loss_sum=0.0, num_rows=0)
-        save_checkpoint(network, optimizer, position, checkpoints, config, manifest)
+        train_epoch(training, notice, store, manifest, config, run)
+        evaluate(training.network, manifest, config, epoch, training.step, run)
+        training.epoch, training.taken, training.loss_sum, training.num_rows = epoch + 1, 0, 0.0, 0
+        save_checkpoint(training, config, manifest)
         notice.saved()
 
 
-def train_epoch(model, network, optimizer, position, checkpoints, notice, store, manifest, config, run):
-    """Takes the position through the rest of one pass over this rank's shards."""
-    epoch = position["epoch"]
+def train_epoch(training, notice, store, manifest, config, run):
+    """Trains on the rest of one pass over this rank's shards."""
+    epoch = training.epoch
     per_shard = config.global_batch_size // config.num_shards
     streams = [
         batches_of(
@@ -110,52 +124,52 @@ def train_epoch(model, network, optimizer, position, checkpoints, notice, store,
         for shard in my_shards(config)
     ]
     for stream in streams:  # read past what an earlier try has taken: where the rest begins depends on all before it
-        for _ in range(position["taken"]):
+        for _ in range(training.taken):
             next(stream, None)
-    model.train()
-    while config.max_steps is None or position["step"] < config.max_steps:
+    training.model.train()
+    while config.max_steps is None or training.step < config.max_steps:
         parts = [part for stream in streams if (part := next(stream, None))]
         # Distributed: row groups do not divide evenly, so some rank runs out first. All ranks go on, with nothing to
         # add, until the last one has: each must take part in each exchange. The ranks' wishes for a checkpoint (see
         # preempt.py) travel with it, so that all save after the same step.
-        total = torch.tensor([sum(len(part["id"]) for part in parts), notice.wish(position["step"] + 1)])
+        total = torch.tensor([sum(len(part["id"]) for part in parts), notice.wish(training.step + 1)])
         dist.all_reduce(total)
         total, wish = total.tolist()
         if not total:
             break
         batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else None
-        run.rows(epoch, position["taken"], batch["id"] if batch else np.empty(0, np.int64))
-        optimizer.zero_grad()
-        loss = sum_of_losses(model, batch, manifest)
+        run.rows(epoch, training.taken, batch["id"] if batch else np.empty(0, np.int64))
+        training.optimizer.zero_grad()
+        loss = sum_of_losses(training.model, batch, manifest)
         # Distributed: the average over ranks, times their number, over the rows of all: the mean over the global batch.
         (loss * (dist.get_world_size() / total)).backward()
-        optimizer.step()
-        note(position, loss, batch)
-        if dist.get_rank() == 0 and position["step"] % 50 == 0:  # Distributed: one rank tells for all.
-            run.progress(epoch, config.num_epochs, f"epoch {epoch + 1}  step {position['step']}")
+        training.optimizer.step()
+        note(training, loss, batch)
+        if dist.get_rank() == 0 and training.step % 50 == 0:  # Distributed: one rank tells for all.
+            run.progress(epoch, config.num_epochs, f"epoch {epoch + 1}  step {training.step}")
         if wish:
-            save_checkpoint(network, optimizer, position, checkpoints, config, manifest)
+            save_checkpoint(training, config, manifest)
             notice.saved(wish)
     for stream in streams:
         stream.close()  # a reader that was not read to its end has threads that wait
-    loss_sum, num_rows = sums_over_ranks(position)
-    run.metric("train/loss", loss_sum / num_rows, step=position["step"], epoch=epoch)
+    loss_sum, num_rows = sums_over_ranks(training)
+    run.metric("train/loss", loss_sum / num_rows, step=training.step, epoch=epoch)
 
 
-def sums_over_ranks(position):
+def sums_over_ranks(training):
     """(loss_sum, num_rows) of all ranks."""
     # Distributed: each rank knows its own part of the sums only.
-    sums = torch.tensor([position["loss_sum"], position["num_rows"]], dtype=torch.float64)
+    sums = torch.tensor([training.loss_sum, training.num_rows], dtype=torch.float64)
     dist.all_reduce(sums)
     return sums.tolist()
 
 
-def note(position, loss, batch):
-    """Moves the position on by a step."""
-    position["loss_sum"] += loss.item()
-    position["num_rows"] += len(batch["id"]) if batch else 0
-    position["step"] += 1
-    position["taken"] += 1
+def note(training, loss, batch):
+    """Notes that a step was taken."""
+    training.loss_sum += loss.item()
+    training.num_rows += len(batch["id"]) if batch else 0
+    training.step += 1
+    training.taken += 1
 
 
 @torch.no_grad()
@@ -183,34 +197,40 @@ def judge(scores, truth, manifest):
     return "eval/auc", float(roc_auc_score(truth, scores))
 
 
-def save_checkpoint(network, optimizer, position, checkpoints, config, manifest):
+def save_checkpoint(training, config, manifest):
     """Network, optimizer and position; the checkpoint is whole or not there."""
-    loss_sum, num_rows = sums_over_ranks(position)
+    loss_sum, num_rows = sums_over_ranks(training)
     if dist.get_rank() > 0:  # Distributed: all ranks hold the same parameters, so one of them writes them.
         return
-    position = {**position, "loss_sum": loss_sum, "num_rows": num_rows}
-    content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "position": position}
-    content["depends_on"] = depends_on(config, manifest)
-    with checkpoints.save(position["epoch"], position["taken"]) as folder:
+    position = {"epoch": training.epoch, "step": training.step, "taken": training.taken}
+    content = {
+        "network": training.network.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "position": position | {"loss_sum": loss_sum, "num_rows": num_rows},
+        "depends_on": depends_on(config, manifest),
+    }
+    with training.checkpoints.save(training.epoch, training.taken) as folder:
         torch.save(content, folder / "state.pt")
 
 
-def load_checkpoint(network, optimizer, checkpoints, config, manifest):
-    """Fills network and optimizer from the last checkpoint, if there is one; returns the position to go on with."""
+def load_checkpoint(training, config, manifest):
+    """Every rank reads the last checkpoint, if there is one, and goes on from there."""
     # Distributed: one rank says which checkpoint is the last whole one, so that all go on from the same.
-    names = [found.name if dist.get_rank() == 0 and (found := checkpoints.last()) else None]
+    names = [found.name if dist.get_rank() == 0 and (found := training.checkpoints.last()) else None]
     dist.broadcast_object_list(names, src=0)
     if names[0] is None:
-        return {"epoch": 0, "step": 0, "taken": 0, "loss_sum": 0.0, "num_rows": 0}
-    folder = checkpoints.fetch(names[0])
+        return
+    folder = training.checkpoints.fetch(names[0])
     content = torch.load(folder / "state.pt", weights_only=True)
     check_position(folder, content["depends_on"], depends_on(config, manifest))
-    check_model(folder, content["network"], network.state_dict())
-    network.load_state_dict(content["network"])
-    optimizer.load_state_dict(content["optimizer"])
+    check_model(folder, content["network"], training.network.state_dict())
+    training.network.load_state_dict(content["network"])
+    training.optimizer.load_state_dict(content["optimizer"])
+    position = content["position"]
+    training.epoch, training.step, training.taken = position["epoch"], position["step"], position["taken"]
     # Distributed: the sums of the epoch so far are those of all ranks: one of them keeps them.
-    own = {} if dist.get_rank() == 0 else {"loss_sum": 0.0, "num_rows": 0}
-    return {**content["position"], **own}
+    if dist.get_rank() == 0:
+        training.loss_sum, training.num_rows = position["loss_sum"], position["num_rows"]
 
 
 if __name__ == "__main__":
