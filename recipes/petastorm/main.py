@@ -37,12 +37,13 @@ class Training:
     """What a checkpoint holds, and who keeps it."""
 
     network: torch.nn.Module
-    model: DistributedDataParallel  # the network, with the exchange around it
+    model: DistributedDataParallel  # Distributed: the network, with the exchange around it.
     optimizer: torch.optim.Optimizer
     checkpoints: Checkpoints
     epoch: int = 0
     step: int = 0  # since the beginning
-    taken: int = 0  # steps of the epoch so far; its losses and rows, on this rank:
+    taken: int = 0  # steps of the epoch so far
+    # Distributed: of the epoch so far, and of this rank only; a checkpoint has the sums of all ranks.
     loss_sum: float = 0.0
     num_rows: int = 0
 

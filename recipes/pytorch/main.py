@@ -35,13 +35,13 @@ class Training:
     """What a checkpoint holds, and who keeps it."""
 
     network: torch.nn.Module
-    model: DistributedDataParallel  # the network, with the exchange around it
+    model: DistributedDataParallel  # Distributed: the network, with the exchange around it.
     optimizer: torch.optim.Optimizer
     checkpoints: Checkpoints
-    num_rows: int  # of the training data: an order of other rows cannot be gone on with
+    num_rows: int  # of the training data; a checkpoint made with another number is refused
     epoch: int = 0
     step: int = 0  # of the epoch
-    loss_sum: float = 0.0  # of the epoch so far, on this rank
+    loss_sum: float = 0.0  # Distributed: of the epoch so far, and of this rank only.
 
 
 def main():
