@@ -27,7 +27,7 @@ def test_smoke(recipe, tmp_path, record_property, recipe_python):
     ("recipe", "key", "value"),
     [
         ("kubeflow", "min_accuracy", 0.4),
-        ("ray_tune", "budget_epochs", 12),
+        ("ray_tune", "budget_epochs", 6),
         ("spark", "model_rows", 6000),
         ("petastorm", "num_epochs", None),
     ],
