@@ -13,8 +13,9 @@ $(shell echo "note: ARGS comes from the environment, not from this command line"
 endif
 # What ARGS holds reaches the programs as it was typed: neither make nor the shell looks for $, braces or brackets in it.
 export COOKBOOK_ARGS := $(value ARGS)
-# Another Python's packages and switches have no place in the driver.
-unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS PYTHONHASHSEED PYTHONMALLOC PYTHONINSPECT PYTHONIOENCODING
+# Another Python's packages and switches have no place in the driver. Without bytecode on disk each process would
+# compile all its modules anew.
+unexport PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS PYTHONHASHSEED PYTHONMALLOC PYTHONINSPECT PYTHONIOENCODING
 SETUP := .venv/.complete
 
 help: ## this help

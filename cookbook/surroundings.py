@@ -45,6 +45,7 @@ RULES = (
         ),
         "the recipe's environment is whole: nothing of another Python belongs into it",
     ),
+    Rule(("PYTHONDONTWRITEBYTECODE",), "each worker would compile all its modules anew: seconds of every start"),
     Rule(bootstrap.OTHER_INSTALLS, "of another environment: this one's packages go nowhere else"),
     Rule(
         ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "COOKBOOK_ARGS"),

@@ -19,7 +19,7 @@ LOCAL = {"kind": "local"}
 
 # A shell in a Slurm allocation of another cluster, with a proxy, another Python and other systems set up.
 OTHERS = """
-    PYTHONPATH=/opt/other/lib PYTHONSAFEPATH=1 PYTHONWARNINGS=error PYTHONOPTIMIZE=2
+    PYTHONPATH=/opt/other/lib PYTHONSAFEPATH=1 PYTHONWARNINGS=error PYTHONOPTIMIZE=2 PYTHONDONTWRITEBYTECODE=1
     http_proxy=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9 HTTP_PROXY=http://127.0.0.1:9
     ALL_PROXY=http://127.0.0.1:9 grpc_proxy=http://127.0.0.1:9
     GLOO_SOCKET_IFNAME=eth7 NCCL_SOCKET_IFNAME=eth7 TP_SOCKET_IFNAME=eth7
