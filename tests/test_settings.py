@@ -411,6 +411,23 @@ def test_values_that_would_die_late_are_refused(name, value, text):
 
 
 @pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("spark", ["scale.max_rows=100"]),
+        ("dask", ["scale=smoke", "scale.max_steps=3"]),
+        ("ray_rllib", ["scale.max_steps=3"]),
+        ("pytorch recipe.mode=collectives", ["scale.max_steps=3"]),
+        ("ray_train recipe.mode=core", ["scale.max_rows=3"]),
+    ],
+)
+def test_a_cap_that_no_program_heeds_is_refused(recipe, overrides):
+    name, *mode = recipe.split()
+    with pytest.raises(UserError, match=f"{overrides[-1]}: recipe={recipe}.* knows no such cap, and would take no"):
+        compose_recipe(name, [*mode, *overrides])
+    compose_recipe(name, [*mode, "scale=smoke", "scale.max_steps=null"])  # no cap at all is always heeded
+
+
+@pytest.mark.parametrize(
     ("overrides", "text"),
     [
         (["output_root=a", "output_root=b"], "output_root is given twice, as a and as b: say one"),
@@ -423,8 +440,6 @@ def test_values_that_would_die_late_are_refused(name, value, text):
         (["--seed=1"], "--seed=1 is no option; a setting has no dashes in front: seed=1"),
         (["-seed=1"], "a setting has no dashes in front: seed=1"),
         (["--resume"], "--resume is no option"),
-        (["scale.max_rows=100"], "recipe=spark knows no such cap, and would take no notice"),
-        (["scale=smoke", "scale.max_steps=3"], "scale.max_steps=3: recipe=spark knows no such cap"),
         (["data.path=/logs"], "no setting data.path with this choice; data=flights_files and data=image_folder and"),
         (["cluster.inventory=h.yaml"], "no setting cluster.inventory with this choice; cluster=hosts has it."),
         (["data.parameters.num_line=3"], "did you mean data.parameters.num_lines?"),

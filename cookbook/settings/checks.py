@@ -23,6 +23,7 @@ def check_kinds(config: Settings, choices: Mapping[str, str]) -> None:
     for key, value in config["scale"].items():
         if value is not None and (type(value) is not int or value < 1):
             raise UserError(f"scale.{key}={value!r}: expected a whole number of at least 1, or null for no limit")
+    _check_caps(config, choices)
     sources = [(group, CONF / group / f"{name}.yaml") for group, name in choices.items()]
     for group, path in [("", CONF / "config.yaml"), *sources]:
         if path.exists():
@@ -53,6 +54,7 @@ DRIVER = {
     "address": "the setting in conf/cluster/ that names a running system, whose workers are then used",
     "storage": "true: checkpoints can be kept in an object store",
     "takes_notice": "true: the workers save and leave when their machine is taken away",
+    "caps": "which of scale.max_rows and scale.max_steps its programs heed, where it is not both",
     "num_processes": "how many processes work, where that is not cluster.num_workers",
     "chief": "true: a process beside the workers gives them their work",
     "changes_members": "true: workers may be lost and come back while the others go on",
@@ -77,6 +79,22 @@ def check_driver(recipe: str) -> None:
         for key in {"objective", "proof"} - content.keys() - driver.keys():
             if where != "driver" or not modes:
                 raise UserError(f"{path.name}: {where} lacks {key}")
+
+
+def _check_caps(config: Settings, choices: Mapping[str, str]) -> None:
+    """Raises UserError for a cap on rows or steps that the recipe, in its mode, takes no notice of."""
+    path = CONF / f"scale/{choices['scale']}.yaml"
+    own = yaml.safe_load(path.read_text()) if path.exists() else {}
+    recipe, heeded = choices["recipe"], config["recipe"]["driver"].get("caps")
+    for name in ("max_rows", "max_steps"):
+        value = config["scale"][name]
+        if heeded is not None and name not in heeded and value not in (None, own.get(name)):
+            mode = f" recipe.mode={config['recipe']['mode']}" if "mode" in config["recipe"] else ""
+            raise UserError(
+                f"scale.{name}={value}: recipe={recipe}{mode} knows no such cap, and would take no notice; how much it "
+                f"does is said by scale=smoke|default|bench, the dataset's settings and those in "
+                f"conf/recipe/{recipe}.yaml"
+            )
 
 
 def _check_dataset(config: Settings, choices: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from cookbook import ROOT, UserError
+from cookbook import UserError
 from cookbook.job import Settings
 from cookbook.settings.files import CONF
 from cookbook.settings.quoting import quoted, scalar, texts_for_hydra, unquoted, value_for_hydra
@@ -140,7 +140,6 @@ class _CommandLine:
         self.is_sweep = any(word in ("-m", "--multirun") for word in words)
         self.defaults, self.mappings = defaults_of(words)
         self.given: dict[str, str] = {}
-        self.recipes = [name for word in words if word.startswith("recipe=") for name in word[7:].split(",")]
 
     def for_hydra(self, one: Override) -> str:
         if one.key.startswith("hydra.") or (CONF / one.key).is_dir():
@@ -189,24 +188,10 @@ class _CommandLine:
         if one.key.startswith("recipe.driver.") and one.key != "recipe.driver.system":
             raise UserError(f"{one.key} belongs to the recipe and is no setting: change it in its file in conf/recipe/")
         if one.key in self.defaults or one.key in self.mappings or one.key == "recipe.driver.system":
-            self._is_heeded(one)
             return
         if one.key in OLD_NAMES_OF_MODE and "recipe.mode" in self.defaults:
             raise UserError(f"{one.key} is called recipe.mode now: recipe.mode={one.value}")
         raise UserError(_no_such_setting(one.word, one.key, [*self.defaults, *self.mappings]))
-
-    def _is_heeded(self, one: Override) -> None:
-        """Raises UserError for a cap on rows or steps that no program of the recipe looks at."""
-        group, _, name = one.key.partition(".")
-        if group != "scale" or name == "max_workers" or one.value == "null":
-            return
-        for recipe in self.recipes:
-            programs = [path for path in (ROOT / "recipes" / recipe).glob("*.py") if path.name != "test_recipe.py"]
-            if programs and not any(name in path.read_text() for path in programs):
-                raise UserError(
-                    f"{one.word}: recipe={recipe} knows no such cap, and would take no notice; how much it does is "
-                    f"said by scale=smoke|default|bench, the dataset's settings and those in conf/recipe/{recipe}.yaml"
-                )
 
     def _once(self, one: Override) -> None:
         """Raises UserError when the key was given before, with another value."""
