@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import time
@@ -30,6 +31,12 @@ def digests(content):
 
 def in_epoch(driver, epoch, step=4):
     return any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (epoch, step) for e in driver.events())
+
+
+def test_the_loss_of_two_workers_is_a_mean_over_the_rows(undisturbed):
+    content, _, _ = undisturbed(*SHORT)
+    assert content["world_size"] == 2
+    assert 1.5 < losses(content)[0] < 1.05 * math.log(10), "that of who guesses one of ten digits, at most"
 
 
 @pytest.mark.full

@@ -65,6 +65,9 @@ class Classifier(tf.keras.Model):
         # over all rows.
         self.loss_per_row, self.accuracy = tf.keras.metrics.Mean("loss"), tf.keras.metrics.Mean("accuracy")
         self.wishes = tf.keras.metrics.Sum("wishes")
+        # Distributed: Keras adds up what the workers' steps return, for the callbacks after each batch. But a metric's
+        # result is that of all workers already: any one of them will do.
+        self.distribute_reduction_method = "first"
 
     @property
     def metrics(self):
