@@ -19,6 +19,7 @@ from cookbook.evidence.seen import Frame, Thread, parse_faulthandler
 from cookbook.evidence.watch import Watcher
 from cookbook.places.local import probe_here
 from cookbook.places.slurm import look_at
+from cookbook.report import pages
 from cookbook.tools import diagnose
 from cookbook.tools.chaos import inject
 from runrecord import RunRecord, read_records
@@ -602,6 +603,18 @@ def test_shares_of_a_profile():
         "an exchange under way": 33.3,
     }
     assert module["shares_of"]([("aten::mm", 0, 1)], []) == {}
+
+
+def test_the_report_links_to_a_profile_or_says_that_there_is_none(tmp_path):
+    assert pages.traces_of(tmp_path) is None
+    (tmp_path / "config.yaml").write_text("profile: false\n")
+    assert pages.traces_of(tmp_path) is None
+    (tmp_path / "config.yaml").write_text("profile: true\n")
+    assert pages.traces_of(tmp_path) == []
+    for name in ("rank0.json.gz", "a&b #1.html"):
+        (tmp_path / "traces").mkdir(exist_ok=True)
+        (tmp_path / "traces" / name).touch()
+    assert pages.traces_of(tmp_path) == ["traces/a%26b%20%231.html", "traces/rank0.json.gz"]
 
 
 @pytest.mark.full

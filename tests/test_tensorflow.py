@@ -1,9 +1,11 @@
 """What only the TensorFlow recipe can do, run for real through the driver."""
 
+import gzip
 import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import time
 from types import SimpleNamespace
@@ -67,14 +69,58 @@ def test_all_workers_start_anew_from_the_checkpoint(undisturbed, tmp_path):
 @pytest.mark.full
 def test_ways_to_divide_the_input_and_devices_take_the_same_first_steps(undisturbed, tmp_path):
     first = losses(undisturbed(*SHORT)[0])[0]
-    for number, words in enumerate(
-        (["recipe.auto_shard=own"], ["recipe.mode=mirrored"], ["recipe.communication=ring"])
-    ):
-        content, _, _ = run_cookbook(
+    ring = ["recipe.communication=ring", "recipe.profile=true"]
+    for number, words in enumerate((["recipe.auto_shard=own"], ["recipe.mode=mirrored"], ring)):
+        content, folder, _ = run_cookbook(
             "recipe=tensorflow", "recipe.num_epochs=1", *words, output_root=tmp_path / str(number)
         )
         assert losses(content)[0] == pytest.approx(first, rel=1e-4), words
         assert content["world_size"] == (1 if "recipe.mode=mirrored" in words else 2)
+    rows = json.loads((folder / "tables/where the time of a step goes, in percent.json").read_text())["rows"]
+    page = (folder / "report.html").read_text()
+    for rank, row in enumerate(rows):
+        trace = json.loads(gzip.decompress((folder / f"traces/rank{rank}.json.gz").read_bytes()))
+        names = [event["name"] for event in trace["traceEvents"]]
+        assert len([name for name in names if re.fullmatch(r"train \d+", name)]) == row["steps"] == 23 - 4
+        assert {"CollectiveReduceV2", "PyFunc"} < set(names), "what TensorFlow did"
+        assert row["computing"] > 5 and row["an exchange under way"] >= row["exchanging or waiting for the others"] > 0
+        assert sum(list(row.values())[3:7]) == pytest.approx(100, abs=0.1)
+        assert f'<a href="traces/rank{rank}.json.gz">' in page
+    assert [row["rank"] for row in rows] == [0, 1]
+
+
+def test_shares_of_a_profile():
+    """The recipe's sums, without TensorFlow."""
+    text = (FOLDER / "profiles.py").read_text()
+    start, end = text.index("# Turns what"), text.index("def shares_of")
+    found = {}
+    exec(compile(text[:start] + text[end:], "profiles.py", "exec"), found)
+    threads = {1: "python", 2: "tf_Compute/7", 3: "collective_ops/5", 4: "tf_data_private_threadpool/1"}
+    events = [
+        {"ph": "M", "name": "thread_name", "pid": 0, "tid": tid, "args": {"name": name}}
+        for tid, name in threads.items()
+    ]
+    for tid, name, start, end in [
+        (1, "train 3", 0, 100),
+        (1, "train 4", 200, 300),
+        (1, "train_function", 0, 100),
+        (1, "IteratorGetNextOp::DoCompute", 0, 10),
+        (2, "Conv2D", 5, 50),
+        (2, "Conv2D", 90, 210),  # in no step from 100 to 200
+        (3, "CollectiveReduceV2", 40, 80),
+        (4, "Map", 0, 300),
+    ]:
+        events.append({"ph": "X", "name": name, "pid": 0, "tid": tid, "ts": start, "dur": end - start})
+    assert found["shares_of"](events) == {
+        "steps": 2,
+        "ms for a step": 0.1,
+        "data": 5.0,
+        "computing": 30.0,
+        "exchanging or waiting for the others": 15.0,
+        "the rest": 50.0,
+        "an exchange under way": 20.0,
+    }
+    assert found["shares_of"](events[:4]) == {}
 
 
 @pytest.mark.parametrize(("epochs", "accuracy"), [(4, 0.5), pytest.param(15, 0.95, marks=pytest.mark.full)])
@@ -232,6 +278,7 @@ def check_settings():
         (1, {"mode": "tpu", "tpu_name": "local"}, "this machine has no TPU"),
         (1, {"mode": "tpu", "tpu_name": "mine"}, "needs tpu_zone=ZONE and tpu_project=PROJECT"),
         (2, {"steps_per_execution": 4}, "is for mode=tpu"),
+        (2, {"profile": True, "mode": "parameter_server"}, "needs mode=multi_worker or mirrored, not parameter_server"),
         (1, {"mode": "model_parallel", "num_devices": 3}, "does not divide"),
         (2, {"width": 12}, "expected a multiple of 8"),
         (2, {"num_ps": 0}, "at least 1"),

@@ -8,9 +8,11 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import psutil
+import yaml
 
 from cookbook import ROOT, UserError, run_folder
 from cookbook.files import write_whole
@@ -121,6 +123,15 @@ def pictures_of(folder: str | Path) -> list[tuple[str, str]]:
     return [(path.stem, image(kinds[path.suffix], path.read_bytes(), path.stem)) for path in paths]
 
 
+def traces_of(folder: str | Path) -> list[str] | None:
+    """The files of the run's profile, as addresses seen from the report; None where no profile was asked for."""
+    folder = Path(folder)
+    found = sorted(quote(str(path.relative_to(folder))) for path in folder.glob("traces/**/*") if path.is_file())
+    config = folder / "config.yaml"
+    asked = config.exists() and (yaml.safe_load(config.read_text()) or {}).get("profile")
+    return found if found or asked else None
+
+
 MARKERS = {"rows": "|", "checkpoint": "D", "restore": "<"}  # of the events in the picture of workers over time
 
 
@@ -180,6 +191,7 @@ def write_run_page(folder: str | Path) -> Path:
             machine=content["machine"],
             tables=tables_of(folder),
             pictures=pictures_of(folder),
+            traces=traces_of(folder),
             config=config.read_text() if config.exists() else "",
             stages=[(*share, colour) for share, colour in zip(shares, COLOURS, strict=False)],
             timeline=timeline(folder),

@@ -37,6 +37,11 @@ def check_kinds(config: Settings, choices: Mapping[str, str]) -> None:
     check_driver(choices["recipe"])
     _check_dataset(config, choices)
     _check_storage(config, choices)
+    if config["recipe"].get("profile") and config["cluster"]["kind"] == "kubernetes":
+        raise UserError(
+            "recipe.profile=true: with cluster=kubernetes the traces would stay in the pods, which end with the run; "
+            "profile with another cluster, or leave it out"
+        )
     for group in ("", *(group for group in choices if group in config)):
         check_ranges(config[group] if group else {"seed": config["seed"]}, group)
 

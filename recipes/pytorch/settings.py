@@ -46,6 +46,8 @@ def check_settings(config, world_size=None):
             "even number of features; try "
             f"model_width={2 * config.num_heads * max(1, config.model_width // (2 * config.num_heads))}"
         )
+    if config.profile and config.mode != "ddp":
+        raise SystemExit(f"profile=true needs mode=ddp, not {config.mode}: say profile=false")
     if world_size is not None:
         check_world(config, world_size)
     return config

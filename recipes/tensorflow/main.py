@@ -18,6 +18,7 @@ import numpy as np
 from checkpoints import Backup
 from data import Batches, ImageData, distributed, write_tfrecords
 from model import Classifier, WarmupThenCosine, build, make_optimizer
+from profiles import Profile
 from runrecord import RunRecord, load_config
 from runtime import claim_checkpoints, prepare, task, tf
 from settings import check_settings, num_steps_of
@@ -64,6 +65,7 @@ def train(model, strategy, batches, train_data, test_data, backup, config, run):
         model.record_rows = row_recorder(run, backup)
     # Distributed: the test rows are divided too: each replica judges a share, and the counts are added up.
     test_batches = Batches(len(test_data), config.global_batch_size, seed=None)
+    profile = [Profile(run, backup.sum_over_workers, config.output_dir)] if config.profile else []
     for epoch, first, steps_per_epoch, num_epochs in backup.parts():
         begin, end = epoch * batches.steps_per_epoch + first, num_epochs * batches.steps_per_epoch
         model.fit(
@@ -77,7 +79,7 @@ def train(model, strategy, batches, train_data, test_data, backup, config, run):
             validation_steps=test_batches.steps_per_epoch,
             verbose=0,
             # Distributed: all workers save, since reading a variable can take all of them.
-            callbacks=[Report(run, backup, batches), backup],
+            callbacks=[Report(run, backup, batches), backup, *profile],
         )
 
 

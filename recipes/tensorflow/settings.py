@@ -44,6 +44,8 @@ def check_settings(config, num_workers, program=None):
         raise SystemExit(
             "communication=nccl needs NVIDIA GPUs and this machine has none: choose communication=ring or auto"
         )
+    if config.profile and config.mode not in ("multi_worker", "mirrored"):
+        raise SystemExit(f"profile=true needs mode=multi_worker or mirrored, not {config.mode}: say profile=false")
     if config.mode == "tpu":
         check_tpu(config)
     elif config.steps_per_execution > 1:
