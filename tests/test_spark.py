@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import importlib.util
 import json
 import os
 import shutil
@@ -243,10 +244,22 @@ def standalone_cluster(recipe_python, tmp_path):
 @pytest.mark.full
 def test_a_cluster_that_is_there_already(standalone_cluster, tmp_path):
     words = ["recipe=spark", "scale=smoke", FAST, "recipe.steps=[ingest]", f"cluster.spark_master={standalone_cluster}"]
-    content, _, output = run_cookbook(*words, "recipe.memory_mb=700", output_root=tmp_path)
+    more = ["recipe.memory_mb=700", "recipe.profile=true"]
+    content, folder, output = run_cookbook(*words, *more, output_root=tmp_path)
     assert f"--master {standalone_cluster}" in output
     assert len({worker["pid"] for worker in content["workers"]}) == 2
     assert content["account"]["read"] == 20_000
+    (log,) = [path for path in folder.glob("traces/*") if not path.suffix]
+    assert {json.loads(line)["Event"] for line in log.read_text().splitlines()} > {"SparkListenerTaskEnd"}
+    trace = json.loads(gzip.decompress(log.with_name(f"{log.name}.json.gz").read_bytes()))["traceEvents"]
+    assert len([event for event in trace if event["ph"] == "M"]) == 2, "executors"
+    tasks = [event for event in trace if event["ph"] == "X"]
+    assert {event["pid"] for event in tasks} == {0, 1}
+    assert "ingest" in {event["name"] for event in tasks}
+    rows = json.loads((folder / "tables/stages with the most seconds of tasks.json").read_text())["rows"]
+    assert sum(row["tasks"] for row in rows) == len(tasks)
+    assert sum(row["seconds of tasks"] for row in rows) > 1
+    assert "Stages with the most seconds of tasks" in (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -283,3 +296,62 @@ def test_java_is_asked_for_before_any_work(tmp_path, version, text):
     assert text in done.stdout + done.stderr
     assert "openjdk-17-jre-headless" in done.stdout + done.stderr
     assert not (tmp_path / "out/spark").exists()
+
+
+def task_end(stage, number, executor, begun, ended, shuffled=0, gc=0, failed=False):
+    info = {"Task ID": number, "Executor ID": executor, "Host": "a", "Failed": failed}
+    metrics = {
+        "Executor Run Time": ended - begun,
+        "JVM GC Time": gc,
+        "Shuffle Read Metrics": {"Remote Bytes Read": shuffled, "Local Bytes Read": 1},
+        "Shuffle Write Metrics": {"Shuffle Bytes Written": 2 * shuffled},
+    }
+    return {
+        "Event": "SparkListenerTaskEnd",
+        "Stage ID": stage,
+        "Stage Attempt ID": 0,
+        "Task Info": info | {"Launch Time": begun, "Finish Time": ended},
+    } | ({} if failed else {"Task Metrics": metrics})
+
+
+def test_what_an_event_log_says():
+    spec = importlib.util.spec_from_file_location("spark_profiles", ROOT / "recipes/spark/profiles.py")
+    profiles = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(profiles)
+    events = [{"Event": "SparkListenerLogStart"}]
+    for stage, step, begun, ended in ((0, {}, 0, 500), (1, {"spark.job.description": "ingest"}, 500, 3000)):
+        info = {"Stage ID": stage, "Stage Attempt ID": 0, "Stage Name": f"collect {stage}"}
+        events += [
+            {"Event": "SparkListenerStageSubmitted", "Stage Info": info, "Properties": step},
+            {
+                "Event": "SparkListenerStageCompleted",
+                "Stage Info": info | {"Submission Time": begun, "Completion Time": ended},
+            },
+        ]
+    events += [
+        task_end(0, 0, "0", 0, 500),
+        task_end(1, 1, "0", 500, 2500, shuffled=10, gc=100),
+        task_end(1, 2, "1", 500, 1000, failed=True),
+        task_end(1, 3, "0", 600, 2600, shuffled=20, gc=300),
+    ]
+    stages, tasks = profiles.read(events)
+    first, second = profiles.costs(stages, tasks)
+    assert first == {
+        "step": "ingest",
+        "stage": 1,
+        "what": "collect 1",
+        "seconds": 2.5,
+        "tasks": 3,
+        "seconds of tasks": 4.0,
+        "GC, percent of them": 10.0,
+        "shuffle read, bytes": 32,
+        "shuffle written, bytes": 60,
+    }
+    assert (second["step"], second["tasks"], second["GC, percent of them"]) == ("", 1, 0.0)
+    trace = [event for event in profiles.trace_events(stages, tasks) if event["ph"] == "X"]
+    assert [(event["name"], event["pid"], event["tid"], event["ts"], event["dur"]) for event in trace] == [
+        ("collect 0", 0, 0, 0, 500_000),
+        ("ingest", 0, 0, 500_000, 2_000_000),
+        ("ingest", 1, 0, 500_000, 500_000),
+        ("ingest", 0, 1, 600_000, 2_000_000),
+    ]

@@ -24,6 +24,7 @@ from gradient_descent import gradient_descent
 from ingest import facts_of, ingest
 from models import classify, forecast, recommend
 from needs import lacking
+from profiles import keep, with_event_log
 from runrecord import RunRecord, load_config
 from settings import check_settings
 from streaming import stream
@@ -42,7 +43,7 @@ def main():
     # Distributed: the tasks' Python must be this one, which has the packages.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     # Distributed: this program is the driver; master, memory and the like come from spark-submit. Executors start now.
-    spark = SparkSession.builder.appName("log mining").getOrCreate()
+    spark = with_event_log(SparkSession.builder.appName("log mining"), config).getOrCreate()
     with RunRecord(config.output_dir, 0, 1, role="driver", master=spark.sparkContext.master) as run:
         # Distributed: modules that tasks need travel to the executors.
         for module in Path(__file__).parent.glob("*.py"):
@@ -52,13 +53,16 @@ def main():
         executors.look()
         for number, name in enumerate(config.steps):
             run.progress(number, len(config.steps), name)
+            spark.sparkContext.setJobDescription(name)
             result = done_before(config, name) or do(name, spark, config, run, number)
             report(name, result, run, number)
             # Distributed: an executor may have died meanwhile; Spark has repeated its tasks and started another one.
             executors.look()
         run.progress(len(config.steps), len(config.steps), "done")
         executors.close()
+    application = spark.sparkContext.applicationId
     spark.stop()
+    keep(application, config, run)
 
 
 def do(name, spark, config, run, number):
