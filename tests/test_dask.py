@@ -37,7 +37,7 @@ def test_the_models_are_better_than_chance_and_every_row_is_known(undisturbed):
     assert (
         metrics["features/train_rows"] + metrics["features/test_rows"] == metrics["features/labelled"] < account["read"]
     )
-    assert (folder / "dask-performance.html").stat().st_size > 100_000
+    assert (folder / "traces/dask-performance.html").stat().st_size > 100_000
     schema = json.loads((folder / "features/_schema.json").read_text())
     assert schema["late"] == schema["origin_delay_2h"] == "double"
     assert "arr_delay" not in schema and "dep_delay" not in schema, "what is not known before departure is no feature"
@@ -143,10 +143,19 @@ def test_a_cluster_that_is_there_already(recipe_python, tmp_path):
         with open(tmp_path / "cluster.log", "w") as log:
             for one in words:
                 processes.start(one, run_id, output=log)
-        content, _, _ = run_cookbook(*ONE_MODEL, f"cluster.dask_scheduler={address}", output_root=tmp_path / "out")
+        more = [f"cluster.dask_scheduler={address}", "recipe.profile=true"]
+        content, folder, _ = run_cookbook(*ONE_MODEL, *more, output_root=tmp_path / "out")
     finally:
         processes.stop(run_id, 5)
     assert len({worker["pid"] for worker in content["workers"]}) == 2
+    trace = json.loads(gzip.decompress((folder / "traces/tasks.json.gz").read_bytes()))["traceEvents"]
+    assert len([event for event in trace if event["ph"] == "M"]) == 2, "workers"
+    done = {(event["pid"], event["name"]) for event in trace if event["ph"] == "X"}
+    assert {pid for pid, _ in done} == {0, 1}
+    assert "transfer" in {name for _, name in done}
+    assert any("read" in name or "ingest" in name for _, name in done), done
+    page = (folder / "report.html").read_text()
+    assert all(f'<a href="traces/{name}">' in page for name in ("tasks.json.gz", "dask-performance.html"))
 
 
 GOOD = "2013,1,{day},517,515,2,830,819,11,UA,1545,N14228,EWR,IAH,227,1400,5,15,2013-01-0{day}T10:00:00Z"

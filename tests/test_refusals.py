@@ -143,6 +143,8 @@ RAY, FT = {"elastic": True, "max_restarts": 3}, {"mode": "ft_ddp"}
         ("ray_train", RAY | {"num_workers": 3}, "num_shards=2 are too few for 3 workers"),
         ("pytorch", FT | {"min_workers": 3}, "min_workers=3: expected at most the number of workers, 2"),
         ("pytorch", FT | {"backend": "nccl"}, "backend=nccl with mode=ft_ddp was never run"),
+        ("pytorch", {"profile": True, "mode": "fsdp"}, "profile=true needs mode=ddp, not fsdp"),
+        ("dask", {"profile": True, "mode": "threads"}, "profile=true needs mode=distributed, not threads"),
     ],
 )
 def test_workers_that_could_not_come_and_go(recipe, changes, said):
@@ -169,6 +171,12 @@ def test_shards_need_not_be_a_multiple_of_workers_that_come_and_go():
 def test_ranges_of_what_says_how_workers_come_and_go(words, said):
     with pytest.raises(UserError, match=said):
         config_of("ray_train", *words)
+
+
+@pytest.mark.parametrize("recipe", ["pytorch", "tensorflow", "ray_train"])
+def test_a_profile_that_nobody_could_read(recipe):
+    with pytest.raises(UserError, match="traces would stay in the pods"):
+        config_of(recipe, "recipe.profile=true", "cluster=kubernetes")
 
 
 def checked(recipe, **changes):

@@ -12,6 +12,7 @@ Source:  Dask's and dask-ml's documentation; each module names the methods it us
 import contextlib
 import json
 import time
+from pathlib import Path
 
 import dask
 from distributed import performance_report
@@ -20,6 +21,7 @@ from features import features
 from graph import draw_graph
 from ingest import ingest
 from learn import learn
+from profiles import profiled
 from runrecord import RunRecord, load_config
 from settings import check_settings
 from storage import open_folder
@@ -34,8 +36,12 @@ def main():
         # the same graphs.
         workers = Workers(config) if config.mode == "distributed" else Pool(config)
         # Distributed: a page of what each worker of a cluster did when, kept with the run.
-        page = f"{config.output_dir}/dask-performance.html"
-        with performance_report(filename=page) if workers.client else contextlib.nullcontext():
+        page = Path(config.output_dir, "traces/dask-performance.html")
+        page.parent.mkdir(exist_ok=True)
+        with (
+            performance_report(filename=str(page)) if workers.client else contextlib.nullcontext(),
+            profiled(config, workers.client),
+        ):
             work(config, run, workers)
         workers.close()
 

@@ -38,6 +38,8 @@ def check_settings(config):
         raise SystemExit(
             f"elastic=true with mode={config.mode}: only the distributed scheduler's cluster can grow and shrink"
         )
+    if config.profile and config.mode != "distributed":
+        raise SystemExit(f"profile=true needs mode=distributed, not {config.mode}: say profile=false")
     own = [
         resources for resources in config.worker_resources[: config.num_workers] if config.learner_resource in resources
     ]
