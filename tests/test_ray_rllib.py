@@ -122,8 +122,11 @@ def test_killed_after_the_last_checkpoint(tmp_path):
 @pytest.mark.full
 def test_another_algorithm(algorithm, tmp_path):
     words = [f"recipe.algorithm={algorithm}", "recipe.num_iterations=3", "recipe.evaluation_every=3"]
-    content, _, _ = run_cookbook(*SHORT, *words, output_root=tmp_path)
+    words += ["recipe.profile=true"]
+    content, folder, _ = run_cookbook(*SHORT, *words, output_root=tmp_path)
     assert all(worker["samples"] > 300 for worker in content["workers"])
+    trace = json.loads((folder / "traces/tasks.json").read_text())
+    assert len({event["tid"] for event in trace if "EnvRunner" in event["cat"]}) >= 2, "runners"
     assert content["metrics"]["eval/return_mean"] > 8
 
 

@@ -104,11 +104,16 @@ def test_tensorflow_goes_on_after_a_killed_worker(tmp_path):
 @pytest.mark.full
 def test_rows_that_stay_in_the_object_store_train_the_same_network(undisturbed, tmp_path):
     """Prepared once instead of in each epoch beside the training, and in other blocks: the same batches."""
-    words = ["recipe.keep_prepared=true", "recipe.rows_per_file=100", "recipe.num_epochs=2"]
+    words = ["recipe.keep_prepared=true", "recipe.rows_per_file=100", "recipe.num_epochs=2", "recipe.profile=true"]
     streamed, _, _ = undisturbed(*SHORT, "recipe.num_epochs=2")
-    content, _, _ = run_cookbook(*SHORT, *words, output_root=tmp_path)
+    content, folder, _ = run_cookbook(*SHORT, *words, output_root=tmp_path)
     assert digests(content) == digests(streamed)
     assert content["num_rows"] == 2 * content["dataset"]["rows"]["train"]
+    trace = json.loads((folder / "traces/tasks.json").read_text())
+    trained = {event["tid"] for event in trace if event["cat"] == "task::RayTrainWorker.run_train_fn"}
+    assert len(trained) == 2, "processes"
+    assert any(event["cat"].startswith("task::ReadParquet") for event in trace), "Ray Data's tasks"
+    assert '<a href="traces/tasks.json">' in (folder / "report.html").read_text()
 
 
 @pytest.mark.full

@@ -29,7 +29,7 @@ from environments import any_action, make_environment, returns_of, shortest_job_
 from pictures import draw_curves, film
 from runrecord import RunRecord, load_config
 from settings import check_environment, check_settings
-from workers import connect, require_free
+from workers import connect, keep_profile, require_free
 
 
 def main():
@@ -44,6 +44,7 @@ def main():
         register_env(config.environment, lambda settings: make_environment(config.environment, **settings))
         results = [train(config, number, run) for number in range(config.num_seeds)]
         compare(config, results, run)
+        keep_profile(config)
 
 
 def train(config, number, run):

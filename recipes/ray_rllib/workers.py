@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from pathlib import Path
 
 import ray
@@ -58,3 +59,12 @@ def require_free(number, need):
                 f"{ray.cluster_resources().get(name, 0):g}: ask for fewer (cluster.num_workers), or wait for others "
                 "to end"
             )
+
+
+def keep_profile(config):
+    """With `profile=true`: which process did which task when, in traces/tasks.json (for https://ui.perfetto.dev)."""
+    if config.profile:
+        path = Path(config.output_dir, "traces/tasks.json")
+        path.parent.mkdir(exist_ok=True)
+        time.sleep(2)  # Distributed: processes tell Ray of their tasks once a second (task_events_report_interval_ms).
+        ray.timeline(str(path))

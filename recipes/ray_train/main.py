@@ -34,7 +34,7 @@ from runrecord import RunRecord, check_model, check_position, load_config, read_
 from scaling import scaling_of
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import for_arrow
-from workers import connect
+from workers import connect, keep_profile
 
 
 def main():
@@ -75,6 +75,7 @@ def main():
         run.metric("seconds/prepare", time.perf_counter() - clock, step=0, unit="s")
         if not (status := fit(trainer)):
             remove_shards(config, shards)
+        keep_profile(config)
     return status
 
 

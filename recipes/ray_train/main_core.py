@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from runrecord import RunRecord, load_config
 from settings import check_settings
-from workers import connect, require_free
+from workers import connect, keep_profile, require_free
 
 
 # Distributed: calls of this function are tasks: each runs in one of Ray's worker processes, on any node
@@ -84,6 +84,7 @@ def main():
             ]
         ray.get([worker.leave.remote() for worker in workers])
         run.table("tour", rows)
+        keep_profile(config)
         run.progress(len(steps), len(steps), "done")
 
 

@@ -30,7 +30,7 @@ from runrecord import RunRecord, check_position, load_config, read_records
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import for_arrow
 from tfrun import be_patient
-from workers import connect, require_free
+from workers import connect, keep_profile, require_free
 
 
 def main():
@@ -73,6 +73,7 @@ def main():
         run.metric("seconds/prepare", time.perf_counter() - clock, step=0, unit="s")
         if not (status := fit(trainer)):
             remove_shards(config, shards)
+        keep_profile(config)
     return status
 
 

@@ -24,7 +24,7 @@ from runrecord import RunRecord, load_config
 from searches import METRIC, most_epochs, search_of
 from settings import check_settings
 from trainable import Classifier, Meeting, read_rows
-from workers import connect, require_free
+from workers import connect, keep_profile, require_free
 
 
 def main():
@@ -44,6 +44,7 @@ def main():
             search(phase, *which, len(phases), config, most, need, rows, run) for phase, which in enumerate(phases)
         ]
         compare(config, found, run)
+        keep_profile(config)
 
 
 def search(phase, name, seed, num_phases, config, most, need, rows, run):
