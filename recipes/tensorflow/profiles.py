@@ -59,7 +59,7 @@ class Profile(tf.keras.callbacks.Callback):
             replicas = self.sum_over_workers(mine)
             row = {name: self.sum_over_workers(mine * value) / replicas for name, value in shares.items()}
             rows.append({"rank": rank} | {name: round(value, 2) for name, value in row.items()})
-        if task().index == 0 and shares:
+        if task().index == 0 and shares:  # Distributed: all have the same rows; one writes them.
             self.run.table("where the time of a step goes, in percent", rows)
 
 
