@@ -50,7 +50,8 @@ DATE = re.compile(
     r"(?:(?<![\d/])|/)((?:19|20)\d\d)([-._/]?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?!\d)(?:[^/]*|/[^/]*)$"
 )
 FOREIGN = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ": ".xz", b"PK\x03\x04": ".zip"}
-STAMP = re.compile(rf"(?m)^(?:<\d{{1,3}}>)?({'|'.join(logformat.MONTHS)}) +\d{{1,2}} \d\d:".encode())
+_MONTH = f"(?:{'|'.join(logformat.MONTHS)})"
+STAMP = re.compile(rf"(?m)^(?:<\d{{1,3}}>)?(?:\S{{1,20}} \d{{1,2}} )?({_MONTH}) (?: ?\d{{1,2}} )?\d\d:".encode())
 SAMPLE_LINES, SAMPLE_BYTES, BLOCK = 1000, 4 << 20, 1 << 18
 LINES_IN_ALL = 200_000  # of more than 200 files fewer lines are looked at, but never fewer than 50 each
 SLOW_SECONDS = 30  # of processor time, for the first 10,000 lines of all files: usual expressions take less than one
@@ -556,6 +557,7 @@ def choose(first, options):
             )
             raise DatasetError(
                 f"{file}: no named format fits its first {len(lines):,} lines ({near}). They begin with:\n  {shown}\n"
+                f"{logformat.unknown_zone(lines)}"
                 "Give a regular expression with named groups: data.format='(?<time>\\S+ \\S+) (?<message>.*)'"
             )
         print(f"format: {file}: {name} fits {100 * share:.1f} % of the first {len(lines):,} lines", flush=True)
@@ -610,7 +612,7 @@ def years_of(fmt, first):
         with opener(file)(file, "rb") as content:
             tail = b""
             while block := content.read(1 << 20):
-                leap = leap or b"Feb 29 " in tail[-8:] + block
+                leap = leap or re.search(b"Feb 29 |29 Feb ", tail[-8:] + block) is not None
                 months += [month.decode() for month, _ in itertools.groupby(STAMP.findall(block))]
                 tail = (tail + block)[-(64 << 10) :]
         days = [

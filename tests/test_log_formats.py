@@ -105,6 +105,25 @@ FILES = {
         "ValueError: no",
     ),
     "hdfs": each("081109 2036{k:02d} 148 INFO dfs.DataNode: block {k}"),
+    "python_http": each('192.0.2.1 - - [29/Mar/2025 22:{k:02d}:00] "GET /{k} HTTP/1.1" 200 -'),
+    "uwsgi": each(
+        "[pid: 12|app: 0|req: 1/1] 192.0.2.1 () {{40 vars in 600 bytes}} [Sat Mar 29 22:{k:02d}:00 2025] GET /{k} => "
+        "generated 120 bytes in 3 msecs (HTTP/1.1 200) 2 headers in 80 bytes (1 switches on core 0)"
+    ),
+    "vpc_flow": [
+        "version account-id interface-id srcaddr dstaddr srcport dstport protocol packets bytes start end action x",
+        *each("2 123456789010 eni-1 10.0.0.1 10.0.0.2 206 22 6 20 42{k} 1743285600 17432856{k:02d} ACCEPT OK"),
+    ],
+    "php": each("[29-Mar-2025 22:{k:02d}:00 UTC] PHP Fatal error:  Uncaught Error: no", "Stack trace:", "#0 {{main}}"),
+    "redis": [" `-._ Redis 7 `-._ ", *each("{k}:M 29 Mar 2025 22:{k:02d}:00.123 * Ready to accept connections")],
+    "mysql_slow": each(
+        "# Time: 2025-03-29T22:{k:02d}:00Z",
+        "# User@Host: a[a] @  [10.0.0.1]  Id: 1",
+        "# Query_time: 0.{k:02d}  Lock_time: 0",
+        "SELECT {k};",
+    ),
+    "rails": each("I, [2025-03-29T22:{k:02d}:00.123456 #12]  INFO -- : request {k}"),
+    "audit": each("type=SYSCALL msg=audit(17432856{k:02d}.123:{k}): arch=c000003e"),
     "iso_lines": each("2025-03-29T22:{k:02d}:00.003Z ERROR web01 request {k} done"),
     "epoch_lines": [f"{1743285600007 + k} INFO web01 request {k} done" for k in range(60)],
 }
@@ -486,6 +505,33 @@ MORE = [
         "logfmt",
         {},
         [f'ts=2025-03-29T22:00:00Z msg="{"a b " * REPEATED}" level=info', 'ts=2025-03-29T22:00:00Z msg="a level=x"'],
+    ],
+    [
+        "python_http",
+        {},
+        [
+            f"{who}[29/Mar/2025 22:00:00] {what}"
+            for who in ("", "a - - ", "INFO:werkzeug:::1 - - ")
+            for what in (
+                '"\x1b[35mGET /a\x1b[0m" 404 -',
+                '"GET /a" 200 5\x1b[0m',
+                '"" 400 -',
+                "code 404, message x",
+                "",
+            )
+        ],
+    ],
+    ["iso_lines", {}, [f"2025-03-29T22:00:00{zone}" for zone in ("", "+05:30", "+05", "+0530", "+05:3", "\nx")]],
+    [
+        "redis",
+        {},
+        ["[1] 14 Nov 07:01:22.119 # x", "1:M 14 Nov 2025 07:01:22.119 # x", "1:M 31 Feb 2025 07:01:22.1 # x"],
+    ],
+    ["mysql_slow", {}, ["# Time: 2025-03-29T22:00:00Z\n" + "# a\n" * REPEATED + "# Query_time: 1"]],
+    [
+        "php",
+        {},
+        [f"[29-Mar-2025 22:00:00{z}] PHP {'Parse ' * REPEATED}error:  x" for z in (" UTC", " CET", " -03:30", "")],
     ],
     ["forwarded", {}, access(1, front=f"{', '.join(['203.0.113.7'] * 900)} ")],
     ["combined", {}, access(1, client=", ".join(["203.0.113.7"] * 900))],
@@ -1458,6 +1504,45 @@ def test_a_number_under_a_key_of_another_case_counts_something_else(tmp_path):
     entry = built(tmp_path)["entry"]
     got, _ = logformat.parse(logformat.from_dict(entry), json.dumps(line))
     assert (entry["name"], got["path"], got["request_time"]) == ("json_access", "/a", None)
+
+
+@pytest.mark.parametrize(
+    ("lines", "zone"),
+    [
+        (["[29-Mar-2025 22:00:{k:02d} Europe/Berlin] PHP Error:  x", *["#{k} {{main}}"] * 4], "'Europe/Berlin' behind"),
+        (["2025-03-29 22:00:{k:02d}.123 CEST [1234] LOG:  x"], "'CEST' behind a time is not read"),
+        (["Mar 29, 2025 10:00:{k:02d} PM a.b.C start", "INFO: Starting"], "'PM' behind a time is not read"),
+        (["x {k} y"], None),
+    ],
+)
+def test_a_zone_that_no_format_reads_is_named(tmp_path, lines, zone):
+    write(tmp_path / "a.log", each(*lines))
+    with pytest.raises(DatasetError, match="no named format fits") as caught:
+        built(tmp_path)
+    assert (zone or "Give a regular expression") in str(caught.value)
+    assert ("behind a time" in str(caught.value)) is (zone is not None)
+
+
+def test_a_banner_and_a_header_are_no_events():
+    redis = logformat.entries()["redis"]
+    lines = ["   _.-``    `-._ ", " |`-._`-...-` Port: 6379", "1:M 29 Mar 2025 22:00:00.123 * a", "rest"]
+    assert logformat.events_of(redis, lines) == lines[2:]
+    assert logformat.events_of(logformat.entries()["php"], lines) == lines
+
+
+def test_the_year_of_old_redis(tmp_path):
+    days = ["30 Dec", "31 Dec", "01 Jan"]
+    path = write(tmp_path / "a.log", [f"[4018] {day} 07:01:22.119 # x" for day in days for _ in range(9)])
+    entry = built(tmp_path, year=2023)["entry"]
+    times = [
+        logformat.parse(logformat.from_dict(entry), line, entry["years"][str(path)])
+        for line in path.read_text().splitlines()
+    ]
+    assert [fields["time"].isoformat()[:10] for fields, _ in times if fields][::9] == [
+        "2023-12-30",
+        "2023-12-31",
+        "2024-01-01",
+    ]
 
 
 @pytest.mark.parametrize(

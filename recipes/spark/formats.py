@@ -331,9 +331,10 @@ def with_reason(fields, reason, *dropped):
     return fields.withColumn("reason", reason).drop("_wrong", *dropped)
 
 
-def is_blank():
-    """Whether a line has nothing in it but blanks and tabs: such a line is no event, in any format."""
-    return F.trim(F.col("value"), F.lit(" \t")) == ""
+def is_blank(fmt):
+    """Whether a line has nothing in it but blanks and tabs, or is one that the format skips: it is no event."""
+    blank = F.trim(F.col("value"), F.lit(" \t")) == ""
+    return blank | F.col("value").rlike(java(fmt.skip)) if fmt.skip else blank
 
 
 def events_of(lines, start):

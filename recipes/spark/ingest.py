@@ -131,7 +131,7 @@ def read_lines(spark, known, fmt):
         )
     blank = Observation("blank") if fmt.start else None
     if blank:
-        lines = lines.observe(blank, F.count_if(is_blank()).alias("blank")).where(~is_blank())
+        lines = lines.observe(blank, F.count_if(is_blank(fmt)).alias("blank")).where(~is_blank(fmt))
     if fmt.may_lack_year():
         lines = lines.withColumn(
             "dated", dated(fmt, {known[path]: address for path, address in addresses.items() if path in known})
@@ -192,7 +192,7 @@ def write_events(lines, fmt, folder, columns=None):
     numbers = {"read": ~blank, "quarantined": ~blank & ~good, "blank": blank}
     events = (
         parse(lines, fmt, columns)
-        .withColumn("blank", is_blank())
+        .withColumn("blank", is_blank(fmt))
         # Distributed: counted by the tasks while they write; only those that succeed count. All at once: each
         # observation of its own costs some percent.
         .observe(seen, *[F.count_if(which).alias(name) for name, which in numbers.items()])

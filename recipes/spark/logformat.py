@@ -46,6 +46,7 @@ TIMES = {  # how a time may be written; all pieces are groups, those that it lac
     "ctime": rf"^(?:[A-Z][a-z]{{2}},? )?{MONTH} +(?<d>\d{{1,2}}) {CLOCK} ?{ZONE}? (?<y>\d{{4}})$",
     "mail": rf"^(?:[A-Z][a-z]{{2}}, )?(?<d>\d{{1,2}})[- ]{MONTH}[- ](?<y>\d{{4}}) {CLOCK} ?{ZONE}?$",
     "syslog": rf"^{MONTH} +(?<d>\d{{1,2}}) {CLOCK}(?<y>)(?<zone>)$",
+    "day_month": rf"^(?<d>\d{{1,2}}) {MONTH} {CLOCK}(?<y>)(?<zone>)$",
     "compact": rf"^(?<y>\d{{4}})(?<m>\d{{2}})(?<d>\d{{2}})[Tt ](?<clock>\d{{6}}(?:[.,]\d+)?){ZONE}?$",
     "short": r"^(?<y>\d{2})(?<m>\d{2})(?<d>\d{2}) (?<clock>\d{6})(?<zone>)$",
 }
@@ -95,6 +96,7 @@ class Format:
     w3c: dict = field(default_factory=dict)
     time: str = ""
     start: str = ""
+    skip: str = ""
     escapes: bool = False
     fast: str = ""
     only_with: tuple = ()
@@ -160,7 +162,7 @@ def entries():
     found = {}
     for name, entry in table["formats"].items():
         known = {key: value for key, value in entry.items() if key != "samples"}
-        known = {key: whole(value) if key in ("pattern", "start") else value for key, value in known.items()}
+        known = {key: whole(value) if key in ("pattern", "start", "skip") else value for key, value in known.items()}
         found[name] = from_dict({"name": name, **known})
     return found
 
@@ -763,8 +765,11 @@ def dated_of(first, last, leap_day, year, modified):
 
 
 def events_of(fmt, lines):
-    """Joins the lines of each event, for formats whose events have several. A line of blanks and tabs is no event."""
-    lines = [line for line in lines if line.strip(" \t")]
+    """Joins the lines of each event, for formats whose events have several.
+
+    A line of blanks and tabs is no event, nor one that the format skips.
+    """
+    lines = [line for line in lines if line.strip(" \t") and not (fmt.skip and compiled(fmt.skip).search(line))]
     if not fmt.start:
         return lines
     start, events, begun = compiled(fmt.start), [], False
@@ -854,7 +859,16 @@ REST_OF_A_TIME = re.compile(
     r"\]?,? ?([+-](?:0\d|1[0-4]):?(?:00|15|30|45)\b|[AaPp]\.?[Mm]\b|(?:CE|E|C|M|P|B|J|I|AE|MS|WE|EE)[SD]?T\b|MSK\b"
     r"|(?:Africa|America|Antarctica|Asia|Atlantic|Australia|Europe|Indian|Pacific)/\w+)"
 )
+UNKNOWN_ZONE = re.compile(r"\d\d:\d\d(?:[.,]\d+)?" + REST_OF_A_TIME.pattern)
 REST_OF_A_DATE = re.compile(r"\]?[,T_]? ?(\d{1,2}:\d\d(?::\d\d)?)\b")
+
+
+def unknown_zone(lines):
+    """What to say where most times have AM, PM or the name of a zone behind them, or nothing."""
+    found = [one[1] for line in lines if (one := UNKNOWN_ZONE.search(line)) and one[1][0] not in "+-"]
+    if len(found) <= len(lines) / 10:
+        return ""
+    return f"{found[0]!r} behind a time is not read: write the times anew, of 24 hours, in UTC or with an offset\n"
 
 
 def check_whole_time(fmt, lines):

@@ -33,7 +33,7 @@ def stream(spark, config, run):
         spark.readStream.format("text")
         .option("maxFilesPerTrigger", 1)
         .load(literal(str(Path(next(iter(known))).parent)))
-        .where(~is_blank())
+        .where(~is_blank(fmt))
     )
     good = parse(lines, fmt).where("reason IS NULL")
     scored = model.transform(line_features(good)).select(
@@ -55,7 +55,7 @@ def stream(spark, config, run):
     # The same lines again as a plain table, from what is on disk: number and sum of hashes must agree.
     once = (
         parse(read_lines(spark, links(paths, config), fmt)[0], fmt)
-        .where(F.col("reason").isNull() & ~is_blank())
+        .where(F.col("reason").isNull() & ~is_blank(fmt))
         .agg(F.count("*"), F.sum(F.xxhash64("value").cast("decimal(38,0)")))
         .first()
     )
