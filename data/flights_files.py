@@ -455,6 +455,8 @@ def text_facts(begin, names, settings):
         ) from None
     if not text.strip():
         return None
+    if found := re.match(r"\s*(?:(\[\s*)?\{\s*\"|(<))", text):
+        raise CannotBeRead(f"it is {'HTML or XML' if found[2] else 'JSON'}; export it as CSV or Parquet")
     csv.field_size_limit(1 << 30)
     wanted = {name for name in names.values() if name}
     skip, said = lines_before(text)

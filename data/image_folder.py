@@ -108,6 +108,9 @@ FILLERS = {"set", "data", "dataset", "image", "images", "img", "imgs", "picture"
 # What the pieces of a dataset are called, before their numbers: images_001, HAM10000_images_part_2.
 PIECE = re.compile(r"(?i)(.*(?<![a-z])(?:parts?|images?|imgs?|pictures|batch|fold|chunk|shard|piece)[ _-]*)\(?\d+\)?")
 MASK = re.compile(r"(?i)(.+)[_-](?:mask|gt|seg|segmentation)(?:_?\d+)?")
+MASKS = re.compile(r"(?i)(?<![a-z])(?:masks?|labels?|annotations?|gt|ground[ _-]?truths?)(?![a-z])|segmentation")
+BOXES = re.compile(r"(?i)(?:^|/)(?:labels|annotations)/.+\.(?:txt|xml|json)$|coco\.json$|(?:^|/)instances_[^/]*\.json$")
+PACKED = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 SPLITS = ("auto", "none", "val", "test")
 
 
@@ -217,14 +220,24 @@ def find_parts(pictures, split):
             f"the parts lie inside the classes ({inside[0]}/{min(below[inside[0]])}): make it the other way round "
             f"(train/{inside[0]}), or say data.split=none to mix them and draw a test part anew"
         )
+    deeper = {}  # folder -> all folders below it that hold pictures: amazon/images/bike
+    for inside in pictures:
+        deeper.setdefault(inside.parts[0], set()).add("/".join(inside.parts[1:-1]))
     for one, other in pairwise(name for name in names if name not in flat):
-        same, either = below[one] & below[other], below[one] | below[other]
+        inner = below if len(below[one] & below[other]) > 1 else deeper
+        same, either = inner[one] & inner[other], inner[one] | inner[other]
         if len(same) > 1 and len(same) * 2 > len(either):
             raise DatasetError(
                 f"{one} and {other} hold folders of the same names ({listed(sorted(same))}), "
                 "so they look like parts of a dataset, and those like the classes. Parts to train and test on need the "
                 "names train and test (or val); other pieces (fold1, batch_2) have to be merged, or one of them is "
                 f"data.path. {told}"
+            )
+    if masks := [name for name in names if MASKS.search(name)]:
+        if others := [name for name in names if re.search(r"(?i)im(?:age|g)|picture|photo|input", name)]:
+            raise DatasetError(
+                f"{listed(masks)} beside {listed(others)} looks like masks of those pictures, not like classes: this "
+                f"dataset needs a folder of pictures for each class. {told}"
             )
     pieces = {found[1] if (found := PIECE.fullmatch(name)) else name for name in names}
     if len(pieces) == 1 < len(names):
@@ -307,13 +320,18 @@ def decode(path, size, channels, background):
     whatever they stumble over."""
     with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as picture:
         remarks = ["of several frames the first one was taken"] if getattr(picture, "is_animated", False) else []
+        unscaled_transparency(picture)
         picture.load()
         kind, turned_over = picture.format, white_is_zero(picture)
-        if picture.mode.startswith("I;16") and picture.getextrema()[1] < 1 << 12:
+        if picture.mode.startswith("I;16") and np.asarray(picture).max() < 1 << 12:
             remarks.append(
                 "of 16 bits, but darker than a sixteenth of white, so hardly anything is left of them in 8 bits: if "
                 "white is 4095 or so in them, scale them to 16 bits first"
             )
+        if picture.mode == "I;16B":  # Pillow turns, and looks at, only those of the other order
+            values = Image.fromarray(np.asarray(picture).astype(np.uint16))
+            values.info = picture.info | {"exif": picture.getexif().tobytes()}
+            picture = values
         try:
             picture = ImageOps.exif_transpose(picture)
         except Exception:
@@ -329,6 +347,14 @@ def decode(path, size, channels, background):
             picture = picture.convert("RGB")
         picture = picture.convert("L" if channels == 1 else "RGB").resize((size, size), Image.BILINEAR)
         return np.asarray(picture, np.uint8).reshape(size, size, channels), remarks
+
+
+def unscaled_transparency(picture):
+    """Scales the grey value that nothing shows of as Pillow scales the values of a PNG of 2 or 4 bits: it leaves that
+    one as it is stored."""
+    scale = {"L;2": 85, "L;4": 17}.get(picture.tile[0][3]) if picture.format == "PNG" and picture.tile else None
+    if scale and isinstance(picture.info.get("transparency"), int):
+        picture.info["transparency"] *= scale
 
 
 def white_is_zero(picture):
@@ -405,7 +431,10 @@ def build(folder, path, split, size, channels, background, test_fraction, split_
         ) from None
     pictures, left_out = sort_files(root)
     found = len(pictures) + len(left_out)
-    given = find_parts(pictures, split)
+    try:
+        given = find_parts(pictures, split)
+    except DatasetError as error:
+        raise DatasetError(f"{error}{what_else(left_out)}") from None
     chosen = {part: by_class(pictures, base) for part, base in (given or {"train": "."}).items()}
     taken = {inside for classes, _ in chosen.values() for paths in classes.values() for inside in paths}
     alone = {inside for _, paths in chosen.values() for inside in paths}
@@ -484,6 +513,18 @@ def build(folder, path, split, size, channels, background, test_fraction, split_
     )
 
 
+def what_else(left_out):
+    """What to say where the layout is refused, of files that are no pictures: boxes, packed files; or nothing."""
+    files = [entry["file"] for entry in left_out]
+    if boxes := [file for file in files if BOXES.search(file)]:
+        return (
+            f". {boxes[0]} looks like boxes or masks of COCO, YOLO or VOC, which are not read: make a folder of pictures "
+            "for each class"
+        )
+    packed = [file for file in files if Path(file).suffix.lower() in PACKED]
+    return f". Packed files are not read: unpack {listed(packed, 3)}" if packed else ""
+
+
 def masks_of(pictures):
     """How many are called like the mask of one that lies in the same folder."""
     known = {path.with_suffix("") for path in pictures}
@@ -555,7 +596,7 @@ def check_classes(root, base, classes, chosen, left_out):
             hint = f"; did you mean data.path={place}?" if base == root else f"; {move}"
         elif Counter(Path(entry["file"]).suffix.lower() for entry in left_out)[".csv"]:
             hint = " (a table of labels is not read: move the pictures into a folder for each class)"
-        hint = f"; {note}" if (note := beside(root)) else hint
+        hint = f"; {note}" if (note := beside(root)) else hint or what_else(left_out)
         raise DatasetError(
             f"{printable(base)} has {len(classes)} folders with pictures ({listed(classes) or 'none'}); expected at "
             f"least 2, one per class{hint}"

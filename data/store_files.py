@@ -9,6 +9,7 @@ and the features float32. Licence: the user's own.
 import keyword
 import re
 from collections import Counter
+from glob import has_magic
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
@@ -63,7 +64,8 @@ def build(folder, path, label, features=None, nulls="error", test_fraction=0.2, 
     for part, share in (("train", 1 - test_fraction), ("test", test_fraction)):
         # Small stores get seven row groups, so that workers have something to share.
         parts[part] = Part(folder / part, label, features, min(rows_per_group, int(count * share) // 7 + 1))
-    chance, seen, lacking = np.random.default_rng(seed), {}, Counter()
+    # A stream of its own: rows that somebody drew by default_rng(0) would fall into a part by their very label.
+    chance, seen, lacking = np.random.default_rng([seed, 0x570E]), {}, Counter()
     for file, values in batches_of(files, (label, *features), label):
         number, total = seen.get(file, (0, 0))
         seen[file] = number + len(values[label]), (total + sum_of(values)) % 2**64
@@ -167,7 +169,8 @@ def found_files(path):
     """([(file, {column: value} of its folders' names)], [{file, reason}] of those that are not read)."""
     root = Path(path).expanduser().absolute()
     if not root.is_dir() and not root.is_file():
-        raise DatasetError(f"path={path}: there is no such file or folder")
+        what = " (a pattern is not taken: name the folder)" if has_magic(str(root)) else ""
+        raise DatasetError(f"path={path}: there is no such file or folder{what}")
     refuse_tables(root)
     if root.is_file():
         return [(root, {})], []
@@ -225,6 +228,8 @@ def with_rows(files):
         except (pa.ArrowException, OSError) as error:
             if pointer := pointer_of(file):
                 raise DatasetError(f"{file} cannot be read: {pointer}") from None
+            if file.suffix.lower() not in KINDS and (hint := hint_for(file)):
+                raise DatasetError(f"{file} cannot be read: it is no Parquet file{hint}") from None
             raise DatasetError(
                 f"{file} cannot be read: {str(error).rstrip('.')}. Damaged, or with types that pyarrow "
                 f"{pa.__version__} does not know: then write it anew with plain ones (float32, int64, string)"

@@ -939,6 +939,9 @@ def test_globs_also_of_folders(server, tmp_path):
         (b"PAR1 cut", "flights.csv:"),
         (b"\0\1\2\0" * 99, "it has zero bytes"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "it is a pointer of Git LFS"),
+        (b'{"year": 2013, "month": 1}\n', "it is JSON; export it as CSV or Parquet"),
+        (b'[\n {\n  "year": 2013\n }\n]', "it is JSON"),
+        (b"<html><table><tr><td>year</td></tr></table></html>", "it is HTML or XML"),
         (b"\xfd7zXZ\0rest", "it is packed as xz, which is not read; unpack it"),
     ],
 )

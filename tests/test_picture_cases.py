@@ -4,7 +4,9 @@ right outcome, or a refusal by name."""
 import json
 import os
 import random
+import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -152,6 +154,12 @@ def test_classes_that_are_called_like_parts_need_to_be_said(tmp_path, build):
             "has 1 folders with pictures (pictures); expected at least 2, one per class; did you mean data.path=",
         ),
         (["cat"], "has 1 folders with pictures (cat); expected at least 2, one per class"),
+        (["images", "masks"], "masks beside images looks like masks of those pictures, not like classes"),
+        (["JPEGImages", "SegmentationClass"], "SegmentationClass beside JPEGImages looks like masks"),
+        (
+            ["amazon/images/bike", "amazon/images/mug", "dslr/images/bike", "dslr/images/mug"],
+            "amazon and dslr hold folders of the same names (images/bike, images/mug)",
+        ),
     ],
 )
 def test_layouts_that_are_refused_with_the_reason(tmp_path, build, folders, text):
@@ -472,6 +480,30 @@ def test_sixteen_bits_of_which_eight_keep_hardly_anything_are_noted(tmp_path, bu
     assert [note[:27] for note in build()[0]["notes"] if "bits" in note] == ["6 pictures: of 16 bits, but"] * noted
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_sixteen_bits_of_the_other_byte_order(tmp_path, orientation):
+    """As ImageJ writes them."""
+    tags = [(256, 4), (257, 2), (258, 16), (259, 1), (262, 1), (273, 134), (274, orientation), (277, 1), (278, 2)]
+    entries = b"".join(struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in [*tags, (279, 16)])
+    head = b"MM\0*" + struct.pack(">IH", 8, len(tags) + 1) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(head + struct.pack(">8H", *[65535] * 4, *[0] * 4))
+    image, remarks = image_folder.decode(tmp_path / "a.tif", 4, 1, 255)
+    upright = image[..., 0] if orientation == 1 else image[..., 0][:, ::-1].T
+    assert (upright[0].tolist(), upright[-1].tolist(), remarks) == ([255] * 4, [0] * 4, [])
+
+
+@pytest.mark.parametrize(("bits", "value"), [(1, 1), (2, 2), (4, 7), (8, 7)])
+def test_a_grey_value_that_nothing_shows_of(tmp_path, bits, value):
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    row = bytes([0, *[sum(value << shift for shift in range(0, 8, bits))] * bits])
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 8, 2, bits, 0, 0, 0, 0)), (b"tRNS", struct.pack(">H", value))]
+    parts += [(b"IDAT", zlib.compress(row * 2)), (b"IEND", b"")]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    assert set(image_folder.decode(tmp_path / "a.png", 4, 3, 200)[0].ravel()) == {200}
+
+
 def test_sixteen_bits_of_which_white_is_zero(tmp_path):
     """As X-rays may have it (TIFF's PhotometricInterpretation of 0)."""
     values = np.full((24, 24), 65535, np.uint16)
@@ -656,6 +688,34 @@ def test_pieces_of_a_dataset_are_no_classes(tmp_path, build, folders):
     with pytest.raises(DatasetError, match="are called like pieces of one dataset, not like classes"):
         build()
     assert len(build(split="none")[0]["classes"]) == 2
+
+
+@pytest.mark.parametrize("folders", [["labels", "no_labels"], ["cat/images", "dog/images"], ["sight", "sgt"]])
+def test_words_that_only_look_like_masks(tmp_path, build, folders):
+    for number, name in enumerate(folders):
+        for k in range(4):
+            noise(tmp_path / "in" / name / f"{k}.png", 10 * number + k)
+    assert len(build()[0]["classes"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("folders", "files", "said"),
+    [
+        (["train2017", "val2017"], ["annotations/instances_val2017.json"], "annotations/instances_val2017.json looks"),
+        (["train/images", "valid/images"], ["train/labels/000.txt"], "train/labels/000.txt looks like boxes"),
+        (["JPEGImages"], ["Annotations/000.xml"], "Annotations/000.xml looks like boxes or masks of COCO, YOLO or VOC"),
+        ([], ["train.zip", "test.tar"], "Packed files are not read: unpack test.tar, train.zip"),
+    ],
+)
+def test_layouts_of_boxes_and_packed_ones_say_so(tmp_path, build, folders, files, said):
+    for name in folders:
+        fill(tmp_path / "in" / name, RED, 3)
+    for name in files:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text("0 .5 .5 .1 .1\n")
+    with pytest.raises(DatasetError) as error:
+        build()
+    assert said in str(error.value)
 
 
 def test_masks_beside_their_pictures_are_noted(tmp_path, build):

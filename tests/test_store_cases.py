@@ -368,8 +368,18 @@ for number, (name, settings) in enumerate(asked):
         answers.append(made)
     except DatasetError as error:
         answers.append(str(error))
+(root / "drawn").mkdir()
+pd.DataFrame({"clicked": np.random.default_rng(0).random(700) < 0.5, "x": 1.0}).to_parquet(root / "drawn/a.parquet")
+(root / "drawn/a.csv").write_text("clicked,x\\n1,2\\n")
+more = []
+for name in ("drawn", "drawn/*.parquet", "drawn/a.csv"):
+    try:
+        (root / f"more-{len(more)}").mkdir()
+        more.append(store_files.build(root / f"more-{len(more)}", str(root / name), "clicked")["rows"])
+    except DatasetError as error:
+        more.append(str(error))
 print()
-print(json.dumps({"answers": answers, "sum": float(x.sum()), "root": str(root)}))
+print(json.dumps({"answers": answers, "more": more, "sum": float(x.sum()), "root": str(root)}))
 """
 
 
@@ -394,6 +404,16 @@ def test_a_store_of_ones_own_is_read_as_it_is(mine):
         ("notes.txt", "its ending is none of .parq, .parquet, .pq"),
     ]
     assert chosen["features"] == ["x"]
+
+
+def test_labels_that_a_seed_has_drawn_do_not_decide_the_part(mine):
+    """A label drawn by default_rng(0), as examples do, and a part drawn by the same numbers would be one thing."""
+    assert sum(mine["more"][0].values()) == 700
+
+
+def test_patterns_and_other_kinds_say_what_to_do(mine):
+    assert "there is no such file or folder (a pattern is not taken: name the folder)" in mine["more"][1]
+    assert "a.csv cannot be read: it is no Parquet file: convert it to Parquet" in mine["more"][2]
 
 
 def test_values_that_no_network_can_take_end_the_build_or_are_counted(mine):
