@@ -233,12 +233,13 @@ def find_parts(pictures, split):
                 "names train and test (or val); other pieces (fold1, batch_2) have to be merged, or one of them is "
                 f"data.path. {told}"
             )
-    if masks := [name for name in names if MASKS.search(name)]:
-        if others := [name for name in names if re.search(r"(?i)im(?:age|g)|picture|photo|input", name)]:
-            raise DatasetError(
-                f"{listed(masks)} beside {listed(others)} looks like masks of those pictures, not like classes: this "
-                f"dataset needs a folder of pictures for each class. {told}"
-            )
+    masks = [name for name in names if MASKS.search(name)]
+    others = [name for name in names if re.search(r"(?i)im(?:age|g)|picture|photo|input", name)]
+    if masks and others:
+        raise DatasetError(
+            f"{listed(masks)} beside {listed(others)} looks like masks of those pictures, not like classes: this "
+            f"dataset needs a folder of pictures for each class. {told}"
+        )
     pieces = {found[1] if (found := PIECE.fullmatch(name)) else name for name in names}
     if len(pieces) == 1 < len(names):
         raise DatasetError(
@@ -518,8 +519,8 @@ def what_else(left_out):
     files = [entry["file"] for entry in left_out]
     if boxes := [file for file in files if BOXES.search(file)]:
         return (
-            f". {boxes[0]} looks like boxes or masks of COCO, YOLO or VOC, which are not read: make a folder of pictures "
-            "for each class"
+            f". {boxes[0]} looks like boxes or masks of COCO, YOLO or VOC, which are not read: make a folder of "
+            "pictures for each class"
         )
     packed = [file for file in files if Path(file).suffix.lower() in PACKED]
     return f". Packed files are not read: unpack {listed(packed, 3)}" if packed else ""

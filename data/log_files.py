@@ -18,11 +18,13 @@ import re
 import signal
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from glob import glob, has_magic
 from pathlib import Path
 
+import numpy as np
 from _common import DatasetError, pointer_of, run_builder, same_bytes, same_file
 
 HERE = Path(__file__).resolve().parent
@@ -52,11 +54,13 @@ DATE = re.compile(
 FOREIGN = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ": ".xz", b"PK\x03\x04": ".zip"}
 _MONTH = f"(?:{'|'.join(logformat.MONTHS)})"
 STAMP = re.compile(rf"(?m)^(?:<\d{{1,3}}>)?(?:\S{{1,20}} \d{{1,2}} )?({_MONTH}) (?: ?\d{{1,2}} )?\d\d:".encode())
+DATED = re.compile(rb"\d\d:\d\d:\d\d|\d{9}")
 SAMPLE_LINES, SAMPLE_BYTES, BLOCK = 1000, 4 << 20, 1 << 18
 LINES_IN_ALL = 200_000  # of more than 200 files fewer lines are looked at, but never fewer than 50 each
 SLOW_SECONDS = 30  # of processor time, for the first 10,000 lines of all files: usual expressions take less than one
 OVERLAP_BYTES, OVERLAP_FILES = 256 << 20, 200  # beyond that nobody looks whether files overlap: it takes all lines
 ALIKE_LINES = 20  # files that have as many lines in common at the beginning are compared to their ends
+COLOURS = "They hold colours of a terminal: sed 's/\\x1b\\[[0-9;]*m//g' FILE > NEW takes those away\n"
 MARK = b"\xef\xbb\xbf"
 SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte that is no UTF-8
 SECOND_1981, DAY = 347_155_200, 86_400
@@ -109,7 +113,9 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
         f"{file}: {reason}: they are counted twice, unless you leave one of the two out of data.path"
         for file, reason in twins.items()
     ]
-    notes += overlaps({file: lines for file, lines in first.items() if file not in twins})
+    others = {file: lines for file, lines in first.items() if file not in twins}
+    in_order = overlaps(others)
+    notes += in_order + shared_lines(others, in_order)
     say_not_utf8(first)
     wanted = choose(first, options) if wanted is None else wanted
     try:
@@ -118,7 +124,7 @@ def build(folder, path, format, year=None, time_format=None, epoch_unit="auto", 
         raise DatasetError(str(error)) from None
     with slow_expressions_refused(wanted, sum(map(len, first.values()))):
         wanted = looked_at(wanted, first, event_start)
-    notes += parts_of_lines(wanted, first)
+    notes += parts_of_lines(wanted, first) + others_without_time(wanted, first)
     for line in [f"left out: {one['file']}: {one['reason']}" for one in left_out[:5]] + notes[:5]:
         print(line, flush=True)
     size = f"{sum(file.stat().st_size for file in files):,} bytes"
@@ -289,8 +295,7 @@ def overlaps(first):
 
     `first`: {file: its first lines}. A file that was rotated while it was copied goes on where another one ends.
     """
-    packed = {file: 10 if ending(file.name) in PACKED else 1 for file in first}
-    if len(first) > OVERLAP_FILES or sum(file.stat().st_size * packed[file] for file in first) > OVERLAP_BYTES:
+    if too_large(first):
         return []
     begins, notes = {}, []
     for file, lines in first.items():
@@ -321,6 +326,42 @@ def overlaps(first):
     return notes
 
 
+def shared_lines(first, in_order):
+    """Notes on files of which a tenth of the lines or more stand in another one, too, in whatever order: a part that
+    somebody has cut out, files that were merged. Only lines with a clock or an epoch count.
+
+    `first`: {file: its first lines}. `in_order`: the notes on files that overlap, which need no second one.
+    """
+    if len(first) < 2 or too_large(first):
+        return []
+    files, hashes = list(first), []
+    for file in files:
+        mine = np.empty(0, np.int64)
+        with contextlib.suppress(Exception):  # of one that is damaged the reason is told elsewhere
+            mine = np.unique(
+                np.fromiter((hash(line.rstrip()) for line in lines_of(file) if DATED.search(line)), np.int64)
+            )
+        hashes.append(mine)
+    numbers, places = np.concatenate(hashes), np.repeat(np.arange(len(files)), [len(one) for one in hashes])
+    order = np.lexsort((places, numbers))
+    numbers, places = numbers[order], places[order]
+    again = np.flatnonzero(numbers[1:] == numbers[:-1]) + 1
+    pairs = Counter(zip(places[again], places[np.searchsorted(numbers, numbers[again])], strict=True))
+    return [
+        f"{files[file]}: {count:,} of its {len(hashes[file]):,} different lines stand in {files[other]}, too: they are "
+        "counted twice, unless you take them out of one of the two"
+        for (file, other), count in sorted(pairs.items())
+        if count >= max(ALIKE_LINES, min(len(hashes[file]), len(hashes[other])) / 10)
+        and not any(f"{files[file]}:" in note and f" {files[other]}:" in f" {note}" for note in in_order)
+    ]
+
+
+def too_large(first):
+    """Whether nobody looks at all lines of these files, since they are too many or too large."""
+    unpacked = (file.stat().st_size * (10 if ending(file.name) in PACKED else 1) for file in first)
+    return len(first) > OVERLAP_FILES or sum(unpacked) > OVERLAP_BYTES
+
+
 def parts_of_lines(fmt, first):
     """A note on lines that a container's runtime has cut into parts, each of which is an event here; or none."""
     lines = [line for lines in first.values() for line in lines]
@@ -332,6 +373,19 @@ def parts_of_lines(fmt, first):
         number = sum(fields is not None and fields["tag"] == "P" for fields in parsed)
     said = f"{number:,} of the first lines are parts of longer ones: each of them is counted as an event of its own"
     return [said] if number else []
+
+
+def others_without_time(fmt, first):
+    """Notes on files of JSON of which no line has a time, where other files have: Docker's config.v2.json."""
+    if not fmt.json or len(first) < 2:
+        return []
+    timed = {
+        file: any((logformat.parse(fmt, line)[0] or {}).get("time") for line in lines[:50])
+        for file, lines in first.items()
+        if lines
+    }
+    said = "none of its first lines has a time, as those of other files have: is it a log?"
+    return [f"{file}: {said}" for file, has_time in timed.items() if not has_time and any(timed.values())]
 
 
 def which_ends_first(one, other):
@@ -427,7 +481,7 @@ def problem_of(file):
         if not begin or (pointer := pointer_of(file)):
             return pointer if begin else None
         for magic, suffix in FOREIGN.items():
-            if begin.startswith(magic) and ending(file.name) != suffix:
+            if begin.startswith(magic) and (ending(file.name) != suffix or suffix not in PACKED):
                 how = (
                     "unpack it"
                     if suffix in (".xz", ".zip")
@@ -552,12 +606,13 @@ def choose(first, options):
             share, name = logformat.choose(lines)[0]
         if share < 0.5:
             shown = "\n  ".join(repr(line[:200]) for line in lines[:3])
+            colours = COLOURS if any("\x1b[" in line for line in lines) else ""
             near = (
                 f"the nearest is {name}, with {100 * share:.0f} % of the lines" if share else "no line fits any of them"
             )
             raise DatasetError(
                 f"{file}: no named format fits its first {len(lines):,} lines ({near}). They begin with:\n  {shown}\n"
-                f"{logformat.unknown_zone(lines)}"
+                f"{logformat.unknown_zone(lines)}{colours}"
                 "Give a regular expression with named groups: data.format='(?<time>\\S+ \\S+) (?<message>.*)'"
             )
         print(f"format: {file}: {name} fits {100 * share:.1f} % of the first {len(lines):,} lines", flush=True)
@@ -566,7 +621,9 @@ def choose(first, options):
         # combined and nginx differ in what may stand behind: where one of them fits all files, it is taken.
         for name in sorted(chosen, key=lambda name: -len(chosen[name])):
             fmt = logformat.entries()[name]
-            if all(logformat.fit(fmt, lines)[0] >= 0.9 for lines in first.values() if lines):
+            files = [lines for lines in first.values() if lines]
+            named = {bool(fmt.w3c) == any(line.startswith("#Fields:") for line in lines) for lines in files}
+            if named == {True} and all(logformat.fit(fmt, lines)[0] >= 0.9 for lines in files):
                 chosen = {name: list(first)}
                 break
     if len(chosen) > 1:

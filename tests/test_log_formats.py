@@ -4,6 +4,7 @@ in one session."""
 import bz2
 import gzip
 import json
+import lzma
 import os
 import random
 import re._parser as sre  # the only one that says what a regular expression consists of
@@ -273,7 +274,8 @@ def test_files_that_overlap_are_named(tmp_path, packed):
     second = f"{tmp_path}/b.log{'.gz' * packed}"
     assert note.startswith(f"{second}: its first 35 lines are the last ones of {tmp_path}/a.log")
     (tmp_path / "a.log").write_bytes(content([*access(80)[:60], "x"]))  # goes on otherwise
-    assert built(tmp_path, "combined")["notes"] == []
+    (note,) = built(tmp_path, "combined")["notes"]
+    assert note.startswith(f"{second}: 35 of its 55 different lines stand in {tmp_path}/a.log, too")
 
 
 def test_parts_of_lines_are_noted(tmp_path):
@@ -1290,7 +1292,11 @@ COPIES = {
     "middle": ("b.log", content(LINES[10:40]), "its lines lie within {}a.log"),
     "end, packed": ("b.log.gz", gzip.compress(content(LINES[-30:])), "its lines lie within {}a.log"),
     "short middle": ("b.log", content(LINES[10:25]), None),
-    "other lines": ("b.log", content([*LINES[:30], *LINES[31:]]), None),
+    "other lines": ("b.log", content([*LINES[:20], *without_agent(LINES[20:])]), 20),
+    "one is lacking": ("b.log", content([*LINES[:30], *LINES[31:]]), 59),
+    "every second": ("b.log", content(LINES[::2]), 30),
+    "from behind": ("b.log", content(LINES[::-1]), 60),
+    "blanks at the ends, packed": ("b.log.gz", gzip.compress(content(LINES, " \n")), 60),
     "few lines": ("b.log", content(LINES[:3]), None),
 }
 
@@ -1304,7 +1310,10 @@ def test_a_copy_in_other_words_is_read_and_named(tmp_path, case):
     found = built(tmp_path, "combined")
     assert (found["left_out"], len(found["paths"])) == ([], 2)
     twice = "they are counted twice, unless you leave one of the two out of data.path"
-    if "within" in (reason or ""):
+    if type(reason) is int:
+        lines = len(set(gzip.decompress(bytes_of_it).splitlines() if name.endswith("gz") else bytes_of_it.splitlines()))
+        reason = f"{reason} of its {lines} different lines stand in {{}}a.log, too"
+    if "within" in (reason or "") or "stand in" in (reason or ""):
         twice = "they are counted twice, unless you take them out of one of the two"
     expected = [] if reason is None else [f"{tmp_path / name}: {reason.format(f'{tmp_path}/')}: {twice}"]
     assert found["notes"] == expected
@@ -1345,6 +1354,39 @@ def test_a_log_with_a_hole_or_a_line_without_end_is_a_log(tmp_path, bytes_of_it,
     assert (found["paths"], found["left_out"]) == ([str(path)], [])
     read = [logformat.parse(logformat.from_dict(found["entry"]), line) for line in log_files.first_lines(path)]
     assert sum(reason is None for _, reason in read) == good
+
+
+def test_two_files_of_parts_and_the_whole(tmp_path):
+    write(tmp_path / "a.log", [*LINES[::2], *FILES["log4j"]])
+    write(
+        tmp_path / "b.log", [*access(60, status=404)[::2], *FILES["log4j"][1::3]]
+    )  # the same stack traces are no lines
+    write(tmp_path / "c.log", sorted([*LINES[::2], *access(60, status=404)[::2]]))
+    notes = built(tmp_path, "(?<message>.*)")["notes"]
+    assert [note.partition(" different")[0].rpartition("/")[2] for note in notes] == ["c.log: 30 of its 60"] * 2
+
+
+def test_a_file_of_json_without_times_among_others_is_noted(tmp_path):
+    write(tmp_path / "a-json.log", ['{"log":"x\\n","stream":"stdout","time":"2025-03-29T22:00:00Z"}'] * 30)
+    write(tmp_path / "config.v2.json", ['{"ID":"a","Name":"/b"}'])
+    (note,) = built(tmp_path)["notes"]
+    assert note.startswith(f"{tmp_path}/config.v2.json: none of its first lines has a time")
+
+
+def test_a_file_without_w3c_columns_beside_one_with_them(tmp_path):
+    write(tmp_path / "a.log", FILES["w3c"])
+    write(tmp_path / "b.log", FILES["w3c"][2:])
+    with pytest.raises(DatasetError, match=r"different formats \(w3c: a.log; iso_lines: b.log\)"):
+        built(tmp_path)
+
+
+def test_colours_and_a_kind_of_packing_that_is_not_read_are_named(tmp_path):
+    write(tmp_path / "a.log", ["\x1b[32m2025-03-29 22:00:00\x1b[0m x"] * 30)
+    with pytest.raises(DatasetError, match="They hold colours of a terminal: sed"):
+        built(tmp_path)
+    (tmp_path / "b.log.xz").write_bytes(lzma.compress(content(LINES)))
+    with pytest.raises(DatasetError, match=r"b.log.xz: is packed as .xz: unpack it"):
+        built(tmp_path / "b.log.xz")
 
 
 def test_a_folder_that_a_pattern_matches_is_named(tmp_path):
