@@ -98,7 +98,9 @@ RULES = (
     Rule(
         (
             *("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS"),
-            *("VECLIB_MAXIMUM_THREADS", "OMP_*", "GOMP_*", "KMP_*"),
+            *("VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS", "GOTO_NUM_THREADS", "NUMBA_NUM_THREADS"),
+            *("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "LOKY_MAX_CPU_COUNT", "POLARS_MAX_THREADS"),
+            *("OMP_*", "GOMP_*", "KMP_*"),
         ),
         "cluster.num_threads_per_worker says how many threads there are",
         but=("OMP_NUM_THREADS",),  # which every worker gets anew

@@ -277,3 +277,15 @@ def test_a_history_that_is_no_file_is_refused_before_the_run(history, monkeypatc
     monkeypatch.setattr(health, "record", lambda *_: pytest.fail("the run was started"))
     with pytest.raises(UserError, match="expected a file for the history, such as HISTORY=history.jsonl"):
         health.main(["record", "horovod", history])
+
+
+def test_a_hook_of_another_repository_does_not_change_the_commit(tmp_path, monkeypatch):
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+        author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        for words in (["init", "-q"], [*author, "commit", "-q", "--allow-empty", "-m", name]):
+            subprocess.run(["git", *words], cwd=tmp_path / name, check=True)
+    mine = provenance.commit_of(tmp_path / "mine")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other/.git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "other"))
+    assert len(mine) == 40 and provenance.commit_of(tmp_path / "mine") == mine

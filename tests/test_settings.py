@@ -216,6 +216,12 @@ def test_the_driver_refuses_to_be_a_worker(name, launcher):
     settings.refuse_to_be_a_worker({})
 
 
+@pytest.mark.parametrize("word", ["data=", "scale=", "data=mnist,"])
+def test_an_empty_choice_is_refused_with_what_there_is(word):
+    with pytest.raises(UserError, match=rf"{word.partition('=')[0]}= does not exist. There are: "):
+        choices.check_choices(["recipe=pytorch", word])
+
+
 def test_worker_config_overrides(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("num_epochs: 3\nname: a\nlimit: null\nrate: 0.5\n")
@@ -449,6 +455,8 @@ def test_a_cap_that_no_program_heeds_is_refused(recipe, overrides):
         ([r"output_root=\\server\runs"], "this is a path of Windows"),
         (["output_root=~nobody9/runs"], "there is no such user"),
         (["output_root=$SCRATCH/runs"], "$SCRATCH is filled in by a shell"),
+        (["hydra.run.dir=/scratch"], "output_root=FOLDER says where runs are written"),
+        (["hydra.job.chdir=true"], "this says nothing about a run"),
     ],
 )
 def test_words_that_are_no_settings_or_two(overrides, text):

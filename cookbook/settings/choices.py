@@ -23,8 +23,8 @@ def check_choices(arguments: Sequence[str]) -> None:
     if "recipe" not in chosen:
         raise UserError(f"which recipe? Say recipe=NAME; there are: {', '.join(groups['recipe'])}")
     for group, names in groups.items():
-        for name in chosen.get(group, "").split(","):
-            if name and name not in names:
+        for name in chosen[group].split(",") if group in chosen else ():
+            if name not in names:
                 near = difflib.get_close_matches(name, names, 1, 0.5)
                 hint = f"; did you mean {group}={near[0]}?" if near else "."
                 raise UserError(f"{group}={name} does not exist{hint} There are: {', '.join(names)}")

@@ -1,10 +1,16 @@
 """Which code and which kind of machine a figure comes from."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
 
 from cookbook import ROOT
+
+OTHER_REPOSITORY = (
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE"),
+    *("GIT_PREFIX", "GIT_CEILING_DIRECTORIES"),
+)
 
 
 def machine_class(machine: str) -> str:
@@ -13,8 +19,9 @@ def machine_class(machine: str) -> str:
 
 
 def git(*words: str, root: str | Path = ROOT) -> str | None:
-    """What a git command prints; None when it fails."""
-    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
+    """What a git command prints; None when it fails. A hook of another repository has variables that name that one."""
+    own = {name: value for name, value in os.environ.items() if name not in OTHER_REPOSITORY}
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, env=own)
     return done.stdout.strip() if done.returncode == 0 else None
 
 
