@@ -1590,9 +1590,13 @@ def test_the_year_of_old_redis(tmp_path):
 @pytest.mark.parametrize(
     ("line", "name"),
     [
-        ("2025-03-29T22:{k:02d}:00+01:00 ERR github.com/a/x.go:54 > no", "log4j"),  # ERR is no host
+        ("2025-03-29T22:{k:02d}:00+01:00 ERR github.com/a/x.go:54 > no", "iso_lines"),  # ERR is no host, 54 no message
         ("Mar 29 22:{k:02d}:00 CEST web01 app[1]: x", None),  # nor is CEST
         ("2025-03-29 22:{k:02d}:00,123 CEST [1] x", None),
+        ("2025-03-29T22:{k:02d}:00.123456789Z I0329 22:00:00.123456 1 a.go:1] x", "iso_lines"),  # kubectl --timestamps
+        ("Mar 29 22:{k:02d}:00 I0329 22:00:00.123456 1 a.go:1] x", None),
+        ("2025-03-29 22:{k:02d}:00 INFO     app.py:12 x", "iso_lines"),  # 12 is no message
+        ("2025-03-29 22:{k:02d}:00 INFO     app: 12 x", "log4j"),
         ("2025-03-29 22:{k:02d}:00,5,7,x", None),  # a table: 5 is no fraction
         ("2025-03-29 22:{k:02d}:00:123 x", None),
         ("2025-03-29 22:{k:02d}:00.12|CEST x", "iso_lines"),
