@@ -455,7 +455,7 @@ def test_a_cap_that_no_program_heeds_is_refused(recipe, overrides):
         ([r"output_root=\\server\runs"], "this is a path of Windows"),
         (["output_root=~nobody9/runs"], "there is no such user"),
         (["output_root=$SCRATCH/runs"], "$SCRATCH is filled in by a shell"),
-        (["hydra.run.dir=/scratch"], "output_root=FOLDER says where runs are written"),
+        (["hydra.run.dir=/scratch"], "output_root=FOLDER says where runs are kept"),
         (["hydra.job.chdir=true"], "this says nothing about a run"),
     ],
 )

@@ -154,7 +154,7 @@ class _CommandLine:
         """A file of a group, or a setting of Hydra's own."""
         is_group = (CONF / one.key).is_dir()
         if re.match(r"hydra\.(run|job|output_subdir)\b", one.key):
-            raise UserError(f"{one.word}: this says nothing about a run; output_root=FOLDER says where runs are written")
+            raise UserError(f"{one.word}: this says nothing about a run; output_root=FOLDER says where runs are kept")
         if is_group and "," in one.value and not self.is_sweep:
             raise UserError(f"{one.word}: several values make a sweep: say -m, or choose one")
         self._once(one)
