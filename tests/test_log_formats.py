@@ -126,6 +126,7 @@ FILES = {
     "rails": each("I, [2025-03-29T22:{k:02d}:00.123456 #12]  INFO -- : request {k}"),
     "audit": each("type=SYSCALL msg=audit(17432856{k:02d}.123:{k}): arch=c000003e"),
     "iso_lines": each("2025-03-29T22:{k:02d}:00.003Z ERROR web01 request {k} done"),
+    "ctime_lines": each("[Sat Mar 29 22:{k:02d}:00 2025] usb 1-1: new device {k}"),
     "epoch_lines": [f"{1743285600007 + k} INFO web01 request {k} done" for k in range(60)],
 }
 

@@ -393,7 +393,7 @@ def time_of(fmt, raw):
             pieces = F.split(F.regexp_replace(text, F.lit(java(pattern)), F.lit(joined)), SEPARATOR)
             parts = [F.nullif(F.get(pieces, F.lit(number)), F.lit("")) for number in range(len(PIECES))]
             found.append(F.when(F.size(pieces) == len(PIECES), from_pieces(*parts, fmt)))
-        if fmt.time in ("", "any", "epoch") and not fmt.time_format:
+        if fmt.may_be_epoch():
             found.append(F.when(text.rlike(r"^\d{9,19}(\.\d+)?$"), from_epoch(text, fmt.epoch_unit)))
         return F.coalesce(*found) if len(found) > 1 else found[0]
     return F.lit(None).cast("timestamp")

@@ -46,10 +46,10 @@ TIMES = {  # how a time may be written; all pieces are groups, those that it lac
     "ctime": rf"^(?:[A-Z][a-z]{{2}},? )?{MONTH} +(?<d>\d{{1,2}}) {CLOCK} ?{ZONE}? (?<y>\d{{4}})$",
     "mail": rf"^(?:[A-Z][a-z]{{2}}, )?(?<d>\d{{1,2}})[- ]{MONTH}[- ](?<y>\d{{4}}) {CLOCK} ?{ZONE}?$",
     "syslog": rf"^{MONTH} +(?<d>\d{{1,2}}) {CLOCK}(?<y>)(?<zone>)$",
-    "day_month": rf"^(?<d>\d{{1,2}}) {MONTH} {CLOCK}(?<y>)(?<zone>)$",
     "compact": rf"^(?<y>\d{{4}})(?<m>\d{{2}})(?<d>\d{{2}})[Tt ](?<clock>\d{{6}}(?:[.,]\d+)?){ZONE}?$",
     "short": r"^(?<y>\d{2})(?<m>\d{2})(?<d>\d{2}) (?<clock>\d{6})(?<zone>)$",
 }
+ALL_TIMES = TIMES | {"day_month": rf"^(?<d>\d{{1,2}}) {MONTH} {CLOCK}(?<y>)(?<zone>)$"}  # `any` does not try the last
 # Dates that are written without marks: 2025032922 is no second of 2034, 2503292201 none of 2049,
 # and 250329220100 no millisecond of 1977.
 _DAY_HOUR = r"(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[01]\d|2[0-3])"
@@ -129,7 +129,13 @@ class Format:
         """The patterns of times that are tried, in order."""
         if self.time_format:
             return [time_pattern(self.time_format)]
-        return list(TIMES.values()) if self.time in ("", "any") else [TIMES[self.time]] if self.time in TIMES else []
+        if self.time in ("", "any"):
+            return list(TIMES.values())
+        return [ALL_TIMES[name] for name in self.time.split() if name in ALL_TIMES]
+
+    def may_be_epoch(self):
+        """Whether the group `time` may be a number."""
+        return bool({"any", "epoch"} & {*(self.time or "any").split()}) and not self.time_format
 
     def may_lack_year(self):
         """Whether a line's time may have no year, so that the file's date is needed."""
@@ -680,7 +686,7 @@ def time_of(fmt, fields, dated):
     for pattern in fmt.kinds():
         if found := compiled(pattern).search(text):
             return _from_pieces(*[found[name] for name in PIECES], fmt, dated)
-    if fmt.time in ("", "any", "epoch") and not fmt.time_format and re.search(EPOCH, text, re.ASCII):
+    if fmt.may_be_epoch() and re.search(EPOCH, text, re.ASCII):
         return _from_epoch(text, fmt.epoch_unit)
     return None
 
