@@ -221,10 +221,11 @@ def number(name, text, exponent=""):
 
 
 def parse_by_pattern(lines, fmt):
-    fields = lines.withColumn("pieces", pieces_of(fmt))
-    fields = fields.select(
-        *lines.columns, "pieces", *[value.alias(name) for name, value in finished(fmt, texts_of(fmt)).items()]
-    )
+    fields, raw = lines.withColumn("pieces", pieces_of(fmt)), texts_of(fmt)
+    if "time2" in raw:  # a column of its own: written out once per pattern of a time, it is more than Java compiles
+        fields = fields.withColumn("stamp", F.coalesce(F.nullif(raw["time"], F.lit("")), raw.pop("time2")))
+        raw["time"] = F.col("stamp")
+    fields = fields.select(*lines.columns, "pieces", *[value.alias(name) for name, value in finished(fmt, raw).items()])
     reason = F.when(F.col("value").rlike(CONTROLS), CONTROL).when(
         F.size("pieces") != num_pieces(fmt), "does not match the format"
     )
@@ -392,6 +393,7 @@ def time_of(fmt, raw):
             joined = SEPARATOR.join(f"${place_of(pattern, name)}" for name in PIECES)
             pieces = F.split(F.regexp_replace(text, F.lit(java(pattern)), F.lit(joined)), SEPARATOR)
             parts = [F.nullif(F.get(pieces, F.lit(number)), F.lit("")) for number in range(len(PIECES))]
+            parts[0] = None if "(?<y>)" in pattern else parts[0]
             found.append(F.when(F.size(pieces) == len(PIECES), from_pieces(*parts, fmt)))
         if fmt.may_be_epoch():
             found.append(F.when(text.rlike(r"^\d{9,19}(\.\d+)?$"), from_epoch(text, fmt.epoch_unit)))
@@ -410,8 +412,6 @@ def from_pieces(year, month, day, clock, zone, fmt):
     else:
         century = F.when(year.try_cast("int") >= 70, F.lit("19")).otherwise(F.lit("20"))
         year = F.when(F.length(year) == 2, F.concat(century, year)).otherwise(year)
-        if fmt.may_lack_year():
-            year = F.coalesce(year, year_of(month, day, fmt))
     clock = F.coalesce(F.translate(clock, ",", "."), F.lit("0:0:0"))
     if fmt.time in ("", "any", "short", "compact") or fmt.time_format:  # 203615
         clock = F.regexp_replace(clock, r"^(\d{2})(\d{2})(\d{2})(?=$|\.)", "$1:$2:$3")
