@@ -15,7 +15,8 @@ from cookbook.files import read_json, write_block, write_whole
 from cookbook.report import pages
 from cookbook.report.console import console, print_table
 from cookbook.report.summary import shown_path
-from cookbook.tools.chaos.faults import FAULTS, Fault, Scene
+from cookbook.tools.chaos.fault import Fault, Scene
+from cookbook.tools.chaos.faults import FAULTS
 from cookbook.tools.chaos.outcome import Outcome
 
 

@@ -25,7 +25,7 @@ from cookbook.report.console import Stage
 from cookbook.settings import choices, compose_recipe, overrides
 from cookbook.tools import provenance
 from cookbook.tools.chaos.disturbance import Disturbance, temporary_folder
-from cookbook.tools.chaos.faults import Fault, Scene, Undisturbed
+from cookbook.tools.chaos.fault import Fault, Scene, Undisturbed
 from cookbook.tools.chaos.outcome import Outcome
 from cookbook.tools.chaos.plans import in_order
 from cookbook.tools.chaos.record import RunSoFar
