@@ -22,8 +22,9 @@ from cookbook import ROOT, UserError, recipes, require_recipe, run_folder
 from cookbook.files import write_whole
 from cookbook.prepare.environments import lock_of, pins
 from cookbook.report import pages
-from cookbook.tools.history import LEAST, OLD_LOCK_DAYS, WINDOW, Entry, Row, append, entry_of, judge, read, rows_of
+from cookbook.tools.history import Entry, append, entry_of, read
 from cookbook.tools.provenance import commit_of, machine_class
+from cookbook.tools.trends import LEAST, OLD_LOCK_DAYS, WINDOW, Row, judge, rows_of
 from cookbook.words import run_program
 
 
