@@ -17,7 +17,7 @@ import jinja2
 from cookbook import ROOT, UserError, redact, require_recipe, settings, systems
 from cookbook.job import Job, Process, Settings
 from cookbook.prepare import datasets
-from cookbook.prepare.environments import lock_of
+from cookbook.prepare.locks import lock_of
 from cookbook.prepare.tools import PYTHON
 from cookbook.words import run_program
 

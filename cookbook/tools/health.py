@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cookbook import ROOT, UserError, recipes, require_recipe, run_folder
 from cookbook.files import write_whole
-from cookbook.prepare.environments import lock_of, pins
+from cookbook.prepare.locks import lock_of, pins
 from cookbook.report import pages
 from cookbook.tools.history import Entry, append, entry_of, read
 from cookbook.tools.provenance import commit_of, machine_class

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from cookbook import ROOT, UserError
-from cookbook.prepare.environments import lock_of, pins
+from cookbook.prepare.locks import lock_of, pins
 from cookbook.tools.provenance import lock_age, machine_class
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from cookbook import UserError, recipes
-from cookbook.prepare.environments import lock_of, overrides_of, variants_of
+from cookbook.prepare.locks import lock_of, overrides_of, variants_of
 from cookbook.report import pages
 from cookbook.tools import history, provenance
 from cookbook.tools.canary.question import Proposal, Question, last_line
