@@ -11,7 +11,7 @@ from pathlib import Path
 from preempt import LEAVE, Notice
 from runrecord import check_position
 from runtime import task, tf
-from settings import depends_on
+from settings import depends_on, num_steps_of
 from storage import Checkpoints
 
 
@@ -21,10 +21,10 @@ class Backup(tf.keras.callbacks.Callback):
     `sum_over_workers`: see `make_sum` in main.py. In one process it gives back what it is given.
     """
 
-    def __init__(self, model, optimizer, batches, num_steps, sum_over_workers, config, run):
+    def __init__(self, model, optimizer, batches, sum_over_workers, config, run):
         super().__init__()
         self.keeper = tf.train.Checkpoint(model=model, optimizer=optimizer)
-        self.batches, self.num_steps = batches, num_steps
+        self.batches, self.num_steps = batches, num_steps_of(config, batches)
         self.sum_over_workers, self.depends_on = sum_over_workers, depends_on(config, batches.num_rows)
         self.notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
         self.store = Checkpoints(config.checkpoint_dir, config.output_dir, run)

@@ -21,7 +21,7 @@ from model import Classifier, WarmupThenCosine, build, make_optimizer
 from profiles import Profile
 from runrecord import RunRecord, load_config
 from runtime import claim_checkpoints, prepare, task, tf
-from settings import check_settings, num_steps_of
+from settings import check_settings
 from strategies import make_strategy
 
 
@@ -43,15 +43,14 @@ def main():
             optimizer = make_optimizer(config, WarmupThenCosine(config, batches.steps_per_epoch))
             optimizer.build(model.trainable_variables)  # its state must be there to be restored
             model.compile(optimizer=optimizer, steps_per_execution=config.steps_per_execution)
-        with Backup(
-            model, optimizer, batches, num_steps_of(config, batches), make_sum(strategy), config, run
-        ) as backup:
-            train(model, strategy, batches, train_data, test_data, backup, config, run)
+        with Backup(model, optimizer, batches, make_sum(strategy), config, run) as backup:
+            train(model, strategy, train_data, test_data, backup, config, run)
         run.digest(variable.numpy() for variable in model.variables)
 
 
-def train(model, strategy, batches, train_data, test_data, backup, config, run):
+def train(model, strategy, train_data, test_data, backup, config, run):
     """Trains from the last checkpoint to the end; the variables then are equal on every worker."""
+    batches = backup.batches
     if config.input == "tfrecord" and task().index == 0:
         # Distributed: one worker writes the files that all read; the exchange just below makes the others wait for it.
         write_tfrecords(train_data, Path(config.output_dir) / "tfrecords", config.num_files)
