@@ -120,11 +120,11 @@ def test_a_cache_folder_of_a_run_that_cannot_be_made(tiny, where):
 
 
 def test_every_lock_pins_everything_and_names_no_source():
-    locks = sorted(
+    files = sorted(
         [ROOT / "requirements.txt", ROOT / "docs/requirements.txt", *ROOT.glob("recipes/*/requirements*.txt")]
     )
-    assert len(locks) >= 2
-    for lock in locks:
+    assert len(files) >= 2
+    for lock in files:
         lines = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
         assert lines
         assert [line for line in lines if "==" not in line or "://" in line or line.startswith("-")] == [], lock

@@ -21,8 +21,8 @@ from cookbook.bootstrap import complete, interpreter, mark_as_used, point, uv_en
 from cookbook.prepare.locks import lock_of, overrides_of, variants_of
 from cookbook.prepare.tools import PYTHON, uv
 from cookbook.processes import run_tool, stop
+from cookbook.programs import run_program
 from cookbook.report.console import Progress, Stage
-from cookbook.words import run_program
 
 UNUSED_DAYS = 30  # an environment that was not used for so long is removed when another one is made
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cookbook import ROOT, UserError, require_recipe
 from cookbook.prepare.tools import PYTHON, uv
-from cookbook.words import run_program
+from cookbook.programs import run_program
 
 # A CPU build of torch does not need these. On a machine with GPUs they are installed all the same, because torch's own
 # metadata pins them exactly.
@@ -44,10 +44,10 @@ class NoSolution(UserError):
     """No versions of these packages fit together."""
 
 
-def resolve(source: Path, *words: str, lock: str | None = None) -> str:
+def resolve(source: Path, *options: str, lock: str | None = None) -> str:
     """Returns the text of a lock for a requirements.in: every package pinned, no index addresses, no GPU packages.
 
-    `lock` is the text of an earlier one: its versions stay unless `words` (uv's options) ask for others.
+    `lock` is the text of an earlier one: its versions stay unless `options` (uv's options) ask for others.
     Raises NoSolution with uv's reason where no versions fit together, UserError when uv cannot look (no network, say).
     """
     compile_ = [uv(), "pip", "compile", "-q", "--no-annotate", "--no-header", "--python-version", PYTHON]
@@ -57,7 +57,7 @@ def resolve(source: Path, *words: str, lock: str | None = None) -> str:
         output = Path(folder, "lock.txt")
         if lock:
             output.write_text(lock)
-        argv = [*compile_, *words, source.name, "-o", str(output)]
+        argv = [*compile_, *options, source.name, "-o", str(output)]
         done = subprocess.run(argv, cwd=source.parent, env=environment, capture_output=True, text=True)
         if done.returncode:
             kind = NoSolution if "No solution found" in done.stderr else UserError
@@ -67,10 +67,10 @@ def resolve(source: Path, *words: str, lock: str | None = None) -> str:
     return "".join(f"{line}\n" for line in lines if not GPU_PACKAGES.match(line) and line.split("==")[0] not in built)
 
 
-def renew_lock(source: Path, *words: str) -> None:
+def renew_lock(source: Path, *options: str) -> None:
     """Writes the lock beside a requirements.in (or pyproject.toml), with the newest versions that it allows."""
     target = source.with_suffix(".txt") if source.suffix == ".in" else source.with_name("requirements.txt")
-    text = resolve(source, "--upgrade", *words)
+    text = resolve(source, "--upgrade", *options)
     target.write_text(f"# Made by `make lock` from {source.name}; do not edit.\n{text}")
     print(f"{target.relative_to(ROOT)}: {len(text.splitlines())} packages")
 

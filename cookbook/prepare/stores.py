@@ -33,8 +33,8 @@ class Tool:
     log: Path
     run_id: str
 
-    def run(self, failure: str, *words: str | Path) -> None:
-        run_tool([self.python, *words], self.stage, self.log, failure, self.run_id)
+    def run(self, failure: str, *arguments: str | Path) -> None:
+        run_tool([self.python, *arguments], self.stage, self.log, failure, self.run_id)
 
 
 def list_store(address: str, tool: Tool) -> str:

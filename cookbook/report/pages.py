@@ -14,8 +14,8 @@ import yaml
 from cookbook import ROOT, UserError, run_folder
 from cookbook.files import write_whole
 from cookbook.machine import num_cores
+from cookbook.programs import run_program
 from cookbook.report.pictures import COLOURS, image, plot, timeline
-from cookbook.words import run_program
 
 CURVES = ("train/loss", "eval/accuracy", "samples_per_second")  # shown first, in this order
 STAGES = ("environment", "data", "launch", "run")

@@ -12,9 +12,9 @@ def machine_class(machine: str) -> str:
     return re.sub(r", [^,]+, Python [^,]+$", "", machine)
 
 
-def git(*words: str, root: str | Path = ROOT) -> str | None:
+def git(*arguments: str, root: str | Path = ROOT) -> str | None:
     """What a git command prints; None when it fails."""
-    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
 
 

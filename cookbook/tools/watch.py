@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from cookbook import UserError, run_folder
+from cookbook.programs import run_program
 from cookbook.report import pages, pictures
 from cookbook.report.points import Now
 from cookbook.report.summary import shown_path
 from cookbook.report.tail import Tail
-from cookbook.words import run_program
 
 HOST = "127.0.0.1"
 RENEW_SECONDS = 2.0  # between two looks of the page
@@ -161,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, format: str, *words: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         return
 
 

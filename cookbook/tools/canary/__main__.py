@@ -10,11 +10,11 @@ from dataclasses import asdict
 
 from cookbook import UserError, recipes
 from cookbook.prepare.locks import lock_of, overrides_of, variants_of
+from cookbook.programs import run_program
 from cookbook.report import pages
 from cookbook.tools import history, provenance
 from cookbook.tools.canary.question import Proposal, Question, last_line
 from cookbook.tools.canary.trials import Trials
-from cookbook.words import run_program
 
 MINUTES = 40  # after this time no trial begins
 
