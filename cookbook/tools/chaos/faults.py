@@ -240,8 +240,5 @@ class HostKill(OfHost):
 
 
 # In the order of this module, which seeds of random plans depend on.
-FAULTS: dict[str, type[Fault]] = {
-    each.name: each
-    for each in list(vars().values())
-    if isinstance(each, type) and issubclass(each, Fault) and each.name
-}
+_classes = [each for each in vars().values() if isinstance(each, type) and issubclass(each, Fault)]
+FAULTS: dict[str, type[Fault]] = {each.name: each for each in _classes if each.name}
