@@ -212,7 +212,7 @@ class Result:
     storage: str = ""  # the run's own address in an object store, where its checkpoints are; empty: the folder
 
     def fail(self, reason: str, resumable: bool = False) -> None:
-        """`resumable`: another try of the same command may go on from the last checkpoint."""
+        """Notes that the run has failed. `resumable`: the same command may go on from the last checkpoint."""
         self.status, self.reason, self.resumable = "failed", redacted_text(reason), resumable
 
     def as_dict(self) -> dict[str, Any]:

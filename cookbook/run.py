@@ -48,6 +48,8 @@ if TYPE_CHECKING:  # a run without trackers does not import them
 
 @dataclass(frozen=True)
 class Dataset:
+    """What the workers read."""
+
     folder: Path | None  # None: the recipe needs no data
     manifest: Mapping[str, Any]
 

@@ -58,6 +58,7 @@ def open_run(root: str | Path, recipe: str, run_identity: str, resume: str) -> R
     """Makes a run folder, or takes up the last one of the same command if that was cut off after a checkpoint.
 
     `resume`: auto, never, or a run folder to go on with although the settings are others (another number of workers).
+    Raises UserError when that folder cannot be resumed, and OSError when `root` cannot be used.
     """
     parent = Path(root).absolute() / recipe
     parent.mkdir(parents=True, exist_ok=True)

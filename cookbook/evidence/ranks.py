@@ -20,10 +20,10 @@ class Worker:
     host: str
     pid: int
     position: tuple[int, int] | None  # epoch and step of its last rows, from 0
-    last_event: str
-    seconds_ago: float
+    last_event: str  # that it wrote, as a text
+    seconds_ago: float  # since it wrote that
     doing: Doing
-    seen: Seen | None
+    seen: Seen | None  # its process as probe.py saw it; None: gone, or its machine could not be looked at
     shares: Mapping[str, float] = field(default_factory=dict)  # kind -> share of the moments at which it was looked at
 
     @property
@@ -32,11 +32,10 @@ class Worker:
 
     @property
     def at(self) -> str:
-        return (
-            "before its first step"
-            if not self.position
-            else f"epoch {self.position[0] + 1}, step {self.position[1] + 1}"
-        )
+        """Its position as people count, from 1."""
+        if not self.position:
+            return "before its first step"
+        return f"epoch {self.position[0] + 1}, step {self.position[1] + 1}"
 
 
 def workers_of(

@@ -28,6 +28,7 @@ UNUSED_DAYS = 30  # an environment that was not used for so long is removed when
 
 
 def environment_name(recipe: str, variant: str | None = None) -> str:
+    """Its name in .venvs/: the recipe's, with -<variant> where the variant has a lock of its own."""
     return recipe + lock_of(recipe, variant).stem.removeprefix("requirements")
 
 
