@@ -127,7 +127,7 @@ canary: $(SETUP) ## try newer versions than the lock's in a copy, name the upgra
 	@$(BIN)/python -m cookbook.tools.canary "$(RECIPE)" $(if $(HISTORY),--history "$(HISTORY)") $(if $(MINUTES),--minutes "$(MINUTES)")
 
 lock: $(SETUP) ## renew all locks (or: RECIPE=horovod)
-	@$(BIN)/python -m cookbook.prepare.environments lock $(RECIPE)
+	@$(BIN)/python -m cookbook.prepare.locks $(RECIPE)
 
 clean: ## remove environments, runs and caches of this checkout
 	@rm -rf .venv .venvs outputs .pytest_cache .mypy_cache .ruff_cache runrecord/build runrecord/*.egg-info

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.measure import print_table, say, watched
 from cookbook import ROOT, run_folder
-from cookbook.prepare import environments
+from cookbook.prepare.tools import uv
 
 HERE, PYTHON = ROOT / "recipes/dask", ROOT / ".venvs/dask/bin/python"
 REPEATS = 3  # of each, by turns
@@ -155,10 +155,8 @@ def main():
     with tempfile.TemporaryDirectory() as root:
         root, rows = Path(root), []
         tools = root / "tools"
-        subprocess.run([environments.uv(), "venv", "-q", tools], check=True)
-        subprocess.run(
-            [environments.uv(), "pip", "install", "-q", "--python", tools / "bin/python", "polars"], check=True
-        )
+        subprocess.run([uv(), "venv", "-q", tools], check=True)
+        subprocess.run([uv(), "pip", "install", "-q", "--python", tools / "bin/python", "polars"], check=True)
         for copies in (1, 10):
             found, checks = {"recipe": [], "pandas": [], "polars": []}, set()
             for repeat in range(REPEATS):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.measure import print_table, run_recipe, say, watched
 from cookbook import ROOT, run_folder
-from cookbook.prepare import environments
+from cookbook.prepare.tools import uv
 
 HERE, PYTHON = ROOT / "recipes/spark", ROOT / ".venvs/spark/bin/python"
 REPEATS = 3  # of each engine, by turns; each time in a new process, after a run that warms it up
@@ -228,9 +228,9 @@ def main():
     with tempfile.TemporaryDirectory() as root:
         root = Path(root)
         environment = root / "tools"
-        subprocess.run([environments.uv(), "venv", "-q", environment], check=True)
+        subprocess.run([uv(), "venv", "-q", environment], check=True)
         subprocess.run(
-            [environments.uv(), "pip", "install", "-q", "--python", environment / "bin/python", "polars", "duckdb"],
+            [uv(), "pip", "install", "-q", "--python", environment / "bin/python", "polars", "duckdb"],
             check=True,
         )
         rows, bounds = memory(root)

@@ -34,12 +34,12 @@ from cookbook import (
 )
 from cookbook.job import Settings
 from cookbook.prepare import doctor
+from cookbook.programs import argv_of_make
 from cookbook.report import summary
 from cookbook.report.console import console
 from cookbook.run import Run
 from cookbook.settings import checks, choices, files, overrides
 from cookbook.signals import Interrupted
-from cookbook.words import words_of_make
 from preempt import Preempted
 
 # (overrides, content of run.json) of the runs of this process: more than one in a sweep.
@@ -50,7 +50,7 @@ def main() -> None:
     signals.listen()
     try:
         settings.refuse_to_be_a_worker()
-        argv = sys.argv[1:] = words_of_make(sys.argv[1:])
+        argv = sys.argv[1:] = argv_of_make(sys.argv[1:])
         if not any(word in ("--help", "-h", "--hydra-help", "--version", "--info", "-i") for word in argv):
             choices.check_choices(argv)
             sys.argv[1:] = overrides.prepared(choices.with_defaults_of_choices(argv))

@@ -13,8 +13,8 @@ from cookbook import UserError
 def write_whole(path: str | Path, text: str, mode: int | None = None) -> None:
     """Writes a file; its folder is made where it is missing.
 
-    The file never has more permissions than `mode`, not even for a moment, and a new folder is its owner's only. None:
-    what the umask leaves, of both.
+    With `mode` the file never has more permissions than that, not even for a moment, and only its owner can enter a
+    new folder. Without it the umask decides, for both.
     """
     path = Path(path)
     path.parent.mkdir(mode=0o777 if mode is None else 0o700, parents=True, exist_ok=True)

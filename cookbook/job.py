@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cookbook.redact import redacted_text
+
 Settings = Mapping[str, Any]  # a group of composed settings, as the files in conf/ have them
 
 # glibc gives large freed blocks back to the system and asks for them again in the next step. On a CPU a training step
@@ -208,6 +210,10 @@ class Result:
     workers_command: str = ""
     paces: dict[str, Any] = field(default_factory=dict)  # how each rank went through its steps, and who was slow
     storage: str = ""  # the run's own address in an object store, where its checkpoints are; empty: the folder
+
+    def fail(self, reason: str, resumable: bool = False) -> None:
+        """Notes that the run has failed. `resumable`: the same command may go on from the last checkpoint."""
+        self.status, self.reason, self.resumable = "failed", redacted_text(reason), resumable
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,4 +1,4 @@
-"""What this machine has: processors, memory, disk, limits; and whether a run can do with it. Standard library only."""
+"""What this machine has (cores, memory, disk, limits), and whether that is enough for a run. Standard library only."""
 
 from __future__ import annotations
 

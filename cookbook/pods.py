@@ -23,7 +23,7 @@ from cookbook.prepare import datasets
 
 RECIPE, DATA, SETTINGS, SHARED, TLS = "/srv/recipe", "/srv/data", "/srv/settings", "/srv/shared", "/srv/tls"
 PACKAGES = "/srv/venv/lib/python3.11/site-packages"
-USER = 1000  # all these in every image of images/
+USER = 1000  # every image of images/ has this user, and the folders above
 RUN_LABEL = "distributed-ml-recipes/run"
 PART_OF = {"app.kubernetes.io/part-of": "distributed-ml-recipes"}  # what infra/kubernetes lets talk to each other
 LOCKED_DOWN = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}

@@ -1,7 +1,7 @@
 """Whether a run may go on with what an earlier one has left.
 
-A position (epoch, step) says which rows were taken only together with some settings: these must be the same. The number
-of workers is not among them (a batch is divided anew), nor is the learning rate or the number of epochs.
+Which rows were taken before a position (epoch, step) depends on some settings: these must be the same. The number of
+workers is not among them (a batch is divided anew), nor is the learning rate or the number of epochs.
 """
 
 from collections.abc import Mapping

@@ -42,10 +42,23 @@ def identity(recipe: str, config: Settings) -> str:
     return hashlib.sha256(json.dumps([recipe, kept], sort_keys=True).encode()).hexdigest()[:16]
 
 
+def storage_of(recipe: str, config: Settings, folder: Path, run_id: str, before: Mapping[str, Any]) -> str:
+    """The run's own address in the object store of `cluster.storage`; empty without one.
+
+    `before`: the run.json of an earlier try. A run that goes on with one keeps the address from there.
+    """
+    store = config["cluster"]["storage"]
+    if before or not store:
+        return str(before.get("storage", ""))
+    # Others may use the same store, and their runs may begin in the same second.
+    return f"{store.rstrip('/')}/runs/{recipe}/{folder.name}-{run_id[:8]}"
+
+
 def open_run(root: str | Path, recipe: str, run_identity: str, resume: str) -> RunFolder:
     """Makes a run folder, or takes up the last one of the same command if that was cut off after a checkpoint.
 
     `resume`: auto, never, or a run folder to go on with although the settings are others (another number of workers).
+    Raises UserError when that folder cannot be resumed, and OSError when `root` cannot be used.
     """
     parent = Path(root).absolute() / recipe
     parent.mkdir(parents=True, exist_ok=True)

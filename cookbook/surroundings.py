@@ -230,13 +230,15 @@ def temporary_folder(environment: Mapping[str, str]) -> tuple[str | None, list[s
 
 
 def own_name(run_id: str) -> str:
+    """The name of a run's folder for temporary files."""
     return f"cb-{run_id[:8]}"
 
 
 def own_folder(run_id: str) -> list[Path]:
     """Makes a folder for a run's temporary files; returns [folder], or [folder, link].
 
-    The link is short; it is made where the name of the folder is too long for sockets. The run removes both.
+    The link is short; it is made where the name of the folder is too long for sockets. The run removes both. Raises
+    UserError where no folder can take such a link.
     """
     folder = Path(tempfile.gettempdir()).absolute() / own_name(run_id)
     folder.mkdir(mode=0o700)

@@ -9,10 +9,10 @@ from filelock import FileLock, Timeout
 
 from cookbook import UserError, processes, signals
 from cookbook.bootstrap import cache_dir
+from cookbook.programs import run_program
 from cookbook.report import pages
 from cookbook.report.console import Stage, console
 from cookbook.tools import provenance
-from cookbook.words import run_program
 from guide import measure, page, results, settings
 from guide.tasks import TASKS, Case, cases_of, task_named
 

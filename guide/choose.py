@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from cookbook import UserError, run_folder
+from cookbook.programs import run_program
 from cookbook.report import pages
 from cookbook.report.pages import number as shown
 from cookbook.tools import provenance
-from cookbook.words import run_program
 from guide import advice, results
 from guide.settings import known, pairs_of
 from guide.tasks import task_named

@@ -18,7 +18,7 @@ from filelock import FileLock
 from cookbook import ROOT, UserError, processes, signals
 from cookbook.bootstrap import complete, mark_as_used, point, uv_environment
 from cookbook.machine import memory_bytes
-from cookbook.prepare import datasets, environments
+from cookbook.prepare import datasets, environments, locks, tools
 from cookbook.prepare.tools import PYTHON
 from cookbook.report.console import Progress
 from guide import results
@@ -44,7 +44,7 @@ class Place:
 
 def lock_of(environment: str) -> Path:
     """The lock that an environment is made from."""
-    return ROOT / "guide/requirements.txt" if environment == OWN else environments.lock_of(environment)
+    return ROOT / "guide/requirements.txt" if environment == OWN else locks.lock_of(environment)
 
 
 def python_of(environment: str, place: Place, stage: Progress) -> Path:
@@ -66,7 +66,7 @@ def python_of(environment: str, place: Place, stage: Progress) -> Path:
             for text, argv in steps.items():
                 stage.update(f"{OWN}: {text}")
                 failure = f"{OWN}: {text} failed; the whole output is in {log}"
-                processes.run_tool([environments.uv(), *argv], stage, log, failure, place.run_id, variables)
+                processes.run_tool([tools.uv(), *argv], stage, log, failure, place.run_id, variables)
             complete(folder).touch()
     mark_as_used(folder)
     with contextlib.suppress(OSError):  # the links are for people

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cookbook.report import pages
+from cookbook.report import pages, pictures
 from guide import advice, training
 from guide.measure import Place
 from guide.results import Run
@@ -83,7 +83,7 @@ def _plots(measured: advice.Measured) -> list[str]:
                 series.append((advice.named(way), points))
         if series:
             name = f"{measured.task.name}: {title}"
-            found.append(pages.plot(name, series, measured.task.unit, log=True))
+            found.append(pictures.plot(name, series, measured.task.unit, log=True))
     return found
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from filelock import FileLock
 
 from cookbook import bootstrap, places, systems
+from cookbook.bootstrap import uv_environment
 from cookbook.job import Hosts, Job, Node
 from cookbook.places.hosts import SshHosts
 from cookbook.places.kubernetes import Kubernetes
 from cookbook.pods import Pods
-from cookbook.prepare.environments import uv, uv_environment
+from cookbook.prepare.tools import uv
 from cookbook.settings import compose_recipe
 from cookbook.tools.chaos import inject
 from cookbook.tools.chaos.record import RunSoFar

@@ -28,10 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cookbook import bootstrap, certificates, run
+from cookbook.bootstrap import uv_environment
 from cookbook.job import Process
 from cookbook.places.local import Local, run_here
 from cookbook.prepare import datasets
-from cookbook.prepare.environments import uv, uv_environment
+from cookbook.prepare.tools import uv
 from cookbook.run import Run
 from cookbook.run_folder import identity, open_run
 from cookbook.settings import compose_recipe

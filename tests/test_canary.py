@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 
-from cookbook.prepare import environments
-from cookbook.prepare.environments import resolve
+from cookbook.prepare import environments, locks
+from cookbook.prepare.locks import resolve
 from cookbook.tools import health
 from cookbook.tools.canary import trials, versions
 from cookbook.tools.canary.question import Proposal, Question
@@ -121,7 +121,7 @@ def question(tmp_path):
         def trial(lock, text):
             if deadline is not None and len(tried) >= deadline:
                 raise trials.OutOfTime
-            tried.append(environments.pins(lock))
+            tried.append(locks.pins(lock))
             return "it broke" if breaks(tried[-1]) else ""
 
         return Question(source, lock, words, trial), tried

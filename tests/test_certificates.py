@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from cookbook import UserError, bootstrap, certificates, processes
-from cookbook.prepare.environments import uv
+from cookbook.prepare.tools import uv
 from tests.helpers import Silent
 from tests.requirements import skip
 

@@ -21,7 +21,8 @@ import pytest
 from cookbook import ROOT, UserError, recipes
 from cookbook.tools.chaos import __main__ as command
 from cookbook.tools.chaos import disturbance, inject, outcome, plans, report, run, victim
-from cookbook.tools.chaos.faults import FAULTS, Scene, Undisturbed
+from cookbook.tools.chaos.fault import Scene, Undisturbed
+from cookbook.tools.chaos.faults import FAULTS
 from cookbook.tools.chaos.plans import parse, plans_of
 from cookbook.tools.chaos.record import RunSoFar, newest_checkpoint, steps_of
 from runrecord import RunRecord

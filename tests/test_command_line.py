@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from cookbook import ROOT, UserError, run_folder
+from cookbook.programs import argv_of_make
 from cookbook.report import pages, tracking
 from cookbook.settings import compose_recipe, files, overrides
 from cookbook.tools import compare, diagnose, watch
 from cookbook.tools.eject import eject
-from cookbook.words import words_of_make
 from tests.helpers import CLEAN
 
 REGEX = r"^(?<time>\S+) \[(?<level>\w+)\] (?<message>.*)$"
@@ -182,12 +182,12 @@ def test_a_sweep_stays_one():
 
 
 def test_what_was_typed_reaches_the_driver_through_make(tmp_path):
-    """make, its shell and `words_of_make`: a program that prints its words stands for the driver's Python."""
+    """make, its shell and `argv_of_make`: a program that prints its words stands for the driver's Python."""
     for name in ("Makefile", "requirements.txt", "cookbook/bootstrap.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    show = "import json, os, sys; from cookbook.words import words_of_make; "
-    show += "print(json.dumps([words_of_make(sys.argv[1:]), sorted(n for n in os.environ if n.startswith(chr(80)))]))"
+    show = "import json, os, sys; from cookbook.programs import argv_of_make; "
+    show += "print(json.dumps([argv_of_make(sys.argv[1:]), sorted(n for n in os.environ if n.startswith(chr(80)))]))"
     python = tmp_path / ".venv/bin/python"
     python.parent.mkdir(parents=True)
     python.write_text(f"#!/bin/sh\ncd {ROOT} && exec {sys.executable} -c '{show}' \"$@\"\n")
@@ -209,9 +209,9 @@ def test_what_was_typed_reaches_the_driver_through_make(tmp_path):
 
 def test_quotes_that_do_not_close():
     with pytest.raises(UserError, match="No closing quotation"):
-        words_of_make(["@ARGS"], {"COOKBOOK_ARGS": "data.path='/x"})
-    assert words_of_make(["a=b"], {}) == ["a=b"]
-    assert words_of_make(["@ARGS"], {"COOKBOOK_ARGS": "data.format='x$$'"}) == ["data.format=x$"]
+        argv_of_make(["@ARGS"], {"COOKBOOK_ARGS": "data.path='/x"})
+    assert argv_of_make(["a=b"], {}) == ["a=b"]
+    assert argv_of_make(["@ARGS"], {"COOKBOOK_ARGS": "data.format='x$$'"}) == ["data.format=x$"]
 
 
 def test_eject_with_a_regex_that_ends_in_a_dollar_sign(tmp_path):

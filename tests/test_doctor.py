@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cookbook import ROOT, UserError, recipes
-from cookbook.prepare import doctor, environments, install, remedies, tools
+from cookbook.prepare import doctor, install, remedies, tools
 
 RECIPES = recipes()
 
@@ -52,8 +52,8 @@ def test_conda_names_what_doctor_wants():
     file = yaml.safe_load((ROOT / "environment.yml").read_text())
     listed = [tool for tool in tools.TOOLS if "conda" in tool.packages and tool.used_by != ("tests",)]
     assert sorted(set(file["dependencies"])) == sorted(remedies.packages_of(listed, "conda")[0])
-    assert f"python={environments.PYTHON}" in file["dependencies"]
-    assert f'requires-python = ">={environments.PYTHON}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"python={tools.PYTHON}" in file["dependencies"]
+    assert f'requires-python = ">={tools.PYTHON}"' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_ci_has_no_list_of_its_own():

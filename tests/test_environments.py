@@ -15,7 +15,7 @@ import pytest
 
 from cookbook import ROOT, UserError, bootstrap
 from cookbook.bootstrap import complete
-from cookbook.prepare import environments
+from cookbook.prepare import environments, locks
 from tests import test_petastorm, test_spark, test_store_cases
 from tests.helpers import CLEAN, Silent
 from tests.prepare import recipes_of
@@ -24,7 +24,8 @@ from tests.prepare import recipes_of
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """A checkout with one recipe that needs PyYAML only."""
-    monkeypatch.setattr(environments, "ROOT", tmp_path)
+    for module in (environments, locks):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     (tmp_path / "recipes/tiny").mkdir(parents=True)
     (tmp_path / "recipes/tiny/requirements.txt").write_text(
         (ROOT / "recipes/horovod/requirements.txt")
@@ -63,7 +64,8 @@ def test_another_checkout_has_it_at_once(tiny, ensure, tmp_path, monkeypatch):
     second = tmp_path / "second"
     shutil.copytree(tiny / "recipes", second / "recipes")
     shutil.copytree(tiny / "runrecord", second / "runrecord")
-    monkeypatch.setattr(environments, "ROOT", second)
+    for module in (environments, locks):
+        monkeypatch.setattr(module, "ROOT", second)
     assert ensure() == (python, False)
     assert (second / ".venvs/tiny").readlink() == python.parent.parent
 
@@ -118,15 +120,15 @@ def test_a_cache_folder_of_a_run_that_cannot_be_made(tiny, where):
 
 
 def test_every_lock_pins_everything_and_names_no_source():
-    locks = sorted(
+    files = sorted(
         [ROOT / "requirements.txt", ROOT / "docs/requirements.txt", *ROOT.glob("recipes/*/requirements*.txt")]
     )
-    assert len(locks) >= 2
-    for lock in locks:
+    assert len(files) >= 2
+    for lock in files:
         lines = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
         assert lines
         assert [line for line in lines if "==" not in line or "://" in line or line.startswith("-")] == [], lock
-        assert [line for line in lines if environments.GPU_PACKAGES.match(line)] == [], lock
+        assert [line for line in lines if locks.GPU_PACKAGES.match(line)] == [], lock
         source = lock.with_suffix(".in") if lock.parent != ROOT else ROOT / "pyproject.toml"
         assert source.name in lock.read_text().splitlines()[0]
 

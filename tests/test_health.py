@@ -12,7 +12,8 @@ import pytest
 from benchmarks import measure
 from cookbook import UserError
 from cookbook.tools import health, provenance
-from cookbook.tools.history import Entry, append, entry_of, flakiness, judge, read, spells_of, variant_of
+from cookbook.tools.history import Entry, append, entry_of, read, variant_of
+from cookbook.tools.trends import flakiness, judge, spells_of
 
 DAY, NOW = 86400, 1_800_000_000
 CLASS = "Some Processor, 2 cores, 8 GiB"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cookbook import ROOT, UserError, inventory, resume
-from cookbook.run import check_enough_rows
+from cookbook.prepare.rows import check_enough_rows
 from cookbook.settings import compose_recipe, worker_settings
 from runrecord import check_model, check_position
 from tests.helpers import plan, run_cookbook

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from cookbook.evidence.diagnosis import Diagnosis, Worker
+from cookbook.evidence.diagnosis import Diagnosis
 from cookbook.evidence.doing import STATES
+from cookbook.evidence.ranks import Worker
 from cookbook.evidence.seen import Seen
 from cookbook.report.pages import environment, machine
 

@@ -113,6 +113,7 @@ def _is_begun_exchange(thread: Thread) -> bool:
 
 
 def is_own(frame: Frame, recipe: str) -> bool:
+    """Whether a frame is of the recipe's code, here or in an image."""
     return f"/recipes/{recipe}/" in frame.file or frame.file.startswith(IN_IMAGE)
 
 

@@ -20,8 +20,8 @@ from cookbook.processes import die_with_parent
 from runrecord import read_records
 
 PROBE = Path(__file__).with_name("probe.py")
-REQUEST = ".diagnose"  # in the run's folder: who asks writes a word of his own into it
-ANSWER = "diagnosis.json"  # written last, with that word
+REQUEST = ".diagnose"  # in the run's folder; its text is a random word, by which the asker knows the answer
+ANSWER = "diagnosis.json"  # written after the pages, with that word in it
 MOVING_SECONDS = 10.0  # a run that has written something since then goes on, however slowly
 SECONDS = 2.0  # for which the processes are watched
 PATIENCE_SECONDS = 90.0  # for one machine's answer

@@ -11,6 +11,8 @@ py_spy      where py-spy is; sent_py_spy: its content (base64), for a machine th
 seconds     for which the processes are watched
 own_network whether only processes in this host's network count (hosts that are namespaces of one machine)
 
+It is one file, because it is sent to machines that have nothing of the cookbook.
+
 Nothing is stopped. Two signals are sent, to who catches them: SIGUSR2 to a process that has said by its open file
 NAME.stacks that it writes its stacks then, and SIGQUIT to an executor of Spark, whose Java writes a thread dump then.
 """

@@ -134,10 +134,10 @@ def every_row_accounted_for(records: Sequence[Record], verdict: Verdict, asked: 
 def trials_counted_once(records: Sequence[Record], verdict: Verdict, asked: Asked) -> list[str]:
     """Each trial of a search ended once, and trained its epochs one after the other, none of them twice."""
     # A program that resumes a run reports the earlier trials again, so the newest program's report counts.
-    told = [events for events in records if any(event["event"] == "trial" for event in events)]
-    if not told:
+    with_trials = [events for events in records if any(event["event"] == "trial" for event in events)]
+    if not with_trials:
         return ["no program recorded its trials (RunRecord.trial); call it when a trial has ended"]
-    last = max(told, key=lambda events: events[0]["time"])
+    last = max(with_trials, key=lambda events: events[0]["time"])
     trials = [event for event in last if event["event"] == "trial"]
     problems: list[str] = []
     seen: set[tuple[str | int, str | int]] = set()

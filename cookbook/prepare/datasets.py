@@ -11,21 +11,18 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from cookbook import ROOT, UserError
-from cookbook.processes import run_tool
+from cookbook.prepare.stores import BROUGHT, Tool, bring, list_store
 from cookbook.report.console import Progress
 
 DATA = ROOT / "data"
 PATHS = ("path", "test_path")  # parameters that name files of the user
-BROUGHT = ("s3", "gs")  # schemes of addresses whose files are brought here first
 
 
 def builder_files(builder: str) -> list[Path]:
@@ -94,44 +91,6 @@ def _braces(pattern: str) -> list[str]:
         return [pattern]
     begin, end = pattern[: found.start()], pattern[found.end() :]
     return [one for word in found[1].split(",") for one in _braces(begin + word + end)]
-
-
-@dataclass(frozen=True)
-class Tool:
-    """How a program is run in the recipe's environment; see `run_tool`."""
-
-    python: str | Path
-    stage: Progress
-    log: Path
-    run_id: str
-
-    def run(self, failure: str, *words: str | Path) -> None:
-        run_tool([self.python, *words], self.stage, self.log, failure, self.run_id)
-
-
-def list_store(address: str, tool: Tool) -> str:
-    """A line for each file that an address in an object store means: its name, size and tag.
-
-    Raises UserError, with what the store said, where there is none, or where the store cannot be read.
-    """
-    tool.stage.update(f"listing {address}")
-    with tempfile.NamedTemporaryFile() as file:
-        tool.run(f"data.path={address} cannot be listed", "-m", "storage", "list", address, file.name)
-        return Path(file.name).read_text()
-
-
-def bring(address: str, listing: str, cache_dir: Path, tool: Tool) -> Path:
-    """The files of an address in an object store, in the cache: one file, or a folder that has all of them.
-
-    The folder's name has a hash of address and listing. It appears whole or not at all.
-    """
-    names = [json.loads(line)["name"] for line in listing.splitlines()]
-    folder = cache_dir / f"bucket-{hashlib.sha256(f'{address} {listing}'.encode()).hexdigest()[:12]}"
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if not folder.exists():
-            tool.stage.line(f"{address}: {len(names):,} files are copied to {folder}")
-            tool.run(f"data.path={address} cannot be copied", "-m", "storage", "get", address, folder)
-    return folder / names[0] if address.rstrip("/").endswith(f"/{names[0]}") else folder
 
 
 def ensure(

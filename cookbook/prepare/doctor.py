@@ -21,7 +21,7 @@ from cookbook import ROOT, UserError, bootstrap, recipes, require_recipe
 from cookbook.machine import can_be_made, free_disk_mb, free_memory_mb
 from cookbook.prepare.remedies import remedy
 from cookbook.prepare.tools import EVERY_RECIPE, MAKE_HELP, PYTHON, Tool, output_of, tools_for
-from cookbook.words import run_program
+from cookbook.programs import run_program
 
 MORE_FOLDERS = ["/usr/local/sbin", "/usr/sbin", "/sbin"]  # an ordinary user's PATH may lack them; servers are there
 LINK_TEST = "#include <string>\n#include <vector>\nint main() { std::vector<std::string> v(1); return v.size() - 1; }\n"
@@ -91,26 +91,26 @@ def _headers(tool: Tool) -> Finding:
 def compiler() -> list[str] | None:
     """The command of the C++ compiler: CXX, else the first one on PATH; None when there is none."""
     if os.environ.get("CXX"):
-        words = shlex.split(os.environ["CXX"])
-        return words if shutil.which(words[0]) else None
+        argv = shlex.split(os.environ["CXX"])
+        return argv if shutil.which(argv[0]) else None
     found = shutil.which("g++") or shutil.which("c++")
     return [found] if found else None
 
 
 def _compiler(tool: Tool) -> Finding:
-    words = compiler()
-    if words is None:
+    argv = compiler()
+    if argv is None:
         asked = os.environ.get("CXX")
         return Finding(tool, None, "", f"CXX={asked} is not there" if asked else "")
     with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
         program = f"{folder}/program"
-        done = output_of([*words, "-x", "c++", "-std=gnu++17", "-", "-o", program], LINK_TEST)
+        done = output_of([*argv, "-x", "c++", "-std=gnu++17", "-", "-o", program], LINK_TEST)
         made = output_of([program]) if done and done.returncode == 0 else None
     if made is None or made.returncode:
         last = done.stderr.strip().splitlines()[-1:] if done else []
-        return Finding(tool, words[0], "", f"cannot make a small program: {(last or ['it does not start'])[0][:120]}")
-    number = output_of([*words, "-dumpfullversion", "-dumpversion"])
-    return Finding(tool, words[0], number.stdout.strip() if number else "")
+        return Finding(tool, argv[0], "", f"cannot make a small program: {(last or ['it does not start'])[0][:120]}")
+    number = output_of([*argv, "-dumpfullversion", "-dumpversion"])
+    return Finding(tool, argv[0], number.stdout.strip() if number else "")
 
 
 SPECIAL = {"python": _python, "venv": _venv, "headers": _headers, "c++": _compiler}

@@ -1,17 +1,13 @@
 """One virtual environment per recipe, made from its lock and used again as long as nothing that went into it changes.
 
-As a program it renews the locks or makes the environments:
-python -m cookbook.prepare.environments lock|make [recipe ...]
+As a program it makes them: python -m cookbook.prepare.environments [recipe ...]
 """
 
 import contextlib
 import hashlib
 import os
-import re
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,47 +18,17 @@ from filelock import FileLock, Timeout
 
 from cookbook import ROOT, UserError, recipes, require_recipe
 from cookbook.bootstrap import complete, interpreter, mark_as_used, point, uv_environment
-from cookbook.prepare.tools import PYTHON
+from cookbook.prepare.locks import lock_of, overrides_of, variants_of
+from cookbook.prepare.tools import PYTHON, uv
 from cookbook.processes import run_tool, stop
+from cookbook.programs import run_program
 from cookbook.report.console import Progress, Stage
-from cookbook.words import run_program
 
 UNUSED_DAYS = 30  # an environment that was not used for so long is removed when another one is made
-# A CPU build of torch does not need these. On a machine with GPUs they are installed all the same, because torch's own
-# metadata pins them exactly.
-GPU_PACKAGES = re.compile(r"^(nvidia-|cuda-|triton)")
-
-
-def uv() -> str:
-    """The uv program of the driver's environment."""
-    import uv as package
-
-    program: str = package.find_uv_bin()
-    return program
-
-
-def lock_of(recipe: str, variant: str | None = None, root: Path | None = None) -> Path:
-    """The lock of a recipe's environment: the variant's own where there is one (requirements-<variant>.txt)."""
-    folder = (root or ROOT) / "recipes" / recipe
-    own = folder / f"requirements-{variant}.txt"
-    return own if own.exists() else folder / "requirements.txt"
-
-
-def pins(lock: str) -> dict[str, str]:
-    """{package: version} of a lock's text."""
-    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", lock, re.MULTILINE))
-
-
-def overrides_of(recipe: str, root: Path | None = None) -> list[str]:
-    """uv's option for a recipe whose packages contradict each other.
-
-    overrides.txt, beside its requirements, has the requirements that win.
-    """
-    path = (root or ROOT) / "recipes" / recipe / "overrides.txt"
-    return ["--override", str(path)] if path.exists() else []
 
 
 def environment_name(recipe: str, variant: str | None = None) -> str:
+    """Its name in .venvs/: the recipe's, with -<variant> where the variant has a lock of its own."""
     return recipe + lock_of(recipe, variant).stem.removeprefix("requirements")
 
 
@@ -159,47 +125,6 @@ def remove_unused(parent: Path, days: float = UNUSED_DAYS) -> None:
                 folder.with_suffix(".log").unlink(missing_ok=True)
 
 
-class NoSolution(UserError):
-    """No versions of these packages fit together."""
-
-
-def resolve(source: Path, *words: str, lock: str | None = None) -> str:
-    """Returns the text of a lock for a requirements.in: every package pinned, no index addresses, no GPU packages.
-
-    `lock` is the text of an earlier one: its versions stay unless `words` (uv's options) ask for others.
-    Raises NoSolution with uv's reason where no versions fit together, UserError when uv cannot look (no network, say).
-    """
-    compile_ = [uv(), "pip", "compile", "-q", "--no-annotate", "--no-header", "--python-version", PYTHON]
-    places = ("UV_FIND_LINKS", "UV_INDEX")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(places)}
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder, "lock.txt")
-        if lock:
-            output.write_text(lock)
-        argv = [*compile_, *words, source.name, "-o", str(output)]
-        done = subprocess.run(argv, cwd=source.parent, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            kind = NoSolution if "No solution found" in done.stderr else UserError
-            raise kind(f"{source.name} cannot be locked:\n{done.stderr.strip()}")
-        lines = output.read_text().splitlines()
-    built = re.findall(r"^(\S+)==\S+\s+# not in the lock", source.read_text(), re.MULTILINE)
-    return "".join(f"{line}\n" for line in lines if not GPU_PACKAGES.match(line) and line.split("==")[0] not in built)
-
-
-def renew_lock(source: Path, *words: str) -> None:
-    """Writes the lock beside a requirements.in (or pyproject.toml), with the newest versions that it allows."""
-    target = source.with_suffix(".txt") if source.suffix == ".in" else source.with_name("requirements.txt")
-    text = resolve(source, "--upgrade", *words)
-    target.write_text(f"# Made by `make lock` from {source.name}; do not edit.\n{text}")
-    print(f"{target.relative_to(ROOT)}: {len(text.splitlines())} packages")
-
-
-def variants_of(recipe: str) -> list[str | None]:
-    """The recipe's variants that have a lock of their own, and None for the plain one."""
-    locks = (ROOT / "recipes" / recipe).glob("requirements-*.txt")
-    return [None, *sorted(path.stem.removeprefix("requirements-") for path in locks)]
-
-
 class _Part:
     """The progress of one of several environments, which have one stage together."""
 
@@ -245,22 +170,10 @@ def make_all(recipes: Iterable[str]) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    command, *wanted = argv or [""]
-    sources = sorted(ROOT.glob("recipes/*/requirements*.in"))
-    if command not in ("lock", "make"):
-        raise SystemExit("usage: python -m cookbook.prepare.environments lock|make [recipe ...]")
-    for name in wanted:
+    """Makes the environments of these recipes; without any, of all."""
+    for name in argv:
         require_recipe(name)
-    if command == "make":
-        make_all(wanted or recipes())
-        return
-    if not wanted:
-        renew_lock(ROOT / "pyproject.toml", "--all-extras")
-        renew_lock(ROOT / "docs/requirements.in")
-        renew_lock(ROOT / "guide/requirements.in")
-    for source in sources:
-        if not wanted or source.parent.name in wanted:
-            renew_lock(source, *overrides_of(source.parent.name))
+    make_all(argv or recipes())
 
 
 if __name__ == "__main__":

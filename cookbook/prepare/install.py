@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from cookbook import UserError, recipes
 from cookbook.prepare import doctor, remedies
 from cookbook.prepare.tools import EVERY_RECIPE, MAKE_HELP, TOOLS
-from cookbook.words import run_program
+from cookbook.programs import run_program
 
 
 def install(findings: Iterable[doctor.Finding]) -> None:

@@ -15,6 +15,14 @@ MAKE_HELP = "make help"
 PROGRAM_SECONDS = 60  # that a program may take to print its version
 
 
+def uv() -> str:
+    """The uv program of the driver's environment."""
+    import uv as package
+
+    program: str = package.find_uv_bin()
+    return program
+
+
 @dataclass(frozen=True)
 class Tool:
     name: str

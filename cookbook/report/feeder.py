@@ -8,8 +8,9 @@ import time
 from cookbook import redact
 from cookbook.files import read_json, write_whole
 from cookbook.report import sinks
+from cookbook.report.points import Batch
 from cookbook.report.sinks import Run, Settings
-from cookbook.report.tail import Batch, Tail
+from cookbook.report.tail import Tail
 
 FOLDER = "tracking"  # in the run folder: a file for each sink says what it has
 LONGEST_PAUSE = 30.0  # seconds between two tries of a sink that is down

@@ -1,8 +1,5 @@
 """Makes self-contained HTML of run records: a page per run, and one over all runs. Run: make report"""
 
-import base64
-import html
-import io
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,15 +14,13 @@ import yaml
 from cookbook import ROOT, UserError, run_folder
 from cookbook.files import write_whole
 from cookbook.machine import num_cores
-from cookbook.words import run_program
-from runrecord import read_records
+from cookbook.programs import run_program
+from cookbook.report.pictures import COLOURS, image, plot, timeline
 
 CURVES = ("train/loss", "eval/accuracy", "samples_per_second")  # shown first, in this order
-COLOURS = ("#2563a8", "#c2571a", "#2f7d4f", "#8a3f8f", "#9a7b1c", "#4f6d7a", "#b03a5b", "#3c3c8c")
 STAGES = ("environment", "data", "launch", "run")
 
 Content = Mapping[str, Any]  # a run.json
-Series = Sequence[tuple[str, Sequence[tuple[float, float]]]]  # [(label, [(x, value), ...]), ...]
 
 
 def environment() -> jinja2.Environment:
@@ -63,41 +58,6 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def plot(name: str, series: Series, x_label: str = "step", log: bool = False) -> str:
-    """One picture as an image element that has its SVG inside."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: smaller, searchable, in the page's font
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")
-    for order, (label, points) in enumerate(series):
-        width = 1.4 + 1.6 * (min(len(series), 4) - 1 - min(order, 3))  # a curve below equal ones still shows
-        xs, values = zip(*points, strict=True)
-        (line,) = axes.plot(xs, values, marker="o", markersize=3, label=label)
-        line.set(linewidth=max(1.4, width), color=COLOURS[order % len(COLOURS)])
-    axes.set_title(name, loc="left", fontsize=10)
-    axes.set_xlabel(x_label)
-    if log:
-        axes.set(xscale="log", yscale="log")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
-    if name == "samples_per_second":
-        axes.set_ylim(bottom=0)
-    if len(series) > 1:
-        axes.legend(fontsize=7, frameon=False)
-    out = io.BytesIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    return image("svg+xml", out.getvalue(), f"{name} over {x_label}")
-
-
-def image(kind: str, data: bytes, text: str) -> str:
-    """An image element that has the whole image inside. `kind`: png, gif or svg+xml; `text`: for those who see none."""
-    return f'<img src="data:image/{kind};base64,{base64.b64encode(data).decode()}" alt="{html.escape(text)}">'
-
-
 def curve_names(contents: Iterable[Content]) -> list[str]:
     """The names of all curves that have points, the usual ones first."""
     names = {name for content in contents for name, points in content.get("curves", {}).items() if points}
@@ -130,47 +90,6 @@ def traces_of(folder: str | Path) -> list[str] | None:
     config = folder / "config.yaml"
     asked = config.exists() and (yaml.safe_load(config.read_text()) or {}).get("profile")
     return found if found or asked else None
-
-
-MARKERS = {"rows": "|", "checkpoint": "D", "restore": "<"}  # of the events in the picture of workers over time
-
-
-def timeline(folder: Path, most_ticks: int = 300) -> str:
-    """A bar for each process of a run, from its start to its end, with steps and checkpoints; "" without any."""
-    records = [events for events in read_records(folder) if events[0]["event"] == "start"]
-    if not records:
-        return ""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    records.sort(key=lambda events: (events[0].get("role", "worker") != "worker", events[0]["rank"], events[0]["time"]))
-    began = min(events[0]["time"] for events in records)
-    figure, axes = pyplot.subplots(figsize=(10.6, 0.9 + 0.32 * len(records)), layout="constrained")
-    labels = []
-    for row, events in enumerate(records):
-        start, last = events[0], events[-1]
-        labels.append(f"{start.get('role', 'worker')} {start['rank']}")
-        seconds = last["time"] - start["time"]
-        axes.barh(row, seconds, left=start["time"] - began, height=0.6, color=COLOURS[0], alpha=0.25)
-        for (kind, shape), colour in zip(MARKERS.items(), COLOURS, strict=False):
-            # A worker that begins at the first step has gone back to nothing.
-            found = [
-                one for one in events if one["event"] == kind and (kind != "restore" or one["epoch"] or one["step"])
-            ]
-            times = [one["time"] - began for one in found][:: -(-len(found) // most_ticks) or 1]
-            axes.plot(times, [row] * len(times), linestyle="", marker=shape, markersize=5, color=colour)
-        shape, colour = ("o", "#2a7") if last["event"] == "end" and "error" not in last else ("X", "#c33")
-        axes.plot(last["time"] - began, row, marker=shape, markersize=7, color=colour)
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("seconds since the first worker started")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    out = io.BytesIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    return image("svg+xml", out.getvalue(), "when each worker started, took steps, wrote checkpoints and ended")
 
 
 def write_run_page(folder: str | Path) -> Path:

@@ -1,18 +1,31 @@
-"""What a run, or a sweep of runs, says on the terminal at its end."""
+"""What a run says on the terminal of its dataset and at its end, and what a sweep says of its runs."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from cookbook.report.console import console, print_table
+from cookbook.report.console import Progress, console, print_table
 
 
 def shown_path(path: str | Path) -> str:
     """A path below the current folder relative to it, any other path as it is."""
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else str(path)
+
+
+def show_dataset(dataset: Mapping[str, Any], stage: Progress) -> None:
+    """The closing lines of the stage that has prepared a dataset. `dataset` is that part of run.json."""
+    rows = ", ".join(f"{count:,} {part}" for part, count in dataset["rows"].items())
+    stage.done(f"{dataset['name']}: {rows} rows")
+    for line in dataset["left_out"][:5]:
+        stage.line(f"left out: {line['file']}: {line['reason']}")
+    if more := dataset["left_out"][5:]:
+        stage.line(f"left out: {len(more):,} more, listed in the report")
+    for note in dataset["notes"]:
+        stage.line(f"note: {note}")
 
 
 def print_summary(content: Mapping[str, Any], page: Path | None) -> None:
@@ -57,6 +70,15 @@ def _worker(worker: Mapping[str, Any], with_phase: bool) -> str:
     if worker.get("device") not in (None, "cpu"):
         place += f" on {worker['device']}"
     return f"{phase}{place}, {worker['samples'] or 0:,} samples"
+
+
+def print_end_of_log(folder: Path, name: str) -> None:
+    """Prints the last lines of a process's log, for a run that has failed. `folder`: of the run."""
+    lines = (folder / f"logs/{name}.log").read_text(errors="replace").splitlines()
+    # Launchers tag a worker's lines. These say more than the launcher's own traceback, which follows them.
+    tagged = [line for line in lines if re.search(r"<stderr>|^\[(default\d+|\w+:\d+)\]|^tfrun: ", line)]
+    title = f"--- from {shown_path(folder)}/logs/{name}.log"
+    console.print(title, *(tagged or lines)[-20:], "---", sep="\n", markup=False)
 
 
 def print_sweep(finished: Iterable[tuple[Sequence[str], Mapping[str, Any]]]) -> None:

@@ -15,10 +15,10 @@ from filelock import FileLock, Timeout
 
 from cookbook import ROOT, UserError, redact, run_folder
 from cookbook.files import read_json
+from cookbook.programs import run_program
 from cookbook.report import sinks
 from cookbook.report.feeder import FOLDER, Feeder
 from cookbook.report.sinks import Run, Settings
-from cookbook.words import run_program
 
 
 def check(tracking: Settings) -> None:
@@ -69,19 +69,19 @@ def main(argv: Sequence[str]) -> None:
     """Sends a run that has ended. `argv`: its folder, then settings of the tracker; without any, those of the run."""
     from cookbook.settings import compose_tracking
 
-    folder, *words = argv or [""]
+    folder, *overrides = argv or [""]
     content = run_folder.load(folder) if folder else {}
     if not content:
         raise UserError(run_folder.no_run("RUN", folder))
-    another = any(word.startswith("tracking=") for word in words)
+    another = any(word.startswith("tracking=") for word in overrides)
     kept = ("output_root=",) if another else ("output_root=", "tracking")
     own = [word for word in content["overrides"] if word.startswith(kept)]
-    given = {word.partition("=")[0] for word in words}
+    given = {word.partition("=")[0] for word in overrides}
     if hidden := [word for word in own if "***" in word and word.partition("=")[0] not in given]:
         name = hidden[0].partition("=")[0]
         raise UserError(f"{hidden[0]}: the run folder keeps no secrets; say it again: ARGS='{name}=...'")
     own = [word for word in own if word.partition("=")[0] not in given]
-    tracker = compose_tracking(content["recipe"], [*own, *words])
+    tracker = compose_tracking(content["recipe"], [*own, *overrides])
     if tracker["kind"] == "none":
         raise UserError('that run had no tracker: say which, ARGS="tracking=mlflow"')
     for line in send(tracker, Path(folder).resolve(), content):

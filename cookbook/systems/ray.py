@@ -117,7 +117,7 @@ class Ray(System):
         return bool(job.recipe.get("elastic", False))
 
     def _slots_here(self, job: Job) -> list[int]:
-        """How many workers each node is for that is started on this machine: one node, or two that can be lost."""
+        """The workers of each Ray node on this machine: one node, or two in an elastic run, which may lose one."""
         if not self._is_elastic(job) or job.num_workers == 1:
             return [job.num_workers]
         return [-(-job.num_workers // 2), job.num_workers // 2]

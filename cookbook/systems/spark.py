@@ -72,14 +72,14 @@ class Spark(System):
         access = {"address": f"spark://{hosts.head.address}:{port}", "secret": secret}
         scratch = str(job.run_dir / "scratch")
 
-        def daemon(name: str, node: Node, kind: str, *words: str, ready: str) -> Process:
+        def daemon(name: str, node: Node, kind: str, *options: str, ready: str) -> Process:
             environment = self._environment(job, node) | {
                 "SPARK_DAEMON_JAVA_OPTS": " ".join(f"-D{key}=true" for key in ENCRYPTED),
                 "SPARK_LOCAL_DIRS": scratch,
                 "SPARK_WORKER_DIR": scratch,
             }
             argv = [str(job.bin / "spark-class"), f"org.apache.spark.deploy.{kind}"]
-            argv += [*flags(host=node.address, webui_port=0), *words]
+            argv += [*flags(host=node.address, webui_port=0), *options]
             # Daemons take the secret from their environment, spark-submit from a file of properties.
             own = {"_SPARK_AUTH_SECRET": secret}
             return Process(name, argv, environment, host=node.address, secrets=own, service=True, ready=ready)
@@ -88,9 +88,9 @@ class Spark(System):
         started = [daemon("spark-master", hosts.head, "master.Master", *flags(port=port), ready=ready)]
         for node in hosts.nodes:
             cores, memory_mb = node.slots * job.num_threads, node.slots * job.recipe["memory_mb"]
-            words = [*flags(cores=cores, memory=f"{memory_mb}m"), access["address"]]
+            options = [*flags(cores=cores, memory=f"{memory_mb}m"), access["address"]]
             ready = "Successfully registered with master"
-            started.append(daemon(f"spark-worker-{node.name}", node, "worker.Worker", *words, ready=ready))
+            started.append(daemon(f"spark-worker-{node.name}", node, "worker.Worker", *options, ready=ready))
         return started, access
 
     def on_kubernetes(self, job: Job, pods: Pods) -> list[Process]:

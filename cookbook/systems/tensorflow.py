@@ -71,6 +71,6 @@ class TensorFlow(System):
         Trainer sets no TF_CONFIG, but each pod has an index and a name in the DNS.
         """
         names = (f"{pods.name}-node-0-{index}.{pods.name}:{POD_PORT}" for index in range(pods.num_workers))
-        words = pods.recorded(pods.program, "--tf-workers", ",".join(names))
+        argv = pods.recorded(pods.program, "--tf-workers", ",".join(names))
         nodes = pods.group("node", pods.template("node", [], restart="Never"), is_trainer=True)
-        return pods.objects(*pods.train_job({}, words, [nodes]))
+        return pods.objects(*pods.train_job({}, argv, [nodes]))

@@ -60,6 +60,6 @@ def said(target: str, variables: Mapping[str, Any], where: Mapping[str, Any], ma
         return str(reply["Body"].read().decode(errors="replace"))
     if not shutil.which("gcloud"):
         raise UserError("gcloud is missing: what the machines say about their software cannot be read without it")
-    words = ["gcloud", "compute", "instances", "get-guest-attributes", machine, f"--zone={where['zone']}"]
-    words += [f"--project={variables['project']}", "--query-path=cookbook/", "--format=value(value)"]
-    return subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
+    argv = ["gcloud", "compute", "instances", "get-guest-attributes", machine, f"--zone={where['zone']}"]
+    argv += [f"--project={variables['project']}", "--query-path=cookbook/", "--format=value(value)"]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60).stdout

@@ -15,10 +15,10 @@ import yaml
 from rich.table import Table
 
 from cookbook import ROOT, UserError, run_folder
+from cookbook.programs import run_program
 from cookbook.report import pages
 from cookbook.report.console import console, print_table
 from cookbook.settings import choices, compose_recipe
-from cookbook.words import run_program
 
 ALIKE = ("seed", "num_epochs", "global_batch_size", "max_rows", "max_steps", "data_dir")  # what makes a comparison fair
 
@@ -36,17 +36,17 @@ def compare(entries: Sequence[str], common: Iterable[str], root: str = "outputs"
     planned: list[tuple[str, list[str]]] = []
     for entry in entries:
         name, *own = entry.split(":")
-        words = [f"recipe={name}", *own, *common]
-        choices.check_choices(words)
-        compose_recipe(name, words[1:])  # a mistake is an error now, not after the first run
-        planned.append((entry.replace("recipe.", ""), words))
+        argv = [f"recipe={name}", *own, *common]
+        choices.check_choices(argv)
+        compose_recipe(name, argv[1:])  # a mistake is an error now, not after the first run
+        planned.append((entry.replace("recipe.", ""), argv))
     folder = Path(root).absolute() / "compare" / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     members: list[Member] = []
-    for number, (label, words) in enumerate(planned, 1):
+    for number, (label, argv) in enumerate(planned, 1):
         console.print(f"--- {number} of {len(planned)}: {label}", markup=False)
         own_root = folder / f"{number}"
-        subprocess.run([sys.executable, "-m", "cookbook", *words, f"output_root={own_root}", "resume=never"], cwd=ROOT)
-        name = words[0].removeprefix("recipe=")
+        subprocess.run([sys.executable, "-m", "cookbook", *argv, f"output_root={own_root}", "resume=never"], cwd=ROOT)
+        name = argv[0].removeprefix("recipe=")
         made = run_folder.newest(own_root, name) or own_root / name
         members.append((label, made.resolve(), run_folder.load(made)))
     rows, problems = table_of(members), problems_of(members)

@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 
 from cookbook import UserError, run_folder
 from cookbook.evidence.inspector import ANSWER, REQUEST
+from cookbook.programs import run_program
 from cookbook.report.console import Stage, console
-from cookbook.words import run_program
 
 PATIENCE_SECONDS = 150.0  # for the driver's answer
 
@@ -31,8 +31,8 @@ def diagnose(run: str | Path, patience_seconds: float = PATIENCE_SECONDS) -> str
         raise UserError(run_folder.no_run("RUN", run))
     if not _goes_on(folder):
         page = folder / "diagnosis.html"
-        told = f"; the diagnosis that was made while it went on is {page}" if page.exists() else ""
-        raise UserError(f"{folder} does not go on at this moment (status: {content['status']}){told}")
+        hint = f"; the diagnosis that was made while it went on is {page}" if page.exists() else ""
+        raise UserError(f"{folder} does not go on at this moment (status: {content['status']}){hint}")
     word, request, answer = uuid.uuid4().hex, folder / REQUEST, folder / ANSWER
     partial = request.with_suffix(f".{word[:8]}")
     partial.write_text(word)

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cookbook import ROOT, UserError
+from cookbook.programs import run_program
 from cookbook.report.console import console
-from cookbook.words import run_program
 
 CONTEXT = 3  # equal lines that are shown around a difference
 TAG = "# Distributed:"

@@ -17,9 +17,9 @@ import jinja2
 from cookbook import ROOT, UserError, redact, require_recipe, settings, systems
 from cookbook.job import Job, Process, Settings
 from cookbook.prepare import datasets
-from cookbook.prepare.environments import lock_of
+from cookbook.prepare.locks import lock_of
 from cookbook.prepare.tools import PYTHON
-from cookbook.words import run_program
+from cookbook.programs import run_program
 
 HERE = "/HE RE"  # stands for the copy's folder until the command is a template; the blank brings quotes around it
 ALWAYS = ("seed", "output_dir", "checkpoint_dir")  # settings that each copy has; of the others those that it reads

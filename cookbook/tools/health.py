@@ -20,11 +20,12 @@ from pathlib import Path
 
 from cookbook import ROOT, UserError, recipes, require_recipe, run_folder
 from cookbook.files import write_whole
-from cookbook.prepare.environments import lock_of, pins
+from cookbook.prepare.locks import lock_of, pins
+from cookbook.programs import run_program
 from cookbook.report import pages
-from cookbook.tools.history import LEAST, OLD_LOCK_DAYS, WINDOW, Entry, Row, append, entry_of, judge, read, rows_of
+from cookbook.tools.history import Entry, append, entry_of, read
 from cookbook.tools.provenance import commit_of, machine_class
-from cookbook.words import run_program
+from cookbook.tools.trends import LEAST, OLD_LOCK_DAYS, WINDOW, Row, judge, rows_of
 
 
 def sparkline(entries: Sequence[Entry], name: str, width: int = 150, height: int = 34) -> str:
@@ -143,18 +144,18 @@ def _say(entry: Entry, earlier: Iterable[Entry]) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
-    command, *words = argv or [""]
-    if command == "record" and len(words) >= 2:
-        recipe, history, *overrides = words
+    command, *arguments = argv or [""]
+    if command == "record" and len(arguments) >= 2:
+        recipe, history, *overrides = arguments
         require_recipe(recipe)
         if not history or Path(history).is_dir():  # said now, not after the run
             raise UserError(f"HISTORY={history}: expected a file for the history, such as HISTORY=history.jsonl")
         return record(recipe, os.path.abspath(history), overrides)
-    if command != "page" or len(words) != 2 or not all(words):
+    if command != "page" or len(arguments) != 2 or not all(arguments):
         raise SystemExit(
             "usage: make health HISTORY=history.jsonl [TO=folder], make nightly-record RECIPE=name HISTORY=..."
         )
-    path, rows, problems = write_page(words[0], words[1], recipes(), time.time())
+    path, rows, problems = write_page(arguments[0], arguments[1], recipes(), time.time())
     for row in rows:
         name = f"{row.recipe} {row.settings}".strip()
         print(f"{row.state:<8} {name:<14} {'; '.join(row.notes)}".rstrip())

@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 
 from cookbook import ROOT, UserError, inventory, settings
 from cookbook.files import write_whole
+from cookbook.programs import run_program
 from cookbook.tools import bootstrapped, leaks, prices, terraform
-from cookbook.words import run_program
 
 COMMANDS = ("plan", "up", "status", "down")
 # Google Cloud cannot list all kinds of things by label. These commands list what costs most.
@@ -52,9 +52,9 @@ class Target:
         path = self.folder / "created.txt"
         return path.read_text() if path.exists() else datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    def call(self, command: str, *words: str, failure: str, stream: bool = False, **options: Any) -> str:
+    def call(self, command: str, *arguments: str, failure: str, stream: bool = False, **options: Any) -> str:
         """One command of terraform: see terraform.call."""
-        return terraform.call(self.source, self.folder, command, *words, failure=failure, stream=stream, **options)
+        return terraform.call(self.source, self.folder, command, *arguments, failure=failure, stream=stream, **options)
 
     def init(self) -> None:
         """Fetches providers, and tells terraform where the state is: in a file, or in a bucket; both have a lock."""
@@ -67,8 +67,8 @@ class Target:
         else:
             override.unlink(missing_ok=True)
             backend = {"path": str(self.folder / "terraform.tfstate")}
-        words = [f"-backend-config={key}={value}" for key, value in backend.items()]
-        self.call("init", "-input=false", *words, failure="terraform cannot be set up here")
+        arguments = [f"-backend-config={key}={value}" for key, value in backend.items()]
+        self.call("init", "-input=false", *arguments, failure="terraform cannot be set up here")
 
     def variables_file(self) -> dict[str, str]:
         """Writes the variables into a file that only this user reads; returns terraform's option that names it."""
@@ -130,18 +130,18 @@ class Target:
             text = yaml.safe_dump({"hosts": found["hosts"], "ssh": found["ssh"], "shared": False}, sort_keys=False)
         write_whole(path, text)
         shown = path.parent.relative_to(ROOT) if path.is_relative_to(ROOT) else path.parent
-        words = f'make recipe-pytorch ARGS="cluster=hosts cluster.inventory={shown}"'
+        command = f'make recipe-pytorch ARGS="cluster=hosts cluster.inventory={shown}"'
         if self.name == "local":
-            print(f"{words} runs on it")
+            print(f"{command} runs on it")
             for name in self.variables.get("services", []):
                 if inventory.access_to(inventory.load(path)["services"], name):
-                    print(words.replace("recipe-pytorch", f"recipe-{name}"), "uses its running cluster")
+                    print(command.replace("recipe-pytorch", f"recipe-{name}"), "uses its running cluster")
                 else:
                     print(
                         f"its {name} cluster has ended; {sys.executable} -m cookbook.tools.services up {shown} {name}"
                     )
         else:
-            print(f"on the head, with {path} and your key (`ssh.key` in it) brought there: {words}")
+            print(f"on the head, with {path} and your key (`ssh.key` in it) brought there: {command}")
 
     def status(self) -> int:
         """Prints what the state knows; returns how many resources that are."""
@@ -189,9 +189,9 @@ class Target:
         """
         if not self.settings.get("cluster_is_gone"):
             return
-        words = ["--kubeconfig", str(Path(self.variables.get("kubeconfig") or "~/.kube/config").expanduser())]
-        words += ["--context", self.variables["context"], "--request-timeout=20s", "get", "--raw", "/version"]
-        if shutil.which("kubectl") and subprocess.run(["kubectl", *words], capture_output=True).returncode == 0:
+        options = ["--kubeconfig", str(Path(self.variables.get("kubeconfig") or "~/.kube/config").expanduser())]
+        options += ["--context", self.variables["context"], "--request-timeout=20s", "get", "--raw", "/version"]
+        if shutil.which("kubectl") and subprocess.run(["kubectl", *options], capture_output=True).returncode == 0:
             raise UserError(f"the cluster {self.variables['context']} answers: infra.cluster_is_gone=true is not true")
         for address in self.call("state list", failure="the state cannot be read").split():
             self.call("state rm", address, failure=f"the state cannot forget {address}")

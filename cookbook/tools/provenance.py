@@ -18,10 +18,10 @@ def machine_class(machine: str) -> str:
     return re.sub(r", [^,]+, Python [^,]+$", "", machine)
 
 
-def git(*words: str, root: str | Path = ROOT) -> str | None:
+def git(*arguments: str, root: str | Path = ROOT) -> str | None:
     """What a git command prints; None when it fails. A hook of another repository has variables that name that one."""
     own = {name: value for name, value in os.environ.items() if name not in OTHER_REPOSITORY}
-    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, env=own)
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, env=own)
     return done.stdout.strip() if done.returncode == 0 else None
 
 

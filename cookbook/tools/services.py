@@ -32,9 +32,9 @@ from cookbook.places.hosts import SshHosts
 from cookbook.places.hosts.running import stop
 from cookbook.places.hosts.ssh import Ssh
 from cookbook.prepare import doctor, environments
+from cookbook.programs import run_program
 from cookbook.report.console import Stage
 from cookbook.settings import compose_recipe
-from cookbook.words import run_program
 
 FIRST_PORT = 29600  # of the first recipe's service; runs have those from 29500 on
 MADE_HERE = ".cookbook-service"  # a file in each folder that this module has made: no other folder is ever removed

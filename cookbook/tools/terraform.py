@@ -14,7 +14,7 @@ from cookbook.prepare.tools import TOOLS
 
 
 def call(
-    source: Path, folder: Path, command: str, *words: str, failure: str, stream: bool = False, **options: Any
+    source: Path, folder: Path, command: str, *arguments: str, failure: str, stream: bool = False, **options: Any
 ) -> str:
     """Runs one terraform command on the plan in `source`; returns what it printed. `folder` has the state.
 
@@ -24,7 +24,7 @@ def call(
     os.environ["TF_DATA_DIR"] = str(folder / ".terraform")
     os.environ["TF_IN_AUTOMATION"] = "1"
     options |= {"capture_output": not stream, "no_color": IsFlagged}
-    status, output, error = Terraform(working_dir=str(source)).cmd(command, *words, **options)
+    status, output, error = Terraform(working_dir=str(source)).cmd(command, *arguments, **options)
     if status not in (0, None):
         text = " ".join(re.sub(r"[╷│╵]", " ", readable(error or output or "")).split())
         raise UserError(f"{failure}: {advice(text)}{text[-1500:]}")

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from cookbook import UserError, run_folder
-from cookbook.report import pages
+from cookbook.programs import run_program
+from cookbook.report import pages, pictures
+from cookbook.report.points import Now
 from cookbook.report.summary import shown_path
-from cookbook.report.tail import Now, Tail
-from cookbook.words import run_program
+from cookbook.report.tail import Tail
 
 HOST = "127.0.0.1"
 RENEW_SECONDS = 2.0  # between two looks of the page
@@ -125,8 +126,8 @@ def curve(name: str, points: Sequence[tuple[int, float]]) -> str:
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">'
         f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#dde2e8"/>'
-        f'<polyline points="{line}" fill="none" stroke="{pages.COLOURS[0]}" stroke-width="1.8"/>'
-        f'<circle cx="{end[0]}" cy="{end[1]}" r="3" fill="{pages.COLOURS[0]}"/>{"".join(texts)}</svg>'
+        f'<polyline points="{line}" fill="none" stroke="{pictures.COLOURS[0]}" stroke-width="1.8"/>'
+        f'<circle cx="{end[0]}" cy="{end[1]}" r="3" fill="{pictures.COLOURS[0]}"/>{"".join(texts)}</svg>'
     )
 
 
@@ -160,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, format: str, *words: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         return
 
 

@@ -144,14 +144,14 @@ def too_many(counts, reasons, limit, folder):
     """What is wrong with the shares of good and quarantined rows, or None."""
     if not counts["read"]:
         return "the files have no rows"
-    told = "; ".join(f"{one['rows']:,} rows: {one['reason']} (such as: {one['example']})" for one in reasons[:3])
+    examples = "; ".join(f"{one['rows']:,} rows: {one['reason']} (such as: {one['example']})" for one in reasons[:3])
     if not counts["good"]:
-        return f"{counts['read']:,} rows were read, and none of them is good. {told}. See {folder}/quarantine"
+        return f"{counts['read']:,} rows were read, and none of them is good. {examples}. See {folder}/quarantine"
     if counts["quarantined"] > limit * counts["read"]:
         return (
             f"{counts['quarantined']:,} of {counts['read']:,} rows are in quarantine, "
             f"more than max_malformed_share={limit:g} allows. "
-            f"{told}. See {folder}/quarantine; settings of the dataset (data.*) say how values are to be read"
+            f"{examples}. See {folder}/quarantine; settings of the dataset (data.*) say how values are to be read"
         )
     return None
 
@@ -160,8 +160,8 @@ def ingest_part(number, reading, group, num_rows, values, folder, share=1.0):
     """Runs on a worker. Returns counts, reasons, flights per day, values per column, a key (uint64) of each flight, or
     of that share of them, and where it ran."""
     path = reading["path"]
-    told = {"pid": os.getpid(), "host": socket.gethostname(), "part": (path, group)}
-    told |= {"unknown": 0, "reasons": {}, "days": {}, "known": {}, "keys": np.empty(0, np.uint64)}
+    found = {"pid": os.getpid(), "host": socket.gethostname(), "part": (path, group)}
+    found |= {"unknown": 0, "reasons": {}, "days": {}, "known": {}, "keys": np.empty(0, np.uint64)}
     try:
         rows, broken = read_part(reading, group)
     except EOFError:
@@ -179,7 +179,7 @@ def ingest_part(number, reading, group, num_rows, values, folder, share=1.0):
         }
         write_table(pd.DataFrame(lost), f"{folder}/quarantine/part-{number:05d}.parquet")
         lost = {"read": num_rows, "good": 0, "quarantined": num_rows, "unknown": num_rows}
-        return told | lost | {"reasons": {reason: (num_rows, f"{path}, row group {group}")}}
+        return found | lost | {"reasons": {reason: (num_rows, f"{path}, row group {group}")}}
     has_nulls = reading["format"] == "parquet"
     flights, reason = check(rows, broken, reading["folder"], values, has_nulls, reading.get("named"))
     bad = reason.notna()
@@ -194,14 +194,14 @@ def ingest_part(number, reading, group, num_rows, values, folder, share=1.0):
         )
         write_table(quarantine, f"{folder}/quarantine/part-{number:05d}.parquet")
         examples = quarantine.groupby("reason")["content"].agg(["size", "first"])
-        told["reasons"] = {name: (int(row["size"]), f"{row['first'][:100]}") for name, row in examples.iterrows()}
+        found["reasons"] = {name: (int(row["size"]), f"{row['first'][:100]}") for name, row in examples.iterrows()}
     # An id that any order of the tasks gives alike.
     flights.insert(0, "id", number * 2**32 + flights.index.to_numpy(dtype="int64"))
     flights = flights[~bad]
     write_table(flights, f"{folder}/flights/part-{number:05d}.parquet")
     days = flights["scheduled"].dt.strftime("%Y-%m-%d").value_counts()
     keys = pd.util.hash_pandas_object(flights[KEY], index=False).to_numpy()
-    return told | {
+    return found | {
         "keys": keys[keys <= share * float(2**64 - 1)],
         "read": len(rows),
         "good": len(flights),

@@ -117,7 +117,7 @@ def tf_job(name, config, folder):
     return plain(made)
 
 
-def replica(count, container, words, config):
+def replica(count, container, argv, config):
     """One kind of pod of a job; the operator finds its container by the name that it wants."""
     # Between SIGTERM and SIGKILL when a pod has to leave, its worker saves. (A TrainJob's pods have this from the
     # ClusterTrainingRuntime: the job may not change it.)
@@ -125,15 +125,15 @@ def replica(count, container, words, config):
     return KubeflowOrgV1ReplicaSpec(
         replicas=count,
         restart_policy="OnFailure",
-        template={"metadata": {"labels": labels(config)}, "spec": pod_spec(container, words, config) | grace},
+        template={"metadata": {"labels": labels(config)}, "spec": pod_spec(container, argv, config) | grace},
     )
 
 
 def experiment(name, config, rows_dir, learning_rates, num_epochs):
     """Katib's Experiment: a grid of learning rates, each tried by a Job that runs trial.py."""
     numbers = [str(value) for value in (num_epochs, config.width, config.global_batch_size, config.seed)]
-    words = ["python", f"{RECIPE}/trial.py", rows_dir, "${trialParameters.learningRate}", *numbers]
-    pod = pod_spec("trial", words, config) | {"restartPolicy": "Never"}
+    argv = ["python", f"{RECIPE}/trial.py", rows_dir, "${trialParameters.learningRate}", *numbers]
+    pod = pod_spec("trial", argv, config) | {"restartPolicy": "Never"}
     job = {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -177,8 +177,8 @@ def experiment(name, config, rows_dir, learning_rates, num_epochs):
 
 def inference_service(name, config, folder):
     """KServe's InferenceService, with serve.py as its predictor."""
-    words = ["python", f"{RECIPE}/serve.py", folder, "--name", name, "--host", "0.0.0.0", "--port", "8080"]
-    pod = pod_spec("kserve-container", words, config)
+    argv = ["python", f"{RECIPE}/serve.py", folder, "--name", name, "--host", "0.0.0.0", "--port", "8080"]
+    pod = pod_spec("kserve-container", argv, config)
     pod["containers"][0] |= {
         "ports": [{"containerPort": 8080, "protocol": "TCP"}],
         "readinessProbe": {"httpGet": {"path": f"/v2/models/{name}/ready", "port": 8080}, "periodSeconds": 2},
@@ -197,7 +197,7 @@ def inference_service(name, config, folder):
     return plain(made)
 
 
-def pod_spec(container, words, config):
+def pod_spec(container, argv, config):
     """A pod with one container: not root, no rights, nothing writable but the shared claim and /tmp."""
     return {
         "serviceAccountName": config.service_account,
@@ -207,8 +207,8 @@ def pod_spec(container, words, config):
             {
                 "name": container,
                 "image": config.image,
-                "command": words[:1],
-                "args": words[1:],
+                "command": argv[:1],
+                "args": argv[1:],
                 "env": environment(config),
                 "resources": resources(config),
                 "securityContext": LOCKED_DOWN,

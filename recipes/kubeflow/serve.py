@@ -79,24 +79,24 @@ def main():
     parser.add_argument("--port", type=int, default=8080, help="0: any that is free")
     parser.add_argument("--address-file", help="where to write the address that was bound")
     parser.add_argument("--until-end-of", type=int, metavar="PID")
-    words = parser.parse_args()
-    if words.until_end_of:
-        end_with(words.until_end_of)
+    args = parser.parse_args()
+    if args.until_end_of:
+        end_with(args.until_end_of)
     try:
-        listener = socket.create_server((words.host, words.port))
+        listener = socket.create_server((args.host, args.port))
     except OSError as error:
         raise SystemExit(
-            f"port {words.port} of {words.host} cannot be had: {error.strerror}; choose another one, or 0"
+            f"port {args.port} of {args.host} cannot be had: {error.strerror}; choose another one, or 0"
         ) from None
     server = kserve.ModelServer(enable_grpc=False)
-    server.register_model(Classifier(words.name, words.model_dir))
+    server.register_model(Classifier(args.name, args.model_dir))
     # `ModelServer.start` would listen on all addresses; its REST server takes a socket.
-    rest = RESTServer("kserve.model_server:app", server.dataplane, server.model_repository_extension, words.port)
-    if words.address_file:
-        content = {"pid": os.getpid(), "url": f"http://{words.host}:{listener.getsockname()[1]}", "name": words.name}
-        partial = Path(words.address_file).with_suffix(".partial")
+    rest = RESTServer("kserve.model_server:app", server.dataplane, server.model_repository_extension, args.port)
+    if args.address_file:
+        content = {"pid": os.getpid(), "url": f"http://{args.host}:{listener.getsockname()[1]}", "name": args.name}
+        partial = Path(args.address_file).with_suffix(".partial")
         partial.write_text(json.dumps(content))
-        partial.replace(words.address_file)
+        partial.replace(args.address_file)
     rest.run(sockets=[listener])
 
 

@@ -9,6 +9,7 @@ Expect:  the losses of main.py on one worker.
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,20 @@ from readers import batches_of, check_row_groups, chunks_of, leave
 from runrecord import RunRecord, check_model, check_position, load_config
 from settings import check_settings, depends_on
 from storage import Checkpoints
+
+
+@dataclass
+class Training:
+    """What a checkpoint holds, and who keeps it."""
+
+    network: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    checkpoints: Checkpoints
+    epoch: int = 0
+    step: int = 0  # since the beginning
+    taken: int = 0  # steps of the epoch so far
+    loss_sum: float = 0.0  # of the epoch so far
+    num_rows: int = 0  # of the epoch so far
 
 
 def main():
@@ -40,33 +55,31 @@ def main():
             Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
         ):
             notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
-            position = load_checkpoint(network, optimizer, checkpoints, config, manifest)
-            run.restore(position["epoch"], position["taken"], generation=time.time())
-            train(network, optimizer, position, checkpoints, notice, store, manifest, config, run)
+            training = Training(network, optimizer, checkpoints)
+            load_checkpoint(training, config, manifest)
+            run.restore(training.epoch, training.taken, generation=time.time())
+            train(training, notice, store, manifest, config, run)
             run.digest(parameter.detach().numpy() for parameter in network.state_dict().values())
     except Preempted as error:
         preempted = error
     return preempted
 
 
-def train(network, optimizer, position, checkpoints, notice, store, manifest, config, run):
-    """Trains from the position to the end.
-
-    It is {epoch, step: since the beginning; taken, loss_sum, num_rows: steps, losses and rows of the epoch so far}.
-    """
-    for epoch in range(position["epoch"], config.num_epochs):
-        if config.max_steps and position["step"] >= config.max_steps and not position["taken"]:
+def train(training, notice, store, manifest, config, run):
+    """Trains from where `training` is to the end."""
+    for epoch in range(training.epoch, config.num_epochs):
+        if config.max_steps and training.step >= config.max_steps and not training.taken:
             break
-        train_epoch(network, optimizer, position, checkpoints, notice, store, manifest, config, run)
-        evaluate(network, manifest, config, epoch, position["step"], run)
-        position.update(epoch=epoch + 1, taken=0, loss_sum=0.0, num_rows=0)
-        save_checkpoint(network, optimizer, position, checkpoints, config, manifest)
+        train_epoch(training, notice, store, manifest, config, run)
+        evaluate(training.network, manifest, config, epoch, training.step, run)
+        training.epoch, training.taken, training.loss_sum, training.num_rows = epoch + 1, 0, 0.0, 0
+        save_checkpoint(training, config, manifest)
         notice.saved()
 
 
-def train_epoch(network, optimizer, position, checkpoints, notice, store, manifest, config, run):
-    """Takes the position through the rest of one pass over all shards."""
-    epoch = position["epoch"]
+def train_epoch(training, notice, store, manifest, config, run):
+    """Trains on the rest of one pass over all shards."""
+    epoch = training.epoch
     per_shard = config.global_batch_size // config.num_shards
     streams = [
         batches_of(
@@ -78,38 +91,38 @@ def train_epoch(network, optimizer, position, checkpoints, notice, store, manife
         for shard in range(config.num_shards)
     ]
     for stream in streams:  # read past what an earlier try has taken: where the rest begins depends on all before it
-        for _ in range(position["taken"]):
+        for _ in range(training.taken):
             next(stream, None)
-    network.train()
-    while config.max_steps is None or position["step"] < config.max_steps:
+    training.network.train()
+    while config.max_steps is None or training.step < config.max_steps:
         parts = [part for stream in streams if (part := next(stream, None))]
         total = sum(len(part["id"]) for part in parts)
         if not total:
             break
         batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        wish = notice.wish(position["step"] + 1)
-        run.rows(epoch, position["taken"], batch["id"])
-        optimizer.zero_grad()
-        loss = sum_of_losses(network, batch, manifest)
+        wish = notice.wish(training.step + 1)
+        run.rows(epoch, training.taken, batch["id"])
+        training.optimizer.zero_grad()
+        loss = sum_of_losses(training.network, batch, manifest)
         (loss / total).backward()
-        optimizer.step()
-        note(position, loss, batch)
-        if position["step"] % 50 == 0:
-            run.progress(epoch, config.num_epochs, f"epoch {epoch + 1}  step {position['step']}")
+        training.optimizer.step()
+        note(training, loss, batch)
+        if training.step % 50 == 0:
+            run.progress(epoch, config.num_epochs, f"epoch {epoch + 1}  step {training.step}")
         if wish:
-            save_checkpoint(network, optimizer, position, checkpoints, config, manifest)
+            save_checkpoint(training, config, manifest)
             notice.saved(wish)
     for stream in streams:
         stream.close()  # a reader that was not read to its end has threads that wait
-    run.metric("train/loss", position["loss_sum"] / position["num_rows"], step=position["step"], epoch=epoch)
+    run.metric("train/loss", training.loss_sum / training.num_rows, step=training.step, epoch=epoch)
 
 
-def note(position, loss, batch):
-    """Moves the position on by a step."""
-    position["loss_sum"] += loss.item()
-    position["num_rows"] += len(batch["id"]) if batch else 0
-    position["step"] += 1
-    position["taken"] += 1
+def note(training, loss, batch):
+    """Notes that a step was taken."""
+    training.loss_sum += loss.item()
+    training.num_rows += len(batch["id"])
+    training.step += 1
+    training.taken += 1
 
 
 @torch.no_grad()
@@ -134,25 +147,32 @@ def judge(scores, truth, manifest):
     return "eval/auc", float(roc_auc_score(truth, scores))
 
 
-def save_checkpoint(network, optimizer, position, checkpoints, config, manifest):
+def save_checkpoint(training, config, manifest):
     """Network, optimizer and position; the checkpoint is whole or not there."""
-    content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "position": position}
-    content["depends_on"] = depends_on(config, manifest)
-    with checkpoints.save(position["epoch"], position["taken"]) as folder:
+    position = {"epoch": training.epoch, "step": training.step, "taken": training.taken}
+    content = {
+        "network": training.network.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "position": position | {"loss_sum": training.loss_sum, "num_rows": training.num_rows},
+        "depends_on": depends_on(config, manifest),
+    }
+    with training.checkpoints.save(training.epoch, training.taken) as folder:
         torch.save(content, folder / "state.pt")
 
 
-def load_checkpoint(network, optimizer, checkpoints, config, manifest):
-    """Fills network and optimizer from the last checkpoint, if there is one; returns the position to go on with."""
-    folder = checkpoints.last()
+def load_checkpoint(training, config, manifest):
+    """Reads the last checkpoint, if there is one, and goes on from there."""
+    folder = training.checkpoints.last()
     if folder is None:
-        return {"epoch": 0, "step": 0, "taken": 0, "loss_sum": 0.0, "num_rows": 0}
+        return
     content = torch.load(folder / "state.pt", weights_only=True)
     check_position(folder, content["depends_on"], depends_on(config, manifest))
-    check_model(folder, content["network"], network.state_dict())
-    network.load_state_dict(content["network"])
-    optimizer.load_state_dict(content["optimizer"])
-    return content["position"]
+    check_model(folder, content["network"], training.network.state_dict())
+    training.network.load_state_dict(content["network"])
+    training.optimizer.load_state_dict(content["optimizer"])
+    position = content["position"]
+    training.epoch, training.step, training.taken = position["epoch"], position["step"], position["taken"]
+    training.loss_sum, training.num_rows = position["loss_sum"], position["num_rows"]
 
 
 if __name__ == "__main__":

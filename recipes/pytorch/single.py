@@ -7,6 +7,7 @@ Expect:  the losses of main.py on one worker.
 """
 
 import time
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -17,6 +18,20 @@ from preempt import Notice
 from runrecord import RunRecord, check_model, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
+
+
+@dataclass
+class Training:
+    """What a checkpoint holds, and who keeps it."""
+
+    network: torch.nn.Module
+    model: torch.nn.Module  # the network, or what torch.compile has made of it
+    optimizer: torch.optim.Optimizer
+    checkpoints: Checkpoints
+    num_rows: int  # of the training data; a checkpoint made with another number is refused
+    epoch: int = 0
+    step: int = 0  # of the epoch
+    loss_sum: float = 0.0  # of the epoch so far
 
 
 def main():
@@ -37,55 +52,54 @@ def main():
         RunRecord(config.output_dir, 0, 1, device=str(device), torch=torch.__version__) as run,
         Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
     ):
-        position = load_checkpoint(network, optimizer, checkpoints, config, len(train_data))
-        run.restore(position["epoch"], position["step"], generation=time.time())
+        training = Training(network, model, optimizer, checkpoints, len(train_data))
+        load_checkpoint(training, config)
+        run.restore(training.epoch, training.step, generation=time.time())
         notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
-        train(model, network, optimizer, position, checkpoints, notice, train_data, test_data, config, run)
+        train(training, notice, train_data, test_data, config, run)
         run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
 
 
-def train(model, network, optimizer, position, checkpoints, notice, train_data, test_data, config, run):
-    """Trains from the position {epoch, step, loss_sum of the epoch so far} to the end."""
+def train(training, notice, train_data, test_data, config, run):
+    """Trains from where `training` is to the end."""
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
     num_steps = num_steps_of(config, batches)
-    while position["epoch"] * batches.steps_per_epoch < num_steps:
-        epoch = position["epoch"]
-        seconds, num_rows = train_epoch(
-            model, network, optimizer, position, checkpoints, notice, train_data, batches, num_steps, config, run
-        )
+    while training.epoch * batches.steps_per_epoch < num_steps:
+        epoch = training.epoch
+        seconds, num_rows = train_epoch(training, notice, train_data, batches, num_steps, config, run)
         done = min(num_steps, (epoch + 1) * batches.steps_per_epoch)
         rows_of_epoch = min((done - epoch * batches.steps_per_epoch) * config.global_batch_size, len(train_data))
-        run.metric("train/loss", position["loss_sum"] / rows_of_epoch, done, epoch)
+        run.metric("train/loss", training.loss_sum / rows_of_epoch, done, epoch)
         if num_rows:  # none when the last try had taken the epoch's last step
             run.metric("samples_per_second", num_rows / seconds, done, epoch, unit="samples/s")
-        accuracy = evaluate(network, test_data, config)
+        accuracy = evaluate(training.network, test_data, config)
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
-        position.update(epoch=epoch + 1, step=0, loss_sum=0.0)
-        save_checkpoint(network, optimizer, position, checkpoints, config, run, len(train_data))
+        training.epoch, training.step, training.loss_sum = epoch + 1, 0, 0.0
+        save_checkpoint(training, config, run)
         notice.saved()
 
 
-def train_epoch(model, network, optimizer, position, checkpoints, notice, train_data, batches, num_steps, config, run):
-    """Takes the position to the epoch's end (or to `num_steps`). Returns seconds and rows in them."""
-    epoch, first_step = position["epoch"], position["epoch"] * batches.steps_per_epoch
-    steps = range(position["step"], min(batches.steps_per_epoch, num_steps - first_step))
+def train_epoch(training, notice, train_data, batches, num_steps, config, run):
+    """Trains to the epoch's end (or to `num_steps`). Returns seconds and rows in them."""
+    epoch, first_step = training.epoch, training.epoch * batches.steps_per_epoch
+    steps = range(training.step, min(batches.steps_per_epoch, num_steps - first_step))
     loader = loader_of(train_data, batches, epoch, steps, 0, 1, config.num_loader_workers)
     started, num_rows = time.perf_counter(), 0
     shown = started
-    network.train()
+    training.network.train()
     for step, (ids, batch_size, images, labels) in zip(steps, loader, strict=True):
         run.rows(epoch, step, ids)
-        for group in optimizer.param_groups:
+        for group in training.optimizer.param_groups:
             group["lr"] = learning_rate_at(epoch + step / batches.steps_per_epoch, config)
-        loss = train_step(model, optimizer, images, labels, batch_size, config)
-        position["loss_sum"] += run.finite(loss, epoch, step)
-        position["step"], num_rows = step + 1, num_rows + batch_size
+        loss = train_step(training.model, training.optimizer, images, labels, batch_size, config)
+        training.loss_sum += run.finite(loss, epoch, step)
+        training.step, num_rows = step + 1, num_rows + batch_size
         if time.perf_counter() - shown > 2:
             shown = time.perf_counter()
             run.progress(first_step + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}")
         if wish := notice.wish(first_step + step + 1, step + 1 == steps.stop):
-            save_checkpoint(network, optimizer, position, checkpoints, config, run, len(train_data))
+            save_checkpoint(training, config, run)
             notice.saved(wish)
     return time.perf_counter() - started, num_rows
 
@@ -128,45 +142,44 @@ def evaluate(network, data, config):
     return num_correct / len(data)
 
 
-def save_checkpoint(network, optimizer, position, checkpoints, config, run, num_rows):
+def save_checkpoint(training, config, run):
     """Model, optimizer, position and random state; the checkpoint is whole or not there."""
-    total = sum(parameter.detach().sum() for parameter in network.parameters())
-    run.finite(total, position["epoch"], position["step"] - 1, "the sum of the parameters")
-    of_ranks = [{"random": torch.get_rng_state(), "loss_sum": position["loss_sum"]}]
+    total = sum(parameter.detach().sum() for parameter in training.network.parameters())
+    run.finite(total, training.epoch, training.step - 1, "the sum of the parameters")
+    of_ranks = [{"random": torch.get_rng_state(), "loss_sum": training.loss_sum}]
     content = {
         "mode": config.mode,
-        "model": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "epoch": position["epoch"],
-        "step": position["step"],
+        "model": training.network.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "epoch": training.epoch,
+        "step": training.step,
         "of_ranks": of_ranks,
-        "depends_on": depends_on(config, num_rows),
+        "depends_on": depends_on(config, training.num_rows),
     }
-    with checkpoints.save(position["epoch"], position["step"]) as folder:
+    with training.checkpoints.save(training.epoch, training.step) as folder:
         torch.save(content, folder / "state.pt")
 
 
-def load_checkpoint(network, optimizer, checkpoints, config, num_rows):
-    """Reads the last checkpoint, if there is one; returns the position to go on with.
+def load_checkpoint(training, config):
+    """Reads the last checkpoint, if there is one, and goes on from there.
 
     Raises SystemExit when it belongs to another mode or model, or to other batches.
     """
-    folder = checkpoints.last()
+    folder = training.checkpoints.last()
     if folder is None:
-        return {"epoch": 0, "step": 0, "loss_sum": 0.0}
+        return
     path = f"{config.checkpoint_dir}/{folder.name}"
     if not (folder / "state.pt").exists():
         raise SystemExit(f"checkpoint {path} is of another mode than mode=ddp: use another checkpoint_dir")
     content = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    check_position(path, content["depends_on"], depends_on(config, num_rows))
-    check_model(path, content["model"], network.state_dict())
-    network.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    position, of_ranks = {"epoch": content["epoch"], "step": content["step"]}, content["of_ranks"]
+    check_position(path, content["depends_on"], depends_on(config, training.num_rows))
+    check_model(path, content["model"], training.network.state_dict())
+    training.network.load_state_dict(content["model"])
+    training.optimizer.load_state_dict(content["optimizer"])
+    training.epoch, training.step, of_ranks = content["epoch"], content["step"], content["of_ranks"]
     torch.set_rng_state(of_ranks[0]["random"])
-    position["loss_sum"] = sum(own["loss_sum"] for own in of_ranks)
-    print(f"going on from {path}: epoch {position['epoch']}, step {position['step']}", flush=True)
-    return position
+    training.loss_sum = sum(own["loss_sum"] for own in of_ranks)
+    print(f"going on from {path}: epoch {training.epoch}, step {training.step}", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +36,20 @@ from scaling import scaling_of
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import for_arrow
 from workers import connect, keep_profile
+
+
+@dataclass
+class Training:
+    """What a checkpoint holds."""
+
+    network: torch.nn.Module
+    model: torch.nn.Module  # Distributed: the network, with the exchange around it.
+    optimizer: torch.optim.Optimizer
+    num_rows: int  # of the training data; a checkpoint made with another number is refused
+    epoch: int = 0
+    step: int = 0  # of the epoch
+    loss_sum: float = 0.0  # Distributed: of the epoch so far, and of this rank only.
+    accuracy: float = 0.0  # after the epoch before
 
 
 def main():
@@ -98,9 +113,10 @@ def train_worker(settings):
     attempt, generation = agreed_attempt(config, settings["began"])
     facts = {"ray": ray.__version__, "torch": torch.__version__, "device": str(device), "node": context.get_node_rank()}
     with RunRecord(config.output_dir, rank, world_size, context.get_local_rank(), attempt=attempt, **facts) as run:
-        position = load_checkpoint(network, optimizer, config, num_rows_of(config, manifest, "train"))
-        run.restore(position["epoch"], position["step"], generation=generation)
-        train(model, network, optimizer, position, config, manifest, run)
+        training = Training(network, model, optimizer, num_rows_of(config, manifest, "train"))
+        load_checkpoint(training, config)
+        run.restore(training.epoch, training.step, generation=generation)
+        train(training, config, manifest, run)
         run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
         dist.barrier()  # Distributed: nobody leaves while another still waits for an answer.
 
@@ -110,10 +126,10 @@ def agreed_attempt(config, began):
     workers = [events for events in read_records(config.output_dir) if events[0]["role"] == "worker"]
     own = [events for events in workers if events[0]["rank"] == 0]
     # Distributed: the ranks must agree, and only one of them can count.
-    told = torch.tensor([sum(events[0]["time"] >= began for events in own), time.time()], dtype=torch.float64)
-    told = told.to(ray.train.torch.get_device())
-    dist.broadcast(told, src=0)
-    return int(told[0]), told[1].item()
+    agreed = torch.tensor([sum(events[0]["time"] >= began for events in own), time.time()], dtype=torch.float64)
+    agreed = agreed.to(ray.train.torch.get_device())
+    dist.broadcast(agreed, src=0)
+    return int(agreed[0]), agreed[1].item()
 
 
 def my_shards(config, split):
@@ -122,11 +138,10 @@ def my_shards(config, split):
     return [ray.train.get_dataset_shard(f"{split}-{shard}") for shard in mine]
 
 
-def train(model, network, optimizer, position, config, manifest, run):
-    """Trains from the position {epoch, step, loss_sum of the epoch so far, accuracy} to the end."""
+def train(training, config, manifest, run):
+    """Trains from where `training` is to the end."""
     notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
-    num_rows = num_rows_of(config, manifest, "train")
-    steps_per_epoch, num_steps = num_steps_of(config, num_rows)
+    steps_per_epoch, num_steps = num_steps_of(config, training.num_rows)
     shards, device = my_shards(config, "train"), ray.train.torch.get_device()
     # Small, and the same each time: read once, and kept.
     test = [
@@ -134,37 +149,39 @@ def train(model, network, optimizer, position, config, manifest, run):
         for shard in my_shards(config, "test")
         for batch in shard.iter_torch_batches(batch_size=256, device=device)
     ]
-    while (first := position["epoch"] * steps_per_epoch) < num_steps:
-        epoch, started, taken = position["epoch"], time.perf_counter(), 0
-        steps = range(position["step"], min(steps_per_epoch, num_steps - first))
-        network.train()
+    while (first := training.epoch * steps_per_epoch) < num_steps:
+        epoch, started, taken = training.epoch, time.perf_counter(), 0
+        steps = range(training.step, min(steps_per_epoch, num_steps - first))
+        training.network.train()
         for step, batch in zip(steps, joined(shards, steps, config, epoch, device), strict=True):
             # Distributed: a notice reaches ranks at different moments, and their clocks differ: all do what the most
             # urgent wish says, after this step. The exchange goes on beside it.
             wish = torch.tensor(notice.wish(first + step + 1, step + 1 == steps.stop), device=device)
             exchange = dist.all_reduce(wish, dist.ReduceOp.MAX, async_op=True)
             run.rows(epoch, step, batch["id"].cpu().numpy())
-            size = min(config.global_batch_size, num_rows - step * config.global_batch_size)  # of all workers together
-            for group in optimizer.param_groups:
+            # of all workers together
+            size = min(config.global_batch_size, training.num_rows - step * config.global_batch_size)
+            for group in training.optimizer.param_groups:
                 group["lr"] = learning_rate_at(epoch + step / steps_per_epoch, config)
-            position["loss_sum"] += run.finite(train_step(model, optimizer, batch, size), epoch, step)
-            position["step"], taken = step + 1, taken + size
+            loss = train_step(training.model, training.optimizer, batch, size)
+            training.loss_sum += run.finite(loss, epoch, step)
+            training.step, taken = step + 1, taken + size
             if step % 50 == 49:
                 run.progress(first + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}")
             if exchange.wait() and wish.item():
-                save_checkpoint(network, optimizer, position, config, run, num_rows)
+                save_checkpoint(training, config, run)
                 notice.saved(wish.item())
-        done, rows_of_epoch = first + steps.stop, min(steps.stop * config.global_batch_size, num_rows)
-        run.metric("train/loss", sum_over_ranks(position["loss_sum"]) / rows_of_epoch, done, epoch)
+        done, rows_of_epoch = first + steps.stop, min(steps.stop * config.global_batch_size, training.num_rows)
+        run.metric("train/loss", sum_over_ranks(training.loss_sum) / rows_of_epoch, done, epoch)
         if taken:  # nothing when the last try had taken the epoch's last step
             # Distributed: ranks stop their clocks at slightly different times; the slowest one's counts.
             speed = taken / sum_over_ranks(time.perf_counter() - started, dist.ReduceOp.MAX)
             run.metric("samples_per_second", speed, done, epoch, unit="samples/s")
-        accuracy = evaluate(network, test, manifest)
-        run.metric("eval/accuracy", accuracy, done, epoch)
-        run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
-        position.update(epoch=epoch + 1, step=0, loss_sum=0.0, accuracy=accuracy)
-        save_checkpoint(network, optimizer, position, config, run, num_rows)
+        training.accuracy = evaluate(training.network, test, manifest)
+        run.metric("eval/accuracy", training.accuracy, done, epoch)
+        run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {training.accuracy:.4f}")
+        training.epoch, training.step, training.loss_sum = epoch + 1, 0, 0.0
+        save_checkpoint(training, config, run)
         notice.saved()
 
 
@@ -221,33 +238,41 @@ def sum_over_ranks(value, op=dist.ReduceOp.SUM):
     return total.item()
 
 
-def save_checkpoint(network, optimizer, position, config, run, num_rows):
+def save_checkpoint(training, config, run):
     """Hands a checkpoint to Ray Train, which copies it to `storage_path` and only then counts it as one."""
-    position = {**position, "loss_sum": sum_over_ranks(position["loss_sum"])}
+    position = {"epoch": training.epoch, "step": training.step, "accuracy": training.accuracy}
+    position["loss_sum"] = sum_over_ranks(training.loss_sum)
     if dist.get_rank() > 0:  # Distributed: parameters are equal, so one of them writes.
         report(position, None)
         return
+    content = {
+        "network": training.network.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "position": position,
+        "depends_on": depends_on(config, training.num_rows),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "position": position}
-        content["depends_on"] = depends_on(config, num_rows)
         torch.save(content, Path(folder) / "state.pt")
         report(position, folder)
-    run.checkpoint(config.checkpoint_dir, position["epoch"], position["step"])
+    run.checkpoint(config.checkpoint_dir, training.epoch, training.step)
 
 
-def load_checkpoint(network, optimizer, config, num_rows):
-    """Fills network and optimizer from the last checkpoint, if there is one; returns the position to go on with."""
+def load_checkpoint(training, config):
+    """Reads the last checkpoint, if there is one, and goes on from there."""
     # Distributed: each worker reads it from the storage, wherever it runs.
     with last_whole() as folder:
         if folder is None:
-            return {"epoch": 0, "step": 0, "loss_sum": 0.0, "accuracy": 0.0}
+            return
         content = torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=True)
-    check_position(config.checkpoint_dir, content["depends_on"], depends_on(config, num_rows))
-    check_model(config.checkpoint_dir, content["network"], network.state_dict())
-    network.load_state_dict(content["network"])
-    optimizer.load_state_dict(content["optimizer"])
+    check_position(config.checkpoint_dir, content["depends_on"], depends_on(config, training.num_rows))
+    check_model(config.checkpoint_dir, content["network"], training.network.state_dict())
+    training.network.load_state_dict(content["network"])
+    training.optimizer.load_state_dict(content["optimizer"])
+    position = content["position"]
+    training.epoch, training.step, training.accuracy = position["epoch"], position["step"], position["accuracy"]
     # Distributed: the epoch's sum so far is that of all ranks: one of them keeps it.
-    return {**content["position"], **({} if dist.get_rank() == 0 else {"loss_sum": 0.0})}
+    if dist.get_rank() == 0:
+        training.loss_sum = position["loss_sum"]
 
 
 if __name__ == "__main__":

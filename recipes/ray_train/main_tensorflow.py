@@ -13,8 +13,10 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import ray
@@ -31,6 +33,20 @@ from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import for_arrow
 from tfrun import be_patient
 from workers import connect, keep_profile, require_free
+
+
+@dataclass
+class Training:
+    """What a checkpoint holds. TensorFlow is imported in the workers only, so its types have no names here."""
+
+    model: Any
+    optimizer: Any
+    keeper: Any  # tf.train.Checkpoint of both
+    num_rows: int  # of the training data; a checkpoint made with another number is refused
+    epoch: int = 0
+    step: int = 0  # of the epoch
+    loss_sum: float = 0.0  # of the epoch so far, over all workers
+    accuracy: float = 0.0  # after the epoch before
 
 
 def main():
@@ -100,21 +116,14 @@ def train_worker(settings):
     be_patient()  # Distributed: a worker that is busy for a moment is not taken for dead.
     # Distributed: starts this worker's server, and waits for the others.
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-    with (
-        strategy.scope()
-    ):  # Distributed: variables made here are mirrored; every worker begins with the first one's values.
+    # Distributed: variables made here are mirrored; every worker begins with the first one's values.
+    with strategy.scope():
         model = build(keras, manifest["schema"]["images"]["shape"][1:], len(manifest["classes"]), config.width)
         optimizer = keras.optimizers.SGD(0.0, config.momentum, nesterov=config.momentum > 0)
         optimizer.build(model.trainable_variables)  # its state must be there to be restored
     keeper = tf.train.Checkpoint(model=model, optimizer=optimizer)
-    position = {"epoch": 0, "step": 0, "loss_sum": 0.0, "accuracy": 0.0}
-    # Distributed: each worker reads what the first one has written, wherever it runs.
-    with last_whole() as folder:
-        if folder:
-            position = json.loads((Path(folder) / "position.json").read_text())
-            mine = depends_on(config, num_rows_of(config, manifest, "train"))
-            check_position(config.checkpoint_dir, position.pop("depends_on"), mine)
-            keeper.read(str(Path(folder) / "state")).assert_existing_objects_matched()
+    training = Training(model, optimizer, keeper, num_rows_of(config, manifest, "train"))
+    load_checkpoint(training, config)
     exchange = sum_of(tf, strategy)
     earlier = [
         events for events in read_records(config.output_dir) if events[0]["rank"] == 0 and events[0]["role"] == "worker"
@@ -129,24 +138,14 @@ def train_worker(settings):
         "node": context.get_node_rank(),
     }
     with RunRecord(config.output_dir, rank, world_size, context.get_local_rank(), attempt=attempt, **facts) as run:
-        run.restore(position["epoch"], position["step"], generation=generation)
-        train(tf, strategy, model, optimizer, position, keeper, exchange, config, manifest, run)
+        run.restore(training.epoch, training.step, generation=generation)
+        train(training, make_train_step(tf, strategy, model, optimizer), exchange, config, manifest, run)
         run.digest(variable.numpy() for variable in model.variables)
         exchange(0.0)  # Distributed: nobody leaves while another still waits for an answer.
 
 
-def train(tf, strategy, model, optimizer, position, keeper, exchange, config, manifest, run):
-    """Trains from the position {epoch, step, loss_sum of the epoch so far, over all workers, accuracy} to the end."""
-    notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
-    num_rows = num_rows_of(config, manifest, "train")
-    steps_per_epoch, num_steps = num_steps_of(config, num_rows)
-    context = ray.train.get_context()
-    # Distributed: a shard belongs to exactly one worker; with one worker, all of them do.
-    mine = range(context.get_world_rank(), config.num_shards, context.get_world_size())
-    shards = [ray.train.get_dataset_shard(f"train-{shard}") for shard in mine]
-    tests = [
-        batch for shard in mine for batch in ray.train.get_dataset_shard(f"test-{shard}").iter_batches(batch_size=256)
-    ]
+def make_train_step(tf, strategy, model, optimizer):
+    """A function: (this worker's share {image, label}, rows of all shares, a wish) -> (summed loss, all wishes)."""
 
     @tf.function(reduce_retracing=True)
     def step(images, labels, size, wish):
@@ -165,32 +164,46 @@ def train(tf, strategy, model, optimizer, position, keeper, exchange, config, ma
         loss = strategy.run(on_replica, (images, labels))
         return loss, strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(tf.identity, [wish]), axis=None)
 
-    while (first := position["epoch"] * steps_per_epoch) < num_steps:
-        number, started, loss_sum, taken = position["epoch"], time.perf_counter(), 0.0, 0
-        steps = range(position["step"], min(steps_per_epoch, num_steps - first))
-        for index, batch in zip(steps, joined(shards, steps, config, number), strict=True):
-            run.rows(number, index, batch["id"])
-            size = min(config.global_batch_size, num_rows - index * config.global_batch_size)  # of all workers together
-            optimizer.learning_rate = learning_rate_at(number + index / steps_per_epoch, config)
-            wish = tf.constant(notice.wish(first + index + 1, index + 1 == steps.stop))
-            loss, wish = step(batch["image"], batch["label"], float(size), wish)
-            loss_sum += run.finite(float(loss), number, index)
+    return lambda batch, size, wish: step(batch["image"], batch["label"], float(size), tf.constant(wish))
+
+
+def train(training, train_step, exchange, config, manifest, run):
+    """Trains from where `training` is to the end. `exchange`: a number of each worker -> the sum, the same on all."""
+    notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
+    steps_per_epoch, num_steps = num_steps_of(config, training.num_rows)
+    context = ray.train.get_context()
+    # Distributed: a shard belongs to exactly one worker; with one worker, all of them do.
+    mine = range(context.get_world_rank(), config.num_shards, context.get_world_size())
+    shards = [ray.train.get_dataset_shard(f"train-{shard}") for shard in mine]
+    tests = [
+        batch for shard in mine for batch in ray.train.get_dataset_shard(f"test-{shard}").iter_batches(batch_size=256)
+    ]
+    while (first := training.epoch * steps_per_epoch) < num_steps:
+        epoch, started, loss_sum, taken = training.epoch, time.perf_counter(), 0.0, 0
+        steps = range(training.step, min(steps_per_epoch, num_steps - first))
+        for step, batch in zip(steps, joined(shards, steps, config, epoch), strict=True):
+            run.rows(epoch, step, batch["id"])
+            # of all workers together
+            size = min(config.global_batch_size, training.num_rows - step * config.global_batch_size)
+            training.optimizer.learning_rate = learning_rate_at(epoch + step / steps_per_epoch, config)
+            loss, wish = train_step(batch, size, notice.wish(first + step + 1, step + 1 == steps.stop))
+            loss_sum += run.finite(float(loss), epoch, step)
             taken += size
             if int(wish):
-                position["loss_sum"], loss_sum = position["loss_sum"] + exchange(loss_sum), 0.0
-                position["step"] = index + 1
-                save(keeper, position, config, run, num_rows)
+                training.loss_sum, loss_sum = training.loss_sum + exchange(loss_sum), 0.0
+                training.step = step + 1
+                save_checkpoint(training, config, run)
                 notice.saved(int(wish))
-        done, rows_of_epoch = first + steps.stop, min(steps.stop * config.global_batch_size, num_rows)
-        run.metric("train/loss", (position["loss_sum"] + exchange(loss_sum)) / rows_of_epoch, done, number)
+        done, rows_of_epoch = first + steps.stop, min(steps.stop * config.global_batch_size, training.num_rows)
+        run.metric("train/loss", (training.loss_sum + exchange(loss_sum)) / rows_of_epoch, done, epoch)
         if context.get_world_rank() == 0 and taken:  # Distributed: all took as long, so one of them tells.
-            run.metric("samples_per_second", taken / (time.perf_counter() - started), done, number, unit="samples/s")
-        right = sum(int((model(batch["image"]).numpy().argmax(1) == batch["label"]).sum()) for batch in tests)
-        accuracy = exchange(right) / manifest["rows"]["test"]
-        run.metric("eval/accuracy", accuracy, done, number)
-        run.progress(done, num_steps, f"epoch {number + 1}  accuracy {accuracy:.4f}")
-        position.update(epoch=number + 1, step=0, loss_sum=0.0, accuracy=accuracy)
-        save(keeper, position, config, run, num_rows)
+            run.metric("samples_per_second", taken / (time.perf_counter() - started), done, epoch, unit="samples/s")
+        right = sum(int((training.model(batch["image"]).numpy().argmax(1) == batch["label"]).sum()) for batch in tests)
+        training.accuracy = exchange(right) / manifest["rows"]["test"]
+        run.metric("eval/accuracy", training.accuracy, done, epoch)
+        run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {training.accuracy:.4f}")
+        training.epoch, training.step, training.loss_sum = epoch + 1, 0, 0.0
+        save_checkpoint(training, config, run)
         notice.saved()
 
 
@@ -217,18 +230,34 @@ def joined(shards, steps, config, epoch):
             yield batch
 
 
-def save(keeper, position, config, run, num_rows):
+def save_checkpoint(training, config, run):
     """Hands a checkpoint to Ray Train, which copies it to `storage_path` and only then counts it as one."""
+    position = {"epoch": training.epoch, "step": training.step, "accuracy": training.accuracy}
+    position["loss_sum"] = training.loss_sum
     with tempfile.TemporaryDirectory() as folder:
         # Distributed: reading mirrored variables can take all workers, so all write; the first one's files
         # are handed on.
-        keeper.write(str(Path(folder) / "state"))
-        text = json.dumps({**position, "depends_on": depends_on(config, num_rows)})
+        training.keeper.write(str(Path(folder) / "state"))
+        text = json.dumps({**position, "depends_on": depends_on(config, training.num_rows)})
         (Path(folder) / "position.json").write_text(text)
         first = ray.train.get_context().get_world_rank() == 0
         report(position, folder if first else None)
     if first:  # Distributed: one notes it for all.
-        run.checkpoint(config.checkpoint_dir, position["epoch"], position["step"])
+        run.checkpoint(config.checkpoint_dir, training.epoch, training.step)
+
+
+def load_checkpoint(training, config):
+    """Reads the last checkpoint, if there is one, and goes on from there."""
+    # Distributed: each worker reads what the first one has written, wherever it runs.
+    with last_whole() as folder:
+        if folder is None:
+            return
+        position = json.loads((Path(folder) / "position.json").read_text())
+        mine = depends_on(config, training.num_rows)
+        check_position(config.checkpoint_dir, position["depends_on"], mine)
+        training.keeper.read(str(Path(folder) / "state")).assert_existing_objects_matched()
+    training.epoch, training.step = position["epoch"], position["step"]
+    training.loss_sum, training.accuracy = position["loss_sum"], position["accuracy"]
 
 
 def sum_of(tf, strategy):

@@ -8,6 +8,7 @@ Expect:  the losses of main.py on one worker, as long as a shard has no more tha
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,20 @@ from preempt import Notice
 from runrecord import RunRecord, check_model, check_position, load_config
 from settings import check_settings, depends_on, learning_rate_at, num_steps_of
 from storage import Checkpoints
+
+
+@dataclass
+class Training:
+    """What a checkpoint holds, and who keeps it."""
+
+    network: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    checkpoints: Checkpoints
+    num_rows: int  # of the training data; a checkpoint made with another number is refused
+    epoch: int = 0
+    step: int = 0  # of the epoch
+    loss_sum: float = 0.0  # of the epoch so far
+    accuracy: float = 0.0  # after the epoch before
 
 
 def main():
@@ -39,9 +54,10 @@ def main():
         RunRecord(config.output_dir, 0, 1, torch=torch.__version__, device=str(device)) as run,
         Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
     ):
-        position = load_checkpoint(network, optimizer, checkpoints, config, num_rows)
-        run.restore(position["epoch"], position["step"], generation=time.time())
-        train(network, optimizer, position, checkpoints, config, train_shards, test_shards, num_rows, run)
+        training = Training(network, optimizer, checkpoints, num_rows)
+        load_checkpoint(training, config)
+        run.restore(training.epoch, training.step, generation=time.time())
+        train(training, train_shards, test_shards, config, run)
         run.digest(parameter.detach().cpu().numpy() for parameter in network.state_dict().values())
 
 
@@ -59,37 +75,38 @@ def shards_of(config, manifest, split, device):
     return found
 
 
-def train(network, optimizer, position, checkpoints, config, train_shards, test_shards, num_rows, run):
-    """Trains from the position {epoch, step, loss_sum of the epoch so far, accuracy} to the end."""
+def train(training, train_shards, test_shards, config, run):
+    """Trains from where `training` is to the end."""
     notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
-    steps_per_epoch, num_steps = num_steps_of(config, num_rows)
-    while (first := position["epoch"] * steps_per_epoch) < num_steps:
-        epoch, started, taken = position["epoch"], time.perf_counter(), 0
-        steps = range(position["step"], min(steps_per_epoch, num_steps - first))
-        network.train()
+    steps_per_epoch, num_steps = num_steps_of(config, training.num_rows)
+    while (first := training.epoch * steps_per_epoch) < num_steps:
+        epoch, started, taken = training.epoch, time.perf_counter(), 0
+        steps = range(training.step, min(steps_per_epoch, num_steps - first))
+        training.network.train()
         for step, batch in zip(steps, joined(train_shards, steps, config, epoch), strict=True):
             wish = notice.wish(first + step + 1, step + 1 == steps.stop)
             run.rows(epoch, step, batch["id"].cpu().numpy())
-            size = min(config.global_batch_size, num_rows - step * config.global_batch_size)
-            for group in optimizer.param_groups:
+            size = min(config.global_batch_size, training.num_rows - step * config.global_batch_size)
+            for group in training.optimizer.param_groups:
                 group["lr"] = learning_rate_at(epoch + step / steps_per_epoch, config)
-            position["loss_sum"] += run.finite(train_step(network, optimizer, batch, size), epoch, step)
-            position["step"], taken = step + 1, taken + size
+            loss = train_step(training.network, training.optimizer, batch, size)
+            training.loss_sum += run.finite(loss, epoch, step)
+            training.step, taken = step + 1, taken + size
             if step % 50 == 49:
                 run.progress(first + step + 1, num_steps, f"epoch {epoch + 1}, step {step + 1}")
             if wish:
-                save_checkpoint(network, optimizer, position, checkpoints, config, num_rows)
+                save_checkpoint(training, config)
                 notice.saved(wish)
-        done, rows_of_epoch = first + steps.stop, min(steps.stop * config.global_batch_size, num_rows)
-        run.metric("train/loss", position["loss_sum"] / rows_of_epoch, done, epoch)
+        done, rows_of_epoch = first + steps.stop, min(steps.stop * config.global_batch_size, training.num_rows)
+        run.metric("train/loss", training.loss_sum / rows_of_epoch, done, epoch)
         if taken:  # nothing when the last try had taken the epoch's last step
             speed = taken / (time.perf_counter() - started)
             run.metric("samples_per_second", speed, done, epoch, unit="samples/s")
-        accuracy = evaluate(network, test_shards)
-        run.metric("eval/accuracy", accuracy, done, epoch)
-        run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
-        position.update(epoch=epoch + 1, step=0, loss_sum=0.0, accuracy=accuracy)
-        save_checkpoint(network, optimizer, position, checkpoints, config, num_rows)
+        training.accuracy = evaluate(training.network, test_shards)
+        run.metric("eval/accuracy", training.accuracy, done, epoch)
+        run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {training.accuracy:.4f}")
+        training.epoch, training.step, training.loss_sum = epoch + 1, 0, 0.0
+        save_checkpoint(training, config)
         notice.saved()
 
 
@@ -128,25 +145,33 @@ def evaluate(network, test):
     return num_correct / sum(len(batch["id"]) for batch in test)
 
 
-def save_checkpoint(network, optimizer, position, checkpoints, config, num_rows):
+def save_checkpoint(training, config):
     """Network, optimizer and position; the checkpoint is whole or not there."""
-    content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "position": position}
-    content["depends_on"] = depends_on(config, num_rows)
-    with checkpoints.save(position["epoch"], position["step"]) as folder:
+    position = {"epoch": training.epoch, "step": training.step, "accuracy": training.accuracy}
+    position["loss_sum"] = training.loss_sum
+    content = {
+        "network": training.network.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "position": position,
+        "depends_on": depends_on(config, training.num_rows),
+    }
+    with training.checkpoints.save(training.epoch, training.step) as folder:
         torch.save(content, folder / "state.pt")
 
 
-def load_checkpoint(network, optimizer, checkpoints, config, num_rows):
-    """Fills network and optimizer from the last checkpoint, if there is one; returns the position to go on with."""
-    folder = checkpoints.last()
+def load_checkpoint(training, config):
+    """Reads the last checkpoint, if there is one, and goes on from there."""
+    folder = training.checkpoints.last()
     if folder is None:
-        return {"epoch": 0, "step": 0, "loss_sum": 0.0, "accuracy": 0.0}
+        return
     content = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    check_position(config.checkpoint_dir, content["depends_on"], depends_on(config, num_rows))
-    check_model(config.checkpoint_dir, content["network"], network.state_dict())
-    network.load_state_dict(content["network"])
-    optimizer.load_state_dict(content["optimizer"])
-    return content["position"]
+    check_position(config.checkpoint_dir, content["depends_on"], depends_on(config, training.num_rows))
+    check_model(config.checkpoint_dir, content["network"], training.network.state_dict())
+    training.network.load_state_dict(content["network"])
+    training.optimizer.load_state_dict(content["optimizer"])
+    position = content["position"]
+    training.epoch, training.step, training.accuracy = position["epoch"], position["step"], position["accuracy"]
+    training.loss_sum = position["loss_sum"]
 
 
 if __name__ == "__main__":

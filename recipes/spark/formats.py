@@ -273,18 +273,21 @@ def parse_json(lines, fmt):
             is_list = F.col("value").rlike(r'"MESSAGE" *: *\[') & message.rlike(r"^\[\d{1,3}(,\d{1,3})*+\]$")
             message = F.when(is_list, F.make_valid_utf8(text)).otherwise(message)
         raw["message"] = F.coalesce(message, F.col("value"))
-    told = F.coalesce(
+    has_time = F.coalesce(
         *[F.nullif(raw[name], F.lit("")) for name in TIME_GROUPS if name in raw], F.lit(None).cast("string")
     ).isNotNull()
     fields = fields.select(
-        *lines.columns, "object", told.alias("told"), *[value.alias(name) for name, value in finished(fmt, raw).items()]
+        *lines.columns,
+        "object",
+        has_time.alias("has_time"),
+        *[value.alias(name) for name, value in finished(fmt, raw).items()],
     )
     reason = (
         F.when(F.col("value").rlike(CONTROLS), CONTROL)
         .when(F.col("object").isNull() | F.col("object").getField("_corrupt").isNotNull(), "no JSON object")
-        .when(F.col("told") & F.col("time").isNull(), "no time")
+        .when(F.col("has_time") & F.col("time").isNull(), "no time")
     )
-    return with_reason(fields, reason, "object", "told")
+    return with_reason(fields, reason, "object", "has_time")
 
 
 def values_of(key):

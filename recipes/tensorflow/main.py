@@ -21,7 +21,7 @@ from model import Classifier, WarmupThenCosine, build, make_optimizer
 from profiles import Profile
 from runrecord import RunRecord, load_config
 from runtime import claim_checkpoints, prepare, task, tf
-from settings import check_settings, num_steps_of
+from settings import check_settings
 from strategies import make_strategy
 
 
@@ -43,15 +43,14 @@ def main():
             optimizer = make_optimizer(config, WarmupThenCosine(config, batches.steps_per_epoch))
             optimizer.build(model.trainable_variables)  # its state must be there to be restored
             model.compile(optimizer=optimizer, steps_per_execution=config.steps_per_execution)
-        with Backup(
-            model, optimizer, batches, num_steps_of(config, batches), make_sum(strategy), config, run
-        ) as backup:
-            train(model, strategy, batches, train_data, test_data, backup, config, run)
+        with Backup(model, optimizer, batches, make_sum(strategy), config, run) as backup:
+            train(model, strategy, train_data, test_data, backup, config, run)
         run.digest(variable.numpy() for variable in model.variables)
 
 
-def train(model, strategy, batches, train_data, test_data, backup, config, run):
+def train(model, strategy, train_data, test_data, backup, config, run):
     """Trains from the last checkpoint to the end; the variables then are equal on every worker."""
+    batches = backup.batches
     if config.input == "tfrecord" and task().index == 0:
         # Distributed: one worker writes the files that all read; the exchange just below makes the others wait for it.
         write_tfrecords(train_data, Path(config.output_dir) / "tfrecords", config.num_files)
@@ -143,7 +142,7 @@ class Report(tf.keras.callbacks.Callback):
         # Distributed: the workers stop their clocks at slightly different times: their mean is the same on all.
         seconds = self.backup.sum_over_workers(self.seconds) / self.backup.sum_over_workers(1.0)
         speed = self.backup.rows_between(self.first, steps) / seconds
-        self.run.metric("train/loss", self.backup.loss(), self.done, epoch)
+        self.run.metric("train/loss", self.backup.loss(logs["loss"]), self.done, epoch)
         self.run.metric("samples_per_second", speed, self.done, epoch, unit="samples/s")
         self.run.metric("eval/accuracy", logs["val_accuracy"], self.done, epoch)
         text = f"epoch {epoch + 1}  accuracy {logs['val_accuracy']:.4f}"

@@ -11,6 +11,7 @@ Source:  TensorFlow's guide "DTensor concepts"; Shoeybi et al. 2019, "Megatron-L
 
 import json
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,6 +25,19 @@ from storage import Checkpoints
 dtensor = tf.experimental.dtensor
 
 
+@dataclass
+class Training:
+    """What a checkpoint holds, and who keeps it."""
+
+    weights: list[dtensor.DVariable]  # Distributed: each divided among the devices, as `on_mesh` says.
+    velocities: list[dtensor.DVariable]  # Distributed: divided as the weights are.
+    checkpoints: Checkpoints
+    num_rows: int  # of the training data; a checkpoint made with another number is refused
+    epoch: int = 0
+    step: int = 0  # of the epoch
+    loss_sum: float = 0.0  # of the epoch so far
+
+
 def main():
     config = check_settings(load_config(), task().num_workers, program="main_model_parallel.py")
     claim_checkpoints(config, "main_model_parallel.py")
@@ -35,13 +49,14 @@ def main():
         RunRecord(config.output_dir, 0, 1, 0, "worker", task().attempt, **facts) as run,
         Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
     ):
-        first = initial_values(train_data, config)
-        values, velocities, position = load_checkpoint(checkpoints, first[0], config, len(train_data)) or first
-        weights, velocities = on_mesh(values, mesh), on_mesh(velocities, mesh)
-        report_parts(weights, run)
-        run.restore(position["epoch"], position["step"], generation=time.time())
-        train(weights, velocities, position, checkpoints, mesh, train_data, test_data, config, run)
-        run.digest(whole(variable) for variable in weights)
+        values = initial_values(train_data, config)
+        velocities = on_mesh([np.zeros_like(value) for value in values], mesh)
+        training = Training(on_mesh(values, mesh), velocities, checkpoints, len(train_data))
+        load_checkpoint(training, mesh, config)
+        report_parts(training.weights, run)
+        run.restore(training.epoch, training.step, generation=time.time())
+        train(training, mesh, train_data, test_data, config, run)
+        run.digest(whole(variable) for variable in training.weights)
 
 
 def make_mesh(config):
@@ -55,18 +70,14 @@ def make_mesh(config):
 
 
 def initial_values(data, config):
-    """Start of a perceptron with one hidden layer of 16 x width units.
-
-    (weights, velocities, position), NumPy float32.
-    """
+    """The weights of a perceptron with one hidden layer of 16 x width units, before the first step; NumPy float32."""
     random = np.random.default_rng(config.seed)
     num_inputs, num_hidden = int(np.prod(data.images.shape[1:])), 16 * config.width
     shapes = [(num_inputs, num_hidden), (num_hidden,), (num_hidden, data.num_classes), (data.num_classes,)]
     # He et al. 2015, "Delving Deep into Rectifiers": keeps the size of the activations from layer to layer.
-    values = [
+    return [
         (random.normal(size=s) * (2 / s[0]) ** 0.5 if len(s) == 2 else np.zeros(s)).astype(np.float32) for s in shapes
     ]
-    return values, [np.zeros_like(value) for value in values], {"epoch": 0, "step": 0, "loss_sum": 0.0}
 
 
 def on_mesh(values, mesh):
@@ -135,16 +146,17 @@ def make_train_step(weights, velocities, momentum):
     return train_step
 
 
-def train(weights, velocities, position, checkpoints, mesh, train_data, test_data, config, run):
-    """Trains from the position {epoch, step, loss_sum of the epoch so far} to the end."""
+def train(training, mesh, train_data, test_data, config, run):
+    """Trains from where `training` is to the end."""
     notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
-    num_steps, step_on_mesh = num_steps_of(config, batches), make_train_step(weights, velocities, config.momentum)
+    num_steps = num_steps_of(config, batches)
+    step_on_mesh = make_train_step(training.weights, training.velocities, config.momentum)
     one_hot = np.eye(train_data.num_classes, dtype=np.float32)
-    for epoch in range(position["epoch"], -(-num_steps // batches.steps_per_epoch)):
-        started, first_row = time.perf_counter(), position["step"] * config.global_batch_size
+    for epoch in range(training.epoch, -(-num_steps // batches.steps_per_epoch)):
+        started, first_row = time.perf_counter(), training.step * config.global_batch_size
         last_step = min(batches.steps_per_epoch, num_steps - epoch * batches.steps_per_epoch)
-        for step in range(position["step"], last_step):
+        for step in range(training.step, last_step):
             wish = notice.wish(epoch * batches.steps_per_epoch + step + 1, step + 1 == last_step)
             (rows,), weight = batches.shares(batches.order(epoch), step, 1)
             run.rows(epoch, step, rows[rows >= 0])
@@ -153,20 +165,20 @@ def train(weights, velocities, position, checkpoints, mesh, train_data, test_dat
             row_weights = np.where(rows >= 0, weight, 0).astype(np.float32)
             flat = images.reshape(len(images), -1)
             losses = step_on_mesh(*[everywhere(value, mesh) for value in (flat, one_hot[labels], row_weights, rate)])
-            loss_sum = run.finite(float(dtensor.unpack(losses)[0].numpy()[rows >= 0].sum()), epoch, step)
-            position = {"epoch": epoch, "step": step + 1, "loss_sum": position["loss_sum"] + loss_sum}
+            training.loss_sum += run.finite(float(dtensor.unpack(losses)[0].numpy()[rows >= 0].sum()), epoch, step)
+            training.step = step + 1
             if wish:
-                save_checkpoint(weights, velocities, position, checkpoints, config, len(train_data))
+                save_checkpoint(training, config)
                 notice.saved(wish)
         seconds, num_rows = time.perf_counter() - started, min(last_step * config.global_batch_size, len(train_data))
-        accuracy, done = evaluate(weights, test_data, mesh), epoch * batches.steps_per_epoch + last_step
-        run.metric("train/loss", position["loss_sum"] / num_rows, done, epoch)
+        accuracy, done = evaluate(training.weights, test_data, mesh), epoch * batches.steps_per_epoch + last_step
+        run.metric("train/loss", training.loss_sum / num_rows, done, epoch)
         if num_rows > first_row:  # less when the last try had taken the epoch's last step
             run.metric("samples_per_second", (num_rows - first_row) / seconds, done, epoch, unit="samples/s")
         run.metric("eval/accuracy", accuracy, done, epoch)
         run.progress(done, num_steps, f"epoch {epoch + 1}  accuracy {accuracy:.4f}")
-        position = {"epoch": epoch + 1, "step": 0, "loss_sum": 0.0}
-        save_checkpoint(weights, velocities, position, checkpoints, config, len(train_data))
+        training.epoch, training.step, training.loss_sum = epoch + 1, 0, 0.0
+        save_checkpoint(training, config)
         notice.saved()
 
 
@@ -177,26 +189,32 @@ def evaluate(weights, data, mesh):
     return float((dtensor.unpack(logits)[0].numpy().argmax(1) == labels).mean())
 
 
-def save_checkpoint(weights, velocities, position, checkpoints, config, num_rows):
+def save_checkpoint(training, config):
     """Whole variables, so that another number of devices can go on with them."""
-    values = {f"{number:03d}": whole(variable) for number, variable in enumerate([*weights, *velocities])}
-    with checkpoints.save(position["epoch"], position["step"]) as folder:
+    variables = [*training.weights, *training.velocities]
+    values = {f"{number:03d}": whole(variable) for number, variable in enumerate(variables)}
+    position = {"epoch": training.epoch, "step": training.step, "loss_sum": training.loss_sum}
+    position["depends_on"] = depends_on(config, training.num_rows)
+    with training.checkpoints.save(training.epoch, training.step) as folder:
         np.savez(folder / "state.npz", **values)
-        (folder / "position.json").write_text(json.dumps({**position, "depends_on": depends_on(config, num_rows)}))
+        (folder / "position.json").write_text(json.dumps(position))
 
 
-def load_checkpoint(checkpoints, first, config, num_rows):
-    """(weights, velocities, position to go on with), the first two as NumPy arrays like `first`; or None."""
-    folder = checkpoints.last()
+def load_checkpoint(training, mesh, config):
+    """Reads the last checkpoint, if there is one, and goes on from there."""
+    folder = training.checkpoints.last()
     if folder is None:
-        return None
+        return
     with np.load(folder / "state.npz", allow_pickle=False) as content:
         values = [content[name] for name in sorted(content.files)]
     position = json.loads((folder / "position.json").read_text())
-    check_position(folder, position.pop("depends_on"), depends_on(config, num_rows))
-    check_model(folder, *({str(n): value for n, value in enumerate(ones)} for ones in (values, first * 2)))
-    print(f"going on from {folder}: epoch {position['epoch']}, step {position['step']}", flush=True)
-    return values[: len(values) // 2], values[len(values) // 2 :], position
+    check_position(folder, position["depends_on"], depends_on(config, training.num_rows))
+    expected = [*training.weights, *training.velocities]
+    check_model(folder, *({str(n): value for n, value in enumerate(ones)} for ones in (values, expected)))
+    num_weights = len(training.weights)
+    training.weights, training.velocities = on_mesh(values[:num_weights], mesh), on_mesh(values[num_weights:], mesh)
+    training.epoch, training.step, training.loss_sum = position["epoch"], position["step"], position["loss_sum"]
+    print(f"going on from {folder}: epoch {training.epoch}, step {training.step}", flush=True)
 
 
 if __name__ == "__main__":

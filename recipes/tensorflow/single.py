@@ -15,7 +15,7 @@ from data import Batches, ImageData, elements, with_options
 from model import Classifier, WarmupThenCosine, build, make_optimizer
 from runrecord import RunRecord, load_config
 from runtime import claim_checkpoints, prepare, tf
-from settings import check_settings, num_steps_of
+from settings import check_settings
 
 
 def main():
@@ -32,15 +32,14 @@ def main():
         optimizer = make_optimizer(config, WarmupThenCosine(config, batches.steps_per_epoch))
         optimizer.build(model.trainable_variables)  # its state must be there to be restored
         model.compile(optimizer=optimizer, steps_per_execution=config.steps_per_execution)
-        with Backup(
-            model, optimizer, batches, num_steps_of(config, batches), lambda value: value, config, run
-        ) as backup:
-            train(model, batches, train_data, test_data, backup, config, run)
+        with Backup(model, optimizer, batches, lambda value: value, config, run) as backup:
+            train(model, train_data, test_data, backup, config, run)
         run.digest(variable.numpy() for variable in model.variables)
 
 
-def train(model, batches, train_data, test_data, backup, config, run):
+def train(model, train_data, test_data, backup, config, run):
     """Trains from the last checkpoint to the end."""
+    batches = backup.batches
     run.restore(backup.position["epoch"], backup.position["step"], generation=time.time())
     model.record_rows = row_recorder(run, backup)
     test_batches = Batches(len(test_data), config.global_batch_size, seed=None)
@@ -100,7 +99,7 @@ class Report(tf.keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         steps = self.done - epoch * self.batches.steps_per_epoch
         speed = self.backup.rows_between(self.first, steps) / self.seconds
-        self.run.metric("train/loss", self.backup.loss(), self.done, epoch)
+        self.run.metric("train/loss", self.backup.loss(logs["loss"]), self.done, epoch)
         self.run.metric("samples_per_second", speed, self.done, epoch, unit="samples/s")
         self.run.metric("eval/accuracy", logs["val_accuracy"], self.done, epoch)
         text = f"epoch {epoch + 1}  accuracy {logs['val_accuracy']:.4f}"

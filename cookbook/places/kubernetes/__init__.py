@@ -26,7 +26,7 @@ from cookbook.places.kubernetes.logs import Logs
 from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
 from cookbook.places.local import probe_here, run_here
 from cookbook.pods import RUN_LABEL, Object, Pods
-from cookbook.prepare.environments import lock_of, pins
+from cookbook.prepare.locks import lock_of, pins
 from cookbook.report.console import Progress, console
 from cookbook.systems import System
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from cookbook import UserError, run_folder
-from cookbook.report.tail import Batch, Now
+from cookbook.report.points import Batch, Now
 
 Settings = Mapping[str, Any]  # of one sink, as its file in conf/tracking/ has them
 State = dict[str, Any]  # plain data that a sink keeps in the run folder: the number of its run, and the like

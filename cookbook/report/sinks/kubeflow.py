@@ -13,8 +13,8 @@ from urllib.parse import urlparse
 
 from cookbook import UserError
 from cookbook.report import sinks
+from cookbook.report.points import Batch, Now
 from cookbook.report.sinks import Settings
-from cookbook.report.tail import Batch, Now
 
 ADDRESS = "KUBEFLOW_TRAINER_SERVER_URL"
 CERTIFICATE = "KUBEFLOW_TRAINER_SERVER_CA_CERT"  # a file

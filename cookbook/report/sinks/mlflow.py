@@ -13,8 +13,8 @@ from urllib.parse import urlparse
 
 from cookbook import UserError
 from cookbook.report import sinks
+from cookbook.report.points import Batch, Now, Trial
 from cookbook.report.sinks import Settings
-from cookbook.report.tail import Batch, Now, Trial
 
 STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 # By default MLflow tries seven times to reach a server that is gone, which takes minutes. It also prints the address

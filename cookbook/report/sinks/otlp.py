@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlparse
 
 from cookbook import UserError
 from cookbook.report import sinks
+from cookbook.report.points import Batch, Now, Point
 from cookbook.report.sinks import Settings
-from cookbook.report.tail import Batch, Now, Point
 
 SECONDS = 10  # for an answer
 

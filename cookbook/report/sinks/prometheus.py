@@ -10,8 +10,8 @@ from typing import Any
 
 from cookbook import UserError
 from cookbook.report import sinks
+from cookbook.report.points import Batch, Now
 from cookbook.report.sinks import Run, Settings
-from cookbook.report.tail import Batch, Now
 
 HOST = "127.0.0.1"
 # name -> what it says. The endpoint has no others; the dashboard is compared with these.

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from cookbook.report import sinks
+from cookbook.report.points import Batch, Now
 from cookbook.report.sinks import Settings
-from cookbook.report.tail import Batch, Now
 
 
 class Sink(sinks.Sink):

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from cookbook import UserError, recipes
-from cookbook.prepare.environments import lock_of, overrides_of, variants_of
+from cookbook.prepare.locks import lock_of, overrides_of, variants_of
+from cookbook.programs import run_program
 from cookbook.report import pages
 from cookbook.tools import history, provenance
 from cookbook.tools.canary.question import Proposal, Question, last_line
 from cookbook.tools.canary.trials import Trials
-from cookbook.words import run_program
 
 MINUTES = 40  # after this time no trial begins
 

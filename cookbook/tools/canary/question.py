@@ -5,11 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cookbook.prepare.environments import (
-    NoSolution,
-    pins,
-    resolve,
-)
+from cookbook.prepare.locks import NoSolution, pins, resolve
 from cookbook.tools.canary.trials import OutOfTime
 from cookbook.tools.canary.versions import beyond, difference, fewest_that_break, most_that_fit, with_versions
 

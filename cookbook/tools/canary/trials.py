@@ -14,11 +14,8 @@ import yaml
 from filelock import FileLock
 
 from cookbook import ROOT, UserError, bootstrap, run_folder
-from cookbook.prepare.environments import (
-    environment_name,
-    fingerprint,
-    lock_of,
-)
+from cookbook.prepare.environments import environment_name, fingerprint
+from cookbook.prepare.locks import lock_of
 
 TRIAL_SECONDS = 1500  # the most that one trial may take: the environment (Horovod is compiled) and the run
 # Not part of a checkout, or made in it.

@@ -9,11 +9,7 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from cookbook.prepare.environments import (
-    NoSolution,
-    pins,
-    resolve,
-)
+from cookbook.prepare.locks import NoSolution, pins, resolve
 
 
 def difference(old: str, new: str) -> dict[str, tuple[str, str]]:

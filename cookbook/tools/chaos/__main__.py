@@ -12,13 +12,13 @@ from types import FrameType
 from typing import NoReturn
 
 from cookbook import UserError, recipes, require_recipe
+from cookbook.programs import run_program
 from cookbook.report.console import console
 from cookbook.tools.chaos import __doc__ as about
 from cookbook.tools.chaos import report
 from cookbook.tools.chaos.outcome import Outcome
 from cookbook.tools.chaos.plans import help_text, plans_of
 from cookbook.tools.chaos.run import Session
-from cookbook.words import run_program
 
 MOST_SEEDS = 100
 

@@ -18,7 +18,7 @@ import psutil
 from cookbook import run_folder
 from cookbook.report.console import Stage
 from cookbook.tools.chaos import inject
-from cookbook.tools.chaos.faults import Fault, Harm, Undisturbed
+from cookbook.tools.chaos.fault import Fault, Harm, Undisturbed
 from cookbook.tools.chaos.outcome import Hit, Outcome, Try, compared, rows_of
 from cookbook.tools.chaos.record import steps_of
 from cookbook.tools.chaos.victim import END_SECONDS, Driver, LocalHosts

@@ -16,7 +16,8 @@ import textwrap
 from collections.abc import Sequence
 
 from cookbook import UserError
-from cookbook.tools.chaos.faults import FAULTS, Fault, Scene
+from cookbook.tools.chaos.fault import Fault, Scene
+from cookbook.tools.chaos.faults import FAULTS
 from cookbook.tools.chaos.kinds import Kind
 
 RANDOM = re.compile(r"random:([1-9]\d?)")

@@ -12,10 +12,11 @@ from rich.table import Table
 
 from cookbook import recipes
 from cookbook.files import read_json, write_block, write_whole
-from cookbook.report import pages
+from cookbook.report import pages, pictures
 from cookbook.report.console import console, print_table
 from cookbook.report.summary import shown_path
-from cookbook.tools.chaos.faults import FAULTS, Fault, Scene
+from cookbook.tools.chaos.fault import Fault, Scene
+from cookbook.tools.chaos.faults import FAULTS
 from cookbook.tools.chaos.outcome import Outcome
 
 
@@ -83,7 +84,7 @@ def write_page(folder: Path, outcomes: Sequence[Outcome]) -> Path:
     """Writes <folder>/report.html over the outcomes of one command; returns the path."""
     shown = []
     for one in outcomes:
-        picture = pages.timeline(Path(one.run)) if one.run and Path(one.run).is_dir() else ""
+        picture = pictures.timeline(Path(one.run)) if one.run and Path(one.run).is_dir() else ""
         shown.append({"outcome": one, "lines": lines_of(one), "word": word_of(one), "timeline": picture})
     template = pages.environment().get_template("chaos.html")
     text = template.render(

@@ -25,7 +25,7 @@ from cookbook.report.console import Stage
 from cookbook.settings import choices, compose_recipe, overrides
 from cookbook.tools import provenance
 from cookbook.tools.chaos.disturbance import Disturbance, temporary_folder
-from cookbook.tools.chaos.faults import Fault, Scene, Undisturbed
+from cookbook.tools.chaos.fault import Fault, Scene, Undisturbed
 from cookbook.tools.chaos.outcome import Outcome
 from cookbook.tools.chaos.plans import in_order
 from cookbook.tools.chaos.record import RunSoFar
@@ -44,10 +44,10 @@ class Session:
             if word.split("=")[0].lstrip("+") in OWN:
                 raise UserError(f"{word}: leave it out; each run gets folders of its own, below {root}")
         self.root = root.absolute()
-        self.words = [*words, *([] if any(word.startswith("scale=") for word in words) else ["scale=smoke"])]
-        choices.check_choices([f"recipe={recipe}", *self.words])
-        overrides.prepared(choices.with_defaults_of_choices([f"recipe={recipe}", *self.words]))
-        self.config, _ = compose_recipe(recipe, self.words)
+        self.overrides = [*words, *([] if any(word.startswith("scale=") for word in words) else ["scale=smoke"])]
+        choices.check_choices([f"recipe={recipe}", *self.overrides])
+        overrides.prepared(choices.with_defaults_of_choices([f"recipe={recipe}", *self.overrides]))
+        self.config, _ = compose_recipe(recipe, self.overrides)
         cluster, driver = self.config["cluster"], self.config["recipe"]["driver"]
         num_workers = driver.get("num_processes") or cluster["num_workers"]
         self.hosts: LocalHosts | None = None
@@ -81,7 +81,7 @@ class Session:
     def typed(self) -> list[str]:
         """The words of the driver's command line."""
         more = [f"cluster.inventory={self.hosts.hosts.folder}"] if self.makes_hosts and self.hosts else []
-        return [f"recipe={self.scene.recipe}", *self.words, *more]
+        return [f"recipe={self.scene.recipe}", *self.overrides, *more]
 
     def start(self, root: Path, log: Path, mark: str, temporary: Path) -> Driver:
         """Starts the command: the run's folder below `root`, what it says into `log`."""
@@ -91,7 +91,7 @@ class Session:
         """Equal for two undisturbed runs that need not both be done: same code, settings and machine."""
         changes = provenance.git("diff", "HEAD", "--", ".", ":!docs", ":!tests") if self.commit.endswith("+") else ""
         kept = {key: self.config[key] for key in ("recipe", "data", "cluster", "scale", "seed")}
-        parts = [self.commit, changes, self.scene.recipe, sorted(self.words), kept, self.machine]
+        parts = [self.commit, changes, self.scene.recipe, sorted(self.overrides), kept, self.machine]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     def undisturbed(self) -> tuple[Undisturbed, Path]:
@@ -152,11 +152,11 @@ class Session:
         outcome = Outcome(
             recipe=self.scene.recipe,
             place=self.scene.place,
-            overrides=[redact.redacted_text(word) for word in self.words],
+            overrides=[redact.redacted_text(word) for word in self.overrides],
             faults=[fault.text for fault in plan],
             names=[fault.name for fault in plan],
             seed=seed,
-            command=command_of(self.scene.recipe, plan, self.words),
+            command=command_of(self.scene.recipe, plan, self.overrides),
             machine=self.machine,
             commit=self.commit,
             time=time.time(),

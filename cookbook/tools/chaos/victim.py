@@ -18,7 +18,7 @@ import psutil
 
 from cookbook import ROOT, UserError, processes, run_folder
 from cookbook.tools.chaos import inject
-from cookbook.tools.chaos.faults import Scene
+from cookbook.tools.chaos.fault import Scene
 from cookbook.tools.chaos.record import RunSoFar
 
 END_SECONDS = 20.0  # for everything that a run has started to end

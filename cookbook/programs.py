@@ -1,4 +1,4 @@
-"""The words that were typed behind make, and the programs that take them.
+"""The programs behind make's targets: what was typed as ARGS, and how a program ends.
 
 Standard library only: programs that run before anything is installed use this module, too.
 """
@@ -12,8 +12,8 @@ from typing import NoReturn
 from cookbook import UserError, redact
 
 
-def words_of_make(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
-    """The command line, with `@ARGS` replaced by the words that make was given as ARGS="...".
+def argv_of_make(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
+    """A program's arguments, with `@ARGS` replaced by what make was given as ARGS="...".
 
     Blanks and quotes divide ARGS into words, as in a shell. Nothing else has a meaning there: braces, `$`, `#` and
     brackets stay as they are.
@@ -36,7 +36,7 @@ def run_program(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     A UserError is one line without a traceback, with its secrets taken out; Ctrl-C ends the program with status 130.
     """
     try:
-        sys.exit(main(words_of_make(sys.argv[1:])))
+        sys.exit(main(argv_of_make(sys.argv[1:])))
     except UserError as error:
         raise SystemExit(redact.redacted_text(f"error: {error}")) from None
     except (KeyboardInterrupt, EOFError):  # EOFError: Ctrl-D at a question
