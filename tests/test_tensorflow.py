@@ -66,11 +66,6 @@ def test_all_workers_start_anew_from_the_checkpoint(undisturbed, tmp_path):
     assert content["num_rows"] == expected["num_rows"]
 
 
-def test_the_loss_is_the_mean_over_the_rows_of_all_workers(undisturbed):
-    """A network that knows nothing has the loss of a guess, ln 10 = 2.3: a sum over two workers is twice that."""
-    assert 1.5 < losses(undisturbed(*SHORT)[0])[0] < 3
-
-
 @pytest.mark.full
 def test_ways_to_divide_the_input_and_devices_take_the_same_first_steps(undisturbed, tmp_path):
     first = losses(undisturbed(*SHORT)[0])[0]

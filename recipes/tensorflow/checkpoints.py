@@ -64,13 +64,12 @@ class Backup(tf.keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         step = self.first + batch + 1
         self.position["step"] = step
+        self.position["loss_sum"] = self.loss_before + logs["loss"] * self.rows_between(self.first, step)
         # Distributed: the metric is the sum over all workers, so that all do the same after this step.
         wish, self.wished = logs["wishes"] - self.wished, logs["wishes"]
         if wish and self.is_last(self.position["epoch"], step):
             self.leaving = wish
         elif wish:
-            # Distributed: in a batch's logs Keras adds up the workers' means. The metric is the mean over all rows.
-            self.position["loss_sum"] = self.loss_sum(float(self.model.loss_per_row.result()))
             self.save()
             self.leave(wish)
 
@@ -85,13 +84,9 @@ class Backup(tf.keras.callbacks.Callback):
             self.sum_over_workers(0.0)  # Distributed: nobody leaves before the first worker has saved.
         self.notice.saved(wish)
 
-    def loss_sum(self, mean):
-        """Over the rows of this epoch, those that an earlier try took included. `mean`: over those of this try."""
-        return self.loss_before + mean * self.rows_between(self.first, self.position["step"])
-
-    def loss(self, mean):
-        """As `loss_sum`, but the mean."""
-        return self.loss_sum(mean) / self.rows_between(0, self.position["step"])
+    def loss(self):
+        """Mean over the rows of this epoch, those that an earlier try took included."""
+        return self.position["loss_sum"] / self.rows_between(0, self.position["step"])
 
     def rows_between(self, first, last):
         """Rows of the steps from `first` to `last` of an epoch."""

@@ -142,7 +142,7 @@ class Report(tf.keras.callbacks.Callback):
         # Distributed: the workers stop their clocks at slightly different times: their mean is the same on all.
         seconds = self.backup.sum_over_workers(self.seconds) / self.backup.sum_over_workers(1.0)
         speed = self.backup.rows_between(self.first, steps) / seconds
-        self.run.metric("train/loss", self.backup.loss(logs["loss"]), self.done, epoch)
+        self.run.metric("train/loss", self.backup.loss(), self.done, epoch)
         self.run.metric("samples_per_second", speed, self.done, epoch, unit="samples/s")
         self.run.metric("eval/accuracy", logs["val_accuracy"], self.done, epoch)
         text = f"epoch {epoch + 1}  accuracy {logs['val_accuracy']:.4f}"

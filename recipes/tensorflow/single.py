@@ -99,7 +99,7 @@ class Report(tf.keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         steps = self.done - epoch * self.batches.steps_per_epoch
         speed = self.backup.rows_between(self.first, steps) / self.seconds
-        self.run.metric("train/loss", self.backup.loss(logs["loss"]), self.done, epoch)
+        self.run.metric("train/loss", self.backup.loss(), self.done, epoch)
         self.run.metric("samples_per_second", speed, self.done, epoch, unit="samples/s")
         self.run.metric("eval/accuracy", logs["val_accuracy"], self.done, epoch)
         text = f"epoch {epoch + 1}  accuracy {logs['val_accuracy']:.4f}"
