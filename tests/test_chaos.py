@@ -329,8 +329,8 @@ def test_a_host_is_cut_off_slowed_down_and_ended(tmp_path):
     try:
         address = re.findall(r"address: (10[.\d]+)", (tmp_path / "hosts/inventory.yaml").read_text())[1]
 
-        def answers():
-            with contextlib.suppress(OSError), socket.create_connection((address, 22), timeout=1) as connection:
+        def answers(timeout=30):
+            with contextlib.suppress(OSError), socket.create_connection((address, 22), timeout) as connection:
                 return connection.recv(4) == b"SSH-"
             return False
 
@@ -358,14 +358,13 @@ def test_a_host_is_cut_off_slowed_down_and_ended(tmp_path):
 
         assert answers()
         inject.cut_link(place.link(2))
-        assert not answers()
+        assert not answers(timeout=1)
         inject.mend_link(place.link(2))
         assert answers()
-        assert seconds_to_send(200_000) < 0.7
         inject.narrow(place.namespace(2), 1)
         assert seconds_to_send(200_000) > 1.0, "1.6 Mbit at 1 Mbit/s"
         inject.undo_traffic(place.namespace(2))
-        assert seconds_to_send(200_000) < 0.7
+        assert seconds_to_send(20_000_000) < 100, "at 1 Mbit/s it would take 160"
         assert place.strangers() == []
         stranger = subprocess.Popen(["ip", "netns", "exec", place.namespace(2), "sleep", "60"])
         while "sleep" not in " ".join(psutil.Process(stranger.pid).cmdline()[:1]):
@@ -373,7 +372,7 @@ def test_a_host_is_cut_off_slowed_down_and_ended(tmp_path):
         assert place.strangers() == [f"host 2: sleep 60 (pid {stranger.pid})"]
         assert inject.kill_host(place.namespace(2)) == f"2 processes of {place.namespace(2)} ended"
         assert stranger.wait(5) == -signal.SIGKILL
-        assert not answers()
+        assert not answers(timeout=1)
         place.up()
         assert answers(), "whoever mends hosts has done so"
     finally:

@@ -27,6 +27,7 @@ from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch.nn import functional as F
 
+from batches import joined, my_shards, options
 from checkpoints import fit, last_whole, report, with_status
 from data import datasets_of, num_rows_of, read_manifest, remove_shards, write_shards
 from model import torch_network
@@ -132,12 +133,6 @@ def agreed_attempt(config, began):
     return int(agreed[0]), agreed[1].item()
 
 
-def my_shards(config, split):
-    # Distributed: a shard belongs to exactly one worker; with one worker, all of them do.
-    mine = range(dist.get_rank(), config.num_shards, dist.get_world_size())
-    return [ray.train.get_dataset_shard(f"{split}-{shard}") for shard in mine]
-
-
 def train(training, config, manifest, run):
     """Trains from where `training` is to the end."""
     notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
@@ -153,17 +148,18 @@ def train(training, config, manifest, run):
         epoch, started, taken = training.epoch, time.perf_counter(), 0
         steps = range(training.step, min(steps_per_epoch, num_steps - first))
         training.network.train()
-        for step, batch in zip(steps, joined(shards, steps, config, epoch, device), strict=True):
+        streams = [shard.iter_torch_batches(device=device, **options(config, epoch)) for shard in shards]
+        for step, batch in zip(steps, joined(streams, steps, torch.cat), strict=True):
             # Distributed: a notice reaches ranks at different moments, and their clocks differ: all do what the most
             # urgent wish says, after this step. The exchange goes on beside it.
             wish = torch.tensor(notice.wish(first + step + 1, step + 1 == steps.stop), device=device)
             exchange = dist.all_reduce(wish, dist.ReduceOp.MAX, async_op=True)
             run.rows(epoch, step, batch["id"].cpu().numpy())
-            # of all workers together
+            # Of all workers together.
             size = min(config.global_batch_size, training.num_rows - step * config.global_batch_size)
             for group in training.optimizer.param_groups:
                 group["lr"] = learning_rate_at(epoch + step / steps_per_epoch, config)
-            loss = train_step(training.model, training.optimizer, batch, size)
+            loss = train_step(training.model, training.optimizer, seen_as_channels_first(batch), size)
             training.loss_sum += run.finite(loss, epoch, step)
             training.step, taken = step + 1, taken + size
             if step % 50 == 49:
@@ -183,28 +179,6 @@ def train(training, config, manifest, run):
         training.epoch, training.step, training.loss_sum = epoch + 1, 0, 0.0
         save_checkpoint(training, config, run)
         notice.saved()
-
-
-def joined(shards, steps, config, epoch, device):
-    """Yields this worker's part of each global batch, {id, label, image}: equally many rows of each of its shards."""
-    how = {
-        "batch_size": config.global_batch_size // config.num_shards,
-        "prefetch_batches": config.prefetch_batches,
-        "device": device,
-        "local_shuffle_buffer_size": config.shuffle_rows,
-        "local_shuffle_seed": config.seed * 1000 + epoch,
-    }
-    # Distributed: tasks of Ray Data send blocks, and a thread prepares the next batches, while this worker computes.
-    streams = [iter(shard.iter_torch_batches(**how)) for shard in shards]
-    batch = None
-    for step in range(steps.stop):
-        parts = [part for stream in streams if (part := next(stream, None)) is not None]
-        # Distributed: shards may differ by a row, and a last batch may have none for this worker. It takes part all the
-        # same, with nothing to add: the others wait for it in the exchange.
-        parts = parts or [{name: values[:0] for name, values in batch.items()}]
-        batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        if step >= steps.start:  # the batches before it were taken by an earlier try
-            yield seen_as_channels_first(batch)
 
 
 def seen_as_channels_first(batch):

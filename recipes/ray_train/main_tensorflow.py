@@ -24,6 +24,7 @@ import ray.train
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.tensorflow import TensorflowTrainer
 
+from batches import joined, my_shards, options
 from checkpoints import fit, last_whole, report, with_status
 from data import datasets_of, num_rows_of, read_manifest, remove_shards, write_shards
 from model_tensorflow import build
@@ -171,19 +172,15 @@ def train(training, train_step, exchange, config, manifest, run):
     """Trains from where `training` is to the end. `exchange`: a number of each worker -> the sum, the same on all."""
     notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
     steps_per_epoch, num_steps = num_steps_of(config, training.num_rows)
-    context = ray.train.get_context()
-    # Distributed: a shard belongs to exactly one worker; with one worker, all of them do.
-    mine = range(context.get_world_rank(), config.num_shards, context.get_world_size())
-    shards = [ray.train.get_dataset_shard(f"train-{shard}") for shard in mine]
-    tests = [
-        batch for shard in mine for batch in ray.train.get_dataset_shard(f"test-{shard}").iter_batches(batch_size=256)
-    ]
+    shards, is_first = my_shards(config, "train"), ray.train.get_context().get_world_rank() == 0
+    tests = [batch for shard in my_shards(config, "test") for batch in shard.iter_batches(batch_size=256)]
     while (first := training.epoch * steps_per_epoch) < num_steps:
         epoch, started, loss_sum, taken = training.epoch, time.perf_counter(), 0.0, 0
         steps = range(training.step, min(steps_per_epoch, num_steps - first))
-        for step, batch in zip(steps, joined(shards, steps, config, epoch), strict=True):
+        streams = [shard.iter_batches(**options(config, epoch)) for shard in shards]
+        for step, batch in zip(steps, joined(streams, steps, np.concatenate), strict=True):
             run.rows(epoch, step, batch["id"])
-            # of all workers together
+            # Of all workers together.
             size = min(config.global_batch_size, training.num_rows - step * config.global_batch_size)
             training.optimizer.learning_rate = learning_rate_at(epoch + step / steps_per_epoch, config)
             loss, wish = train_step(batch, size, notice.wish(first + step + 1, step + 1 == steps.stop))
@@ -196,7 +193,7 @@ def train(training, train_step, exchange, config, manifest, run):
                 notice.saved(int(wish))
         done, rows_of_epoch = first + steps.stop, min(steps.stop * config.global_batch_size, training.num_rows)
         run.metric("train/loss", (training.loss_sum + exchange(loss_sum)) / rows_of_epoch, done, epoch)
-        if context.get_world_rank() == 0 and taken:  # Distributed: all took as long, so one of them tells.
+        if is_first and taken:  # Distributed: all took as long, so one of them tells.
             run.metric("samples_per_second", taken / (time.perf_counter() - started), done, epoch, unit="samples/s")
         right = sum(int((training.model(batch["image"]).numpy().argmax(1) == batch["label"]).sum()) for batch in tests)
         training.accuracy = exchange(right) / manifest["rows"]["test"]
@@ -205,29 +202,6 @@ def train(training, train_step, exchange, config, manifest, run):
         training.epoch, training.step, training.loss_sum = epoch + 1, 0, 0.0
         save_checkpoint(training, config, run)
         notice.saved()
-
-
-def joined(shards, steps, config, epoch):
-    """Yields this worker's part of each global batch, {id, label, image}.
-
-    It has an equal number of rows of each of the worker's shards, shuffled.
-    """
-    how = {
-        "batch_size": config.global_batch_size // config.num_shards,
-        "prefetch_batches": config.prefetch_batches,
-        "local_shuffle_buffer_size": config.shuffle_rows,
-        "local_shuffle_seed": config.seed * 1000 + epoch,
-    }
-    # Distributed: blocks arrive from Ray Data's tasks while this worker computes.
-    streams = [iter(shard.iter_batches(**how)) for shard in shards]
-    batch = None
-    for step in range(steps.stop):
-        parts = [part for stream in streams if (part := next(stream, None)) is not None]
-        # Without rows for a last batch it takes part all the same: the others wait for it in the exchange.
-        parts = parts or [{name: values[:0] for name, values in batch.items()}]
-        batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        if step >= steps.start:  # the batches before it were taken by an earlier try
-            yield batch
 
 
 def save_checkpoint(training, config, run):
