@@ -172,8 +172,7 @@ def train(training, train_step, exchange, config, manifest, run):
     """Trains from where `training` is to the end. `exchange`: a number of each worker -> the sum, the same on all."""
     notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
     steps_per_epoch, num_steps = num_steps_of(config, training.num_rows)
-    # Distributed: one of the workers tells the speed for all.
-    shards, is_first = my_shards(config, "train"), ray.train.get_context().get_world_rank() == 0
+    shards = my_shards(config, "train")
     tests = [batch for shard in my_shards(config, "test") for batch in shard.iter_batches(batch_size=256)]
     while (first := training.epoch * steps_per_epoch) < num_steps:
         epoch, started, loss_sum, taken = training.epoch, time.perf_counter(), 0.0, 0
@@ -194,7 +193,8 @@ def train(training, train_step, exchange, config, manifest, run):
                 notice.saved(int(wish))
         done, rows_of_epoch = first + steps.stop, min(steps.stop * config.global_batch_size, training.num_rows)
         run.metric("train/loss", (training.loss_sum + exchange(loss_sum)) / rows_of_epoch, done, epoch)
-        if is_first and taken:
+        # Distributed: all took as long, so one of them tells.
+        if taken and ray.train.get_context().get_world_rank() == 0:
             run.metric("samples_per_second", taken / (time.perf_counter() - started), done, epoch, unit="samples/s")
         right = sum(int((training.model(batch["image"]).numpy().argmax(1) == batch["label"]).sum()) for batch in tests)
         training.accuracy = exchange(right) / manifest["rows"]["test"]
