@@ -95,7 +95,7 @@ infra-%: $(SETUP) ## machines: infra-plan, -up, -status, -down: TARGET=local|aws
 # Two tests at a time: most of a run is waiting. Those that make networks stay on one of the two (tests/areas.py).
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-test: $(SETUP) ## every recipe and mode once, small, and all unit tests (half an hour; ARGS="-k spark")
+test: $(SETUP) ## every recipe and mode once, small, and all unit tests (15 to 30 minutes; ARGS="-k spark")
 	@$(BIN)/python -m tests.prepare $(ARGS)
 	@$(PYTEST) $(ARGS)
 
