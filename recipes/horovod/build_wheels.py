@@ -141,7 +141,7 @@ def mended_source(requirement, scratch, how, environment):
     """The folder of Horovod's source, mended. Raises SystemExit when a line that is mended is not there."""
     follow([sys.executable, "-m", "pip", "download", *how, "-d", str(scratch / "sdist"), requirement], environment)
     (sdist,) = (scratch / "sdist").iterdir()
-    shutil.unpack_archive(sdist, scratch / "source", filter="data")
+    shutil.unpack_archive(sdist, scratch / "source")  # `filter` came with Python 3.11.4; Debian 12 has 3.11.2
     (source,) = (scratch / "source").iterdir()
     for name, mark, line, mended in MENDS:
         text = (source / name).read_text()
