@@ -276,6 +276,7 @@ def test_the_script_is_the_one_that_was_reviewed(recipe, monkeypatch):
         "cluster.partition=gpu",
         "cluster.sbatch_options=['--qos=high']",
     ]
+    monkeypatch.setattr("cookbook.places.slurm.TOOLS", ())  # a plan needs no Slurm on this machine
     config, _ = compose_recipe(recipe, words)
     run_dir = Path("/shared/outputs") / recipe / "2026-01-31_12-00-00"
     (process,) = plan(config, Path("/shared/recipes") / recipe, Path("/shared/.venvs/x/bin/python"), run_dir)
