@@ -14,6 +14,12 @@ from tests.areas import NETWORK, area_of, areas, group_of
 from tests.helpers import Silent, latest, python_of, recipes, run_cookbook
 
 
+@pytest.fixture(autouse=True)
+def no_slurm_for_plans(monkeypatch):
+    """A plan of a job can be looked at on a machine without Slurm. Runs are programs of their own, and look for it."""
+    monkeypatch.setattr("cookbook.places.slurm.TOOLS", ())
+
+
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="also the tests that are marked as full")
     parser.addoption("--area", choices=areas(), help="only the tests of this area")

@@ -1622,3 +1622,16 @@ def test_whole_request_times_of_json_have_no_unit_either(tmp_path):
     assert logformat.parse(fmt, lines[5])[0]["request_time"] == 0.015
     write(tmp_path / "a.log", [*lines, lines[0].replace(":10}", ":0.25}")])
     assert built(tmp_path)["format"] == "json_access"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("(?:a|b)*+c", "(?>(?:a|b)*)c"),
+        ("((x)?+y)++", "(?>((?>(x)?)y)+)"),
+        (r"[^()]*+\)*+(?<day>\d)?", r"[^()]*+\)*+(?P<day>\d)?"),
+        (r"[]()]++(a[)]*+)*+", r"[]()]++(?>(a[)]*+)*)"),
+    ],
+)
+def test_groups_repeated_possessively_are_atomic_in_python(pattern, expected):
+    assert logformat.python(pattern) == expected

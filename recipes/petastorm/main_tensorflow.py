@@ -61,8 +61,8 @@ def main():
             optimizer.build(model.trainable_variables)
         add_up, train_step = make_steps(strategy, model, optimizer)
         position = load_checkpoint(model, optimizer, checkpoints, config, manifest)
-        # Distributed: the largest of the workers' clocks would do; their sum is as large for all, and grows.
-        moment = float(add_up(tf.constant(time.time(), tf.float64)))
+        # Distributed: the mean of the workers' clocks is the same on all, and grows, also with fewer workers.
+        moment = float(add_up(tf.constant(time.time(), tf.float64))) / world_size
         run.restore(position["epoch"], position["taken"], generation=moment)
         notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
 

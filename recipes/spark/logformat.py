@@ -473,7 +473,30 @@ def time_pattern(time_format):
 
 
 def python(pattern):
-    return re.sub(r"\(\?<([A-Za-z]\w*)>", r"(?P<\1>", pattern)
+    return re.sub(r"\(\?<([A-Za-z]\w*)>", r"(?P<\1>", atomic(pattern))
+
+
+PIECE_OF_PATTERN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(|\)([*+?]\+)?", re.DOTALL)
+
+
+def atomic(pattern):
+    """The same pattern with (?>(...)*) for each (...)*+: before 3.11.5 Python loses matches of groups that are repeated
+    possessively (CPython's issue 106052). Java gets them as they are, for it repeats those without a stack."""
+    made, begins = [], []
+    end = 0
+    for piece in PIECE_OF_PATTERN.finditer(pattern):
+        made.append(pattern[end : piece.start()])
+        end = piece.end()
+        if piece[0] == "(":
+            begins.append(len(made))
+        elif piece[0].startswith(")") and begins:
+            begin = begins.pop()
+            if piece[1]:
+                made[begin] = "(?>" + made[begin]
+                made.append(f"){piece[1][0]})")
+                continue
+        made.append(piece[0])
+    return "".join([*made, pattern[end:]])
 
 
 @functools.lru_cache(maxsize=256)

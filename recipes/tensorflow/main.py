@@ -54,9 +54,9 @@ def train(model, strategy, train_data, test_data, backup, config, run):
     if config.input == "tfrecord" and task().index == 0:
         # Distributed: one worker writes the files that all read; the exchange just below makes the others wait for it.
         write_tfrecords(train_data, Path(config.output_dir) / "tfrecords", config.num_files)
-    # Distributed: the sum of the workers' clocks is a number that all share and that is larger than any before. From
-    # it the reader of the record knows which steps an earlier start took in vain.
-    moment = backup.sum_over_workers(time.time())
+    # Distributed: the mean of the workers' clocks is a number that all share and that is larger than any before, also
+    # with fewer workers. From it the reader of the record knows which steps an earlier start took in vain.
+    moment = backup.sum_over_workers(time.time()) / task().num_workers
     run.restore(backup.position["epoch"], backup.position["step"], generation=moment)
     if config.mode == "tpu":
         batches.handed_out = []  # no Python runs in a compiled step: there the pipeline on the host says what it fed
