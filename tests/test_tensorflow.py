@@ -189,7 +189,6 @@ def test_a_lost_ps_ends_the_run_and_the_same_command_goes_on(tmp_path):
     assert content["num_rows"] == 4 * 1438
 
 
-@pytest.mark.full
 def test_another_number_of_workers_goes_on_and_another_program_does_not(tmp_path):
     """Checkpoints hold whole variables: one worker can take over from two. Parameter servers write other ones."""
     driver = Driver(*SHORT, output_root=tmp_path)
