@@ -170,7 +170,7 @@ def unbounded(parsed):
 @pytest.mark.parametrize("name", logformat.entries())
 def test_no_pattern_needs_a_stack_that_grows_with_the_line(name):
     """Java needs some for each repetition of a group; (...)*+ needs none."""
-    assert list(unbounded(sre.parse(logformat.python(logformat.entries()[name].pattern)))) == []
+    assert list(unbounded(sre.parse(logformat.with_names(logformat.entries()[name].pattern)))) == []
 
 
 def test_every_format_has_three_samples():

@@ -205,7 +205,7 @@ def resolve(text, time_format=None, epoch_unit=None, year=None, event_start=None
         time_format = str(time_format)
     if event_start not in (None, "", "auto"):
         check_regex(event_start, "event_start")
-        found = replace(found, start=python(event_start).replace("(?P<", "(?<"))
+        found = replace(found, start=with_names(event_start).replace("(?P<", "(?<"))
     if request_unit not in (None, "s", "ms", "us"):
         raise FormatError(f"request_unit={request_unit!r}: expected s, ms or us")
     if request_unit and "request_time" in found.names():
@@ -473,7 +473,12 @@ def time_pattern(time_format):
 
 
 def python(pattern):
-    return re.sub(r"\(\?<([A-Za-z]\w*)>", r"(?P<\1>", atomic(pattern))
+    """The pattern for Python."""
+    return atomic(with_names(pattern))
+
+
+def with_names(pattern):
+    return re.sub(r"\(\?<([A-Za-z]\w*)>", r"(?P<\1>", pattern)
 
 
 PIECE_OF_PATTERN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(|\)([*+?]\+)?", re.DOTALL)
