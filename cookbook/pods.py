@@ -57,6 +57,7 @@ class PodGroup:
     template: Object
     is_trainer: bool = False  # whether the TrainJob's command, number and resources are meant for them
     depends_on: str | None = None  # a group that must be ready first
+    count: int | None = None  # of pods; without it Trainer's policy says how many
 
 
 class Pods:
@@ -85,9 +86,9 @@ class Pods:
         self.folder = f"{SHARED}/runs/{job.run_dir.parent.name}/{job.run_dir.name}"
         self.program = ["python", f"{RECIPE}/{job.program.name}", f"{SETTINGS}/config.yaml", *self.folders()]
 
-    def group(self, name: str, template: Object, is_trainer: bool = False, depends_on: str | None = None) -> PodGroup:
-        """Equal pods of a TrainJob."""
-        return PodGroup(name, template, is_trainer, depends_on)
+    def group(self, name: str, template: Object, **options: Any) -> PodGroup:
+        """Equal pods of a TrainJob; `options`: see PodGroup."""
+        return PodGroup(name, template, **options)
 
     def folders(self) -> list[str]:
         """The settings that name folders, as the pods see them."""
@@ -193,9 +194,14 @@ class Pods:
         command: Sequence[str],
         groups: Sequence[PodGroup],
         success: Object | None = None,
+        num_nodes: int | None = None,
     ) -> list[Object]:
-        """[TrainingRuntime, TrainJob] of Kubeflow Trainer: the runtime says what the pods are, the job what they do."""
-        return self.from_template("trainjob", policy=policy, command=command, groups=groups, success=success)
+        """[TrainingRuntime, TrainJob] of Kubeflow Trainer: the runtime says what the pods are, the job what they do.
+
+        `num_nodes`: pods that carry out the `command`; as many as there are workers, unless it is given.
+        """
+        values = {"policy": policy, "command": command, "groups": groups, "success": success}
+        return self.from_template("trainjob", **values, num_nodes=num_nodes or self.num_workers)
 
     def objects(self, *own: Object, secrets: Mapping[str, str] | None = None) -> list[Process]:
         """What is submitted, in this order; each Job is waited for before the next object is made."""

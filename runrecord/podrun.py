@@ -3,11 +3,16 @@
 A pod and the driver share no disk, but the driver can read the pod's log. So each new line of a record is printed as
 `podrun: {"path": ..., "line": number, "text": ...}`. At the end the tables and pictures for the report follow.
 
-    python -m podrun --output-dir DIR [--all] [--tf-workers HOST:PORT,...] -- COMMAND ...
+    python -m podrun --output-dir DIR [--all] [--tf-workers HOST:PORT,... [--tf-ps HOST:PORT,...
+                     --tf-chief HOST:PORT --tf-task KIND]] -- COMMAND ...
 
 --all            records of processes on other hosts too: for the pod whose program the others work for
 --tf-workers     addresses of all workers: COMMAND gets a TF_CONFIG with them, and with the index that a Job
                  of Kubernetes gives each of its pods
+--tf-ps, --tf-chief
+                 addresses of those that hold the variables, and of the one that gives the work out. When the
+                 chief's COMMAND has ended well, that of the others is told to end
+--tf-task        what this pod is: worker (default), ps or chief
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -62,16 +67,43 @@ class Teller:
         print(MARK + json.dumps({"path": str(path.relative_to(self.folder)), **content}), file=self.out, flush=True)
 
 
-def tf_config(addresses: Sequence[str], index: int) -> str:
-    """TF_CONFIG of one worker, as TensorFlow's "Distributed training" guide describes it."""
-    return json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
+def tf_config(cluster: Mapping[str, Sequence[str]], kind: str, index: int) -> str:
+    """TF_CONFIG of one task, as TensorFlow's "Distributed training" guide describes it.
+
+    `cluster`: kind of task -> addresses; kinds without any are left out.
+    """
+    members = {kind: addresses for kind, addresses in cluster.items() if addresses}
+    return json.dumps({"cluster": members, "task": {"type": kind, "index": index}})
+
+
+class ChiefDone:
+    """The note that a chief has ended well, in the folder that all pods of a run see."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / "chief-done.txt"
+        self.before = self._written()  # by an earlier try
+
+    def _written(self) -> int | None:
+        try:
+            return self.path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def is_new(self) -> bool:
+        return self._written() not in (None, self.before)
+
+    def write(self) -> None:
+        self.path.write_text("")
+        os.utime(self.path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = argparse.ArgumentParser(prog="podrun", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     words.add_argument("--output-dir", required=True)
     words.add_argument("--all", action="store_true")
-    words.add_argument("--tf-workers", type=lambda text: text.split(","))
+    for name in ("--tf-workers", "--tf-ps", "--tf-chief"):
+        words.add_argument(name, type=lambda text: text.split(","))
+    words.add_argument("--tf-task", choices=("worker", "ps", "chief"), default="worker")
     words.add_argument("command", nargs="+")
     asked = words.parse_args(argv)
     environment = dict(os.environ)
@@ -81,18 +113,24 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "podrun: JOB_COMPLETION_INDEX is not set: expected a pod of a Job with completionMode Indexed"
             )
         index = int(environment["JOB_COMPLETION_INDEX"])
-        environment |= {"TF_CONFIG": tf_config(asked.tf_workers, index), "TFRUN_ATTEMPT": "0"}
+        cluster = {"worker": asked.tf_workers, "ps": asked.tf_ps, "chief": asked.tf_chief}
+        environment |= {"TF_CONFIG": tf_config(cluster, asked.tf_task, index), "TFRUN_ATTEMPT": "0"}
     Path(asked.output_dir).mkdir(parents=True, exist_ok=True)
+    done = ChiefDone(asked.output_dir)
     teller = Teller(asked.output_dir, () if asked.all else (socket.gethostname(),), sys.stdout)
     child = subprocess.Popen(asked.command, env=environment)
     # Kubernetes asks a pod to end and waits for a while. The command may use that time.
     signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
     while child.poll() is None:
         teller.tell()
+        if asked.tf_chief and asked.tf_task != "chief" and done.is_new():
+            child.terminate()
         time.sleep(POLL_SECONDS)
     teller.tell()
-    if child.returncode == 0:
+    if child.returncode == 0 and (asked.tf_task == "chief" or not asked.tf_chief):
         teller.tell_rest()
+    if child.returncode == 0 and asked.tf_task == "chief":
+        done.write()
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 

@@ -12,8 +12,8 @@ Events, each with `event` and `time` (seconds since 1970):
     restore     epoch, step, generation: the run goes on from this position; rows that earlier generations recorded
                 for it and for later ones are void
     rows        epoch, step, count, sum, sum_sq: the row numbers that this worker takes through one step (or, with
-                pid, that the worker in that process took, as it told this one); cpu: seconds of computing of this
-                process so far; waited: seconds since the last rows in which it had done its own work and waited
+                host and pid, that the worker in that process took, as it told this one); cpu: seconds of computing of
+                this process so far; waited: seconds since the last rows in which it had done its own work and waited
     work        count: other pieces of work that this worker has done
     account     read, good, quarantined: what became of all rows of the input
     skip        step, reason: a part of the recipe that was not done, because the input lacks what it needs
@@ -194,15 +194,17 @@ class RunRecord:
         """
         self._write("restore", epoch=epoch, step=step, generation=generation)
 
-    def rows(self, epoch: int, step: int, ids: NDArray[integer[Any]], pid: int | None = None) -> None:
+    def rows(
+        self, epoch: int, step: int, ids: NDArray[integer[Any]], taken_by: tuple[str, int] | None = None
+    ) -> None:
         """Counts the dataset rows (integer array of row numbers) that this worker takes through one step.
 
-        A coordinator reports for workers that keep no record of their own: `pid` is the worker's process.
+        A coordinator reports for others: `taken_by` is the worker's host and process, as in its own record.
 
         Call it before the step's gradients are exchanged: then a step that took effect is always on record, even if
         a worker dies. Sum and sum of squares show lost and doubled rows without the row numbers themselves.
         """
-        wide, taker = ids.astype("uint64"), {} if pid is None else {"pid": pid}
+        wide, taker = ids.astype("uint64"), dict(zip(("host", "pid"), taken_by or (), strict=False))
         self._samples += 0 if taker else len(ids)
         sums = {"count": len(ids), "sum": int(wide.sum()), "sum_sq": int((wide * wide).sum())}
         own = {} if taker else {"cpu": round(time.process_time(), 4)}

@@ -354,7 +354,9 @@ class FakeKubernetes:
         jobs = {job["name"]: job["template"] for job in runtime["template"]["spec"]["replicatedJobs"]}
         policy, count = runtime["mlPolicy"], spec["trainer"]["numNodes"]
         nodes = [f"node-0-{index}" for index in range(count)]
-        kinds = ["launcher-0-0", *nodes[:-1]] if "mpi" in policy else nodes
+        each = {job: made["spec"].get("completions", count) for job, made in jobs.items()}
+        groups = [f"{job}-0-{index}" for job, number in each.items() for index in range(number)]
+        kinds = ["launcher-0-0", *nodes[:-1]] if "mpi" in policy else groups
         pods = [f"{name}-{kind}" for kind in kinds]
         self.name_hosts(*(f"{pod}.{name}" for pod in pods))
         started, mounts = {}, []

@@ -414,24 +414,25 @@ def test_a_restart_replaces_the_attempt_before(tmp_path, monkeypatch):
     assert sorted(worker["pid"] for worker in verdict.lost) == [3000, 3001]
 
 
-def write_coordinated(folder, monkeypatch, chief_ends=True):
+def write_coordinated(folder, monkeypatch, chief_ends=True, takers=(("a", 4001), ("b", 4002))):
     """A chief that reports what two serving workers told it they took."""
-    for pid, rank in ((4001, 0), (4002, 1)):
-        monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
-        with RunRecord(folder, rank, 2):
+    for rank, (host, pid) in enumerate(takers):
+        with RunRecord(folder, rank, 2, host=host, pid=pid):
             pass
     monkeypatch.setattr("os.getpid", lambda: 4000)
     chief = RunRecord(folder, 0, 2, role="chief")
     chief.restore(0, 0, generation=1.0)
     for epoch in range(NUM_EPOCHS):
         for step in range(STEPS):
-            chief.rows(epoch, step, np.arange(NUM_ROWS)[step * BATCH : (step + 1) * BATCH], pid=4001 + step % 2)
+            rows = np.arange(NUM_ROWS)[step * BATCH : (step + 1) * BATCH]
+            chief.rows(epoch, step, rows, taken_by=takers[step % 2])
     if chief_ends:
         chief.__exit__(None, None, None)
 
 
-def test_rows_that_a_coordinator_reports_are_its_workers_work(tmp_path, monkeypatch):
-    write_coordinated(tmp_path, monkeypatch)
+@pytest.mark.parametrize("pids", [(4001, 4002), (7, 7)])  # in pods the numbers of processes are alike
+def test_rows_that_a_coordinator_reports_are_its_workers_work(tmp_path, monkeypatch, pids):
+    write_coordinated(tmp_path, monkeypatch, takers=tuple(zip("ab", pids, strict=True)))
     verdict = judge(tmp_path, proof=("rows_once_per_epoch",))
     assert verdict.problems == []
     assert [worker["samples"] for worker in verdict.workers] == [NUM_EPOCHS * 26, NUM_EPOCHS * 24]

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +32,7 @@ ON_PODS = ["cluster=kubernetes", "cluster.image=registry.test/cookbook:1"]
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory):
-    place = Place(tmp_path_factory.mktemp("pods") / "hosts", num_hosts=3)
+    place = Place(tmp_path_factory.mktemp("pods") / "hosts", num_hosts=4)
     yield place.hosts
     place.hosts.down()
 
@@ -120,6 +121,7 @@ GOLDEN = ROOT / "tests/golden/kubernetes"
 VARIANTS = {
     "torchrun": ("pytorch",),
     "tf_config": ("tensorflow",),
+    "parameter_servers": ("tensorflow", "recipe.mode=parameter_server", "recipe.num_ps=2"),
     "horovodrun": ("horovod", "recipe.fusion_threshold_mb=32"),
     "rayrun": ("ray_train",),
     "dask_client": ("dask",),
@@ -158,10 +160,10 @@ def test_the_objects_against_their_projects_schemas(tools):
     kinds = done.stdout.split()
     count = {kind: kinds.count(kind) for kind in kinds}
     assert count == {
-        "ConfigMap": 9,
-        "Job": 7,
-        "TrainingRuntime": 5,
-        "TrainJob": 5,
+        "ConfigMap": 10,
+        "Job": 8,
+        "TrainingRuntime": 6,
+        "TrainJob": 6,
         "RayJob": 2,
         "DaskJob": 1,
         "SparkApplication": 1,
@@ -215,7 +217,6 @@ def pods_in(value):
         ("horovod", "recipe.elastic=true", "cluster=kubernetes starts the workers by mpirun"),
         ("ray_train", "recipe.elastic=true", "was not tried with cluster=kubernetes, where KubeRay replaces lost pods"),
         ("pytorch", "recipe.mode=ft_ddp", "recipe.mode=ft_ddp was tried with cluster=local only"),
-        ("tensorflow", "recipe.mode=parameter_server", "cluster=kubernetes: recipe.mode=multi_worker"),
         (
             "pytorch",
             ["data=image_folder", "data.path=/home/me/images"],
@@ -226,6 +227,25 @@ def pods_in(value):
 def test_what_cannot_run_on_pods(recipe, word, message):
     with pytest.raises(UserError, match=re.escape(message)):
         objects_of(recipe, *([word] if isinstance(word, str) else word))
+
+
+@needs_hosts
+@pytest.mark.full
+@pytest.mark.parametrize("mode", ["parameter_server", "parameter_server_fit"])
+def test_parameter_servers_on_pods(kubernetes, tmp_path, mode):
+    """In pods all processes have the same number: what a worker took is credited by its host, too."""
+    words = ["recipe=tensorflow", f"recipe.mode={mode}", "recipe.num_epochs=2"]
+    cluster = kubernetes("tensorflow")
+    content, _, output = run_cookbook(*words, *ON_PODS, output_root=tmp_path / "out", environment=cluster.environment)
+    assert content["status"] == "ok", output
+    assert sorted(service["role"] for service in content["services"]) == ["chief", "ps"]
+    members = [*content["workers"], *content["services"]]
+    assert len({member["host"] for member in members}) == 4, "each has a pod of its own"
+    assert all(worker["samples"] > 0 for worker in content["workers"])
+    assert sum(worker["samples"] for worker in content["workers"]) == content["num_rows"]
+    if mode == "parameter_server":
+        assert content["num_rows"] == 2 * 1438
+    assert cluster.objects == {} and cluster.pods == {}, "nothing is left on the cluster"
 
 
 @pytest.mark.full
@@ -341,9 +361,13 @@ def test_what_pods_wait_for():
 # ---- podrun
 
 
+def podrun_argv(tmp_path, *words):
+    return [sys.executable, ROOT / "runrecord/podrun.py", "--output-dir", tmp_path, *words]
+
+
 def podrun(tmp_path, *words, environment=None):
-    words = [sys.executable, ROOT / "runrecord/podrun.py", "--output-dir", tmp_path, *words]
-    return subprocess.run(words, capture_output=True, text=True, env={**os.environ, **(environment or {})}, timeout=300)
+    argv = podrun_argv(tmp_path, *words)
+    return subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **(environment or {})}, timeout=300)
 
 
 WRITE = """
@@ -396,6 +420,25 @@ def test_podrun_tells_tensorflow_its_place(tmp_path):
         "task": {"type": "worker", "index": 1},
     }
     assert "JOB_COMPLETION_INDEX is not set" in podrun(tmp_path, *words).stderr
+    words[2:2] = ["--tf-ps", "p-0.a:2222", "--tf-chief", "c-0.a:2222", "--tf-task", "ps"]
+    done = podrun(tmp_path, *words, environment={"JOB_COMPLETION_INDEX": "0"})
+    assert json.loads(done.stdout) == {
+        "cluster": {"worker": ["a-0.a:2222", "a-1.a:2222"], "ps": ["p-0.a:2222"], "chief": ["c-0.a:2222"]},
+        "task": {"type": "ps", "index": 0},
+    }
+
+
+def test_podrun_ends_what_serves_a_chief_when_it_has_ended_well(tmp_path):
+    words = ["--tf-workers", "w:1", "--tf-ps", "p:1", "--tf-chief", "c:1", "--tf-task"]
+    environment, ends_by_signal = {"JOB_COMPLETION_INDEX": "0"}, "trap 'exit 0' TERM; while :; do sleep 0.1; done"
+    (tmp_path / "chief-done.txt").write_text("")  # by an earlier try
+    argv = podrun_argv(tmp_path, *words, "ps", "--", "sh", "-c", ends_by_signal)
+    server = subprocess.Popen(argv, env={**os.environ, **environment})
+    assert podrun(tmp_path, *words, "chief", "--", "sh", "-c", "exit 7", environment=environment).returncode == 7
+    time.sleep(1.5)
+    assert server.poll() is None, "the chief failed: its pod fails the job"
+    assert podrun(tmp_path, *words, "chief", "--", "true", environment=environment).returncode == 0
+    assert server.wait(20) == 0
 
 
 def test_a_log_that_is_read_twice_counts_once(tmp_path):

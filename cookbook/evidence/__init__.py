@@ -71,7 +71,8 @@ def _sort_out(records: Sequence[Record], verdict: Verdict, asked: Asked) -> tupl
     for events in workers:
         ended = events in current and facts.end_of(events) is not None and not facts.preempted_by(events)
         worker = facts.described(events)
-        worker["samples"] = (worker["samples"] or 0) + reported.get(worker["pid"], 0) if ended else worker["samples"]
+        if ended:
+            worker["samples"] = (worker["samples"] or 0) + reported.get((worker["host"], worker["pid"]), 0)
         (verdict.workers if ended else verdict.lost).append(worker)
     if verdict.done_before:
         last = {(events[0]["phase"], events[0]["rank"]): events for events in finished if "phase" in events[0]}

@@ -22,13 +22,14 @@ def attempt_of(events: Record) -> int:
     return attempt
 
 
-def samples_reported(records: Iterable[Record]) -> dict[int, int]:
-    """process -> the samples that it took, as another process (a coordinator) reports."""
-    reported: dict[int, int] = {}
+def samples_reported(records: Iterable[Record]) -> dict[tuple[str, int], int]:
+    """(host, process) -> the samples that it took, as another process (a coordinator) reports."""
+    reported: dict[tuple[str, int], int] = {}
     for events in records:
         for event in events:
             if event["event"] == "rows" and "pid" in event:
-                reported[event["pid"]] = reported.get(event["pid"], 0) + event["count"]
+                taker = event["host"], event["pid"]
+                reported[taker] = reported.get(taker, 0) + event["count"]
     return reported
 
 

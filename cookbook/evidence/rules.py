@@ -171,11 +171,11 @@ def same_parameters(records: Sequence[Record], verdict: Verdict, asked: Asked) -
 
 def parameters_are_divided(records: Sequence[Record], verdict: Verdict, asked: Asked) -> list[str]:
     """The ranks together hold the whole model, and none of them holds all of it."""
-    finished = {worker["pid"] for worker in verdict.workers}
+    finished = {(worker["host"], worker["pid"]) for worker in verdict.workers}
     held: dict[int, int] = {}  # rank -> parameters
     total = 0
     for events in records:
-        if events[0].get("pid") in finished:
+        if (events[0].get("host"), events[0].get("pid")) in finished:
             for event in events:
                 if event["event"] == "parameters":
                     held[events[0]["rank"]], total = event["held"], event["total"]

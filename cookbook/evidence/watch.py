@@ -128,8 +128,8 @@ class Watcher:
                 self.unwatched_pids.add(event["pid"])
         elif event["event"] == "rows":
             # A coordinator notes rows for the process that took them.
-            writer = self._who.get(path, {})
-            self._where[writer.get("host"), event.get("pid") or writer.get("pid")] = event["epoch"], event["step"]
+            taker = event if "pid" in event else self._who.get(path, {})
+            self._where[taker.get("host"), taker.get("pid")] = event["epoch"], event["step"]
         elif event["event"] == "end":
             self._who.pop(path, None)
         elif event["event"] == "metric":

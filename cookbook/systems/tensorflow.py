@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from cookbook import UserError
-from cookbook.job import Hosts, Job, Node, Process, Settings, flags
+from cookbook.job import Hosts, Job, Node, Process, flags
 from cookbook.systems import TRAIN_JOB_ENDS, TRAIN_JOB_KINDS, System
 
 if TYPE_CHECKING:
@@ -21,14 +20,6 @@ POD_PORT = 2222
 class TensorFlow(System):
     kubernetes_kinds, kubernetes_ends = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS
     network_switch = "TFRUN_NETWORK"
-
-    def check(self, config: Settings, place: str) -> None:
-        super().check(config, place)
-        if place == "kubernetes" and config["recipe"]["driver"].get("chief"):
-            raise UserError(
-                f"recipe.mode={config['recipe']['mode']} runs on one machine here; "
-                "cluster=kubernetes: recipe.mode=multi_worker"
-            )
 
     def on_local(self, job: Job) -> list[Process]:
         """runrecord/tfrun.py gives each process its TF_CONFIG. When the chief has ended, it ends ps and workers."""
@@ -70,7 +61,21 @@ class TensorFlow(System):
 
         Trainer sets no TF_CONFIG, but each pod has an index and a name in the DNS.
         """
-        names = (f"{pods.name}-node-0-{index}.{pods.name}:{POD_PORT}" for index in range(pods.num_workers))
-        argv = pods.recorded(pods.program, "--tf-workers", ",".join(names))
-        nodes = pods.group("node", pods.template("node", [], restart="Never"), is_trainer=True)
-        return pods.objects(*pods.train_job({}, argv, [nodes]))
+
+        def names(group: str, count: int) -> str:
+            return ",".join(f"{pods.name}-{group}-0-{index}.{pods.name}:{POD_PORT}" for index in range(count))
+
+        if not job.recipe["driver"].get("chief"):
+            argv = pods.recorded(pods.program, "--tf-workers", names("node", pods.num_workers))
+            nodes = pods.group("node", pods.template("node", [], restart="Never"), is_trainer=True)
+            return pods.objects(*pods.train_job({}, argv, [nodes]))
+        # The chief is what the TrainJob waits for. Workers and ps serve it, and are told to end when it has ended.
+        counts = {"worker": pods.num_workers, "ps": job.recipe["num_ps"]}
+        members = ["--tf-workers", names("worker", counts["worker"]), "--tf-ps", names("ps", counts["ps"])]
+        members += ["--tf-chief", names("chief", 1), "--tf-task"]
+        groups = [pods.group("chief", pods.template("chief", [], restart="Never"), is_trainer=True)]
+        for kind, count in counts.items():
+            template = pods.template(kind, pods.recorded(pods.program, *members, kind), restart="Never")
+            groups.append(pods.group(kind, template, count=count))
+        argv = pods.recorded(pods.program, *members, "chief")
+        return pods.objects(*pods.train_job({}, argv, groups, num_nodes=1))

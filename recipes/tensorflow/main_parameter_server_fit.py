@@ -91,7 +91,7 @@ def stream_of(data, config):
 
     def shuffled(times):
         # Distributed: all workers run this same graph: without a seed of its own each would draw the same rows.
-        seed = tf.stack([own_process(), times])
+        seed = tf.stack([tf.strings.to_hash_bucket_fast(own_process(), 2**62), times])
         return tf.data.Dataset.from_tensor_slices(
             tf.random.experimental.stateless_shuffle(tf.range(len(data), dtype=tf.int64), seed)
         )

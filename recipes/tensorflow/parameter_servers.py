@@ -43,6 +43,9 @@ class Kept:
             self.checkpoint.write(str(folder / "state"))
 
 
+NAME_BYTES = 80  # of a process: its host's name has 64 at most
+
+
 def make_log(num_steps, batch_size):
     """Variables on the first ps with a place for each step of an epoch.
 
@@ -53,7 +56,7 @@ def make_log(num_steps, batch_size):
     gradients have taken effect. What is noted on a ps outlives the worker.
     """
     shapes = {
-        "taken": ([num_steps, 1 + batch_size], tf.int64),
+        "taken": ([num_steps, NAME_BYTES + batch_size], tf.int64),
         "loss": ([num_steps], tf.float32),
         "next": ([], tf.int64),
     }
@@ -72,7 +75,8 @@ def note(log, step, rows, losses):
     loss = log["loss"].scatter_nd_update([[step]], [tf.reduce_sum(tf.where(rows >= 0, losses, 0.0))])
     # Distributed: operations on different variables run in any order. What counts as done is written last.
     with tf.control_dependencies([loss]):
-        log["taken"].scatter_nd_update([[step]], [tf.concat([[own_process()], rows], 0)])
+        name = tf.cast(tf.io.decode_raw(own_process(), tf.uint8, fixed_length=NAME_BYTES), tf.int64)
+        log["taken"].scatter_nd_update([[step]], [tf.concat([name, rows], 0)])
 
 
 def next_place(log):
@@ -84,16 +88,22 @@ def next_place(log):
 
 
 def own_process():
-    # Distributed: evidence. The process that computes this opens its own entry in /proc: its number is the first word.
-    return tf.strings.to_number(tf.strings.split(tf.io.read_file("/proc/self/stat"), " ")[0], tf.int64)
+    """PID/HOST of the process that computes this, as a text: it opens its own entry in /proc.
+
+    A number alone would not do: in pods all are alike.
+    """
+    # Distributed: evidence. It says which worker took a step.
+    pid = tf.strings.split(tf.io.read_file("/proc/self/stat"), " ")[0]
+    return tf.strings.join([pid, tf.strings.strip(tf.io.read_file("/proc/sys/kernel/hostname"))], "/")
 
 
 def report_steps(log, epoch, noted, run):
     """Reports the steps that have been noted since the last call; `noted` keeps their places."""
     taken = log["taken"].numpy()
     for step in sorted(set(np.flatnonzero(taken[:, 0]).tolist()) - noted):
-        pid, rows = taken[step, 0], taken[step, 1:]
-        run.rows(epoch, step, rows[rows >= 0], pid=int(pid))
+        name, rows = taken[step, :NAME_BYTES], taken[step, NAME_BYTES:]
+        pid, _, host = bytes(name[name > 0].tolist()).decode().partition("/")
+        run.rows(epoch, step, rows[rows >= 0], taken_by=(host, int(pid)))
         noted.add(step)
 
 

@@ -84,7 +84,7 @@ def steps_of(folders: Iterable[Path]) -> tuple[int, int] | None:
 
     A step that a later try took again was taken twice and counts once.
     """
-    taken: dict[tuple[str, int, int], list[tuple[object, int, int]]] = {}
+    taken: dict[tuple[str, int, str, int], list[tuple[object, int, int]]] = {}
     for folder in folders:
         run = RunSoFar(folder)
         run.read()
@@ -92,8 +92,9 @@ def steps_of(folders: Iterable[Path]) -> tuple[int, int] | None:
             start = events[0] if events else {}
             for event in events:
                 if event["event"] == "rows" and start.get("event") == "start":
-                    who = str(start.get("role", "worker")), int(start["rank"]), int(event.get("pid", 0))
-                    taken.setdefault(who, []).append((start.get("phase"), event["epoch"], event["step"]))
+                    who = str(start.get("role", "worker")), int(start["rank"])
+                    by = str(event.get("host", "")), int(event.get("pid", 0))
+                    taken.setdefault((*who, *by), []).append((start.get("phase"), event["epoch"], event["step"]))
     if not taken:
         return None
     wasted = max(taken.values(), key=lambda steps: (len(steps) - len(set(steps)), len(steps)))
