@@ -194,9 +194,7 @@ class RunRecord:
         """
         self._write("restore", epoch=epoch, step=step, generation=generation)
 
-    def rows(
-        self, epoch: int, step: int, ids: NDArray[integer[Any]], taken_by: tuple[str, int] | None = None
-    ) -> None:
+    def rows(self, epoch: int, step: int, ids: NDArray[integer[Any]], taken_by: tuple[str, int] | None = None) -> None:
         """Counts the dataset rows (integer array of row numbers) that this worker takes through one step.
 
         A coordinator reports for others: `taken_by` is the worker's host and process, as in its own record.
