@@ -29,7 +29,7 @@ setup: $(SETUP) ## the driver's own environment, in .venv
 $(SETUP): requirements.txt cookbook/bootstrap.py
 	@$(PYTHON) -m cookbook.bootstrap
 
-recipe-%: tools-for-% $(SETUP) ## run one recipe: data, environment, workers, evidence, report
+recipe-%: tools-for-% $(SETUP) ## run one recipe: environment, data, workers, evidence, report
 	@$(COOKBOOK) recipe=$* @ARGS
 
 # Before anything is installed, with the system's own Python.

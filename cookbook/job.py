@@ -1,6 +1,6 @@
 """What a run is about, as data: the job that is asked for, the machines that it gets, the processes that are started.
 
-Systems turn a `Job` into processes, places start them. Nothing here reads a file or starts anything.
+Systems turn a `Job` into processes, places start them. Nothing here writes a file or starts anything.
 """
 
 from __future__ import annotations

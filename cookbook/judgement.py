@@ -15,7 +15,7 @@ from cookbook.evidence.watch import Watcher
 from cookbook.job import Result, Settings, num_processes
 from cookbook.places import Place, Status
 from cookbook.prepare.rows import capped_rows
-from runrecord import read_records
+from runrecord import damaged_records, read_records
 
 # What a worker's record says of the worker itself. Every other text in its first event is the version of a library.
 PLACE_OF_WORKER = ("rank", "local_rank", "world_size", "host", "pid")
@@ -45,6 +45,10 @@ def judge(result: Result, config: Settings, manifest: Mapping[str, Any], ended: 
     verdict = evidence.judge(read_records(Path(result.folder)), _asked(config, manifest, ended, resumed))
     _take_figures(result, verdict, manifest)
     result.warnings += ended.place.warnings
+    result.warnings += [
+        f"workers/{name}: {count} damaged lines were left out, whatever they said"
+        for name, count in damaged_records(result.folder).items()
+    ]
     if config["cluster"]["kind"] == "local":
         result.warnings += machine.idle_gpu([worker["device"] for worker in result.workers])
     problems = _problems(result, verdict, ended)

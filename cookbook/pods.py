@@ -112,7 +112,9 @@ class Pods:
             "HOME": "/tmp",
             "PYTHONPATH": RECIPE,
         }
-        return [{"name": name, "value": value} for name, value in (own | ALLOCATOR | more).items()]
+        notice = self.cluster["notice_file"]
+        own |= {**ALLOCATOR, **({"NOTICE_FILE": notice} if notice else {}), **more}
+        return [{"name": name, "value": value} for name, value in own.items()]
 
     def resources(self, gpus: bool = True) -> Object:
         limits = {"cpu": str(self.cluster["cpus_per_worker"]), "memory": f"{self.cluster['memory_mb_per_worker']}Mi"}

@@ -47,7 +47,7 @@ def secrets_of(value: Any, name: str = "") -> list[str]:
     """Names of the entries of plain data that hold a secret, with dots between the keys."""
     if isinstance(value, dict) and not is_secret(name):
         return [found for key, entry in value.items() for found in secrets_of(entry, f"{name}.{key}".lstrip("."))]
-    return [] if redacted(value, name) == value else [name]
+    return [] if [redacted(value, name)] == [value] else [name]  # in lists, nan is equal to itself
 
 
 def redacted_text(text: str) -> str:

@@ -11,14 +11,11 @@ from typing import Any
 from cookbook import UserError, redact, run_folder
 from cookbook.job import Settings
 
-# Settings of recipes that decide which rows a step takes.
-BATCHES = ("global_batch_size", "batch_size", "train_batch_size", "shuffle_rows")
-
 
 def position(recipe: str, config: Settings) -> dict[str, Any]:
     """{setting: value} of all that a run's position depends on; stands in its run.json."""
     found = {"recipe": recipe, "seed": config["seed"], "scale.max_rows": config["scale"]["max_rows"]}
-    found |= {f"recipe.{key}": config["recipe"][key] for key in BATCHES if key in config["recipe"]}
+    found |= {f"recipe.{key}": config["recipe"][key] for key in config["recipe"]["driver"].get("position", ())}
     found |= {"recipe.mode": config["recipe"]["mode"]} if "mode" in config["recipe"] else {}
     hidden: dict[str, Any] = redact.redacted(found | {"data": config["data"]})
     return hidden
@@ -27,7 +24,7 @@ def position(recipe: str, config: Settings) -> dict[str, Any]:
 def check(folder: Path, recipe: str, config: Settings) -> None:
     """Raises UserError, with both values of each setting, when these settings cannot go on with the run in `folder`."""
     store, kept = config["cluster"]["storage"] or "", run_folder.load(folder).get("storage", "")
-    if bool(store) != bool(kept) or not kept.startswith(store.rstrip("/")):
+    if bool(store) != bool(kept) or not f"{kept}/".startswith(f"{store.rstrip('/')}/"):
         where = f"in {kept}" if kept else "in its folder"
         raise UserError(
             f"resume={folder}: the checkpoints of that run are {where}, and cluster.storage={store or 'null'} names "
@@ -47,7 +44,7 @@ def check(folder: Path, recipe: str, config: Settings) -> None:
             changed.append((f"data.parameters.{key}", parts[0].get(key), parts[1].get(key)))
     if other := [f"{key} is {old!r} there and {new!r} here" for key, old, new in changed if old != new]:
         raise UserError(
-            f"resume={folder}: the rows that this run has taken depend on settings that are others now: "
+            f"resume={folder}: which rows this run has taken was decided by settings that have changed: "
             f"{'; '.join(other)}. Give the values from there, or start afresh with resume=never"
         )
 

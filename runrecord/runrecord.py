@@ -43,7 +43,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -186,7 +186,7 @@ class RunRecord:
         self._rank = rank
         self._write("world", rank=rank, world_size=world_size)
 
-    def restore(self, epoch: int, step: int, generation: int) -> None:
+    def restore(self, epoch: int, step: int, generation: float) -> None:
         """Declares from which position the run goes on: at its start, after a resume, after a change of members.
 
         `generation` is a number that all members of the new world share and that is larger than any before, such as
@@ -399,12 +399,22 @@ def parse_line(line: str) -> Event | None:
 def read_records(output_dir: str | Path) -> list[Record]:
     """Returns the records of a run: for each worker process the list of its events, oldest process first.
 
-    A line that was cut off when its process was killed, or its disk was full, is left out.
+    A line that was cut off when its process was killed, or its disk was full, is left out. So is a record that does
+    not begin with its `start`: nobody knows whose it is.
     """
-    records = []
-    for path in Path(output_dir).glob("workers/*.jsonl"):
-        whole = path.read_text().rpartition("\n")[0]
-        events = [event for line in whole.splitlines() if (event := parse_line(line))]
-        if events:
-            records.append(events)
+    records = [events for _, events, _ in _all_records(output_dir) if events and events[0]["event"] == "start"]
     return sorted(records, key=lambda events: events[0]["time"])
+
+
+def damaged_records(output_dir: str | Path) -> dict[str, int]:
+    """Which files of a run's records have damaged lines between whole ones: {name: number of such lines}."""
+    return {name: damaged for name, _, damaged in _all_records(output_dir) if damaged}
+
+
+def _all_records(output_dir: str | Path) -> Iterator[tuple[str, Record, int]]:
+    """(name, events, number of damaged lines) of each file. A last line that was cut off is no damage."""
+    for path in sorted(Path(output_dir).glob("workers/*.jsonl")):
+        lines = path.read_text(errors="replace").rpartition("\n")[0].splitlines()
+        found = [parse_line(line) for line in lines]
+        events = [event for event in found if isinstance(event, dict) and "event" in event]
+        yield path.name, events, len(lines) - len(events)

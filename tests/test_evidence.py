@@ -7,7 +7,7 @@ import pytest
 
 from cookbook import UserError, evidence
 from cookbook.evidence.rules import RULES
-from runrecord import RunRecord, read_records
+from runrecord import RunRecord, damaged_records, read_records
 
 NUM_ROWS, BATCH, NUM_EPOCHS = 50, 8, 3
 STEPS = -(-NUM_ROWS // BATCH)
@@ -548,6 +548,35 @@ def test_a_driver_that_was_held_up_while_a_worker_lived_says_so(tmp_path, monkey
     assert found.outcome == "not applied"
     assert found.says == "the driver was held up, and did not look while processes 1001 worked"
     assert judge(tmp_path, **held_up | {"unwatched_pids": frozenset({7})}).problems
+
+
+def test_of_an_epoch_that_a_cap_cuts_the_rows_are_only_counted(tmp_path, monkeypatch):
+    cut = -(-NUM_ROWS // BATCH) + 2  # one epoch, and two steps of the next
+
+    def spoil(event, fields):
+        late = fields.get("epoch", 0) > 1 or (fields.get("epoch") == 1 and fields.get("step", 0) >= 2)
+        return None if event == "rows" and late else fields
+
+    write_run(tmp_path, monkeypatch, spoil=spoil)
+    verdict = judge(tmp_path, max_steps=cut)
+    assert verdict.problems == []
+    found = {one.rule: one.says for one in verdict.findings}["rows_once_per_epoch"]
+    rows = NUM_ROWS + 2 * BATCH
+    assert (
+        found
+        == f"{rows} rows in 2 epochs: 1 whole, with each row once, and 1 cut by max_steps, whose rows are only counted"
+    )
+
+
+def test_damaged_lines_are_counted_and_a_record_without_its_start_is_nobodys(tmp_path, monkeypatch):
+    write_run(tmp_path, monkeypatch)
+    path = next(tmp_path.glob("workers/rank1*.jsonl"))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + "\0\0\0\n7\n" + "".join(lines[1:]) + '{"event": "me')
+    assert damaged_records(tmp_path) == {path.name: 2}
+    assert judge(tmp_path).problems == []
+    path.write_text("{\n" + "".join(lines[1:]))
+    assert judge(tmp_path).problems[0] == "rank 1 of 2 never started"
 
 
 def test_each_rule_is_told_with_its_figures(tmp_path, monkeypatch):

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from cookbook import UserError, pods
-from cookbook.places.kubernetes import in_pod
+from cookbook import UserError, pods, systems
+from cookbook.job import Job
+from cookbook.places.kubernetes import Kubernetes, in_pod
 from cookbook.places.kubernetes import logs as pod_logs
 from cookbook.places.kubernetes.api import Api
 from cookbook.settings import compose_recipe
@@ -457,3 +458,29 @@ def test_a_log_that_is_read_twice_counts_once(tmp_path):
         logs._record(text)
     assert (tmp_path / "workers/rank0.jsonl").read_text() == '{"n": 0}\n{"n": 1}\n{"n": 2}\n'
     assert not (tmp_path.parent / "x.jsonl").exists()
+    assert logs.warnings() == ["2 lines of pods' logs look like a run's record and are none: left out"]
+    logs._record(json.dumps({"path": "workers/rank0.jsonl", "line": 7, "text": '{"n": 7}'}))
+    assert logs.warnings()[0] == "rank0.jsonl: 4 lines are missing: a pod's log was rotated"
+
+
+def test_what_cannot_be_looked_for_on_the_cluster_ends_the_run_before_it_starts(tmp_path, monkeypatch):
+    """Objects that an earlier try has left would work beside those of this one."""
+    config, _ = compose_recipe("pytorch", ON_PODS)
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    with FakeKubernetes(None, sys.executable, "pytorch", tmp_path / "cluster") as cluster:
+        where = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
+        monkeypatch.setattr(where, cluster.environment["KUBECONFIG"])
+        job = Job(config, ROOT / "recipes/pytorch", Path(sys.executable), tmp_path)
+        place = Kubernetes(job, "run-id", systems.load(job.system))
+        jobs = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/cookbook/trainjobs"
+        cluster.refuse["GET", jobs] = 404, {"message": "the server could not find the requested resource"}
+        place.prepare(None, SimpleNamespace(update=print))
+        cluster.refuse["GET", jobs] = 403, {"message": "trainjobs is forbidden"}
+        with pytest.raises(UserError, match="may have left cannot be looked for: .*/trainjobs: trainjobs is forbidden"):
+            place.prepare(None, SimpleNamespace(update=print))
+
+
+def test_a_notice_file_is_known_in_the_pods():
+    made = list(yaml.safe_load_all(objects_of("pytorch", "cluster.notice_file=/srv/shared/notice")))
+    (job,) = [one for one in made if one["kind"] == "TrainJob"]
+    assert {"name": "NOTICE_FILE", "value": "/srv/shared/notice"} in job["spec"]["trainer"]["env"]

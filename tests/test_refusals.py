@@ -1,5 +1,6 @@
 """What is refused before any work, and what the refusal says: both values, and the next step."""
 
+import contextlib
 import importlib.util
 import json
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cookbook import ROOT, UserError, inventory, resume
+from cookbook import ROOT, UserError, inventory, resume, systems
 from cookbook.prepare.rows import check_enough_rows
 from cookbook.settings import compose_recipe, worker_settings
 from runrecord import check_model, check_position
@@ -57,6 +58,51 @@ def test_a_resume_under_settings_that_the_position_depends_on(tmp_path, recipe, 
 )
 def test_a_resume_that_is_allowed(tmp_path, words):
     resume.check(earlier_run(tmp_path / "run", "pytorch"), "pytorch", config_of("pytorch", *words))
+
+
+@pytest.mark.parametrize(
+    ("kept", "store", "fits"),
+    [
+        ("s3://mine/p/runs/pytorch/1", "s3://mine/p", True),
+        ("s3://mine/p/runs/pytorch/1", "s3://mine/p/", True),
+        ("s3://mine/p2/runs/pytorch/1", "s3://mine/p", False),
+        ("s3://mine/p/runs/pytorch/1", None, False),
+        ("", "s3://mine/p", False),
+    ],
+)
+def test_a_resume_from_another_store(tmp_path, kept, store, fits):
+    folder = earlier_run(tmp_path / "run", "pytorch")
+    known = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(known | {"storage": kept}))
+    words = [f"cluster.storage={store}"] if store else []
+    with contextlib.nullcontext() if fits else pytest.raises(UserError, match="another place: give the same one"):
+        resume.check(folder, "pytorch", config_of("pytorch", *words))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "said"),
+    [
+        ("horovod", ["cluster.port=7000"], "horovod finds free ports itself and would take no notice of it (nowhere)"),
+        ("dask", ["cluster.port=7000"], "dask finds free ports itself and would take no notice of it (it does with"),
+        (
+            "spark",
+            ["cluster=kubernetes", "cluster.image=a/b:1", "cluster.memory_mb_per_worker=9000"],
+            "recipe.memory_mb",
+        ),
+        ("horovod", ["cluster=slurm", "recipe.timeline=true"], "it is written with cluster=local only"),
+    ],
+)
+def test_settings_that_nothing_would_heed_there(recipe, words, said):
+    config = config_of(recipe, *words)
+    with pytest.raises(UserError) as error:
+        systems.load(config["recipe"]["driver"]["system"]).check(config, config["cluster"]["kind"])
+    assert said in str(error.value)
+
+
+def test_a_secret_that_workers_would_read_as_stars():
+    words = ["cluster=kubernetes", "cluster.kubeflow_host=https://me:pass@pipelines.example"]
+    with pytest.raises(UserError, match=r"recipe\.kubeflow_host has a secret in it: .*\(cluster\.inherit\)"):
+        compose_recipe("kubeflow", words)
 
 
 def test_a_data_parameter_is_named_with_both_values(tmp_path):

@@ -457,6 +457,7 @@ def test_a_cap_that_no_program_heeds_is_refused(recipe, overrides):
         (["output_root=$SCRATCH/runs"], "$SCRATCH is filled in by a shell"),
         (["hydra.run.dir=/scratch"], "output_root=FOLDER says where runs are kept"),
         (["hydra.job.chdir=true"], "this says nothing about a run"),
+        (["recipe.start_timeout_seconds=9"], "is what cluster.start_timeout_seconds says; set that one: cluster.start"),
     ],
 )
 def test_words_that_are_no_settings_or_two(overrides, text):

@@ -25,7 +25,8 @@ Schedule1F1B ScheduleGPipe ScheduleInterleaved1F1B
 
 hvd.init hvd.shutdown hvd.rank hvd.size hvd.local_rank hvd.allreduce hvd.allgather hvd.broadcast hvd.broadcast_object
 hvd.broadcast_variables hvd.broadcast_parameters hvd.broadcast_optimizer_state hvd.alltoall hvd.barrier
-hvd.DistributedOptimizer hvd.DistributedGradientTape hvd.elastic.run
+hvd.DistributedOptimizer hvd.DistributedGradientTape hvd.elastic.run hvd.elastic.TorchState hvd.allreduce_async
+hvd.synchronize
 
 tf.distribute.MirroredStrategy tf.distribute.MultiWorkerMirroredStrategy tf.distribute.ParameterServerStrategy
 tf.distribute.TPUStrategy tf.distribute.Server tf.distribute.coordinator.ClusterCoordinator
@@ -38,7 +39,8 @@ ray.train.report ray.train.torch.prepare_data_loader TorchTrainer TensorflowTrai
 
 torchft.Manager manager.start_quorum manager.allreduce manager.should_commit
 
-context.broadcast barrier
+context.broadcast barrier addPyFile parallelize
+ray.init ray.remote
 distributed.Client SpecCluster
 """
 CALLS = NAMES.split()

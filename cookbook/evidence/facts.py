@@ -89,7 +89,7 @@ def preempted(records: Sequence[Record], current: Sequence[Record]) -> str:
     in_order = sorted(current, key=lambda events: events[0]["time"])
     newest = {(events[0].get("phase", 0), events[0]["rank"]): events for events in in_order}
     reasons = [reason for events in newest.values() if (reason := preempted_by(events))]
-    if not reasons or errors_of(current):  # who waits for the workers (a pipeline's driver) may end with an error
+    if not reasons or errors_of(current):  # not those of a pipeline's driver, which only waited for the workers
         return ""
     saved = [event for events in records for event in events if event["event"] == "checkpoint"]
     last = max(saved, key=lambda event: event["time"], default=None)

@@ -14,7 +14,7 @@ def rows_once_per_epoch(records: Sequence[Record], verdict: Verdict, asked: Aske
     """Each training row was taken exactly once in each epoch, over all workers and all tries of this run."""
     taken = _rows_in_effect(records)
     verdict.num_rows = sum(event["count"] for event in taken)
-    verdict.figures["rows_once_per_epoch"] = f"{verdict.num_rows:,} rows in {_num_epochs(taken)} epochs, each once"
+    verdict.figures["rows_once_per_epoch"] = _each_once(taken, asked)
     return _epochs(taken, asked)
 
 
@@ -25,8 +25,8 @@ def rows_once_per_epoch_on_each_rank(records: Sequence[Record], verdict: Verdict
         taken = _rows_in_effect([events for events in records if events[0].get("rank") == rank])
         verdict.num_rows = sum(event["count"] for event in taken)
         problems += [f"rank {rank}, {problem}" for problem in _epochs(taken, asked)]
-        each = f"{verdict.num_rows:,} rows in {_num_epochs(taken)} epochs, each once"
-        verdict.figures["rows_once_per_epoch_on_each_rank"] = f"{asked.num_workers} ranks: {each}"
+        figure = f"{asked.num_workers} ranks: {_each_once(taken, asked)}"
+        verdict.figures["rows_once_per_epoch_on_each_rank"] = figure
     return problems[:10]
 
 
@@ -40,6 +40,19 @@ def enough_rows_per_epoch(records: Sequence[Record], verdict: Verdict, asked: As
 
 def _num_epochs(taken: Sequence[Event]) -> int:
     return len({event["epoch"] for event in taken})
+
+
+def _each_once(taken: Sequence[Event], asked: Asked) -> str:
+    """What was shown of the rows; of an epoch that `max_steps` has cut only their number is known."""
+    counts: dict[int, int] = {}
+    for event in taken:
+        counts[event["epoch"]] = counts.get(event["epoch"], 0) + event["count"]
+    cut = sum(0 < count < asked.num_rows for count in counts.values())
+    total = f"{sum(counts.values()):,} rows in {len(counts)} epochs"
+    if not cut:
+        return f"{total}, each once"
+    whole = f"{len(counts) - cut} whole, with each row once, and " if len(counts) > cut else ""
+    return f"{total}: {whole}{cut} cut by max_steps, whose rows are only counted"
 
 
 def _epochs(taken: Sequence[Event], asked: Asked, exactly: bool = True) -> list[str]:
@@ -88,10 +101,10 @@ def _is_each_once(n: int, total: int, total_sq: int) -> bool:
 
 def _rows_in_effect(records: Sequence[Record]) -> list[Event]:
     """The `rows` events that count: not those of steps that a later generation has gone back behind."""
-    rows: list[tuple[int, Event]] = []
-    restores: dict[int, tuple[int, int]] = {}  # generation -> the (epoch, step) from which it went on
+    rows: list[tuple[float, Event]] = []
+    restores: dict[float, tuple[int, int]] = {}  # generation -> the (epoch, step) from which it went on
     for events in records:
-        generation = 0
+        generation = 0.0
         for event in events:
             if event["event"] == "rows":
                 rows.append((generation, event))

@@ -94,7 +94,7 @@ class Watcher:
             if self._stalled is None:
                 self._stalled = silence
                 if self.inspector:
-                    self.inspector.begin()  # watched on meanwhile: hosts want to hear of this machine
+                    self.inspector.begin()  # this loop goes on: a host that hears nothing ends its processes
             if not self.inspector or not self.inspector.busy:
                 raise UserError(self._stall(self._stalled))
 

@@ -40,8 +40,8 @@ UNDER_WAY = (
     "STOPPED",
 )
 POLL_SECONDS = 1.0
-# bash heeds a signal only while it waits, so the work is done by a child. When the notice has come and the workers have
-# not come to their end before (status 0), the job goes back into the queue.
+# bash heeds a signal only while it waits, so a child does the work. If SIGTERM came and the workers had not finished
+# (their status is not 0), the job goes back into the queue.
 GOES_ON_LATER = """\
 notice={notice}
 rm -f "$notice"
@@ -205,7 +205,7 @@ def follow(number: str, watch: Watch) -> str:
 
 
 def about(number: str) -> dict[str, str]:
-    """What Slurm knows of a job. Of one that it has forgotten it says that it is gone."""
+    """What Slurm knows of a job. JobState is GONE for one that it no longer knows."""
     argv = ["scontrol", "--oneliner", "show", "job", number]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60)

@@ -36,16 +36,16 @@ LAUNCHED = (
 )
 
 
-ALONE_IS_NONE = ("PMI_RANK", "SLURM_PROCID")  # every shell of an interactive srun has these
+SET_IN_SRUN_SHELLS = ("PMI_RANK", "SLURM_PROCID")  # every shell of an interactive srun has these
 
 
 def refuse_to_be_a_worker(environment: Mapping[str, str] = os.environ) -> None:
     """Raises UserError when the driver itself was started once per rank.
 
-    A world of one process is no launch: these variables were left behind by one.
+    Variables of a world of one process were left behind by an earlier launch, and are no reason.
     """
     for name, size, launcher in LAUNCHED:
-        number = environment.get(size, "" if name not in ALONE_IS_NONE else "1")
+        number = environment.get(size, "" if name not in SET_IN_SRUN_SHELLS else "1")
         if name in environment and number != "1":
             raise UserError(
                 f"{name}={environment[name]}: the driver was started by {launcher}, once per rank. It starts the "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from cookbook import ROOT, UserError, run_folder
+from cookbook import ROOT, UserError, redact, run_folder
 from cookbook.job import Settings
 from cookbook.settings.files import CONF, comments_of
 from cookbook.settings.ranges import check_ranges
@@ -36,6 +36,7 @@ def check_kinds(config: Settings, choices: Mapping[str, str]) -> None:
             raise UserError(f"cluster.inherit has {name!r} in it: expected names of environment variables")
     check_driver(choices["recipe"])
     _check_dataset(config, choices)
+    _check_secrets(config["recipe"])
     _check_storage(config, choices)
     if config["recipe"].get("profile") and config["cluster"]["kind"] == "kubernetes":
         raise UserError(
@@ -57,6 +58,7 @@ DRIVER = {
     "repeats": "how exactly the result repeats: bits, a relative difference, or rules",
     "short": "settings that make the contract tests short",
     "address": "the setting in conf/cluster/ that names a running system, whose workers are then used",
+    "position": "settings of the recipe that decide which rows a step takes: a run goes on only with the same",
     "storage": "true: checkpoints can be kept in an object store",
     "takes_notice": "true: the workers save and leave when their machine is taken away",
     "caps": "which of scale.max_rows and scale.max_steps its programs heed, where it is not both",
@@ -73,7 +75,10 @@ ALWAYS = {"system", "takes", "tools", "needs"}
 def check_driver(recipe: str) -> None:
     """Raises UserError for a key under `driver` in a recipe's settings that means nothing, or that is missing."""
     path = CONF / f"recipe/{recipe}.yaml"
-    driver = yaml.safe_load(path.read_text())["driver"]
+    content = yaml.safe_load(path.read_text())
+    driver = content["driver"]
+    if strange := [name for name in driver.get("position", ()) if name not in content]:
+        raise UserError(f"{path.name}: driver.position names {strange[0]}, which is no setting of the recipe")
     modes = driver.get("modes", {})
     if missing := sorted(ALWAYS - driver.keys()):
         raise UserError(f"{path.name}: driver lacks {', '.join(missing)}")
@@ -114,6 +119,18 @@ def _check_dataset(config: Settings, choices: Mapping[str, str]) -> None:
         f"data={choices['data']} holds {holds}, and recipe={choices['recipe']}{mode} takes {takes}: "
         f"choose data={' or data='.join(fitting)}"
     )
+
+
+def _check_secrets(recipe: Settings) -> None:
+    """Raises UserError for a secret in a setting that the workers read: it is taken out of the file they read it from.
+
+    Spark's own settings go another way, by a file that only the user can read.
+    """
+    if found := [name for name in redact.secrets_of(recipe) if not name.startswith("spark_conf.")]:
+        raise UserError(
+            f"recipe.{found[0]} has a secret in it: workers read settings from a file of the run folder, which keeps "
+            "none; give the secret by an environment variable (cluster.inherit) or a file that the program knows"
+        )
 
 
 STORE = re.compile(r"(s3|gs)://[A-Za-z0-9][A-Za-z0-9._-]+(/[^\s/@?#]+)*/?")

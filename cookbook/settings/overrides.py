@@ -168,6 +168,8 @@ class _CommandLine:
         if FOLDERS.search(key) and not self.is_sweep:
             _check_folder(key, value)
         default = self.defaults.get(key)
+        if key.startswith("recipe.") and (other := re.fullmatch(r"\$\{(cluster\.\w+)\}", str(default))):
+            raise UserError(f"{one.word}: {key} is what {other[1]} says; set that one: {other[1]}={value}")
         # A default that only points at another setting is of that one's kind.
         while isinstance(default, str) and (other := re.fullmatch(r"\$\{([\w.]+)\}", default)):
             default = self.defaults.get(other[1])

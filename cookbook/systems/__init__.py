@@ -1,7 +1,7 @@
 """How each system starts its workers: one module a system, with one class in it.
 
 A recipe names its system in `driver.system`. The class's method `on_<place>` says how the system is started in a place.
-A place for which the class has no method is refused. Nothing is started here: the methods return data.
+A place for which the class has no method is refused. Nothing is started here: the methods say what to start.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import yaml
+
 from cookbook import UserError
 from cookbook.job import Hosts, Job, Process, Settings
+from cookbook.settings.files import CONF
 
 if TYPE_CHECKING:
     from cookbook.pods import Pods
@@ -47,6 +50,8 @@ class System:
     # The variable that keeps the launcher of this machine in the machine's network. Else it has a network of its own,
     # with nothing but loopback. Empty: the system has no such launcher.
     network_switch: ClassVar[str] = ""
+    # The places in which the workers' first meeting is at cluster.port; elsewhere the system finds a free one itself.
+    places_with_port: ClassVar[Collection[str]] = ()
 
     @property
     def name(self) -> str:
@@ -59,11 +64,21 @@ class System:
         """
         if place not in self.places():
             raise self.refusal(place)
+        self._check_port(config, place)
         if place == "hosts" and self.has_cluster():
             require_shared_files(config)
             refuse_address(config)
         if place == "local":
             self.check_reaches_store(config, os.environ)
+
+    def _check_port(self, config: Settings, place: str) -> None:
+        """Raises UserError for a port that was chosen where nothing would heed it."""
+        if place not in self.places_with_port and is_changed("port", config, place):
+            heeded = f"it does with cluster={', '.join(self.places_with_port)}" if self.places_with_port else "nowhere"
+            raise UserError(
+                f"cluster.port={config['cluster']['port']}: with cluster={place}, {self.name} finds free ports itself "
+                f"and would take no notice of it ({heeded}): leave it out"
+            )
 
     def check_reaches_store(self, config: Settings, environment: Mapping[str, str]) -> None:
         """Raises UserError when workers on this machine would be in a network that no object store is in."""
@@ -112,6 +127,13 @@ class System:
 
     def _has(self, method: str) -> bool:
         return getattr(type(self), method) is not getattr(System, method, None)
+
+
+def is_changed(setting: str, config: Settings, place: str) -> bool:
+    """Whether a setting of conf/cluster/ has another value than its files give it."""
+    files = [CONF / f"cluster/{name}.yaml" for name in ("local", place)]
+    defaults = [yaml.safe_load(path.read_text()).get(setting) for path in files if path.exists()]
+    return config["cluster"][setting] not in defaults
 
 
 def names() -> list[str]:

@@ -44,10 +44,17 @@ class Horovod(System):
         recipe = config["recipe"]
         if place == "local":
             machine.check_localhost()
+        elif recipe["timeline"]:
+            raise UserError(
+                f"recipe.timeline=true: with cluster={place} the file would stay on the machine of rank 0; "
+                "it is written with cluster=local only"
+            )
         if not recipe["elastic"]:
             return
         if place == "slurm":
-            raise UserError("on Slurm: recipe.elastic=false (its jobs have a fixed size)")
+            raise UserError(
+                "recipe.elastic=true: a Slurm job has a fixed size; set recipe.elastic=false, or use cluster=hosts"
+            )
         if place == "kubernetes":
             raise UserError(
                 "recipe.elastic=true needs horovodrun; cluster=kubernetes starts the workers by mpirun: "
@@ -131,7 +138,7 @@ class Horovod(System):
         # it has to be allowed to oversubscribe them.
         mapping = f"--bind-to none --map-by ppr:{per_node}:node:OVERSUBSCRIBE"
         controller = ["--gloo"] if job.recipe["controller"] == "gloo" else ["--mpi", f"'--binding-args={mapping}'"]
-        argv = [*self._horovodrun(job), "-H", '"$slots"', *controller]
+        argv = [*self._horovodrun(job), *self._knobs(job), "-H", '"$slots"', *controller]
         argv += flags(network_interfaces='"$interface"' if num_nodes > 1 else "lo")
         argv += [shlex.quote(word) for word in (str(job.python), *job.program_and_settings)]
         return "\n".join([*lines, "exec " + " ".join(argv)])

@@ -22,6 +22,7 @@ ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 class Ray(System):
     kubernetes_kinds: ClassVar = {"RayJob": "ray.io/v1"}
     network_switch = "RAYRUN_NETWORK"
+    places_with_port = ("hosts",)
     kubernetes_ends: ClassVar = {"RayJob": {"Complete": True, "Failed": False}}
 
     def check(self, config: Settings, place: str) -> None:

@@ -6,9 +6,9 @@ import os
 import secrets
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cookbook import machine, redact
+from cookbook import UserError, machine, redact
 from cookbook.job import Hosts, Job, Node, Process, Settings, flags
-from cookbook.systems import Cluster, System, is_here, running_or_own_cluster
+from cookbook.systems import Cluster, System, is_changed, is_here, running_or_own_cluster
 
 if TYPE_CHECKING:
     from cookbook.pods import Pods
@@ -17,6 +17,7 @@ ENCRYPTED = {"spark.authenticate": True, "spark.network.crypto.enabled": True}
 
 
 class Spark(System):
+    places_with_port = ("hosts",)
     kubernetes_kinds: ClassVar = {"SparkApplication": "sparkoperator.k8s.io/v1beta2"}
     kubernetes_ends: ClassVar = {"SparkApplication": {"COMPLETED": True, "FAILED": False, "SUBMISSION_FAILED": False}}
 
@@ -24,6 +25,11 @@ class Spark(System):
         super().check(config, place)
         if place == "local":
             machine.check_localhost()  # PySpark's driver listens on that name
+        if place == "kubernetes" and is_changed("memory_mb_per_worker", config, place):
+            raise UserError(
+                f"cluster.memory_mb_per_worker={config['cluster']['memory_mb_per_worker']}: Spark asks for its pods' "
+                "memory itself, recipe.memory_mb and its own overhead; set recipe.memory_mb"
+            )
 
     def on_local(self, job: Job) -> list[Process]:
         """spark-submit, with a cluster elsewhere or an embedded one.

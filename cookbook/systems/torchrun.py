@@ -37,6 +37,7 @@ exit $status
 class Torchrun(System):
     kubernetes_kinds, kubernetes_ends = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS
     network_switch = "NETRUN_NETWORK"
+    places_with_port = ("local", "hosts", "slurm")
 
     def check(self, config: Settings, place: str) -> None:
         super().check(config, place)

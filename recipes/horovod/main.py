@@ -35,7 +35,7 @@ def main():
     train_data = ImageData(config.data_dir, "train", config.max_rows)
     test_data = ImageData(config.data_dir, "test")
     model = torch_network(train_data.images.shape[3], train_data.num_classes, config.width).to(device)
-    # Horovod's holder of all that the ranks must agree on; it can broadcast, commit and restore it, elastic or not.
+    # Distributed: holds all that the ranks must agree on; it can broadcast, commit and restore it, elastic or not.
     state = hvd.elastic.TorchState(model, make_optimizer(model, config), epoch=0, step=0, epoch_loss=0.0)
 
     facts = {"device": str(device), "torch": torch.__version__, "horovod": horovod.__version__}
@@ -143,7 +143,7 @@ def train_epoch(state, checkpoints, notice, train_data, batches, num_steps, conf
         if time.perf_counter() - shown > 2:
             shown = time.perf_counter()
             run.progress(first_step + state.step, num_steps, f"epoch {state.epoch + 1}, step {state.step}")
-        wish = hvd.synchronize(answer).item()
+        wish = hvd.synchronize(answer).item()  # Distributed: whether any rank has been told to leave.
         commit = config.elastic and state.step % config.commit_every_steps == 0
         if wish or commit:
             state.epoch_loss, loss_sum = state.epoch_loss + sum_over_ranks(loss_sum), 0.0

@@ -85,8 +85,8 @@ def train(training, notice, train_data, test_data, config, run):
     num_steps, device = num_steps_of(config, batches), next(training.network.parameters()).device
     while training.epoch * batches.steps_per_epoch < num_steps:
         epoch = training.epoch
-        # Distributed: uneven inputs: while the others still step, `join` answers in the exchanges for who
-        # has no rows left.
+        # Distributed: uneven inputs: a rank without rows left waits in `join`, which takes part in the
+        # exchanges for it.
         with training.model.join() if config.join else contextlib.nullcontext():
             seconds, num_rows = train_epoch(training, notice, train_data, batches, num_steps, config, run)
         if config.join:

@@ -34,13 +34,13 @@ def square(number):
     return number * number
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1)  # Distributed: a task that says where it ran.
 def where(number):
     time.sleep(0.02)
     return socket.gethostname(), os.getpid()
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1)  # Distributed: a task that reads the store of its node.
 def look_into(array):
     """(sum, whether this process may write into the array, address of its memory's owner).
 

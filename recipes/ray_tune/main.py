@@ -32,8 +32,7 @@ def main():
     rows = read_rows(config)
     most = most_epochs(config, len(rows["train_labels"]))
     with RunRecord(config.output_dir, 0, 1, role="driver", ray=ray.__version__) as run:
-        # Tune notes the experiment's state every ten seconds or less often; what comes later is trained
-        # again after a kill.
+        # After a kill, Tune trains again what it has not noted. It notes its state every ten seconds by default.
         os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(config.snapshot_seconds)
         connect(run)  # Distributed: this program proposes and judges; trials run in processes that Ray starts.
         need = {"CPU": float(config.cpus_per_trial), **({"GPU": 1.0} if config.use_gpu else {})}
@@ -165,7 +164,7 @@ def compare(config, found, run):
             f"them. learning_rates={config.learning_rates} is too high: choose smaller ones"
         )
     run.metric("best/accuracy", best_of(winner)["accuracy"], step=0)
-    # On rows that no search has looked at: what the choice among so many trials has made of luck is gone.
+    # No search saw these rows, so this figure is free of the luck of picking the best of many trials.
     run.metric("best/test_accuracy", best_of(winner)["test_accuracy"], step=0)
     run.progress(1, 1, f"best: {winner['search']}, {best_of(winner)['accuracy']:.4f}")
 

@@ -80,8 +80,8 @@ def search_of(name, config, seed, most=None):
         return plain | {
             "num_samples": config.population,
             "num_trials": config.population,
-            # A population is compared as a whole: who has to wait for it is paused, and counts as one that runs. So no
-            # limit but the resources.
+            # A population is compared as a whole. A trial that waits for the others is paused and still counts as
+            # running, so a limit below the population would never end: only the resources limit it.
             "search_alg": BasicVariantGenerator(random_state=seed),
             "scheduler": exploit,
             "epochs": min(config.budget_epochs // config.population, most or config.budget_epochs),

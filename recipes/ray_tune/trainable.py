@@ -18,6 +18,7 @@ from model import torch_network
 MEETING_SECONDS = 60  # that the first process waits for the others
 
 
+# Distributed: an actor is a process of its own. The processes of all trials call it.
 @ray.remote(num_cpus=0)
 class Meeting:
     """Counts the processes that have started."""
@@ -31,9 +32,9 @@ class Meeting:
 
 
 class Classifier(tune.Trainable):
-    """A class, not a function.
+    """One trial.
 
-    Its process is kept for the next trial (`reset_config`), which saves the seconds of its start.
+    A class, because Tune keeps its process for the next trial (`reset_config`): that saves the seconds of a start.
 
     Settings: learning_rate, momentum, weight_decay. Result of a step: accuracy (validation: what is searched for),
     test_accuracy (for the record: no search looks at it), loss, epoch_seconds.

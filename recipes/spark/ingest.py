@@ -38,9 +38,8 @@ LONGEST_KEPT = 10_000  # bytes of a malformed line that the quarantine keeps
 PARQUET = {"parquet.enable.dictionary": "false", "parquet.enable.dictionary#method": "true", "compression": "zstd"}
 
 
-PLAIN = re.compile(
-    r"(?=[ -~]*\Z)[^*?\[\]{}\\:^%]*/[^*?\[\]{}\\:^%_.][^*?\[\]{}\\:^%]*"
-)  # a path that Spark takes for a name, and for no pattern or hidden file; Java finds no other letters in the locale C
+# A path that Spark reads as it is: ASCII only (Java in the locale C), no signs of a pattern, no hidden file (_ or .).
+PLAIN = re.compile(r"(?=[ -~]*\Z)[^*?\[\]{}\\:^%]*/[^*?\[\]{}\\:^%_.][^*?\[\]{}\\:^%]*")
 
 
 def input_files(config):

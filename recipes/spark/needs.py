@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-MIN_WINDOWS, MIN_LABELLED = (
-    10,
-    20,
-)  # fewer say nothing about what is common; fewer cannot be divided into folds and a test part
+MIN_WINDOWS = 10  # fewer say nothing about what is common
+MIN_LABELLED = 20  # rows; fewer cannot be divided into folds and a test part
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ class Ssh:
             if not Path(key).is_file():
                 raise UserError(f"{self.cluster['inventory']}: ssh.key={key} is not there")
             socket = self.folder / "agent"
-            # The agent ends when this process does, however that ends: then its input is closed. Its environment does
-            # not have the run's id: a host that is this very machine ends all that have it, before the others are done.
+            # The agent ends when its input closes: so it ends with this process, even a killed one. Its environment
+            # lacks the run's id. Otherwise a host that is this machine would end it while other hosts still need it.
             argv = ["ssh-agent", "-a", str(socket), "sh", "-c", "echo; cat; kill $SSH_AGENT_PID"]
             self.agent = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
             assert self.agent.stdout  # a pipe

@@ -79,11 +79,19 @@ class Kubernetes(Place):
             ) from None
         kinds = {**COMMON_KINDS, **self.system.kubernetes_kinds}
         for plural_path in (api.path(version, kind) for kind, version in kinds.items()):
-            with contextlib.suppress(ApiException):  # an operator that is not installed has left nothing
-                for item in api.ask("GET", plural_path, label=f"{RUN_LABEL}={self.pods.name}").get("items", []):
-                    path = f"{plural_path}/{item['metadata']['name']}"
-                    if not api.delete(path):
-                        raise UserError(f"what an earlier try of this run has left cannot be deleted: {path}")
+            try:
+                left = api.ask("GET", plural_path, label=f"{RUN_LABEL}={self.pods.name}").get("items", [])
+            except ApiException as error:
+                if error.status == 404:  # an operator that is not installed has left nothing
+                    continue
+                raise UserError(
+                    f"what an earlier try of this run may have left cannot be looked for: {plural_path}: "
+                    f"{reason_of(error)}"
+                ) from None
+            for item in left:
+                path = f"{plural_path}/{item['metadata']['name']}"
+                if not api.delete(path):
+                    raise UserError(f"what an earlier try of this run has left cannot be deleted: {path}")
 
     def plan(self) -> list[Process]:
         return self.system.on_kubernetes(self.job, self.pods)
@@ -129,6 +137,7 @@ class Kubernetes(Place):
                 namespace = self.cluster["namespace"]
                 console.print(f"warning: still there: kubectl delete --namespace {namespace} {names}", markup=False)
         watch()
+        self.warnings += logs.warnings()
         lines = [*logs.last_lines(), f"{wanted['kind']} {wanted['metadata']['name']}: {said}"]
         (logs_folder / "kubernetes.log").write_text("\n".join(lines) + "\n")
         return {"kubernetes": 0 if good else 1}

@@ -68,6 +68,8 @@ class Logs:
         self.followed: dict[tuple[str, str], threading.Thread] = {}  # (pod, container) -> who follows it
         self.tails: dict[str, list[str]] = {}  # pod -> the last lines of its log
         self.counts: dict[Path, int] = {}  # file of the record -> how many lines it has
+        self.lost: dict[Path, int] = {}  # file of the record -> how many of its lines never came
+        self.refused: set[str] = set()  # what stood in the place of a line of podrun and is none
         self.lock, self.over = threading.Lock(), threading.Event()
         (run_dir / "logs").mkdir(exist_ok=True)
 
@@ -123,10 +125,12 @@ class Logs:
         """Adds a line of podrun to the run folder, unless it is known already."""
         entry = entry_of(text)
         if entry is None:
+            self.refused.add(text[:200])
             return
         path = self.run_dir / entry.path
         if path.is_symlink() or path.parent.is_symlink():
-            return  # a link could lead out of the run folder
+            self.refused.add(text[:200])  # a link could lead out of the run folder
+            return
         path.parent.mkdir(exist_ok=True)
         with self.lock:
             if path.suffix != ".jsonl":
@@ -135,6 +139,7 @@ class Logs:
             if path not in self.counts:
                 self.counts[path] = len(path.read_text().splitlines()) if path.exists() else 0
             if entry.number >= self.counts[path]:  # greater: a rotated log has lost the lines between
+                self.lost[path] = self.lost.get(path, 0) + entry.number - self.counts[path]
                 with open(path, "ab") as file:
                     file.write(entry.content + b"\n")
                 self.counts[path] = entry.number + 1
@@ -156,6 +161,14 @@ class Logs:
         for (pod, _), thread in self.followed.items():
             if pod in ended:
                 thread.join(max(0.0, deadline - time.monotonic()))
+
+    def warnings(self) -> list[str]:
+        """What of the run's record did not come here."""
+        lost = {path: count for path, count in self.lost.items() if count}
+        said = [f"{path.name}: {count} lines are missing: a pod's log was rotated" for path, count in lost.items()]
+        if self.refused:
+            said.append(f"{len(self.refused)} lines of pods' logs look like a run's record and are none: left out")
+        return said
 
     def close(self) -> None:
         self.over.set()
