@@ -41,6 +41,8 @@ def to_store(address: str, secrets: Path, environment: Mapping[str, str] | None 
     """
     environment = os.environ if environment is None else environment
     made = {name: environment[name] for name in SETTINGS if environment.get(name)}
+    if address.startswith("s3://"):
+        made = _aws_profile(environment) | made
     files: dict[str, str] = {}
     if address.startswith("s3://") and (keys := _aws_keys(environment)):
         path = str(secrets / "aws")
@@ -53,6 +55,18 @@ def to_store(address: str, secrets: Path, environment: Mapping[str, str] | None 
             raise UserError(f"GOOGLE_APPLICATION_CREDENTIALS={named}: {error.strerror}") from None
         made["GOOGLE_APPLICATION_CREDENTIALS"] = str(secrets / "google.json")
     return Access(made, files)
+
+
+def _aws_profile(environment: Mapping[str, str]) -> dict[str, str]:
+    """Region and endpoint that the profile has in the AWS command line's file of settings, as variables."""
+    profile, parser = environment.get("AWS_PROFILE") or "default", configparser.RawConfigParser()
+    parser.read(Path(environment.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser())
+    section = profile if profile == "default" else f"profile {profile}"
+    names = {"region": "AWS_DEFAULT_REGION", "endpoint_url": "AWS_ENDPOINT_URL"}
+    found = {name: parser.get(section, key, fallback="") for key, name in names.items()} if section in parser else {}
+    if environment.get("AWS_REGION"):
+        found.pop("AWS_DEFAULT_REGION", None)
+    return {name: value for name, value in found.items() if value}
 
 
 def _aws_keys(environment: Mapping[str, str]) -> dict[str, str]:

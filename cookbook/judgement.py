@@ -60,8 +60,7 @@ def judge(result: Result, config: Settings, manifest: Mapping[str, Any], ended: 
         if cause := _cause(Path(result.folder) / "logs", verdict, ended):
             problems.insert(0, cause)
         # Another try may help where a worker, chief or ps was lost. Other problems would only come again.
-        lost = bool(verdict.lost) or any("did not finish" in problem for problem in problems)
-        result.fail("; ".join(problems), resumable=lost)
+        result.fail("; ".join(problems), resumable=bool(verdict.lost or verdict.unfinished))
         return True
     else:
         result.status, result.resumable = "ok", False

@@ -152,9 +152,13 @@ class RunRecord:
         pid: int | None = None,
         **facts: Any,
     ) -> None:
-        """`role`: worker, or what else the process is (chief, ps): only workers have ranks of the world.
+        """Begins the record of this process, in a new file below `output_dir`.
+
+        `role`: worker, or what else the process is (chief, ps): only workers have ranks of the world.
         `attempt`: how often the launcher has started all workers anew before this one.
         `host`, `pid`: of a process that keeps no record itself (a Spark executor), as it told the one that does.
+        `facts`: what else the start says, such as device and versions; `phase`, where parts of a run (seeds,
+        searchers) have workers of their own.
         """
         self._output_dir = Path(output_dir)
         self._host, pid = host or socket.gethostname(), pid or os.getpid()
@@ -247,7 +251,10 @@ class RunRecord:
         self._write("parameters", held=held, total=total)
 
     def metric(self, name: str, value: float, step: int, epoch: int | None = None, unit: str = "") -> None:
-        """Notes a number at a step. Reduce it over the ranks first: ranks that report different values fail the run."""
+        """Notes a number at a step (steps done since the run began).
+
+        Reduce it over the ranks first: ranks that report different values fail the run, and so does nan.
+        """
         self._write("metric", name=name, value=float(value), step=step, epoch=epoch, unit=unit)
 
     def finite(self, value: float, epoch: int, step: int, name: str = "train/loss") -> float:
@@ -273,9 +280,14 @@ class RunRecord:
         return f"the last good checkpoint is {last['path']} (epoch {last['epoch']}, step {last['step']})"
 
     def progress(self, done: int, total: int, text: str = "") -> None:
+        """Says how far the run is, in whatever it counts: steps, stages, trials. The driver shows it."""
         self._write("progress", done=done, total=total, text=text)
 
     def checkpoint(self, path: str | Path, epoch: int, step: int) -> None:
+        """Notes a checkpoint that is whole: the run can go on from it at that epoch (from 0), after `step` steps of it.
+
+        Call it when the last file is there; what is noted is what the next try looks for.
+        """
         self._write("checkpoint", path=str(path), epoch=epoch, step=step)
 
     def digest(self, arrays: Iterable[NDArray[Any]]) -> None:

@@ -68,7 +68,7 @@ def imports_of(path):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_is_a_folder_a_config_and_a_target(recipe):
-    for name in ("main.py", "requirements.in", "requirements.txt", "test_recipe.py", "README.md"):
+    for name in ("main.py", "settings.py", "requirements.in", "requirements.txt", "test_recipe.py", "README.md"):
         assert (ROOT / "recipes" / recipe / name).is_file(), name
     assert (ROOT / f"conf/recipe/{recipe}.yaml").is_file()
     text = subprocess.run(

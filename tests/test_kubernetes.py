@@ -443,7 +443,7 @@ def test_podrun_ends_what_serves_a_chief_when_it_has_ended_well(tmp_path):
 
 
 def test_a_log_that_is_read_twice_counts_once(tmp_path):
-    logs = pod_logs.Logs(None, "run", tmp_path)
+    logs = pod_logs.Logs(None, "run", tmp_path, 120)
     told = [
         json.dumps({"path": "workers/rank0.jsonl", "line": number, "text": f'{{"n": {number}}}'}) for number in range(3)
     ]

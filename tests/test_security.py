@@ -265,14 +265,14 @@ def told(path, **content):
 )
 def test_a_pod_s_log_writes_nothing_but_a_record(tmp_path, text):
     (tmp_path / "run").mkdir()
-    pod_logs.Logs(None, "run", tmp_path / "run")._record(text)
+    pod_logs.Logs(None, "run", tmp_path / "run", 120)._record(text)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_pod_s_log_writes_a_record_and_follows_no_link(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    logs = pod_logs.Logs(None, "run", run)
+    logs = pod_logs.Logs(None, "run", run, 120)
     logs._record(told("workers/rank0-pod-1.jsonl", text='{"event": "start"}'))
     logs._record(told("pictures/curve.png", base64=b64encode(b"png").decode()))
     assert (run / "workers/rank0-pod-1.jsonl").read_text() == '{"event": "start"}\n'

@@ -584,6 +584,20 @@ def test_keys_go_as_a_file_of_the_run(tmp_path):
     with pytest.raises(UserError, match="AWS_PROFILE=home: .*own has no keys of that name"):
         to_store("s3://bucket/x", tmp_path, own | {"AWS_PROFILE": "home"})
     assert to_store("s3://bucket/x", tmp_path, {"HOME": "/"} | {"AWS_SHARED_CREDENTIALS_FILE": "/none"}).files == {}
+    (tmp_path / "config").write_text(
+        "[profile work]\nregion = there\nendpoint_url = https://store.example\n[default]\n"
+    )
+    named = own | {"AWS_CONFIG_FILE": str(tmp_path / "config")}
+    made = to_store("s3://bucket/x", tmp_path, named).environment
+    assert (made["AWS_DEFAULT_REGION"], made["AWS_ENDPOINT_URL"]) == ("there", "https://store.example")
+    made = to_store(
+        "s3://bucket/x", tmp_path, named | {"AWS_REGION": "here", "AWS_ENDPOINT_URL": "https://mine"}
+    ).environment
+    assert (made["AWS_REGION"], made.get("AWS_DEFAULT_REGION"), made["AWS_ENDPOINT_URL"]) == (
+        "here",
+        None,
+        "https://mine",
+    )
     with pytest.raises(UserError, match="GOOGLE_APPLICATION_CREDENTIALS=/none: No such file"):
         to_store("gs://bucket/x", tmp_path, {"GOOGLE_APPLICATION_CREDENTIALS": "/none"})
 

@@ -41,6 +41,7 @@ torchft.Manager manager.start_quorum manager.allreduce manager.should_commit
 
 context.broadcast barrier addPyFile parallelize
 ray.init ray.remote
+shared_now
 distributed.Client SpecCluster
 """
 CALLS = NAMES.split()

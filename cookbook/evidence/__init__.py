@@ -41,9 +41,9 @@ def judge(records: Sequence[Record], asked: Asked) -> Verdict:
     verdict.figures["no_process_failed"] = f"{len(current + services)} processes ended by themselves"
     verdict.diverged = next((error for error in verdict.errors if " ended with Diverged: " in error), "")
     gone = [events[0] for events in services if facts.end_of(events) is None]
-    unfinished = [f"{start['role']} {start['rank']} started but did not finish" for start in gone]
+    verdict.unfinished = [f"{start['role']} {start['rank']} started but did not finish" for start in gone]
     _find(verdict, "no_process_failed", verdict.errors)
-    _find(verdict, "workers_as_asked_for", common.workers_as_asked_for(verdict, asked) + unfinished)
+    _find(verdict, "workers_as_asked_for", common.workers_as_asked_for(verdict, asked) + verdict.unfinished)
     verdict.findings.append(common.seen_by_the_operating_system(verdict, asked))
     _find(verdict, "metrics_finite_and_agreed", common.metrics_finite_and_agreed(verdict, current + services))
     broken = bool(verdict.problems)

@@ -54,6 +54,7 @@ class Verdict:
     workers: list[Worker] = field(default_factory=list)  # those that finished
     lost: list[Worker] = field(default_factory=list)  # those that started and did not finish
     services: list[Worker] = field(default_factory=list)  # processes with another role: chief, ps
+    unfinished: list[str] = field(default_factory=list)  # those of them that started and did not finish
     done_before: bool = False  # this try found all phases finished, and started no worker
     restarts: int = 0  # how often the launcher started all workers anew
     worlds: list[int] = field(default_factory=list)  # the world sizes that were seen, in order

@@ -29,7 +29,7 @@ def builder_files(builder: str) -> list[Path]:
     """The builder's module and the ones beside it that it imports, itself first."""
     files = [DATA / f"{builder}.py"]
     for file in files:
-        for name in re.findall(r"^from (\w+) import", file.read_text(), re.MULTILINE):
+        for name in re.findall(r"^(?:from|import) (\w+)", file.read_text(), re.MULTILINE):
             path = DATA / f"{name}.py"
             if path.exists() and path not in files:
                 files.append(path)

@@ -119,14 +119,17 @@ def _as_dict(config: DictConfig) -> dict[str, Any]:
 def worker_settings(config: Settings, data_dir: str | Path, run_dir: str | Path, storage: str = "") -> dict[str, Any]:
     """The flat settings that the workers read: the recipe's own (but its `driver` part), the caps and the folders.
 
+    A cap that the recipe does not heed is null there.
+
     `storage`: the run's own address in an object store; then its checkpoints go there.
     """
     recipe = {key: value for key, value in config["recipe"].items() if key != "driver"}
+    heeded = config["recipe"]["driver"].get("caps", ("max_rows", "max_steps"))
+    caps = {name: config["scale"][name] if name in heeded else None for name in ("max_rows", "max_steps")}
     return {
         "seed": config["seed"],
         **recipe,
-        "max_rows": config["scale"]["max_rows"],
-        "max_steps": config["scale"]["max_steps"],
+        **caps,
         "data_dir": str(data_dir),
         "output_dir": str(run_dir),
         "checkpoint_dir": f"{storage or run_dir}/checkpoints",

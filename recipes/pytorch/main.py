@@ -69,7 +69,7 @@ def main():
         ):
             training = Training(network, model, optimizer, checkpoints, len(train_data))
             load_checkpoint(training, config, rank, world_size)
-            run.restore(training.epoch, training.step, generation=shared_now())
+            run.restore(training.epoch, training.step, generation=shared_now())  # Distributed: rank 0's clock.
             notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
             # Distributed: the first layer's gradient is the last one that `backward` computes. What follows in it is
             # waiting for the others: the record says for how long.

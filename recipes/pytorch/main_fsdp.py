@@ -123,7 +123,9 @@ def main():
             ) as checkpoints,
         ):
             start = checkpoints.load()
-            run.restore(*divmod(start, batches.steps_per_epoch), generation=shared_now())
+            run.restore(
+                *divmod(start, batches.steps_per_epoch), generation=shared_now()
+            )  # Distributed: rank 0's clock.
             bits_per_byte = train_language_model(
                 sharded, sharded.optimizer, batches, num_steps, start, checkpoints, config, run
             )

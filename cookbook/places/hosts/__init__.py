@@ -36,7 +36,6 @@ class Findings:
     interface: str  # the network interface that has the host's address; empty: none has it
     files: str  # the hash of the sources as they are there
     free: Mapping[str, int]  # folder -> free bytes
-    host: str  # the name that it gives itself
     interpreter: bool  # whether it has the Python that the environment needs
 
 

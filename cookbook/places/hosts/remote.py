@@ -148,7 +148,7 @@ def look() -> None:
         while not os.path.exists(there):
             there = os.path.dirname(there)
         free[path] = shutil.disk_usage(there).free
-    found = {"interface": interface, "files": sha.hexdigest(), "free": free, "host": os.uname()[1]}
+    found = {"interface": interface, "files": sha.hexdigest(), "free": free}
     print(json.dumps({**found, "interpreter": os.access(spec["interpreter"], os.X_OK)}))
 
 

@@ -61,7 +61,7 @@ class Logs:
     Each pod's log goes to a file of its own, and the run's record to where this machine's workers would write it.
     """
 
-    def __init__(self, api: Api, name: str, run_dir: Path, image_timeout_seconds: float = 120) -> None:
+    def __init__(self, api: Api, name: str, run_dir: Path, image_timeout_seconds: float) -> None:
         self.api, self.name, self.run_dir, self.image_timeout_seconds = api, name, run_dir, image_timeout_seconds
         self.trouble: dict[str, float] = {}  # pod -> since when it cannot start
         self.shown = ""  # the newest summary of the pods
