@@ -89,6 +89,9 @@ bench: $(SETUP) ## measure a recipe against the bare framework: RECIPE=horovod (
 bench-hosts: $(SETUP) ## all-reduce over limited links against a model (as root, Linux)
 	@PYTHONPATH=. $(BIN)/python infra/local/benchmark.py
 
+services-%: $(SETUP) ## a Spark, Dask or Ray cluster that stays up on hosts: services-up, -down, -status: RECIPE=dask INVENTORY=hosts.yaml
+	@$(BIN)/python -m cookbook.tools.services $* "$(INVENTORY)" "$(RECIPE)" @ARGS
+
 infra-%: $(SETUP) ## machines: infra-plan, -up, -status, -down: TARGET=local|aws|gcp|eks|gke|kubernetes ARGS="infra.variables.num_hosts=3"
 	@$(BIN)/python -m cookbook.tools.infra $* "$(TARGET)" @ARGS
 
