@@ -41,46 +41,22 @@ def run_on_hosts(
 
     Returns (how the processes ended, {"the clean-up of NAME": why} of the hosts that could not be reached).
     """
-    logs = run_dir / "logs"
-    logs.mkdir(exist_ok=True)
-    hosts: dict[str, Host] = {host["address"]: host for host in cluster["hosts"]}
     services = {process.name for process in planned if process.service}
-    come_back = {process.name: process for process in planned if process.comes_back}
-    tried: dict[str, float] = {}  # service that was lost -> when it was started again
     started: dict[str, subprocess.Popen[str]] = {}
     statuses: dict[str, Status] = {}
-    # A thread brings the records back. The loop goes on meanwhile: a host that hears nothing ends its processes.
-    with Ssh(cluster) as ssh, concurrent.futures.ThreadPoolExecutor(1) as puller:
-        pulled = time.monotonic()
-        pulling: concurrent.futures.Future[None] | None = None
+    with Ssh(cluster) as ssh:
+        starter, records = Starter(ssh, cluster, run_dir, run_id, started), Records(ssh, cluster, run_dir)
         try:
-            for process in planned:
-                processes.write_files(process.files)
-            if not cluster["shared"] and any(process.files for process in planned):
-                on_each(cluster["hosts"], lambda host: push(ssh, host, [run_dir]))
-            for process in planned:
-                path = logs / f"{process.name}.log"
-                with open(path, "a") as log:
-                    started[process.name] = begin(ssh, hosts[process.host], process, cluster, run_id, log)
-                if process.ready:
-                    wait_until_ready(process, started, path, cluster["start_timeout_seconds"], watch)
+            starter.start_all(planned, watch)
             while True:
                 ended = {name: child.returncode for name, child in started.items() if child.poll() is not None}
-                statuses = {name: status for name, status in ended.items() if name not in come_back}
+                statuses = {name: status for name, status in ended.items() if name not in starter.come_back}
                 if any(statuses.values()) or statuses.keys() & services or statuses.keys() >= started.keys() - services:
                     break
-                for name in ended.keys() & come_back.keys():
-                    if time.monotonic() - tried.get(name, -math.inf) > AGAIN_SECONDS:
-                        tried[name], process = time.monotonic(), come_back[name]
-                        with open(logs / f"{name}.log", "a") as log:
-                            started[name] = begin(ssh, hosts[process.host], process, cluster, run_id, log)
+                starter.start_again(ended)
                 watch()
                 say_hello(started)
-                if pulling and pulling.done():
-                    # Its error is ignored: when a host is gone for good, its processes end, and that fails the run.
-                    pulling, pulled = None, time.monotonic()
-                if not cluster["shared"] and not pulling and time.monotonic() - pulled > cluster["pull_seconds"]:
-                    pulling = puller.submit(bring_home, ssh, cluster, run_dir)
+                records.bring_home_now_and_then()
                 time.sleep(POLL_SECONDS)
         finally:
             ended_early = {
@@ -88,17 +64,75 @@ def run_on_hosts(
                 for name, status in statuses.items()
                 if name in services and set(started) - services - set(statuses)
             }
-            if pulling:
-                concurrent.futures.wait([pulling])
-            cleanup_paths = [
-                f"{run_dir}/scratch",
-                f"{run_dir}/{NOTICE}",
-                *(path for process in planned for path in process.cleanup_paths),
-            ]
-            lost = stop(ssh, cluster, run_dir, run_id, started, cleanup_paths)
+            records.wait()
+            own = [path for process in planned for path in process.cleanup_paths]
+            lost = stop(ssh, cluster, run_dir, run_id, started, [f"{run_dir}/scratch", f"{run_dir}/{NOTICE}", *own])
             watch()
     workers = {name: status for name, status in statuses.items() if name not in services}
     return workers | ended_early, {f"the clean-up of {name}": why for name, why in lost.items()}
+
+
+class Starter:
+    """Starts the processes on their hosts, and those again that come back: a host that is lost may return."""
+
+    def __init__(
+        self, ssh: Ssh, cluster: Settings, run_dir: Path, run_id: str, started: dict[str, subprocess.Popen[str]]
+    ) -> None:
+        """`started`: name -> the ssh that runs it; this class fills it."""
+        self.ssh, self.cluster, self.run_dir, self.run_id, self.started = ssh, cluster, run_dir, run_id, started
+        self.hosts: dict[str, Host] = {host["address"]: host for host in cluster["hosts"]}
+        self.come_back: dict[str, Process] = {}
+        self.tried: dict[str, float] = {}  # a process that was lost -> when it was started again
+        self.logs = run_dir / "logs"
+        self.logs.mkdir(exist_ok=True)
+
+    def start_all(self, planned: Sequence[Process], watch: Watch) -> None:
+        """Starts them in their order; one that others need is waited for."""
+        self.come_back = {process.name: process for process in planned if process.comes_back}
+        for process in planned:
+            processes.write_files(process.files)
+        if not self.cluster["shared"] and any(process.files for process in planned):
+            on_each(self.cluster["hosts"], lambda host: push(self.ssh, host, [self.run_dir]))
+        for process in planned:
+            self._start(process)
+            if process.ready:
+                log, seconds = self.logs / f"{process.name}.log", self.cluster["start_timeout_seconds"]
+                wait_until_ready(process, self.started, log, seconds, watch)
+
+    def start_again(self, ended: Iterable[str]) -> None:
+        """Starts those of the ended processes that come back, each every `AGAIN_SECONDS` at most."""
+        for name in self.come_back.keys() & set(ended):
+            if time.monotonic() - self.tried.get(name, -math.inf) > AGAIN_SECONDS:
+                self.tried[name] = time.monotonic()
+                self._start(self.come_back[name])
+
+    def _start(self, process: Process) -> None:
+        with open(self.logs / f"{process.name}.log", "a") as log:
+            host = self.hosts[process.host]
+            self.started[process.name] = begin(self.ssh, host, process, self.cluster, self.run_id, log)
+
+
+class Records:
+    """Brings the hosts' records here while the run goes on; nothing is brought where all see the same files."""
+
+    def __init__(self, ssh: Ssh, cluster: Settings, run_dir: Path) -> None:
+        self.ssh, self.cluster, self.run_dir = ssh, cluster, run_dir
+        # In a thread: a host that hears nothing of this one meanwhile would end its processes.
+        self.pool = concurrent.futures.ThreadPoolExecutor(1)
+        self.copying: concurrent.futures.Future[None] | None = None
+        self.copied = time.monotonic()
+
+    def bring_home_now_and_then(self) -> None:
+        if self.copying and self.copying.done():
+            # Its error is ignored: the last copy, when all have ended, names the hosts that cannot be reached.
+            self.copying, self.copied = None, time.monotonic()
+        due = time.monotonic() - self.copied > self.cluster["pull_seconds"]
+        if due and not self.copying and not self.cluster["shared"]:
+            self.copying = self.pool.submit(bring_home, self.ssh, self.cluster, self.run_dir)
+
+    def wait(self) -> None:
+        """Waits for the copy that is on its way."""
+        self.pool.shutdown()
 
 
 def bring_home(ssh: Ssh, cluster: Settings, run_dir: Path) -> None:
