@@ -109,9 +109,8 @@ def main():
             ) as checkpoints,
         ):
             start = checkpoints.load()
-            run.restore(
-                *divmod(start, batches.steps_per_epoch), generation=shared_now()
-            )  # Distributed: rank 0's clock.
+            # Distributed: rank 0's clock on all ranks.
+            run.restore(*divmod(start, batches.steps_per_epoch), generation=shared_now())
             bits_per_byte = train_language_model(
                 divided, divided.optimizer, batches, num_steps, start, checkpoints, config, run
             )
