@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cookbook.report import pages, pictures
-from guide import advice, training
+from guide import advice, killed, training
 from guide.measure import Place
 from guide.results import Run
 from guide.tasks import TASKS, lines_of
@@ -17,7 +17,8 @@ def write(folder: Path, runs: Sequence[Run], place: Place, problems: Sequence[st
     trained = training.read(folder.parent, place.machine)
     path = folder / "index.html"
     partial = folder / ".index.html.partial"
-    partial.write_text(text_of(runs, place.commit, pages.machine(), problems, time.time(), trained, folder))
+    hurt = killed.read(folder.parent, place.machine)
+    partial.write_text(text_of(runs, place.commit, pages.machine(), problems, time.time(), trained, hurt, folder))
     partial.replace(path)
     return path
 
@@ -29,6 +30,7 @@ def text_of(
     problems: Sequence[str],
     now: float,
     trained: Sequence[training.Training] = (),
+    hurt: Sequence[killed.Killed] = (),
     folder: Path = Path(),
 ) -> str:
     """The page as HTML."""
@@ -50,6 +52,8 @@ def text_of(
         report=lambda one: one.report(folder),
         busy=sum(run.was_busy for run in runs),
         compare=training.COMMAND,
+        hurt=hurt,
+        chaos=killed.COMMAND,
         others=sorted({run.commit[:10] for run in runs if run.commit != commit}),
     )
 

@@ -13,7 +13,7 @@ from filelock import FileLock
 from cookbook import ROOT, UserError
 from cookbook.report import pages
 from guide import __main__ as command
-from guide import advice, choose, measure, page, results, settings, training
+from guide import advice, choose, killed, measure, page, results, settings, training
 from guide.tasks import TASKS, Wanted, cases_of, lines_of, task_named
 from tests.helpers import CLEAN
 
@@ -332,6 +332,33 @@ def test_recipes_that_did_the_same_task_are_compared_and_others_are_not():
 def test_trainings_with_other_results_give_no_advice():
     group = [trained("pytorch ddp", 2, 100.0), trained("horovod torch", 2, 200.0, value=0.7)]
     assert [sentence.text for sentence in training.advice_of(group)] == ["not measured here"]
+
+
+def chaos_json(root, recipe, number, **changes):
+    folder = root / "chaos" / recipe / str(number)
+    folder.mkdir(parents=True)
+    content = dict(recipe=recipe, place="local", overrides=["scale=smoke"], names=["kill"], seed=None, recovered=True)
+    content |= dict(
+        machine=MACHINE + ", Linux 6.1, Python 3.11.7", undisturbed_seconds=10.0, seconds=16.0, steps_lost=4
+    )
+    content |= dict(folder=str(folder), time=float(number)) | changes
+    (folder / "chaos.json").write_text(json.dumps(content))
+
+
+def test_what_a_killed_worker_costs_is_read_from_the_newest_runs_of_this_machine(tmp_path):
+    chaos_json(tmp_path, "pytorch", 1)
+    chaos_json(tmp_path, "pytorch", 2, seconds=12.5)
+    chaos_json(tmp_path, "spark", 3, steps_lost=None)
+    chaos_json(tmp_path, "spark", 4, recovered=False)
+    chaos_json(tmp_path, "horovod", 5, names=["kill", "stop"])
+    chaos_json(tmp_path, "horovod", 6, machine="another, 8 cores, Linux 6.1, Python 3.11.7")
+    chaos_json(tmp_path, "horovod", 7, seed=3)
+    found = killed.read(tmp_path, MACHINE)
+    assert [(one.recipe, one.goodput, one.steps_lost) for one in found] == [("pytorch", 0.8, 4), ("spark", 0.625, None)]
+    text = page.text_of([], "abc", MACHINE, [], 2000.0, [], found, tmp_path / "guide")
+    assert 'href="../chaos/pytorch/2/report.html"' in text
+    assert "0.62</td>" in text and "horovod</td>" not in text
+    assert killed.read(tmp_path / "none", MACHINE) == []
 
 
 def test_a_busy_machine_is_named_on_the_page_and_in_the_choice(monkeypatch):
