@@ -171,7 +171,15 @@ def walk(node: yaml.MappingNode, text: str, prefix: str, described: dict[str, st
 def comment_behind(lines: list[str], mark: yaml.Mark) -> str:
     behind = lines[mark.line][mark.column :] if mark.line < len(lines) else ""
     match = re.search(r"(?:^|\s)#\s?(.*)$", behind)
-    return match[1].strip() if match else ""
+    if not match:
+        return ""
+    parts = [match[1].strip()]
+    for line in lines[mark.line + 1 :]:
+        more = re.fullmatch(r" {12,}# (.+)", line)
+        if not more:
+            break
+        parts.append(more[1].strip())
+    return " ".join(filter(None, parts))
 
 
 def section_above(lines: list[str], line: int) -> str:

@@ -207,3 +207,8 @@ def test_links_are_turned_to_the_pages_of_the_site():
 def test_ci_builds_the_site():
     for file in (".ci/run", ".github/workflows/ci.yml"):
         assert re.search(r"^(      - run: )?make docs$", (ROOT / file).read_text(), re.MULTILINE), file
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("conf/**/*.yaml")), ids=lambda path: path.stem)
+def test_no_line_of_the_settings_is_long(path):
+    assert [line for line in path.read_text().splitlines() if len(line) > 120] == []

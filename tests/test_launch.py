@@ -99,7 +99,19 @@ def test_an_unknown_launcher():
 
 def test_comments_are_found():
     path = files.CONF / "recipe/horovod.yaml"
-    assert files.comments_of(path)["num_epochs"] == "passes over the training rows"
+    found = files.comments_of(path)
+    assert found["num_epochs"] == "passes over the training rows"
+    assert found["takes_notice"].endswith("when their machine is taken away (docs/preemption.md)"), "over two lines"
+
+
+@pytest.mark.parametrize("length", [10, 60, 200])
+def test_a_comment_comes_back_from_as_many_lines_as_it_takes(tmp_path, length):
+    comment = " ".join(["what", "it", "means;", "null:", "nothing"] * (length // 5))
+    for line in ("key: 1", f"key: {'x' * 100}"):
+        text = files.commented(line, comment, 40)
+        assert max(map(len, text.splitlines())) <= files.LENGTH
+        (tmp_path / "x.yaml").write_text(f"{text}\nother: 2  # something else\n")
+        assert files.comments_of(tmp_path / "x.yaml") == {"key": comment, "other": "something else"}
 
 
 def plan_of(recipe, *overrides):

@@ -20,7 +20,7 @@ from cookbook import UserError, bootstrap
 from cookbook.job import Settings
 from cookbook.settings.checks import check_kinds
 from cookbook.settings.choices import with_defaults_of_choices
-from cookbook.settings.files import CONF, comments_of
+from cookbook.settings.files import CONF, commented, comments_of
 from cookbook.settings.overrides import prepared
 
 OmegaConf.register_new_resolver("cookbook_cache", lambda: str(bootstrap.cache_dir()), replace=True)
@@ -154,6 +154,6 @@ def commented_yaml(settings: Settings, choices: Mapping[str, str], fixed: Collec
     lines = [f"{key}: {json.dumps(value)}" for key, value in settings.items()]
     width = min(48, max(map(len, lines)))
     return "".join(
-        f"{line:<{width}}  # {comments[key]}\n" if key in comments else f"{line}\n"
+        f"{commented(line, comments[key], width + 2)}\n" if key in comments else f"{line}\n"
         for key, line in zip(settings, lines, strict=True)
     )
