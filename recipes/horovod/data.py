@@ -1,7 +1,4 @@
-"""Reads the dataset folder, and decides which rows each worker takes through each step.
-
-NumPy only: both frameworks use it.
-"""
+"""Reads the dataset folder, and decides which rows each worker takes through each step. NumPy only."""
 
 import json
 from pathlib import Path

@@ -20,7 +20,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from data import Batches, ImageData, loader_of
+from data import Batches, ImageData
+from loader import loader_of
 from model import torch_network
 from preempt import Notice
 from profiles import profiled

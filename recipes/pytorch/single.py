@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from data import Batches, ImageData, loader_of
+from data import Batches, ImageData
+from loader import loader_of
 from model import torch_network
 from preempt import Notice
 from runrecord import RunRecord, check_model, check_position, load_config
