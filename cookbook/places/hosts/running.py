@@ -123,11 +123,12 @@ class Records:
         self.copied = time.monotonic()
 
     def bring_home_now_and_then(self) -> None:
+        if self.cluster["shared"]:
+            return
         if self.copying and self.copying.done():
             # Its error is ignored: the last copy, when all have ended, names the hosts that cannot be reached.
             self.copying, self.copied = None, time.monotonic()
-        due = time.monotonic() - self.copied > self.cluster["pull_seconds"]
-        if due and not self.copying and not self.cluster["shared"]:
+        if not self.copying and time.monotonic() - self.copied > self.cluster["pull_seconds"]:
             self.copying = self.pool.submit(bring_home, self.ssh, self.cluster, self.run_dir)
 
     def wait(self) -> None:
