@@ -260,6 +260,10 @@ def test_a_time_format_of_ones_own():
         fmt = logformat.resolve(r"(?<time>\S+ \S+) (?<message>.*)", time_format=time_format)
         assert logformat.parse(fmt, "29.03.2025 22:00:01 x")[0]["time"] == datetime(2025, 3, 29, 22, 0, 1)
         assert logformat.parse(fmt, "2025-03-29 22:00:01 x") == (None, "no time")
+    fmt = logformat.resolve(r"(?<time>\S+ \S+) (?<message>.*)", time_format="%d-%b-%Y %H:%M:%S")
+    for month in ("Mar", "MAR", "mar"):
+        assert logformat.parse(fmt, f"29-{month}-2025 22:00:01 x")[0]["time"] == datetime(2025, 3, 29, 22, 0, 1)
+    assert logformat.parse(fmt, "29-Mai-2025 22:00:01 x") == (None, "no time")
     with pytest.raises(logformat.FormatError, match="%I is not understood"):
         logformat.resolve(r"(?<time>\S+) (?<message>.*)", time_format="%I:%M %p")
 
@@ -600,6 +604,16 @@ MORE = [
             *("29/Mar/2025:22:00:00+0100", "2025-03-29T22:01:00+99:00", "2025/3/9"),
             rest=" INFO w x",
         ),
+    ],
+    [
+        r"(?<time>\S+ \S+) (?<message>.*)",
+        {"time_format": "%d-%b-%Y %H:%M:%S"},
+        ["29-MAR-2025 22:00:01 x", "29-mar-2025 22:00:01 x", "29-Mai-2025 22:00:01 x"],
+    ],
+    [
+        r"(?<day>\d+)(?<month>\w{3})(?<year>\d+) (?<clock>\S+) (?<message>.*)",
+        {},
+        ["29MAR2025 22:00:01 x", "29Mar2025 22:00:01 x", "29032025 22:00:01 x"],
     ],
     [
         r"(?<time>\S+ \S+) (?<message>.*)",

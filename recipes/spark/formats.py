@@ -19,6 +19,7 @@ from logformat import (
     EXPONENT,
     FIRST_TIME,
     LONGEST_LINE,
+    MONTH,
     MONTHS,
     PACKED_DATE,
     PIECES,
@@ -386,7 +387,8 @@ def time_of(fmt, raw):
     if "epoch" in raw:
         return from_epoch(raw["epoch"], fmt.epoch_unit)
     if {"month", "day", "clock"} <= raw.keys():
-        return from_pieces(raw.get("year"), raw["month"], raw["day"], raw["clock"], raw.get("zone"), fmt)
+        month = F.initcap(raw["month"]) if fmt.name == "regex" else raw["month"]
+        return from_pieces(raw.get("year"), month, raw["day"], raw["clock"], raw.get("zone"), fmt)
     if "time" in raw or "date" in raw:
         names = ("date", "time", "zone") if "time" in raw else ("date", "clock", "zone")
         given = [raw["time"]] if fmt.json else [raw[name] for name in names if name in raw]
@@ -397,6 +399,7 @@ def time_of(fmt, raw):
             pieces = F.split(F.regexp_replace(text, F.lit(java(pattern)), F.lit(joined)), SEPARATOR)
             parts = [F.nullif(F.get(pieces, F.lit(number)), F.lit("")) for number in range(len(PIECES))]
             parts[0] = None if "(?<y>)" in pattern else parts[0]
+            parts[1] = F.initcap(parts[1]) if MONTH in pattern else parts[1]
             found.append(F.when(F.size(pieces) == len(PIECES), from_pieces(*parts, fmt)))
         if fmt.may_be_epoch():
             found.append(F.when(text.rlike(r"^\d{9,19}(\.\d+)?$"), from_epoch(text, fmt.epoch_unit)))

@@ -39,7 +39,7 @@ PIECES = ("y", "m", "d", "clock", "zone")  # of a time, as the patterns below na
 CLOCK = r"(?<clock>\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?)"
 ZONE = r"(?<zone>[Zz]|UTC|GMT|[+-]\d{2}(?::?\d{2})?)"
 CLOCK_ALONE = rf"^{CLOCK} ?{ZONE}?$"
-MONTH = r"(?<m>[A-Z][a-z]{2})"
+MONTH = r"(?<m>[A-Za-z]{3})"  # in any case: MAR, as Oracle has it
 TIMES = {  # how a time may be written; all pieces are groups, those that it lacks are empty
     "iso": rf"^(?<y>\d{{4}})[-/](?<m>\d{{1,2}})[-/](?<d>\d{{1,2}})(?:[Tt_ ]+{CLOCK} ?{ZONE}?)?$",
     "clf": rf"^(?<d>\d{{1,2}})/{MONTH}/(?<y>\d{{4}})[: ]{CLOCK} ?{ZONE}?$",
@@ -761,7 +761,8 @@ def time_of(fmt, fields, dated):
 
 
 def _from_pieces(year, month, day, clock, zone, fmt, dated):
-    month = str(MONTHS.index(month) + 1) if month in MONTHS else month
+    name = month.capitalize()
+    month = str(MONTHS.index(name) + 1) if name in MONTHS else month
     found = re.fullmatch(r"(\d{1,2}):(\d{1,2})(?::(\d{1,2})(?:[.,](\d+))?)?", clock or "0:0", re.ASCII)
     packed = re.fullmatch(r"(\d{2})(\d{2})(\d{2})(?:[.,](\d+))?", clock or "", re.ASCII)
     digits = (str(month), str(day), str(year or 0))
