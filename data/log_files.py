@@ -594,7 +594,7 @@ def say_not_utf8(first):
 
 
 def choose(first, options):
-    """The format that fits all files; says so. Files of blank lines or headers alone are of any format that skips those."""
+    """The format that fits all files; says so. Blank lines and headers alone are of any format that skips them."""
     chosen, without_events = {}, {}
     for file, lines in first.items():
         if not lines:

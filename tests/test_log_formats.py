@@ -381,6 +381,21 @@ def test_nginxs_own_log_format_line():
             {"path": "/a b", "referrer": "https://a/", "agent": "Mozilla/5.0 (X11; Linux)"},
         ),
         (
+            """log_format x '$msec "$request_method $uri$is_args$args $server_protocol" $status';""",
+            '1743285660.5 "GET /a?b=1 HTTP/1.1" 200',
+            {"method": "GET", "path": "/a?b=1", "server_protocol": "HTTP/1.1", "status": 200},
+        ),
+        (
+            """log_format j '{"t":$msec,"u":"$uri$is_args$args","s":$status}';""",
+            '{"t":1743285660.5,"u":"/a?b=1","s":200}',
+            {"path": "/a?b=1", "status": 200},
+        ),
+        (
+            """log_format x '$msec $scheme://$host$uri?$args $status "$uri$is_args$args"';""",
+            '1743285660.5 https://shop/a?b=1 200 "/a?b=1"',
+            {"scheme": "https", "host": "shop", "path": "/a", "args": "b=1", "status": 200},
+        ),
+        (
             """log_format x '{$remote_addr} [$time_local] "$request_uri" $status';""",  # no JSON
             '{192.0.2.1} [29/Mar/2025:22:00:00 +0000] "/a b" 200',
             {"client": "192.0.2.1", "path": "/a b", "status": 200},

@@ -308,7 +308,7 @@ def check_regex(pattern, setting):
     for foreign, called in PYTHONS_OWN.items():
         if re.search(foreign, pattern.replace("\\\\", "")):
             raise FormatError(
-                f"{setting}={pattern!r} has {called}, which Java, in which Spark is written, has not, or reads otherwise"
+                f"{setting}={pattern!r} has {called}, which Java, in which Spark is written, lacks or reads otherwise"
             )
 
 
@@ -348,6 +348,7 @@ JSON_FIELDS = {
 }
 REQUEST = r"^([A-Za-z][A-Za-z_-]*) ([^\r\n]*?)(?: HTTP/\d(?:\.\d)?)?$"  # under a key of JSON
 WHOLE_REQUEST = r"\$\{?request_method\}? \$\{?(?:request_)?uri\}? \$\{?server_protocol\}?"
+WHOLE_URI = r"\$\{?uri\}?\$\{?is_args\}?\$\{?(?:args|query_string)\}?"
 ESCAPED = {"t": "\t", '"': '"', "'": "'", "\\": "\\"}  # what nginx reads \\t and others as
 CLF = r"(?<day>\d{1,2})/(?<month>[A-Z][a-z]{2})/(?<year>\d{4}):(?<clock>[\d:]{8}) (?<zone>[+-]\d{4})"
 
@@ -361,8 +362,11 @@ def from_log_format(text):
     if unknown := [found for found in re.findall(r"\\(.)", string, re.S) if found not in ESCAPED]:
         raise FormatError(f"format={text!r}: \\{unknown[0]} is not understood; nginx knows " + r"\t \" \' and \\")
     string = re.sub(r"\\(.)", lambda found: ESCAPED[found[1]], string, flags=re.S)
+    string = re.sub(WHOLE_URI, "$request_uri", string)
     if odd := re.search(r"\$\{?([_\d]\w*)", string):
-        raise FormatError(f"format={text!r}: ${odd[1]} cannot be a field, whose name begins with a letter; rename it there")
+        raise FormatError(
+            f"format={text!r}: ${odd[1]} cannot be a field, whose name begins with a letter; rename it there"
+        )
     if re.match(r"\s*\{\s*\"", string):
         return from_json_format(text, re.sub(WHOLE_REQUEST, "$request", string))
     pattern, seen, end = "", set(), 0
@@ -386,10 +390,11 @@ def from_log_format(text):
 def part_of_log_format(variable, is_quoted, behind):
     """The expression for one of nginx's variables. `behind`: the character that stands behind it."""
     mark = re.escape(behind) if behind and behind in "]),;|\t" else ""
-    if is_quoted:
+    text = r"\S*"
+    if is_quoted and behind != "$":
         text = '[^"]*'
-    else:  # an $uri is decoded, and may have blanks
-        text = ".*?" if mark or variable == "uri" else r"\S*"
+    elif mark or (variable == "uri" and behind != "$"):  # which is decoded, and may have blanks
+        text = ".*?"
     if variable in VARIABLES:
         part = VARIABLES[variable].replace("%{text}", text).replace("%{clf}", CLF)
         return part.replace("%{ip}", r'(?<client>[^\s|,;"\]]+)').replace("%{host}", r'(?<host>[^\s/|,;"]*)')
