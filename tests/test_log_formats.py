@@ -387,8 +387,8 @@ def test_nginxs_own_log_format_line():
         ),
         (
             """log_format j '{"t":$msec,"u":"$uri$is_args$args","s":$status}';""",
-            '{"t":1743285660.5,"u":"/a?b=1","s":200}',
-            {"path": "/a?b=1", "status": 200},
+            '{"t":1.743285660007e9,"u":"/a?b=1","s":200}',
+            {"path": "/a?b=1", "status": 200, "time": datetime(2025, 3, 29, 22, 1, 0, 7000)},
         ),
         (
             """log_format x '$msec $scheme://$host$uri?$args $status "$uri$is_args$args"';""",
@@ -836,6 +836,11 @@ MORE = [
     [r'^{"t":"(?<time>[^"]+)","m":{(?<message>[^}]*)}}$', {}, ['{"t":"2025-03-29T22:00:00Z","m":{x}}']],
     [r"^(?<host>\w+)\b(?<message>.*)\Z", {}, ["web\u00fc01 x", "web x", "web"]],
     [r"^(?<host>\w+) (?<message>\U0001F600[\v\0b]*.*)", {}, ["web \U0001f600b x"]],
+    [
+        """log_format j '{"t":$msec,"u":"$uri$is_args$args","s":$status,"rt":$request_time}';""",
+        {},
+        [f'{{"t":{t},"u":"/a?b=1","s":200,"rt":0.004}}' for t in ("1743285660.007", "1743285660", "1.743285660007e9")],
+    ],
     ["$host|$uri|$status|$http_referer|$msec", {}, ["shop|/a b|c|200|-|1743285660.5", "shop|/a|200||1743285660.5"]],
     ["$remote_addr,$time_iso8601,$request_uri,$status", {}, ["192.0.2.1,2025-03-29T22:00:00Z,/a,b,200"]],
     [

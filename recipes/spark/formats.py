@@ -252,15 +252,13 @@ def parse_json(lines, fmt):
         for name, keys in fmt.json.items()
     }
     if "time" in raw:  # a column of its own: many patterns look at it
-        date = F.regexp_replace(raw["time"], r'^\{"\$date":"?([^"{}]*)"?\}$', "$1")  # MongoDB's
-        # A number with a point, which Spark writes as 1.7432856605E9.
-        digits = F.when(
-            date.rlike(r"^\d\.\d+[eE]\+?\d{1,2}$"), date.try_cast("decimal(28,9)").cast("string")
-        ).otherwise(date)
+        digits = without_exponent(F.regexp_replace(raw["time"], r'^\{"\$date":"?([^"{}]*)"?\}$', "$1"))  # MongoDB's
         if "date" in keys:
             day = F.col("object").getField("date")
             digits = F.when(digits.rlike(java(CLOCK_ALONE)), F.concat_ws(" ", day, digits)).otherwise(digits)
         fields, raw["time"] = fields.withColumn("stamp", digits), F.col("stamp")
+    if "epoch" in raw:
+        raw["epoch"] = without_exponent(raw["epoch"])
     if "request" in raw:
         request = raw.pop("request")
         for place, name in ((1, "method"), (2, "path")):
@@ -289,6 +287,12 @@ def parse_json(lines, fmt):
         .when(F.col("has_time") & F.col("time").isNull(), "no time")
     )
     return with_reason(fields, reason, "object", "has_time")
+
+
+def without_exponent(text):
+    """A number with a point, which Spark writes as 1.7432856605E9, as it stands in the line."""
+    plain = text.try_cast("decimal(28,9)").cast("string")
+    return F.when(text.rlike(r"^\d\.\d+[eE]\+?\d{1,2}$"), plain).otherwise(text)
 
 
 def values_of(key):

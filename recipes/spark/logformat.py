@@ -665,7 +665,8 @@ def _json(fmt, line, columns):
             value = str(value).lower()
         if name == "time" and isinstance(value, dict) and value.keys() == {"$date"}:  # MongoDB's
             value = value["$date"]
-        if name == "time" and isinstance(value, str) and re.fullmatch(r"\d\.\d+[eE]\+?\d{1,2}", value, re.ASCII):
+        is_time = name in ("time", "epoch") and isinstance(value, str)
+        if is_time and re.fullmatch(r"\d\.\d+[eE]\+?\d{1,2}", value, re.ASCII):
             value = f"{Decimal(value):f}"
         if fmt.name == "journald" and isinstance(value, list) and value:  # a message with colours or odd bytes
             with contextlib.suppress(TypeError, ValueError):
