@@ -191,11 +191,13 @@ def find_parts(pictures, split):
         for part in ("train", *wanted):
             if len(parts.get(part, ())) > 1:
                 raise DatasetError(f"{listed(parts[part])} are all the {part} part by their names: keep one. {told}")
-        if parts["train"][0] not in below or not usable:
+        labelled = below.get(parts["train"][0], ())
+        if not labelled or not usable:
             raise DatasetError(
                 f"{listed(name for part in ('train', 'val', 'test') for name in parts.get(part, ()))} are called like "
                 "the parts of a dataset, but not both of train and test (or val) have a folder of pictures for each "
                 f"class. {told}"
+                + (f". data.path=.../{parts['train'][0]} draws a test part from it" if len(labelled) > 1 else "")
             )
         if None in parts:
             raise DatasetError(
@@ -322,9 +324,10 @@ def decode(path, size, channels, background):
     with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as picture:
         remarks = ["of several frames the first one was taken"] if getattr(picture, "is_animated", False) else []
         unscaled_transparency(picture)
+        raw_mode = str(picture.tile[0][3]) if picture.tile else ""
         picture.load()
         kind, turned_over = picture.format, white_is_zero(picture)
-        if picture.mode.startswith("I;16") and np.asarray(picture).max() < 1 << 12:
+        if is_dark(picture, raw_mode):
             remarks.append(
                 "of 16 bits, but darker than a sixteenth of white, so hardly anything is left of them in 8 bits: if "
                 "white is 4095 or so in them, scale them to 16 bits first"
@@ -348,6 +351,15 @@ def decode(path, size, channels, background):
             picture = picture.convert("RGB")
         picture = picture.convert("L" if channels == 1 else "RGB").resize((size, size), Image.BILINEAR)
         return np.asarray(picture, np.uint8).reshape(size, size, channels), remarks
+
+
+def is_dark(picture, raw_mode):
+    """Whether a picture of 16 bits has no value of a sixteenth of white. Pillow reads those with colours as 8 bits."""
+    if picture.mode.startswith("I;16"):
+        return np.asarray(picture).max() < 1 << 12
+    if ";16" not in raw_mode or picture.mode not in ("RGB", "RGBA", "LA"):
+        return False
+    return max(most for _, most in picture.convert("RGB").getextrema()) < 16
 
 
 def unscaled_transparency(picture):

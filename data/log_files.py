@@ -594,8 +594,8 @@ def say_not_utf8(first):
 
 
 def choose(first, options):
-    """The format that fits all files; says so."""
-    chosen = {}
+    """The format that fits all files; says so. Blank lines and headers alone are of any format that skips them."""
+    chosen, without_events = {}, {}
     for file, lines in first.items():
         if not lines:
             continue
@@ -604,24 +604,21 @@ def choose(first, options):
         share, name = logformat.fit(logformat.entries()[likely], lines)[0] if likely else 0, likely
         if share < 1:
             share, name = logformat.choose(lines)[0]
-        if share < 0.5:
-            shown = "\n  ".join(repr(line[:200]) for line in lines[:3])
-            colours = COLOURS if any("\x1b[" in line for line in lines) else ""
-            near = (
-                f"the nearest is {name}, with {100 * share:.0f} % of the lines" if share else "no line fits any of them"
-            )
-            raise DatasetError(
-                f"{file}: no named format fits its first {len(lines):,} lines ({near}). They begin with:\n  {shown}\n"
-                f"{logformat.unknown_zone(lines)}{colours}"
-                "Give a regular expression with named groups: data.format='(?<time>\\S+ \\S+) (?<message>.*)'"
-            )
-        print(f"format: {file}: {name} fits {100 * share:.1f} % of the first {len(lines):,} lines", flush=True)
-        chosen.setdefault(name, []).append(file)
+        if share >= 0.5:
+            print(f"format: {file}: {name} fits {100 * share:.1f} % of the first {len(lines):,} lines", flush=True)
+            chosen.setdefault(name, []).append(file)
+            continue
+        without_events[file] = {one for one, fmt in logformat.entries().items() if not logformat.has_events(fmt, lines)}
+        if not without_events[file]:
+            raise DatasetError(no_format_fits(file, lines, share, name))
+    for file, formats in without_events.items():
+        if not formats & chosen.keys():
+            raise DatasetError(no_format_fits(file, first[file], 0, None))
     if len(chosen) > 1:
         # combined and nginx differ in what may stand behind: where one of them fits all files, it is taken.
         for name in sorted(chosen, key=lambda name: -len(chosen[name])):
             fmt = logformat.entries()[name]
-            files = [lines for lines in first.values() if lines]
+            files = [lines for file, lines in first.items() if lines and file not in without_events]
             named = {bool(fmt.w3c) == any(line.startswith("#Fields:") for line in lines) for lines in files}
             if named == {True} and all(logformat.fit(fmt, lines)[0] >= 0.9 for lines in files):
                 chosen = {name: list(first)}
@@ -635,6 +632,20 @@ def choose(first, options):
             f"the files have different formats ({told}): a run reads one; name those of one format in data.path"
         )
     return logformat.resolve(next(iter(chosen)), **options)
+
+
+def no_format_fits(file, lines, share, name):
+    """What is wrong with a file that no named format fits."""
+    if not any(line.strip() for line in lines):
+        return f"{file}: it has blank lines only; leave it out of data.path"
+    shown = "\n  ".join(repr(line[:200]) for line in lines[:3])
+    colours = COLOURS if any("\x1b[" in line for line in lines) else ""
+    near = f"the nearest is {name}, with {100 * share:.0f} % of the lines" if share else "no line fits any of them"
+    return (
+        f"{file}: no named format fits its first {len(lines):,} lines ({near}). They begin with:\n  {shown}\n"
+        f"{logformat.unknown_zone(lines)}{colours}"
+        "Give a regular expression with named groups: data.format='(?<time>\\S+ \\S+) (?<message>.*)'"
+    )
 
 
 def check_fit(fmt, first):

@@ -260,6 +260,10 @@ def test_a_time_format_of_ones_own():
         fmt = logformat.resolve(r"(?<time>\S+ \S+) (?<message>.*)", time_format=time_format)
         assert logformat.parse(fmt, "29.03.2025 22:00:01 x")[0]["time"] == datetime(2025, 3, 29, 22, 0, 1)
         assert logformat.parse(fmt, "2025-03-29 22:00:01 x") == (None, "no time")
+    fmt = logformat.resolve(r"(?<time>\S+ \S+) (?<message>.*)", time_format="%d-%b-%Y %H:%M:%S")
+    for month in ("Mar", "MAR", "mar"):
+        assert logformat.parse(fmt, f"29-{month}-2025 22:00:01 x")[0]["time"] == datetime(2025, 3, 29, 22, 0, 1)
+    assert logformat.parse(fmt, "29-Mai-2025 22:00:01 x") == (None, "no time")
     with pytest.raises(logformat.FormatError, match="%I is not understood"):
         logformat.resolve(r"(?<time>\S+) (?<message>.*)", time_format="%I:%M %p")
 
@@ -361,6 +365,41 @@ def test_nginxs_own_log_format_line():
             "203.0.113.7, 10.0.0.1 192.0.2.1 [29/Mar/2025:22:00:00 +0000] /a",
             {"client": "192.0.2.1", "http_x_forwarded_for": "203.0.113.7, 10.0.0.1", "path": "/a"},
         ),
+        (  # the text before a mark may have blanks, commas and the mark itself
+            "$host|$server_name|$request_method|$uri|$status|$sent_http_content_type|$msec",
+            "shop|srv|GET|/a b|c,d|200|text/html; charset=utf-8|1743285660.5",
+            {"host": "shop", "method": "GET", "path": "/a b|c,d", "sent_http_content_type": "text/html; charset=utf-8"},
+        ),
+        (
+            "$remote_addr,$time_iso8601,$request_uri,$status,$request_time",
+            "192.0.2.1,2025-03-29T22:00:00+00:00,/a,b,200,0.5",
+            {"client": "192.0.2.1", "time": datetime(2025, 3, 29, 22), "path": "/a,b", "request_time": 0.5},
+        ),
+        (
+            """log_format x '$time_iso8601 $uri $status $http_referer $http_user_agent';""",
+            "2025-03-29T22:00:00Z /a b 200 https://a/ Mozilla/5.0 (X11; Linux)",
+            {"path": "/a b", "referrer": "https://a/", "agent": "Mozilla/5.0 (X11; Linux)"},
+        ),
+        (
+            """log_format x '$msec "$request_method $uri$is_args$args $server_protocol" $status';""",
+            '1743285660.5 "GET /a?b=1 HTTP/1.1" 200',
+            {"method": "GET", "path": "/a?b=1", "server_protocol": "HTTP/1.1", "status": 200},
+        ),
+        (
+            """log_format j '{"t":$msec,"u":"$uri$is_args$args","s":$status}';""",
+            '{"t":1.743285660007e9,"u":"/a?b=1","s":200}',
+            {"path": "/a?b=1", "status": 200, "time": datetime(2025, 3, 29, 22, 1, 0, 7000)},
+        ),
+        (
+            """log_format x '$msec $scheme://$host$uri?$args $status "$uri$is_args$args"';""",
+            '1743285660.5 https://shop/a?b=1 200 "/a?b=1"',
+            {"scheme": "https", "host": "shop", "path": "/a", "args": "b=1", "status": 200},
+        ),
+        (
+            """log_format x '{$remote_addr} [$time_local] "$request_uri" $status';""",  # no JSON
+            '{192.0.2.1} [29/Mar/2025:22:00:00 +0000] "/a b" 200',
+            {"client": "192.0.2.1", "path": "/a b", "status": 200},
+        ),
     ],
 )
 def test_log_formats_as_people_write_them(text, line, expected):
@@ -403,6 +442,10 @@ def test_adjoining_variables_and_tabs_of_a_log_format():
         (r"\[(\d+)\] (?<host>[a-z]+) (?<message>.*)", "has groups without a name"),
         (r"(?<a>x)(?<a2>y)(?<a22>z) (?<message>.*)", "has a third place of a field, 'a22'"),
         (r"(?<host>\S+ (?<message>.*)", "is no regular expression"),
+        (r"(?<blank>\S+) (?<message>.*)", "a group cannot be called 'blank'"),
+        ("$request_uri $msec $quality", "a group cannot be called 'quality'"),
+        ("""log_format j '{"t":"$msec","u":"$uri","l":"$line"}';""", "a group cannot be called 'line'"),
+        ("$request_uri $msec $_mine", "$_mine cannot be a field, whose name begins with a letter"),
     ],
 )
 def test_formats_that_make_no_sense(text, message):
@@ -576,6 +619,16 @@ MORE = [
             *("29/Mar/2025:22:00:00+0100", "2025-03-29T22:01:00+99:00", "2025/3/9"),
             rest=" INFO w x",
         ),
+    ],
+    [
+        r"(?<time>\S+ \S+) (?<message>.*)",
+        {"time_format": "%d-%b-%Y %H:%M:%S"},
+        ["29-MAR-2025 22:00:01 x", "29-mar-2025 22:00:01 x", "29-Mai-2025 22:00:01 x"],
+    ],
+    [
+        r"(?<day>\d+)(?<month>\w{3})(?<year>\d+) (?<clock>\S+) (?<message>.*)",
+        {},
+        ["29MAR2025 22:00:01 x", "29Mar2025 22:00:01 x", "29032025 22:00:01 x"],
     ],
     [
         r"(?<time>\S+ \S+) (?<message>.*)",
@@ -780,6 +833,16 @@ MORE = [
             '{"date": "22:01"}',
         ],
     ],
+    [r'^{"t":"(?<time>[^"]+)","m":{(?<message>[^}]*)}}$', {}, ['{"t":"2025-03-29T22:00:00Z","m":{x}}']],
+    [r"^(?<host>\w+)\b(?<message>.*)\Z", {}, ["web\u00fc01 x", "web x", "web"]],
+    [r"^(?<host>\w+) (?<message>\U0001F600[\v\0b]*.*)", {}, ["web \U0001f600b x"]],
+    [
+        """log_format j '{"t":$msec,"u":"$uri$is_args$args","s":$status,"rt":$request_time}';""",
+        {},
+        [f'{{"t":{t},"u":"/a?b=1","s":200,"rt":0.004}}' for t in ("1743285660.007", "1743285660", "1.743285660007e9")],
+    ],
+    ["$host|$uri|$status|$http_referer|$msec", {}, ["shop|/a b|c|200|-|1743285660.5", "shop|/a|200||1743285660.5"]],
+    ["$remote_addr,$time_iso8601,$request_uri,$status", {}, ["192.0.2.1,2025-03-29T22:00:00Z,/a,b,200"]],
     [
         "json_lines",
         {},
@@ -1235,13 +1298,32 @@ def test_counts_that_are_none_since_1970(text, expected):
         (r"(?<time>\S+)(?(time) )(?<message>.*)", "has a condition, which Java"),
         (r"(?<time>\S+) (?#rest)(?<message>.*)", "has a comment, which Java"),
         (r"(?a)(?<time>\S+) (?<message>.*)", "has a flag a, L or u, which Java"),
+        (r"(?ix)(?<time>\S+) (?<message>.*)", "has the flag x, which Java"),
     ],
 )
 def test_regular_expressions_that_only_python_takes(pattern, text):
     with pytest.raises(logformat.FormatError) as caught:
         logformat.resolve(pattern)
     assert text in str(caught.value)
-    assert logformat.java("a{,3}") == "(?sd)a{0,3}"
+    if "which Java" in text:
+        with pytest.raises(logformat.FormatError, match="^event_start=.* which Java"):
+            logformat.resolve("(?<message>.*)", event_start=pattern)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("a{,3}", "a{0,3}"),
+        ("x{2}y{2,}z{2,3}?[{]{,}", "x{2}y{2,}z{2,3}?[{]{0,}"),
+        (r'{"t":{(?<time>\d+)}{1}\{', r'\{"t":\{(\d+)}{1}\{'),
+        (r"\\b\bx", r"\\b(?:(?<=\w)(?!\w)|(?<!\w)(?=\w))x"),
+        (r"\B\Z", r"(?:(?<=\w)(?=\w)|(?<!\w)(?!\w))\z"),
+        (r"\U0001F600\0\101\1\v[\b\v\0[]", r"\x{1F600}\x{0}\x{41}\1\x0B[\x08\x0B\x{0}\[]"),
+    ],
+)
+def test_what_python_takes_is_put_into_java_s_words(pattern, expected):
+    """Java refuses a { that begins no count, in the middle of a run; its \\b knows other words than its \\w."""
+    assert logformat.java(pattern) == f"(?sd){expected}"
 
 
 def test_an_expression_that_would_never_end_is_refused(tmp_path, monkeypatch):
@@ -1388,6 +1470,26 @@ def test_colours_and_a_kind_of_packing_that_is_not_read_are_named(tmp_path):
     (tmp_path / "b.log.xz").write_bytes(lzma.compress(content(LINES)))
     with pytest.raises(DatasetError, match=r"b.log.xz: is packed as .xz: unpack it"):
         built(tmp_path / "b.log.xz")
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        ("w3c", FILES["w3c"][:2]),  # IIS makes such files where nobody came
+        ("vpc_flow", FILES["vpc_flow"][:1]),
+        ("redis", FILES["redis"][:1]),
+        ("combined", ["", "  ", "\t", ""]),
+    ],
+)
+def test_a_file_of_headers_or_blank_lines_alone_is_of_the_others_format(tmp_path, name, without, order):
+    write(tmp_path / f"{order[0]}.log", FILES[name])
+    write(tmp_path / f"{order[1]}.log", without)
+    found = built(tmp_path)
+    assert (found["format"], len(found["paths"])) == (name, 2)
+    (tmp_path / f"{order[0]}.log").unlink()
+    with pytest.raises(DatasetError, match=rf"{order[1]}.log: (?:no named format fits|it has blank lines only)"):
+        built(tmp_path)
 
 
 def test_a_folder_that_a_pattern_matches_is_named(tmp_path):

@@ -153,6 +153,7 @@ def test_classes_that_are_called_like_parts_need_to_be_said(tmp_path, build):
             ["pictures/cat", "pictures/dog"],
             "has 1 folders with pictures (pictures); expected at least 2, one per class; did you mean data.path=",
         ),
+        (["train/cat", "train/dog", "test"], "data.path=.../train draws a test part from it"),  # no labels to test on
         (["cat"], "has 1 folders with pictures (cat); expected at least 2, one per class"),
         (["images", "masks"], "masks beside images looks like masks of those pictures, not like classes"),
         (["JPEGImages", "SegmentationClass"], "SegmentationClass beside JPEGImages looks like masks"),
@@ -492,15 +493,38 @@ def test_sixteen_bits_of_the_other_byte_order(tmp_path, orientation):
     assert (upright[0].tolist(), upright[-1].tolist(), remarks) == ([255] * 4, [0] * 4, [])
 
 
-@pytest.mark.parametrize(("bits", "value"), [(1, 1), (2, 2), (4, 7), (8, 7)])
-def test_a_grey_value_that_nothing_shows_of(tmp_path, bits, value):
+def write_png(path, head, rows, *more):
+    """`head`: width, height, bits, kind of colour (0: grey, 2: RGB, 4: grey and alpha, 6: RGB and alpha)."""
+
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", *head, 0, 0, 0)), *more, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "shown", "noted"),
+    [
+        (2, (4095, 4095, 0), (15, 15, 0), True),  # 12 bits, as cv2.imwrite leaves them
+        (2, (4095, 4096, 0), (15, 16, 0), False),
+        (6, (900, 900, 900, 65535), (3, 3, 3), True),
+        (4, (4000, 65535), (15, 15, 15), True),
+        (4, (5000, 65535), (19, 19, 19), False),
+    ],
+)
+def test_sixteen_bits_with_colours_or_alpha_are_noted_too(tmp_path, kind, values, shown, noted):
+    row = b"\0" + struct.pack(f">{len(values)}H", *values) * 4
+    write_png(tmp_path / "a.png", (4, 4, 16, kind), row * 4)
+    image, remarks = image_folder.decode(tmp_path / "a.png", 4, 3, 255)
+    assert tuple(image[0, 0]) == shown
+    assert [remark[:12] for remark in remarks] == ["of 16 bits, "] * noted
+
+
+@pytest.mark.parametrize(("bits", "value"), [(1, 1), (2, 2), (4, 7), (8, 7)])
+def test_a_grey_value_that_nothing_shows_of(tmp_path, bits, value):
     row = bytes([0, *[sum(value << shift for shift in range(0, 8, bits))] * bits])
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", 8, 2, bits, 0, 0, 0, 0)), (b"tRNS", struct.pack(">H", value))]
-    parts += [(b"IDAT", zlib.compress(row * 2)), (b"IEND", b"")]
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    write_png(tmp_path / "a.png", (8, 2, bits, 0), row * 2, (b"tRNS", struct.pack(">H", value)))
     assert set(image_folder.decode(tmp_path / "a.png", 4, 3, 200)[0].ravel()) == {200}
 
 

@@ -19,6 +19,7 @@ from logformat import (
     EXPONENT,
     FIRST_TIME,
     LONGEST_LINE,
+    MONTH,
     MONTHS,
     PACKED_DATE,
     PIECES,
@@ -251,15 +252,13 @@ def parse_json(lines, fmt):
         for name, keys in fmt.json.items()
     }
     if "time" in raw:  # a column of its own: many patterns look at it
-        date = F.regexp_replace(raw["time"], r'^\{"\$date":"?([^"{}]*)"?\}$', "$1")  # MongoDB's
-        # A number with a point, which Spark writes as 1.7432856605E9.
-        digits = F.when(
-            date.rlike(r"^\d\.\d+[eE]\+?\d{1,2}$"), date.try_cast("decimal(28,9)").cast("string")
-        ).otherwise(date)
+        digits = without_exponent(F.regexp_replace(raw["time"], r'^\{"\$date":"?([^"{}]*)"?\}$', "$1"))  # MongoDB's
         if "date" in keys:
             day = F.col("object").getField("date")
             digits = F.when(digits.rlike(java(CLOCK_ALONE)), F.concat_ws(" ", day, digits)).otherwise(digits)
         fields, raw["time"] = fields.withColumn("stamp", digits), F.col("stamp")
+    if "epoch" in raw:
+        raw["epoch"] = without_exponent(raw["epoch"])
     if "request" in raw:
         request = raw.pop("request")
         for place, name in ((1, "method"), (2, "path")):
@@ -288,6 +287,12 @@ def parse_json(lines, fmt):
         .when(F.col("has_time") & F.col("time").isNull(), "no time")
     )
     return with_reason(fields, reason, "object", "has_time")
+
+
+def without_exponent(text):
+    """A number with a point, which Spark writes as 1.7432856605E9, as it stands in the line."""
+    plain = text.try_cast("decimal(28,9)").cast("string")
+    return F.when(text.rlike(r"^\d\.\d+[eE]\+?\d{1,2}$"), plain).otherwise(text)
 
 
 def values_of(key):
@@ -386,7 +391,8 @@ def time_of(fmt, raw):
     if "epoch" in raw:
         return from_epoch(raw["epoch"], fmt.epoch_unit)
     if {"month", "day", "clock"} <= raw.keys():
-        return from_pieces(raw.get("year"), raw["month"], raw["day"], raw["clock"], raw.get("zone"), fmt)
+        month = F.initcap(raw["month"]) if fmt.name == "regex" else raw["month"]
+        return from_pieces(raw.get("year"), month, raw["day"], raw["clock"], raw.get("zone"), fmt)
     if "time" in raw or "date" in raw:
         names = ("date", "time", "zone") if "time" in raw else ("date", "clock", "zone")
         given = [raw["time"]] if fmt.json else [raw[name] for name in names if name in raw]
@@ -397,6 +403,7 @@ def time_of(fmt, raw):
             pieces = F.split(F.regexp_replace(text, F.lit(java(pattern)), F.lit(joined)), SEPARATOR)
             parts = [F.nullif(F.get(pieces, F.lit(number)), F.lit("")) for number in range(len(PIECES))]
             parts[0] = None if "(?<y>)" in pattern else parts[0]
+            parts[1] = F.initcap(parts[1]) if MONTH in pattern else parts[1]
             found.append(F.when(F.size(pieces) == len(PIECES), from_pieces(*parts, fmt)))
         if fmt.may_be_epoch():
             found.append(F.when(text.rlike(r"^\d{9,19}(\.\d+)?$"), from_epoch(text, fmt.epoch_unit)))

@@ -34,12 +34,12 @@ REQUEST_TIMES = {
     "request_us": "request_time",
     "taken": "request_time",
 }  # what they become
-OWN = ("value", "file", "line", "reason", "quality", "pieces", "dated")  # columns that are no fields
+OWN = ("value", "file", "line", "reason", "quality", "pieces", "dated", "blank")  # columns that are no fields
 PIECES = ("y", "m", "d", "clock", "zone")  # of a time, as the patterns below name them
 CLOCK = r"(?<clock>\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?)"
 ZONE = r"(?<zone>[Zz]|UTC|GMT|[+-]\d{2}(?::?\d{2})?)"
 CLOCK_ALONE = rf"^{CLOCK} ?{ZONE}?$"
-MONTH = r"(?<m>[A-Z][a-z]{2})"
+MONTH = r"(?<m>[A-Za-z]{3})"  # in any case: MAR, as Oracle has it
 TIMES = {  # how a time may be written; all pieces are groups, those that it lacks are empty
     "iso": rf"^(?<y>\d{{4}})[-/](?<m>\d{{1,2}})[-/](?<d>\d{{1,2}})(?:[Tt_ ]+{CLOCK} ?{ZONE}?)?$",
     "clf": rf"^(?<d>\d{{1,2}})/{MONTH}/(?<y>\d{{4}})[: ]{CLOCK} ?{ZONE}?$",
@@ -233,11 +233,12 @@ def check_effect(fmt, options):
             raise FormatError(f"{name}={options[name]!r} has no effect with {called}: {why}. Leave data.{name} out")
 
 
-# What Python's regular expressions have and Java's, with which Spark reads, have not.
+# What Python's regular expressions have and Java's, with which Spark reads, have not, or read otherwise.
 PYTHONS_OWN = {
     r"\(\?\(": "a condition",
     r"\(\?#": "a comment",
     r"\(\?[a-z]*[aLu]": "a flag a, L or u",
+    r"\(\?[a-z]*x[a-z]*(?:-[a-z]+)?[:)]": "the flag x",
     r"\\N\{": "\\N{...}",
 }
 
@@ -257,9 +258,6 @@ def from_regex(text):
         )
     if compiled(pattern).groups != len(re.findall(r"\(\?P?<[A-Za-z]", pattern)):
         raise FormatError(f"format={text!r} has groups without a name: name them, (?<host>...), or say (?:...)")
-    for foreign, called in PYTHONS_OWN.items():
-        if re.search(foreign, pattern):
-            raise FormatError(f"format={text!r} has {called}, which Java, in which Spark is written, does not know")
     found = Format(
         "regex",
         "a regular expression of the user's",
@@ -267,6 +265,17 @@ def from_regex(text):
         time="any",
         numbers=("request_time", "request_ms", "request_us"),
     )
+    check_names(text, found)
+    if not {"message", "path"} & set(found.names()):
+        raise FormatError(
+            f"format={text!r} has the groups {', '.join(found.names())}: one must be (?<message>...), "
+            "the text of the event, or (?<path>...)"
+        )
+    return found
+
+
+def check_names(text, found):
+    """Raises FormatError for names of fields that Spark, or this recipe, could not tell apart."""
     twice = [name for name, count in Counter(found.groups()).items() if count > 1]
     if twice:
         raise FormatError(
@@ -288,12 +297,6 @@ def from_regex(text):
             f"format={text!r}: a group cannot be called {taken[0]!r}, which is a column of the table itself; "
             "choose another name"
         )
-    if not {"message", "path"} & set(found.names()):
-        raise FormatError(
-            f"format={text!r} has the groups {', '.join(found.names())}: one must be (?<message>...), "
-            "the text of the event, or (?<path>...)"
-        )
-    return found
 
 
 def check_regex(pattern, setting):
@@ -302,27 +305,32 @@ def check_regex(pattern, setting):
             re.compile(python(pattern))
     except re.error as error:
         raise FormatError(f"{setting}={pattern!r} is no regular expression: {error}") from None
+    for foreign, called in PYTHONS_OWN.items():
+        if re.search(foreign, pattern.replace("\\\\", "")):
+            raise FormatError(
+                f"{setting}={pattern!r} has {called}, which Java, in which Spark is written, lacks or reads otherwise"
+            )
 
 
 VARIABLES = {
     "remote_addr": "%{ip}",
     "remote_user": r".*?",
     "time_local": "%{clf}",
-    "time_iso8601": r"(?<time>\S+)",
+    "time_iso8601": r'(?<time>[^\s|,;"\]]+)',
     "msec": r"(?<epoch>[\d.]+)",
     "status": r"(?<status>\d{3})",
     "body_bytes_sent": r"(?<bytes>\d+|-)",
     "bytes_sent": r"(?<bytes>\d+|-)",
-    "http_referer": r'(?<referrer>[^"]*)',
+    "http_referer": "(?<referrer>%{text})",
     "http_user_agent": r'(?<agent>[^"]*)',
     "request_time": r"(?<request_time>[\d.]+|-)",
-    "host": r"(?<host>[^\s/]*)",
-    "server_name": r"(?<host>[^\s/]*)",
-    "http_host": r"(?<host>[^\s/]*)",
+    "host": "%{host}",
+    "server_name": "%{host}",
+    "http_host": "%{host}",
     "request": r'(?:(?<method>[A-Za-z][A-Za-z_-]*) (?<path>[^"]*?)(?: HTTP/\d(?:\.\d)?)?|[^"]*)',
-    "request_method": r"(?<method>\S*)",
-    "request_uri": r"(?<path>\S*)",
-    "uri": r"(?<path>\S*)",
+    "request_method": r'(?<method>[^\s|,;"]*)',
+    "request_uri": "(?<path>%{text})",
+    "uri": "(?<path>%{text})",
 }
 # What the fields are called that a format of JSON takes from these variables.
 JSON_FIELDS = {
@@ -340,6 +348,7 @@ JSON_FIELDS = {
 }
 REQUEST = r"^([A-Za-z][A-Za-z_-]*) ([^\r\n]*?)(?: HTTP/\d(?:\.\d)?)?$"  # under a key of JSON
 WHOLE_REQUEST = r"\$\{?request_method\}? \$\{?(?:request_)?uri\}? \$\{?server_protocol\}?"
+WHOLE_URI = r"\$\{?uri\}?\$\{?is_args\}?\$\{?(?:args|query_string)\}?"
 ESCAPED = {"t": "\t", '"': '"', "'": "'", "\\": "\\"}  # what nginx reads \\t and others as
 CLF = r"(?<day>\d{1,2})/(?<month>[A-Z][a-z]{2})/(?<year>\d{4}):(?<clock>[\d:]{8}) (?<zone>[+-]\d{4})"
 
@@ -353,32 +362,47 @@ def from_log_format(text):
     if unknown := [found for found in re.findall(r"\\(.)", string, re.S) if found not in ESCAPED]:
         raise FormatError(f"format={text!r}: \\{unknown[0]} is not understood; nginx knows " + r"\t \" \' and \\")
     string = re.sub(r"\\(.)", lambda found: ESCAPED[found[1]], string, flags=re.S)
-    if string.lstrip().startswith("{"):
+    string = re.sub(WHOLE_URI, "$request_uri", string)
+    if odd := re.search(r"\$\{?([_\d]\w*)", string):
+        raise FormatError(
+            f"format={text!r}: ${odd[1]} cannot be a field, whose name begins with a letter; rename it there"
+        )
+    if re.match(r"\s*\{\s*\"", string):
         return from_json_format(text, re.sub(WHOLE_REQUEST, "$request", string))
-    pattern, seen = "", set()
-    for literal, variable in re.findall(r"([^$]*)(?:\$\{?(\w+)\}?|$)", string):
-        pattern += re.escape(literal).replace("\\ ", " ")
-        if not variable:
-            continue
-        rest = string.split(variable, 1)[1]
-        if variable in VARIABLES:
-            part = VARIABLES[variable]
-        elif pattern.endswith('"'):
-            part = rf'(?<{variable}>[^"]*)'
-        elif variable.startswith("upstream_") or variable == "http_x_forwarded_for":
-            part = rf"(?<{variable}>[^\s\"]*(?: ?[,:] +[^\s\"]+)*)"  # 0.1, 0.2 : 0.3
-        else:
-            end = re.escape(rest[:1]) if rest[:1] in "]),;|" else ""
-            part = rf"(?<{variable}>[^\s{end}]*)"
-        part = part.replace("%{ip}", r"(?<client>\S+)").replace("%{clf}", CLF)
+    pattern, seen, end = "", set(), 0
+    for found in re.finditer(r"\$(?:\{(\w+)\}|(\w+))", string):
+        pattern += re.escape(string[end : found.start()]).replace("\\ ", " ")
+        variable, end = found[1] or found[2], found.end()
+        part = part_of_log_format(variable, pattern.endswith('"'), string[end : end + 1])
         for name in re.findall(r"\(\?<(\w+)>", part):
             if name in seen:
                 part = part.replace(f"(?<{name}>", "(?:")
             seen.add(name)
         pattern += part
+    pattern += re.escape(string[end:]).replace("\\ ", " ")
     check_log_format(text, seen)
     kind = "iso" if "time" in seen else ""
-    return Format("log_format", "nginx's log_format", rf"^{pattern}\s*$", time=kind, escapes=True)
+    made = Format("log_format", "nginx's log_format", rf"^{pattern}\s*$", time=kind, escapes=True)
+    check_names(text, made)
+    return made
+
+
+def part_of_log_format(variable, is_quoted, behind):
+    """The expression for one of nginx's variables. `behind`: the character that stands behind it."""
+    mark = re.escape(behind) if behind and behind in "]),;|\t" else ""
+    text = r"\S*"
+    if is_quoted and behind != "$":
+        text = '[^"]*'
+    elif mark or (variable == "uri" and behind != "$"):  # which is decoded, and may have blanks
+        text = ".*?"
+    if variable in VARIABLES:
+        part = VARIABLES[variable].replace("%{text}", text).replace("%{clf}", CLF)
+        return part.replace("%{ip}", r'(?<client>[^\s|,;"\]]+)').replace("%{host}", r'(?<host>[^\s/|,;"]*)')
+    if is_quoted:
+        return rf'(?<{variable}>[^"]*)'
+    if variable.startswith("upstream_") or variable == "http_x_forwarded_for":
+        return rf"(?<{variable}>[^\s\"]*(?: ?[,:] +[^\s\"]+)*)"  # 0.1, 0.2 : 0.3
+    return rf"(?<{variable}>[^{mark}]*)" if mark else rf"(?<{variable}>\S*)"
 
 
 def from_json_format(text, string):
@@ -396,7 +420,9 @@ def from_json_format(text, string):
         if len(inside) > 1:
             raise FormatError(f"format={text!r} has an object in an object ({'.'.join(inside)}), which is not read")
     check_log_format(text, {"path" if name == "request" else name for name in fields})
-    return Format("log_format", "nginx's log_format, JSON", json=fields, time="any")
+    made = Format("log_format", "nginx's log_format, JSON", json=fields, time="any")
+    check_names(text, made)
+    return made
 
 
 def check_log_format(text, seen):
@@ -513,25 +539,45 @@ def compiled(pattern):
 def java(pattern):
     """The pattern for Java: groups by number (their names may have no underscore there), and only \\n ends a line.
 
-    In a set of characters Java takes [ and && for a set in the set, Python for themselves.
+    In a set of characters Java takes [ and && for a set in the set, Python for themselves; and a { that begins no count
+    is an error in Java. For \\b the letters of all scripts are Java's words, but not for its \\w.
     """
-    sets = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", _set_for_java, pattern, flags=re.S)
-    counts = re.sub(r"(?<!\\)\{,(\d+)\}", r"{0,\1}", sets)
-    return "(?sd)" + re.sub(r"\(\?P?<[A-Za-z]\w*>", "(", counts)
+    return "(?sd)" + re.sub(r"\(\?P?<[A-Za-z]\w*>", "(", PIECE_FOR_JAVA.sub(_piece_for_java, pattern))
 
 
-def _set_for_java(found):
+ESCAPE = r"\\(?:U[0-9A-Fa-f]{8}|[0-3][0-7]{2}|0[0-7]?|.)"
+PIECE_FOR_JAVA = re.compile(ESCAPE + r"|\[\^?\]?(?:\\.|[^\]\\])*\]|\{(?:\d+(?:,\d*)?|,\d*)\}|\{", re.DOTALL)
+ESCAPES_FOR_JAVA = {
+    r"\b": r"(?:(?<=\w)(?!\w)|(?<!\w)(?=\w))",
+    r"\B": r"(?:(?<=\w)(?=\w)|(?<!\w)(?!\w))",
+    r"\Z": r"\z",
+    r"\v": r"\x0B",
+}
+
+
+def _piece_for_java(found):
     text = found[0]
     if text.startswith("\\"):
-        return text
+        return ESCAPES_FOR_JAVA.get(text) or _escape_for_java(text)
+    if text.startswith("{"):
+        return r"\{" if text == "{" else text.replace("{,", "{0,")
     begin = re.match(r"\[\^?\]?", text)[0]
     inner = re.sub(
-        r"(\\.)|\[|&&",
-        lambda one: one[1] or one[0].replace("[", "\\[").replace("&&", "&\\&"),
+        rf"({ESCAPE})|\[|&&",
+        lambda one: _escape_for_java(one[1]) if one[1] else one[0].replace("[", "\\[").replace("&&", "&\\&"),
         text[len(begin) : -1],
         flags=re.S,
     )
     return begin.replace("]", "\\]") + inner + "]"
+
+
+def _escape_for_java(text):
+    """What stands for the same character: \\U0001F600, \\0 and \\101 are Python's own, \\b and \\v those of a set."""
+    if text[1] == "U" and len(text) > 2:
+        return rf"\x{{{text[2:].lstrip('0') or '0'}}}"
+    if text[1:].isdigit() and (text[1] == "0" or len(text) == 4):
+        return rf"\x{{{int(text[1:], 8):x}}}"
+    return {r"\b": r"\x08", r"\v": r"\x0B"}.get(text, text)
 
 
 def parse(fmt, line, dated=None, columns=()):
@@ -619,7 +665,8 @@ def _json(fmt, line, columns):
             value = str(value).lower()
         if name == "time" and isinstance(value, dict) and value.keys() == {"$date"}:  # MongoDB's
             value = value["$date"]
-        if name == "time" and isinstance(value, str) and re.fullmatch(r"\d\.\d+[eE]\+?\d{1,2}", value, re.ASCII):
+        is_time = name in ("time", "epoch") and isinstance(value, str)
+        if is_time and re.fullmatch(r"\d\.\d+[eE]\+?\d{1,2}", value, re.ASCII):
             value = f"{Decimal(value):f}"
         if fmt.name == "journald" and isinstance(value, list) and value:  # a message with colours or odd bytes
             with contextlib.suppress(TypeError, ValueError):
@@ -720,7 +767,8 @@ def time_of(fmt, fields, dated):
 
 
 def _from_pieces(year, month, day, clock, zone, fmt, dated):
-    month = str(MONTHS.index(month) + 1) if month in MONTHS else month
+    name = month.capitalize()
+    month = str(MONTHS.index(name) + 1) if name in MONTHS else month
     found = re.fullmatch(r"(\d{1,2}):(\d{1,2})(?::(\d{1,2})(?:[.,](\d+))?)?", clock or "0:0", re.ASCII)
     packed = re.fullmatch(r"(\d{2})(\d{2})(\d{2})(?:[.,](\d+))?", clock or "", re.ASCII)
     digits = (str(month), str(day), str(year or 0))
@@ -815,6 +863,11 @@ def events_of(fmt, lines):
             events.append(line)
         begun = begun or begins
     return events
+
+
+def has_events(fmt, lines):
+    """Whether lines are more than blank ones, headers and what else the format skips."""
+    return any(not (fmt.w3c and event.startswith("#")) for event in events_of(fmt, lines))
 
 
 def fit(fmt, lines):
