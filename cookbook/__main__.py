@@ -39,6 +39,7 @@ from cookbook.report import summary
 from cookbook.report.console import console
 from cookbook.run import Run
 from cookbook.settings import checks, choices, files, overrides
+from cookbook.settings.heeded import unheeded
 from cookbook.signals import Interrupted
 from preempt import Preempted
 
@@ -108,10 +109,11 @@ def run(composed: DictConfig) -> None:
         return
     for note in notes:
         console.print(f"note: {note}", markup=False)
-    if warning:
-        console.print(f"warning: {warning}", markup=False)
+    ignored = unheeded(recipe, config, typed)
+    for text in filter(None, [warning, *ignored]):
+        console.print(f"warning: {text}", markup=False)
     sweep = str(Path(hydra_config.sweep.dir).absolute()) if hydra_config.mode == RunMode.MULTIRUN else ""
-    content = Run(recipe, config, chosen, typed, this_run, sweep).go().as_dict()
+    content = Run(recipe, config, chosen, typed, this_run, sweep, ignored).go().as_dict()
     FINISHED.append((typed, content))
     signals.check()  # one that came while the report was written
     signals.listen()

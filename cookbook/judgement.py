@@ -100,7 +100,7 @@ def _take_figures(result: Result, verdict: evidence.Verdict, manifest: Mapping[s
     result.services = [{key: one.get(key) for key in ("role", *PLACE_OF_WORKER)} for one in verdict.services]
     result.restarts, result.num_rows, result.skipped = verdict.restarts, verdict.num_rows, verdict.skipped
     result.metrics, result.curves, result.curve_seconds = verdict.metrics, verdict.curves, verdict.curve_seconds
-    result.warnings, result.findings = list(verdict.warnings), verdict.findings
+    result.warnings, result.findings = [*result.warnings, *verdict.warnings], verdict.findings
     result.account = verdict.account or manifest.get("account", {})
     result.versions = {
         key: value for key, value in first.items() if key not in ABOUT_WORKERS and isinstance(value, str)

@@ -65,8 +65,9 @@ class Run:
         overrides: Sequence[str],
         folder: RunFolder,
         sweep: str = "",
+        warnings: Sequence[str] = (),
     ) -> None:
-        """`sweep`: the folder of the sweep that the run belongs to."""
+        """`sweep`: the folder of the sweep that the run belongs to. `warnings`: what its settings gave cause for."""
         self.recipe, self.config, self.choices, self.run_folder = recipe, config, choices, folder
         self.folder, self.run_id = folder.path, uuid.uuid4().hex
         self.sweep = sweep
@@ -90,6 +91,7 @@ class Run:
             storage=run_folder.storage_of(recipe, config, self.folder, self.run_id, self.before),
             run_id=self.run_id,
             position=resume.position(recipe, config),
+            warnings=list(warnings),
         )
 
     def go(self) -> Result:

@@ -50,6 +50,7 @@ def test_a_skipped_step_and_a_file_left_out_are_in_terminal_and_report(tmp_path)
         "skipped": {"anomalies": REASON},
         "dataset": {"name": "log_files", "rows": {"lines": 3}, "left_out": left_out, "notes": ["a<b"]},
         "num_rows": 3,
+        "warnings": ["a<c"],
         "each_row_once": False,
         "workers_command": "",
         "machine": "here",
@@ -59,10 +60,12 @@ def test_a_skipped_step_and_a_file_left_out_are_in_terminal_and_report(tmp_path)
     page = pages.write_run_page(tmp_path).read_text()
     assert f"<td>anomalies</td><td>{REASON}</td>" in page
     assert "<p>Note: a&lt;b</p>" in page
+    assert '<p class="warning">Warning: a&lt;c</p>' in page
     assert "<td>notes.pdf</td><td>its ending is not that of a log</td>" in page.replace("&#39;", "'")
     with console.capture() as shown:
         print_summary(content, tmp_path / "report.html")
     assert f"anomalies: {REASON}" in shown.get()
+    assert "a<c" in shown.get()
     assert "1 files below data.path were not read" in shown.get()
 
 

@@ -16,6 +16,7 @@ from cookbook import ROOT, UserError, settings, systems
 from cookbook.settings import checks, choices, compose_recipe, files
 from cookbook.settings.choices import with_defaults_of_choices
 from cookbook.settings.files import CONF
+from cookbook.settings.heeded import unheeded
 from cookbook.settings.overrides import prepared
 from cookbook.settings.ranges import RANGES, check_ranges
 from runrecord import load_config, same_kind
@@ -87,6 +88,38 @@ def test_every_setting_has_a_comment_and_one_home(recipe):
     text = settings.commented_yaml(flat, choices)
     assert yaml.safe_load(text) == flat
     assert [line for line in text.splitlines() if not re.search(r"  #( |$)", line)] == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "ignored"),
+    [
+        ("pytorch", ["recipe.compile=true", "recipe.precision=bf16"], []),
+        ("pytorch", ["recipe.mode=fsdp", "recipe.compile=true", "+recipe.momentum=0"], ["compile=true", "momentum=0"]),
+        ("pytorch", ["recipe.mode=tensor_parallel", "recipe.precision=bf16", "seed=3"], ["precision=bf16"]),
+        ("horovod", ["recipe.mode=tensorflow", "recipe.commit_every_steps=3"], ["commit_every_steps=3"]),
+        ("horovod", ["recipe.commit_every_steps=3", "recipe.controller=mpi", "recipe.cycle_time_ms=2"], []),
+        ("ray_train", ["recipe.mode=core", "recipe.num_epochs=3", "recipe.num_tasks=4"], ["num_epochs=3"]),
+        ("tensorflow", ["recipe.mode=parameter_server", "recipe.auto_shard=own"], ["auto_shard=own"]),
+        ("tensorflow", ["recipe.mode=parameter_server", "recipe.clip_norm=5", "recipe.num_ps=2"], []),
+        ("spark", ["recipe.memory_mb=900", "recipe.java_options=-Xss9m", "recipe.num_folds=3"], []),
+    ],
+)
+def test_a_setting_that_nothing_reads_in_the_mode_is_named(recipe, words, ignored):
+    config, _ = compose_recipe(recipe, [word.lstrip("+") for word in words])
+    said = unheeded(recipe, config, words)
+    mode = f" recipe.mode={config['recipe']['mode']}" if "mode" in config["recipe"] else ""
+    assert said == [f"recipe.{word}: with recipe={recipe}{mode} nothing reads this setting" for word in ignored]
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_each_setting_is_read_in_some_mode(recipe):
+    own = yaml.safe_load((CONF / f"recipe/{recipe}.yaml").read_text())
+    names = own.keys() - {"defaults", "driver", "mode"}
+    for mode in own["driver"].get("modes") or [None]:
+        config, _ = compose_recipe(recipe, [f"recipe.mode={mode}"] if mode else [])
+        said = unheeded(recipe, config, [f"recipe.{name}=x" for name in names])
+        names &= {word.partition("=")[0].removeprefix("recipe.") for word in said}
+    assert names == set()
 
 
 @pytest.mark.parametrize(
