@@ -99,6 +99,21 @@ def test_settings_that_nothing_would_heed_there(recipe, words, said):
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "word", "said"),
+    [
+        ("dask", "cluster.spark_master=spark://head:7077", "of its own kind: cluster.dask_scheduler"),
+        ("pytorch", "cluster.ray_address=head:6379", "recipe=pytorch starts its workers itself"),
+        ("ray_tune", "cluster.kubeflow_host=http://localhost:8080", "of its own kind: cluster.ray_address"),
+    ],
+)
+def test_the_address_of_another_system_s_cluster(recipe, word, said):
+    with pytest.raises(UserError) as error:
+        config_of(recipe, word)
+    assert said in str(error.value) and str(error.value).startswith(word)
+    config_of(recipe, "cluster=kubernetes")  # whose file has an address for one recipe
+
+
 def test_a_secret_that_workers_would_read_as_stars():
     words = ["cluster=kubernetes", "cluster.kubeflow_host=https://me:pass@pipelines.example"]
     with pytest.raises(UserError, match=r"recipe\.kubeflow_host has a secret in it: .*\(cluster\.inherit\)"):

@@ -8,7 +8,7 @@ import yaml
 
 from cookbook import ROOT, UserError, redact, run_folder
 from cookbook.job import Settings
-from cookbook.settings.files import CONF, comments_of
+from cookbook.settings.files import CONF, comments_of, is_changed
 from cookbook.settings.ranges import check_ranges
 from runrecord import same_kind
 
@@ -36,6 +36,7 @@ def check_kinds(config: Settings, choices: Mapping[str, str]) -> None:
             raise UserError(f"cluster.inherit has {name!r} in it: expected names of environment variables")
     check_driver(choices["recipe"])
     _check_dataset(config, choices)
+    _check_address(config, choices)
     _check_secrets(config["recipe"])
     _check_storage(config, choices)
     if config["recipe"].get("profile") and config["cluster"]["kind"] == "kubernetes":
@@ -119,6 +120,18 @@ def _check_dataset(config: Settings, choices: Mapping[str, str]) -> None:
         f"data={choices['data']} holds {holds}, and recipe={choices['recipe']}{mode} takes {takes}: "
         f"choose data={' or data='.join(fitting)}"
     )
+
+
+def _check_address(config: Settings, choices: Mapping[str, str]) -> None:
+    """Raises UserError for the address of a running cluster of another system than the recipe's."""
+    drivers = [yaml.safe_load(path.read_text())["driver"] for path in (CONF / "recipe").glob("*.yaml")]
+    own = config["recipe"]["driver"].get("address")
+    for name in sorted({driver["address"] for driver in drivers if "address" in driver} - {own}):
+        if is_changed(name, config, choices["cluster"]):
+            raise UserError(
+                f"cluster.{name}={config['cluster'][name]}: recipe={choices['recipe']} "
+                + (f"works on a running cluster of its own kind: cluster.{own}" if own else "starts its workers itself")
+            )
 
 
 def _check_secrets(recipe: Settings) -> None:

@@ -4,7 +4,10 @@ import re
 import textwrap
 from pathlib import Path
 
+import yaml
+
 from cookbook import ROOT
+from cookbook.job import Settings
 
 CONF = ROOT / "conf"
 
@@ -30,3 +33,10 @@ def commented(line: str, comment: str, column: int) -> str:
     if len(lines[0]) > LENGTH:  # a long value: its comment begins below it
         lines, more = [f"{line}  #"], [first, *more]
     return "\n".join([*lines, *(f"{'':<{column}}# {text}" for text in more)])
+
+
+def is_changed(setting: str, config: Settings, place: str) -> bool:
+    """Whether a setting of conf/cluster/ has another value than its files give it."""
+    files = [CONF / f"cluster/{name}.yaml" for name in ("local", place)]
+    defaults = [yaml.safe_load(path.read_text()).get(setting) for path in files if path.exists()]
+    return config["cluster"][setting] not in defaults

@@ -13,11 +13,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-import yaml
-
 from cookbook import UserError
 from cookbook.job import Hosts, Job, Process, Settings
-from cookbook.settings.files import CONF
+from cookbook.settings.files import is_changed
 
 if TYPE_CHECKING:
     from cookbook.pods import Pods
@@ -127,13 +125,6 @@ class System:
 
     def _has(self, method: str) -> bool:
         return getattr(type(self), method) is not getattr(System, method, None)
-
-
-def is_changed(setting: str, config: Settings, place: str) -> bool:
-    """Whether a setting of conf/cluster/ has another value than its files give it."""
-    files = [CONF / f"cluster/{name}.yaml" for name in ("local", place)]
-    defaults = [yaml.safe_load(path.read_text()).get(setting) for path in files if path.exists()]
-    return config["cluster"][setting] not in defaults
 
 
 def names() -> list[str]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cookbook import UserError, machine, redact
 from cookbook.job import Hosts, Job, Node, Process, Settings, flags
-from cookbook.systems import Cluster, System, is_changed, is_here, running_or_own_cluster
+from cookbook.settings.files import is_changed
+from cookbook.systems import Cluster, System, is_here, running_or_own_cluster
 
 if TYPE_CHECKING:
     from cookbook.pods import Pods
