@@ -360,6 +360,13 @@ def test_a_driver_killed_after_the_last_checkpoint(recipe, undisturbed, tmp_path
     assert digests(content) == digests(expected)
 
 
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("recipes/*/*.py")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_what_is_copied_out_does_not_speak_of_where_it_was(path):
+    assert "cookbook" not in path.read_text().lower() and str(ROOT) not in path.read_text()
+
+
 @pytest.mark.parametrize("recipe", quick(RECIPES, "pytorch"))
 def test_an_ejected_recipe_runs_by_itself(recipe, recipe_python, tmp_path):
     """In an empty folder, with the repository out of reach, and its own test passes."""

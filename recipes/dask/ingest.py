@@ -52,7 +52,7 @@ def ingest(config, run):
     run.table("rows in quarantine", reasons or [{"reason": "none", "rows": 0, "example": ""}])
     if problem := too_many(counts, reasons, config.max_malformed_share, folder):
         raise SystemExit(problem)
-    if "reading" in manifest:  # the cookbook's own flights may well be copies
+    if "reading" in manifest:  # flights that were made up may well be copies
         counts["repeated"], twice = repeated(done, share)
         if twice:
             run.table("flights that are there more than once", twice[:100])
