@@ -105,9 +105,10 @@ def test_settings_that_nothing_would_heed_there(recipe, words, said):
         ("dask", "cluster.spark_master=spark://head:7077", "of its own kind: cluster.dask_scheduler"),
         ("pytorch", "cluster.ray_address=head:6379", "recipe=pytorch starts its workers itself"),
         ("ray_tune", "cluster.kubeflow_host=http://localhost:8080", "of its own kind: cluster.ray_address"),
+        ("spark", "cluster.notice_file=/run/spot", "the workers of recipe=spark take no notice"),
     ],
 )
-def test_the_address_of_another_system_s_cluster(recipe, word, said):
+def test_the_address_of_another_system_and_a_notice_that_nobody_heeds(recipe, word, said):
     with pytest.raises(UserError) as error:
         config_of(recipe, word)
     assert said in str(error.value) and str(error.value).startswith(word)

@@ -37,6 +37,7 @@ def check_kinds(config: Settings, choices: Mapping[str, str]) -> None:
     check_driver(choices["recipe"])
     _check_dataset(config, choices)
     _check_address(config, choices)
+    _check_notice(config, choices)
     _check_secrets(config["recipe"])
     _check_storage(config, choices)
     if config["recipe"].get("profile") and config["cluster"]["kind"] == "kubernetes":
@@ -132,6 +133,16 @@ def _check_address(config: Settings, choices: Mapping[str, str]) -> None:
                 f"cluster.{name}={config['cluster'][name]}: recipe={choices['recipe']} "
                 + (f"works on a running cluster of its own kind: cluster.{own}" if own else "starts its workers itself")
             )
+
+
+def _check_notice(config: Settings, choices: Mapping[str, str]) -> None:
+    """Raises UserError for a notice that nobody would heed."""
+    if config["cluster"]["notice_file"] and not config["recipe"]["driver"].get("takes_notice"):
+        mode = f" recipe.mode={config['recipe']['mode']}" if "mode" in config["recipe"] else ""
+        raise UserError(
+            f"cluster.notice_file={config['cluster']['notice_file']}: the workers of recipe={choices['recipe']}{mode} "
+            "take no notice; docs/preemption.md says what a lost machine costs there"
+        )
 
 
 def _check_secrets(recipe: Settings) -> None:
