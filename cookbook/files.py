@@ -48,6 +48,15 @@ def write_block(path: Path, name: str, text: str) -> None:
     write_whole(path, f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
+def read_block(path: Path, name: str) -> str:
+    """What stands between the two lines of `write_block`; empty where there is no such page, or no such lines."""
+    try:
+        text = path.read_text()
+    except OSError:
+        return ""
+    return text.partition(f"<!-- {name}: made by `make {name}` -->")[2].partition(f"<!-- end of {name} -->")[0]
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
     """The content of a JSON file; {} where there is none that can be read."""
     try:

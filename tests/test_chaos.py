@@ -650,6 +650,20 @@ def test_the_table_says_what_was_run_and_what_was_not():
     assert lines[-1] == "Run on 1970-01-01 on: M. Commits: 0123456789."
 
 
+def test_rows_of_earlier_results_stay_and_are_called_so():
+    before = report.table([result(["kill"], recipe="dask"), result(["kill"])], ["dask", "pytorch", "spark"])
+    text = report.table([result(["kill"], steps_lost=9)], ["dask", "pytorch", "spark"], before)
+    lines = text.splitlines()
+    assert lines[2:4] == [before.splitlines()[2], before.splitlines()[3].replace("+12 s, 4", "+12 s, 9")]
+    assert "Not run: `spark`." in lines
+    assert lines[-1].startswith("Of earlier results, which are not on this disk: `dask`. Run on 1970-01-01 on: M. Comm")
+    assert report.table([result(["kill"], steps_lost=9)], ["dask", "pytorch", "spark"], text) == text, (
+        "as often as one likes"
+    )
+    other = before.replace("| kill |", "| slap |")
+    assert "`dask` |" not in report.table([result(["kill"])], ["dask", "pytorch"], other), "of other faults"
+
+
 BEGIN, END = "<!-- chaos-table: made by `make chaos-table` -->", "<!-- end of chaos-table -->"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,13 +12,16 @@ from typing import Any
 from rich.table import Table
 
 from cookbook import recipes
-from cookbook.files import read_json, write_block, write_whole
+from cookbook.files import read_block, read_json, write_block, write_whole
 from cookbook.report import pages, pictures
 from cookbook.report.console import console, print_table
 from cookbook.report.summary import shown_path
 from cookbook.tools.chaos.fault import Fault, Scene
 from cookbook.tools.chaos.faults import FAULTS
 from cookbook.tools.chaos.outcome import Outcome
+
+ROW = re.compile(r"^\| `(\w+)` (\|.*)$", re.MULTILINE)  # of a table: a recipe, and its cells
+RUN_ON = re.compile(r"Run on (.+? Commits: [^.]*\.)")
 
 
 def word_of(outcome: Outcome) -> str:
@@ -142,10 +146,11 @@ def usual_scene(recipe: str, fault: type[Fault]) -> Scene:
     return here if not fault.impossible(here) else Scene(recipe, "hosts", 2, own_hosts=True)
 
 
-def table(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+def table(found: Sequence[Mapping[str, Any]], names: Sequence[str], before: str = "") -> str:
     """The table FAULT x RECIPE, in Markdown, from results on disk. The newest of a cell counts.
 
     Costs are those of runs with a single fault. "in a plan": a run with several faults recovered from this one, too.
+    `before`: an earlier table. Its rows of recipes that have no result on this disk stay, and are called earlier.
     """
     newest: dict[tuple[str, str], Mapping[str, Any]] = {}
     together: set[tuple[str, str]] = set()  # what a run with several faults has recovered from
@@ -162,7 +167,11 @@ def table(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     broken: list[str] = []
     cannot: list[str] = []
     hurt = {recipe for _, recipe in [*newest, *together]}
-    for recipe in (name for name in names if name in hurt):
+    kept = {name: row for name, row in ROW.findall(before) if name not in hurt} if lines[0] in before else {}
+    for recipe in (name for name in names if name in hurt or name in kept):
+        if recipe in kept:
+            lines.append(f"| `{recipe}` {kept[recipe]}")
+            continue
         cells = []
         for fault in FAULTS:
             result = newest.get((fault, recipe))
@@ -176,7 +185,7 @@ def table(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     done = [one for one in runs if not one["cannot"]]
     recovered = sum(one["recovered"] for one in done)
     parts = ["\n".join(lines), f"{recovered} of {len(done)} runs with one fault recovered."]
-    if left := [f"`{name}`" for name in names if name not in hurt]:
+    if left := [f"`{name}`" for name in names if name not in hurt and name not in kept]:
         parts.append(f"Not run: {', '.join(left)}.")
     drawn = [one for one in found if one["seed"] is not None and not one["cannot"]]
     if drawn:
@@ -204,12 +213,16 @@ def table(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
         )
         days = sorted({time.strftime("%Y-%m-%d", time.gmtime(one["time"])) for one in counted})
         parts.append(f"Run on {', '.join(days)} on: {machines}. Commits: {commits}.")
+    if kept:
+        rows = ", ".join(f"`{name}`" for name in names if name in kept)
+        earlier = " ".join(dict.fromkeys(f"Run on {said}" for said in RUN_ON.findall(before)))
+        parts.append(f"Of earlier results, which are not on this disk: {rows}. {earlier}")
     return "\n\n".join(parts)
 
 
 def write_table(root: Path, to: Path | None) -> str:
     """The documents' table from the results below `root`; it is put between the marks in the file `to`, if given."""
-    text = table(results(root), recipes())
+    text = table(results(root), recipes(), read_block(to, "chaos-table") if to else "")
     if to:
         write_block(to, "chaos-table", text)
     return text
