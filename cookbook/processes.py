@@ -6,13 +6,14 @@ As a program it is a run's watchdog: python -m cookbook.processes RUN_ID GRACE_S
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
@@ -20,6 +21,7 @@ import psutil
 
 from cookbook import ROOT, UserError, certificates, signals, surroundings
 from cookbook.files import write_whole
+from cookbook.job import Process
 from cookbook.report.console import Progress
 
 # This environment variable has the run's id. By it a run's processes are found, also those that left its process group.
@@ -159,6 +161,38 @@ def write_files(files: Mapping[str, str]) -> None:
     """Writes {path: content}. A script (`#!`) is for everybody to run; any other file only its owner can read."""
     for path, content in files.items():
         write_whole(path, content, 0o755 if content.startswith("#!") else 0o600)
+
+
+def wait_until_ready(
+    process: Process,
+    child: subprocess.Popen[str],
+    said: Callable[[], str],
+    seconds: float,
+    meanwhile: Callable[[], None],
+) -> None:
+    """Waits until a service has written the words that `process.ready` looks for.
+
+    `said`: what it has written since its start. `meanwhile` is called again and again. Raises UserError, with the last
+    lines of its log, when it ends before, or takes longer.
+    """
+    deadline = time.monotonic() + seconds
+    while not re.search(process.ready, said()):
+        if child.poll() is not None or time.monotonic() > deadline:
+            last = said().strip().splitlines()[-5:]
+            raise UserError(f"{process.name} on {process.host} is not ready after {seconds} s: " + " / ".join(last))
+        meanwhile()
+
+
+def reader(log: Path) -> Callable[[], str]:
+    """A function that returns what is written into a log from now on."""
+    start = log.stat().st_size if log.exists() else 0
+
+    def said() -> str:
+        with open(log, errors="replace") as file:
+            file.seek(start)
+            return file.read()
+
+    return said
 
 
 def _alive(process: psutil.Process) -> bool:

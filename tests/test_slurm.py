@@ -19,7 +19,7 @@ from cookbook.tools import diagnose
 from cookbook.tools.chaos import inject
 from tests.helpers import CLEAN, Driver, free_port, latest, plan, run_cookbook, wait_for
 from tests.requirements import needs
-from tests.test_contracts import SHORT, digests, in_the_middle_of_an_epoch, step_reached
+from tests.test_contracts import SHORT, check_same_result, digests, in_the_middle_of_an_epoch, quick, step_reached
 from tests.test_hosts import MISSING, Place, local_hosts
 
 GOLDEN = ROOT / "tests/golden/slurm"
@@ -134,6 +134,24 @@ def test_pytorch_on_two_nodes(slurm, undisturbed, tmp_path):
     assert {worker["host"] for worker in content["workers"]} == {"host1", "host2"}
     assert digests(content) == digests(undisturbed(*words)[0])
     assert slurm.ask("squeue", "-h") == ""
+
+
+@needs_slurm
+@pytest.mark.parametrize("recipe", quick(["dask", "ray_train", "spark", "tensorflow"], "tensorflow"))
+def test_a_cluster_of_the_system_s_own_on_the_nodes_of_a_job(slurm, undisturbed, recipe, tmp_path):
+    """srun starts what the system starts on hosts: scheduler or master, workers, and the client."""
+    words = [f"recipe={recipe}", *SHORT[recipe]]
+    more = ["recipe.steps=[ingest,templates]"] if recipe == "spark" else []
+    here = undisturbed(*words)[0]
+    content, folder, output = run_cookbook(
+        *words, *more, "cluster=slurm", output_root=tmp_path, environment=slurm.environment
+    )
+    assert content["status"] == "ok", output
+    assert {worker["host"] for worker in content["workers"]} == {"host1", "host2"}
+    check_same_result(recipe, content, here)
+    assert slurm.ask("squeue", "-h") == ""
+    assert not (folder / "scratch/secrets").exists(), "what the job had to know of secrets is gone"
+    assert list(Path("/tmp").glob(f"ray-{Path(content['folder']).name}*")) == []
 
 
 @pytest.fixture
@@ -329,11 +347,14 @@ def test_what_cannot_be_a_job():
     with pytest.raises(UserError, match="cannot be divided among cluster.num_nodes=2"):
         plan_of("pytorch", "cluster.num_workers=3")
     with pytest.raises(
-        UserError, match="cluster=slurm: spark starts no workers there; it does with cluster=hosts, kubernetes, local"
+        UserError, match="cluster=slurm: kubeflow starts no workers there; it does with cluster=kubernetes, local"
     ):
-        plan_of("spark")
-    with pytest.raises(UserError, match="its jobs have a fixed size"):
-        plan_of("horovod", "recipe.elastic=true")
+        plan_of("kubeflow")
+    for recipe in ("horovod", "ray_train"):
+        with pytest.raises(UserError, match="a Slurm job has a fixed size"):
+            plan_of(recipe, "recipe.elastic=true")
+    with pytest.raises(UserError, match="cluster.ray_address=head:6379 is for cluster=local: with cluster=slurm"):
+        plan_of("ray_train", "cluster.ray_address=head:6379")
 
 
 def plan_of(recipe, *words):

@@ -65,7 +65,8 @@ class System:
         self._check_port(config, place)
         if place == "hosts" and self.has_cluster():
             require_shared_files(config)
-            refuse_address(config)
+        if place in ("hosts", "slurm") and self.has_cluster():
+            refuse_address(config, place)
         if place == "local":
             self.check_reaches_store(config, os.environ)
 
@@ -101,9 +102,14 @@ class System:
         """A cluster of the system's own on the hosts, which can serve run after run."""
         raise UserError(f"{self.name} has no cluster that could stay up: it starts its workers itself")
 
-    def on_slurm(self, job: Job) -> str:
-        """The body of a job script for Slurm; it runs on the job's first node, `$head`."""
-        raise self.refusal("slurm")
+    def on_slurm(self, job: Job) -> str | None:
+        """The body of a job script for Slurm; it runs on the job's first node, `$head`.
+
+        None: what `on_hosts` says, started by srun on the job's nodes (places/slurm/allocation.py).
+        """
+        if not self._has("on_hosts"):
+            raise self.refusal("slurm")
+        return None
 
     def on_kubernetes(self, job: Job, pods: Pods) -> list[Process]:
         """What is submitted to a Kubernetes cluster, as `pods.objects` makes it."""
@@ -111,8 +117,8 @@ class System:
 
     def places(self) -> list[str]:
         """The places in which this system can be started."""
-        methods = [name for name in dir(self) if name.startswith("on_")]
-        return [name.removeprefix("on_") for name in methods if self._has(name)]
+        own = [name.removeprefix("on_") for name in dir(self) if name.startswith("on_") and self._has(name)]
+        return sorted({*own, *(["slurm"] if "hosts" in own else [])})
 
     def has_cluster(self) -> bool:
         """Whether `cluster_on_hosts` makes one."""
@@ -162,13 +168,13 @@ def require_shared_files(config: Settings) -> None:
         )
 
 
-def refuse_address(config: Settings) -> None:
+def refuse_address(config: Settings, place: str) -> None:
     """Raises UserError for the address of a running cluster, which only cluster=local uses."""
     setting = config["recipe"]["driver"].get("address")
     if address := config["cluster"].get(setting):
         raise UserError(
-            f"cluster.{setting}={address} is for cluster=local: with cluster=hosts a run starts its cluster, or uses "
-            "one of cookbook/tools/services.py"
+            f"cluster.{setting}={address} is for cluster=local: with cluster={place} a run starts its own cluster"
+            + (", or uses one of cookbook/tools/services.py" if place == "hosts" else "")
         )
 
 

@@ -25,7 +25,7 @@ PORT = 8786  # of a scheduler's pod
 
 
 class Dask(System):
-    places_with_port = ("hosts",)
+    places_with_port = ("hosts", "slurm")
     kubernetes_kinds: ClassVar = {"DaskJob": "kubernetes.dask.org/v1"}
     kubernetes_ends: ClassVar = {"DaskJob": {"Successful": True, "Failed": False}}
 

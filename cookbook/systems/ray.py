@@ -22,7 +22,7 @@ ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 class Ray(System):
     kubernetes_kinds: ClassVar = {"RayJob": "ray.io/v1"}
     network_switch = "RAYRUN_NETWORK"
-    places_with_port = ("hosts",)
+    places_with_port = ("hosts", "slurm")
     kubernetes_ends: ClassVar = {"RayJob": {"Complete": True, "Failed": False}}
 
     def check(self, config: Settings, place: str) -> None:
@@ -31,6 +31,10 @@ class Ray(System):
             raise UserError(
                 "recipe.elastic=true was not tried with cluster=kubernetes, where KubeRay replaces lost pods: choose "
                 "cluster=local or cluster=hosts, or false"
+            )
+        if place == "slurm" and config["recipe"].get("elastic", False):
+            raise UserError(
+                "recipe.elastic=true: a Slurm job has a fixed size; set recipe.elastic=false, or use cluster=hosts"
             )
         if place == "local" and not config["cluster"]["ray_address"]:
             machine.check_object_store(config["recipe"]["object_store_mb"], machine.memory_bytes())

@@ -18,7 +18,7 @@ ENCRYPTED = {"spark.authenticate": True, "spark.network.crypto.enabled": True}
 
 
 class Spark(System):
-    places_with_port = ("hosts",)
+    places_with_port = ("hosts", "slurm")
     kubernetes_kinds: ClassVar = {"SparkApplication": "sparkoperator.k8s.io/v1beta2"}
     kubernetes_ends: ClassVar = {"SparkApplication": {"COMPLETED": True, "FAILED": False, "SUBMISSION_FAILED": False}}
 

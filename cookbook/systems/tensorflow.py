@@ -19,7 +19,7 @@ POD_PORT = 2222
 
 class TensorFlow(System):
     kubernetes_kinds, kubernetes_ends = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS
-    network_switch, places_with_port = "TFRUN_NETWORK", ("local", "hosts")
+    network_switch, places_with_port = "TFRUN_NETWORK", ("local", "hosts", "slurm")
 
     def on_local(self, job: Job) -> list[Process]:
         """runrecord/tfrun.py gives each process its TF_CONFIG. When the chief has ended, it ends ps and workers."""

@@ -7,7 +7,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -93,11 +92,18 @@ class Starter:
             processes.write_files(process.files)
         if not self.cluster["shared"] and any(process.files for process in planned):
             on_each(self.cluster["hosts"], lambda host: push(self.ssh, host, [self.run_dir]))
+
+        def meanwhile() -> None:
+            watch(waiting=True)
+            say_hello(self.started)
+            time.sleep(POLL_SECONDS)
+
         for process in planned:
+            said = processes.reader(self.logs / f"{process.name}.log")
             self._start(process)
             if process.ready:
-                log, seconds = self.logs / f"{process.name}.log", self.cluster["start_timeout_seconds"]
-                wait_until_ready(process, self.started, log, seconds, watch)
+                child, seconds = self.started[process.name], self.cluster["start_timeout_seconds"]
+                processes.wait_until_ready(process, child, said, seconds, meanwhile)
 
     def start_again(self, ended: Iterable[str]) -> None:
         """Starts those of the ended processes that come back, each every `AGAIN_SECONDS` at most."""
@@ -179,18 +185,6 @@ def say_hello(started: Children) -> None:
         with contextlib.suppress(OSError, ValueError):
             child.stdin.write("\n")
             child.stdin.flush()
-
-
-def wait_until_ready(process: Process, started: Children, log: Path, seconds: float, watch: Watch) -> None:
-    """Waits until a service has written the words that `process.ready` looks for."""
-    deadline, child = time.monotonic() + seconds, started[process.name]
-    while not re.search(process.ready, log.read_text(errors="replace")):
-        if child.poll() is not None or time.monotonic() > deadline:
-            last = log.read_text(errors="replace").strip().splitlines()[-5:]
-            raise UserError(f"{process.name} on {process.host} is not ready after {seconds} s: " + " / ".join(last))
-        watch(waiting=True)
-        say_hello(started)
-        time.sleep(POLL_SECONDS)
 
 
 def stop(

@@ -11,15 +11,17 @@ import math
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cookbook import UserError, access, processes
+from cookbook import ROOT, UserError, access, processes
 from cookbook.evidence.inspector import PROBE, Answers, Spec, ask
 from cookbook.job import Job, Process, Settings
 from cookbook.places import Place, Watch
 from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
+from cookbook.places.slurm import allocation
 from cookbook.report.console import Progress
 from cookbook.systems import System
 from preempt import NOTICE
@@ -154,7 +156,12 @@ def submission(job: Job, system: System) -> Process:
             f"{run_dir} or cluster.sbatch_options={cluster['sbatch_options']} has control characters: "
             "a job script cannot hold them"
         )
-    body = system.on_slurm(job)
+    body, files = system.on_slurm(job), dict[str, str]()
+    if body is None:
+        path = str(run_dir / "scratch/secrets/job.json")
+        files[path] = allocation.job_file(job)
+        argv = [sys.executable, "-m", allocation.__name__, path]
+        body = f"cd {shlex.quote(str(ROOT))}\nexec {shlex.join(argv)}"
     per_node = job.num_workers // cluster["num_nodes"]
     options = [
         f"--job-name={job_name(job)}",
@@ -183,8 +190,9 @@ def submission(job: Job, system: System) -> Process:
     lines += ['head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)']
     lines += [GOES_ON_LATER.format(notice=shlex.quote(str(run_dir / NOTICE)), body=body)]
     script = str(run_dir / "job.sh")
-    argv, path = ["sbatch", "--parsable", script], {"PATH": environment["PATH"]}
-    return Process("sbatch", argv, path, files={script: "\n".join(lines) + "\n", **own.files}, takes_settings=False)
+    argv, path_only = ["sbatch", "--parsable", script], {"PATH": environment["PATH"]}
+    files |= {script: "\n".join(lines) + "\n", **own.files}
+    return Process("sbatch", argv, path_only, files=files, takes_settings=False)
 
 
 def quoted(option: str) -> str:
