@@ -45,7 +45,7 @@ MORE = {
     ],
     "ray_tune": [["recipe.cpus_per_trial=2"]],
     "pytorch": [["cluster.port=7000", "recipe.max_restarts=2"], ["cluster.gpus_per_worker=1"]],
-    "tensorflow": [["cluster.port=7000", "recipe.max_restarts=2"]],
+    "tensorflow": [["cluster.port=7000"], ["recipe.max_restarts=2"]],
 }
 
 

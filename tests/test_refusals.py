@@ -90,6 +90,7 @@ def test_a_resume_from_another_store(tmp_path, kept, store, fits):
             "recipe.memory_mb",
         ),
         ("horovod", ["cluster=slurm", "recipe.timeline=true"], "it is written with cluster=local only"),
+        ("tensorflow", ["cluster=slurm", "recipe.max_restarts=1"], "with cluster=slurm a lost process ends the run"),
     ],
 )
 def test_settings_that_nothing_would_heed_there(recipe, words, said):

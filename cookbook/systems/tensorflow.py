@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from cookbook.job import Hosts, Job, Node, Process, flags
+from cookbook import UserError
+from cookbook.job import Hosts, Job, Node, Process, Settings, flags
 from cookbook.systems import TRAIN_JOB_ENDS, TRAIN_JOB_KINDS, System
 
 if TYPE_CHECKING:
@@ -20,6 +21,14 @@ POD_PORT = 2222
 class TensorFlow(System):
     kubernetes_kinds, kubernetes_ends = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS
     network_switch, places_with_port = "TFRUN_NETWORK", ("local", "hosts", "slurm")
+
+    def check(self, config: Settings, place: str) -> None:
+        super().check(config, place)
+        if place != "local" and config["recipe"]["max_restarts"]:
+            raise UserError(
+                f"recipe.max_restarts={config['recipe']['max_restarts']}: with cluster={place} a lost process ends the "
+                "run, and the same command goes on from its checkpoint; leave it out"
+            )
 
     def on_local(self, job: Job) -> list[Process]:
         """runrecord/tfrun.py gives each process its TF_CONFIG. When the chief has ended, it ends ps and workers."""
