@@ -5,15 +5,18 @@ import inspect
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cookbook import ROOT, UserError
-from cookbook.places.slurm import GOES_ON_LATER
+from cookbook.job import Job, Process
+from cookbook.places.slurm import GOES_ON_LATER, allocation
 from cookbook.settings import compose_recipe
 from cookbook.tools import diagnose
 from cookbook.tools.chaos import inject
@@ -341,6 +344,72 @@ def test_a_script_without_a_notice_ends_as_its_workers_do(tmp_path):
     script = GOES_ON_LATER.format(notice=tmp_path / "preempt", body="exit 3")
     assert subprocess.run(["bash", "-c", f"set -euo pipefail\n{script}"]).returncode == 3
     assert not (tmp_path / "preempt").exists()
+
+
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do [[ $1 == --nodelist=* ]] && node=${1#*=}; shift; done
+echo "$node $*" >> "$STEPS"
+exec "$@"
+"""
+SCONTROL = """#!/bin/sh
+[ "$2" = hostnames ] && printf 'one\\ntwo\\n' && exit
+echo "NodeName=$4 NodeAddr=127.0.0.$([ "$4" = one ] && echo 1 || echo 2)"
+"""
+SERVE = ["sh", "-c", "trap 'echo ended; exit 0' TERM; echo ready; while :; do sleep 0.1; done"]
+
+
+@pytest.mark.parametrize(
+    ("service", "client", "status", "said"),
+    [
+        (SERVE, ["true"], 0, ""),
+        (SERVE, ["sh", "-c", "exit 3"], 3, "client ended with exit status 3"),
+        (["sh", "-c", "echo ready; sleep 1; exit 0"], ["sleep", "60"], 1, "service ended with exit status 0"),
+        (["sh", "-c", "echo no room; exit 5"], ["true"], "error", "is not ready after 30 s: no room"),
+    ],
+)
+def test_what_is_started_on_the_nodes_of_a_job_ends_with_it(
+    tmp_path, monkeypatch, capsys, service, client, status, said
+):
+    """With stand-ins of srun and scontrol: services first, on the right nodes, and nothing of them is left."""
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    for name, value in {"PATH": f"{tmp_path}:{os.environ['PATH']}", "STEPS": str(tmp_path / "steps")}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "[one-two]")
+    (tmp_path / "run/logs").mkdir(parents=True)
+    (tmp_path / "own").mkdir()
+    seen = []
+
+    def on_hosts(job, hosts):
+        seen.extend((node.name, node.address, node.slots) for node in hosts.nodes)
+        own = (str(tmp_path / "own"),)
+        return [
+            Process("service", service, host="127.0.0.2", service=True, ready="ready", cleanup_paths=own),
+            Process("client", client, {"WHO": "client"}, host="127.0.0.1", files={str(tmp_path / "x"): "secret"}),
+        ]
+
+    monkeypatch.setattr(allocation.systems, "load", lambda name: SimpleNamespace(on_hosts=on_hosts))
+    config, _ = compose_recipe("dask", ["cluster=slurm", "cluster.num_workers=4", "cluster.start_timeout_seconds=30"])
+    job = Job(config, tmp_path, Path(sys.executable), tmp_path / "run")
+    (tmp_path / "job.json").write_text(allocation.job_file(job))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        if status == "error":
+            with pytest.raises(UserError, match=said):
+                allocation.main([str(tmp_path / "job.json")])
+        else:
+            assert allocation.main([str(tmp_path / "job.json")]) == status
+            assert said in capsys.readouterr().out
+            assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [("one", "127.0.0.1", 2), ("two", "127.0.0.2", 2)]
+    steps = [line.split()[0] for line in (tmp_path / "steps").read_text().splitlines() if not line.endswith("own")]
+    assert steps == (["two"] if status == "error" else ["two", "one"])
+    assert not (tmp_path / "own").exists()
+    if service is SERVE:
+        assert (tmp_path / "run/logs/service.log").read_text().split() == ["ready", "ended"]
 
 
 def test_what_cannot_be_a_job():
