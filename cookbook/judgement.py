@@ -86,6 +86,7 @@ def _asked(config: Settings, manifest: Mapping[str, Any], ended: Ended, resumed:
         max_steps=config["scale"]["max_steps"],
         resumed=resumed,
         earlier=ended.earlier,
+        again_since=ended.place.again_since,
         seen_pids=frozenset(ended.watcher.seen_pids) if ended.place.sees_processes else None,
         unwatched_pids=frozenset(ended.watcher.unwatched_pids),
     )

@@ -1,6 +1,7 @@
 """Each rule of evidence fails the run that breaks it: records as workers write them, spoilt in one place at a time."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -412,6 +413,26 @@ def test_a_restart_replaces_the_attempt_before(tmp_path, monkeypatch):
     assert verdict.problems == []
     assert verdict.restarts == 1
     assert sorted(worker["pid"] for worker in verdict.lost) == [3000, 3001]
+
+
+def test_what_a_queue_has_started_anew_replaces_what_was_before(tmp_path, monkeypatch):
+    """A worker that Slurm ends when it takes a job back may note an error: the next start of the job counts."""
+    for rank, error in ((0, "SystemExit: 1"), (1, None)):
+        monkeypatch.setattr("os.getpid", lambda rank=rank: 3000 + rank)
+        record = RunRecord(tmp_path, rank, 2)
+        if error:
+            record.__exit__(SystemExit, SystemExit(1), None)
+        else:
+            record._file.close()
+    monkeypatch.setattr("os.getpid", lambda: 3002)
+    RunRecord(tmp_path, 0, 2, role="ps")._file.close()
+    again = time.time()
+    write_run(tmp_path, monkeypatch)
+    verdict = judge(tmp_path, again_since=again)
+    assert verdict.problems == []
+    assert sorted(worker["pid"] for worker in verdict.lost) == [3000, 3001]
+    assert verdict.services == []
+    assert "rank 0 on" in judge(tmp_path).problems[0]
 
 
 def write_coordinated(folder, monkeypatch, chief_ends=True, takers=(("a", 4001), ("b", 4002))):

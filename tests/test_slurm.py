@@ -20,6 +20,7 @@ from cookbook.places.slurm import GOES_ON_LATER, allocation
 from cookbook.settings import compose_recipe
 from cookbook.tools import diagnose
 from cookbook.tools.chaos import inject
+from runrecord import read_records
 from tests.helpers import CLEAN, Driver, free_port, latest, plan, run_cookbook, wait_for
 from tests.requirements import needs
 from tests.test_contracts import SHORT, check_same_result, digests, in_the_middle_of_an_epoch, quick, step_reached
@@ -185,8 +186,9 @@ def test_horovod_with_two_workers(slurm, keys, undisturbed, tmp_path, num_nodes,
 
 @needs_slurm
 @pytest.mark.full
-def test_a_job_that_is_requeued_goes_on_from_its_checkpoint(slurm, undisturbed, tmp_path):
-    words = ["recipe=pytorch", *SHORT["pytorch"]]
+@pytest.mark.parametrize("recipe", ["pytorch", "ray_train", "tensorflow"])
+def test_a_job_that_is_requeued_goes_on_from_its_checkpoint(slurm, undisturbed, recipe, tmp_path):
+    words = [f"recipe={recipe}", *SHORT[recipe]]
     driver = Driver(*words, "cluster=slurm", output_root=tmp_path, environment=slurm.environment)
     driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
     (number,) = slurm.ask("squeue", "-h", "-o", "%i").split()
@@ -196,10 +198,11 @@ def test_a_job_that_is_requeued_goes_on_from_its_checkpoint(slurm, undisturbed, 
     slurm.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
     status, output = driver.end()
     assert status == 0, output
-    content, folder = latest(tmp_path, "pytorch")
+    content, folder = latest(tmp_path, recipe)
     assert digests(content) == digests(undisturbed(*words)[0])
     assert len(content["lost_workers"]) == 2, "those of before the requeue"
-    assert "going on from" in (folder / "logs/job.log").read_text()
+    restored = [(e["epoch"], e["step"]) for record in read_records(folder) for e in record if e["event"] == "restore"]
+    assert max(restored) > (0, 0), "from its checkpoint"
 
 
 @needs_slurm

@@ -60,13 +60,16 @@ def judge(records: Sequence[Record], asked: Asked) -> Verdict:
 def _sort_out(records: Sequence[Record], verdict: Verdict, asked: Asked) -> tuple[list[Record], list[Record]]:
     """Notes who finished and who was lost. Returns the records of this try: (workers that count, services)."""
     begun = [events for events in records if process_keys([events]) - asked.earlier]
-    services = [events for events in begun if events[0].get("role", "worker") != "worker"]
-    workers = [events for events in begun if events not in services]
+    workers = [events for events in begun if events[0].get("role", "worker") == "worker"]
+    # Where the place has started all anew (Slurm's queue), those of before are lost, however they ended.
+    anew = [events for events in begun if events[0]["time"] >= asked.again_since]
+    services = [events for events in anew if events not in workers]
     finished = [events for events in records if events[0].get("role", "worker") == "worker" and facts.end_of(events)]
     verdict.done_before = asked.resumed and not workers and bool(finished) and "phase" in finished[-1][0]
     # A launcher that starts all workers anew replaces those of the attempt before, however they ended.
     verdict.restarts = max((facts.attempt_of(events) for events in workers), default=0)
     current = [events for events in workers if facts.attempt_of(events) == verdict.restarts or not asked.max_restarts]
+    current = [events for events in current if events in anew]
     reported = facts.samples_reported(begun)
     for events in workers:
         ended = events in current and facts.end_of(events) is not None and not facts.preempted_by(events)

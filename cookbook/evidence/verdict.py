@@ -36,6 +36,7 @@ class Asked:
     num_epochs: int = 0
     max_steps: int | None = None
     earlier: frozenset[ProcessKey] = frozenset()  # processes whose records an earlier try of this run has left
+    again_since: float = 0.0  # seconds since 1970: when the place has last begun to start all anew
     resumed: bool = False  # it goes on with an earlier try
     seen_pids: frozenset[int] | None = None  # what the operating system confirmed; None where it was not asked
     unwatched_pids: frozenset[int] = frozenset()  # of workers that came and went while the driver was held up

@@ -38,6 +38,7 @@ class Place(ABC):
     def __init__(self, job: Job, run_id: str, system: System) -> None:
         self.job, self.cluster, self.run_id, self.system = job, job.cluster, run_id, system
         self.warnings: list[str] = []  # what a user should know although the run counts
+        self.again_since = 0.0  # seconds since 1970: when the place itself has last begun to start all workers anew
 
     @classmethod
     def check(cls, config: Settings, system: System) -> None:

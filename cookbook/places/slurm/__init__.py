@@ -113,7 +113,7 @@ class Slurm(Place):
             raise UserError(f"Slurm refused the job: {' '.join(done.stderr.split())}")
         number = self.number = done.stdout.strip().partition(";")[0]
         try:
-            state = follow(number, watch)
+            state = self._follow(number, watch)
         finally:
             subprocess.run(["scancel", "--quiet", number], capture_output=True, timeout=60)
             deadline = time.monotonic() + 60
@@ -125,6 +125,19 @@ class Slurm(Place):
         tail = job_log.read_text(errors="replace").splitlines()[-20:] if job_log.exists() else []
         (logs / "sbatch.log").write_text("\n".join([*tail, f"job {number} ended as {state}"]) + "\n")
         return {"sbatch": 0 if state == "COMPLETED" else 1}
+
+    def _follow(self, number: str, watch: Watch) -> str:
+        """The state in which a job ends. Notes when Slurm has put it back into the queue."""
+        looked, state, restarts = 0.0, "PENDING", 0
+        while state in UNDER_WAY:
+            watch(waiting=state not in ("RUNNING", "COMPLETING"))
+            if time.monotonic() - looked > POLL_SECONDS:
+                known, looked = about(number), time.monotonic()
+                state = known["JobState"]
+                if int(known.get("Restarts", restarts)) > restarts:
+                    restarts, self.again_since = int(known["Restarts"]), time.time()
+            time.sleep(WATCH_SECONDS)
+        return state
 
     def probe(self, spec: Spec) -> Answers:
         """See `Place.probe`: srun starts it on each node of the job, beside what runs there."""
@@ -199,17 +212,6 @@ def quoted(option: str) -> str:
     """An option of sbatch as it has to stand in a script: a blank outside of quotes would end it there."""
     name, equals, value = option.partition("=")
     return f"{name}={shlex.quote(value)}" if equals and name.startswith("--") else shlex.quote(option)
-
-
-def follow(number: str, watch: Watch) -> str:
-    """The state in which a job ends."""
-    looked, state = 0.0, "PENDING"
-    while state in UNDER_WAY:
-        watch(waiting=state not in ("RUNNING", "COMPLETING"))
-        if time.monotonic() - looked > POLL_SECONDS:
-            state, looked = about(number)["JobState"], time.monotonic()
-        time.sleep(WATCH_SECONDS)
-    return state
 
 
 def about(number: str) -> dict[str, str]:
