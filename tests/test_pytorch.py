@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 
+import psutil
 import pytest
 
 from cookbook.tools import compare
@@ -65,7 +66,11 @@ def test_a_lost_worker_costs_the_others_one_step_and_gets_its_state_from_them(tm
     words = [*FT_DDP, f"recipe.num_epochs={epochs}", "recipe.width=64", "recipe.max_restarts=3"]
     driver = Driver(*words, output_root=tmp_path)
     driver.wait_until(lambda: any(e["event"] == "rows" and (e["epoch"], e["step"]) >= (2, 8) for e in driver.events()))
+    launcher = psutil.Process(driver.pid_of(rank)).parent()
+    launcher.suspend()  # it would have another worker there before the first one is missed
     lost = driver.kill(rank)
+    driver.wait_until(lambda: any(e["event"] == "world" and e["world_size"] == 1 for e in driver.events()))
+    launcher.resume()
     status, output = driver.end(1800)
     assert status == 0, output
     assert driver.no_process_left()
