@@ -296,7 +296,7 @@ class FakeKubernetes:
         """The words that lead into a pod's namespaces."""
         outer = psutil.Process(self.pods[name]["process"].pid)
         (inner,) = [child for child in outer.children() if child.name() != "unshare"]
-        enter = ["nsenter", f"--target={inner.pid}", "--mount", "--uts", "--pid", "--net", "--wd=/srv/recipe", "--"]
+        enter = ["nsenter", f"--target={inner.pid}", "--mount", "--uts", "--pid", "--net", "--wdns=/srv/recipe", "--"]
         return [*enter, "env", f"PATH=/srv/venv/bin:{os.environ['PATH']}"]
 
     def volume(self, volume, own):

@@ -84,6 +84,7 @@ def test_pods_are_looked_at_while_they_run(kubernetes, hosts, tmp_path):
     finally:
         inject.go_on(stopped)
     behind = json.loads((tmp_path / "out/pytorch/latest/diagnosis.json").read_text())["behind"]
+    assert len(behind) == 1, text
     (rank,) = behind
     assert f"rank {rank} (pid " in text and "holds the others up: it is stopped" in text
     assert f"rank {1 - rank} in the exchange of gradients at main.py:" in text, "by the signal"
