@@ -360,11 +360,14 @@ echo "NodeName=$4 NodeAddr=127.0.0.$([ "$4" = one ] && echo 1 || echo 2)"
 """
 SERVE = ["sh", "-c", "trap 'echo ended; exit 0' TERM; echo ready; while :; do sleep 0.1; done"]
 
+TOO_EARLY = ["sh", "-c", "echo ready; sleep 1"]  # two of them, at nearly the same moment
+
 
 @pytest.mark.parametrize(
     ("service", "client", "status", "said"),
     [
         (SERVE, ["true"], 0, ""),
+        (TOO_EARLY, ["sleep", "60"], 1, " ended with exit status 0"),
         (SERVE, ["sh", "-c", "exit 3"], 3, "client ended with exit status 3"),
         (["sh", "-c", "echo ready; sleep 1; exit 0"], ["sleep", "60"], 1, "service ended with exit status 0"),
         (["sh", "-c", "echo no room; exit 5"], ["true"], "error", "is not ready after 30 s: no room"),
@@ -387,7 +390,9 @@ def test_what_is_started_on_the_nodes_of_a_job_ends_with_it(
     def on_hosts(job, hosts):
         seen.extend((node.name, node.address, node.slots) for node in hosts.nodes)
         own = (str(tmp_path / "own"),)
+        more = [Process("other", service, host="127.0.0.2", service=True)] if service is TOO_EARLY else []
         return [
+            *more,
             Process("service", service, host="127.0.0.2", service=True, ready="ready", cleanup_paths=own),
             Process("client", client, {"WHO": "client"}, host="127.0.0.1", files={str(tmp_path / "x"): "secret"}),
         ]
@@ -409,7 +414,7 @@ def test_what_is_started_on_the_nodes_of_a_job_ends_with_it(
         signal.signal(signal.SIGTERM, before)
     assert seen == [("one", "127.0.0.1", 2), ("two", "127.0.0.2", 2)]
     steps = [line.split()[0] for line in (tmp_path / "steps").read_text().splitlines() if not line.endswith("own")]
-    assert steps == (["two"] if status == "error" else ["two", "one"])
+    assert steps == (["two"] * (1 + (service is TOO_EARLY)) + ["one"] * (status != "error"))
     assert not (tmp_path / "own").exists()
     if service is SERVE:
         assert (tmp_path / "run/logs/service.log").read_text().split() == ["ready", "ended"]

@@ -41,7 +41,7 @@ torchft.Manager manager.start_quorum manager.allreduce manager.should_commit
 
 context.broadcast barrier addPyFile parallelize
 ray.init ray.remote
-shared_now
+shared_now shared_clock
 distributed.Client SpecCluster
 """
 CALLS = NAMES.split()

@@ -47,7 +47,8 @@ def main():
         ):
             notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
             position = load_checkpoint(network, optimizer, checkpoints, config, len(data))
-            run.restore(position["epoch"], position["step"], generation=shared_now(device))  # Distributed: rank 0's.
+            # Distributed: rank 0's clock on all ranks.
+            run.restore(position["epoch"], position["step"], generation=shared_now(device))
             batches = Batches(len(data), config.global_batch_size, config.seed)
             num_steps = config.num_epochs * batches.steps_per_epoch
             num_steps = min(num_steps, config.max_steps or num_steps)

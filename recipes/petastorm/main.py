@@ -75,6 +75,7 @@ def main():
             notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
             training = Training(network, model, optimizer, checkpoints)
             load_checkpoint(training, config, manifest)
+            # Distributed: a clock that all ranks share.
             run.restore(training.epoch, training.taken, generation=shared_clock())
             train(training, notice, store, manifest, config, run)
             run.digest(parameter.detach().numpy() for parameter in network.state_dict().values())

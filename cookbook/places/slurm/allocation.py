@@ -129,11 +129,12 @@ def main(argv: Sequence[str]) -> int:
         ended = dict(steps.wait(services))
     finally:
         steps.end([path for process in planned for path in process.cleanup_paths])
-    for name, status in ended.items():
-        if status or name in services:
-            print(f"{name} ended with exit status {status}", flush=True)
-    failed = [status or 1 for name, status in ended.items() if status or (name in services and len(ended) == 1)]
-    return failed[0] if failed else 0
+    # A service may end as it likes once all that it serves have ended; before, its end is a failure.
+    too_early = services if steps.started.keys() - services - ended.keys() else set[str]()
+    failed = {name: status for name, status in ended.items() if name in too_early or (status and name not in services)}
+    for name, status in failed.items():
+        print(f"{name} ended with exit status {status}", flush=True)
+    return next((status or 1 for status in failed.values()), 0)
 
 
 if __name__ == "__main__":
