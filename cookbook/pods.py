@@ -18,10 +18,12 @@ import jinja2
 import yaml
 
 from cookbook import ROOT, UserError
+from cookbook.access import Access
 from cookbook.job import ALLOCATOR, Job, Process
 from cookbook.prepare import datasets
 
 RECIPE, DATA, SETTINGS, SHARED, TLS = "/srv/recipe", "/srv/data", "/srv/settings", "/srv/shared", "/srv/tls"
+KEYS = "/srv/keys"  # of an object store
 PACKAGES = "/srv/venv/lib/python3.11/site-packages"
 USER = 1000  # every image of images/ has this user, and the folders above
 RUN_LABEL = "distributed-ml-recipes/run"
@@ -50,6 +52,14 @@ class Plain(yaml.SafeDumper):
 
 
 @dataclass(frozen=True)
+class InStore:
+    """What pods without a claim have instead: an object store, and the way in."""
+
+    dataset: str  # the dataset's address there; empty for a run without one
+    access: Access  # its files are below KEYS
+
+
+@dataclass(frozen=True)
 class PodGroup:
     """Equal pods of a TrainJob."""
 
@@ -67,13 +77,20 @@ class Pods:
     packages = PACKAGES
     locked_down, security = LOCKED_DOWN, POD_SECURITY
 
-    def __init__(self, job: Job, settings_text: str, dataset: str, versions: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        settings_text: str,
+        dataset: str,
+        versions: Mapping[str, str],
+        in_store: InStore | None = None,
+    ) -> None:
         """Notes what the pods need.
 
         `settings_text`: the workers' settings (YAML). `dataset`: the name of its folder. `versions`: package -> its
-        version in the recipe's lock.
+        version in the recipe's lock. `in_store`: for pods that share no claim.
         """
-        self.job, self.cluster, self.versions = job, job.cluster, versions
+        self.job, self.cluster, self.versions, self.in_store = job, job.cluster, versions, in_store
         self.settings_text, self.dataset = settings_text, dataset
         self.name, self.namespace, self.image = run_name(job.run_dir), job.cluster["namespace"], job.cluster["image"]
         self.num_workers = job.num_workers
@@ -93,7 +110,9 @@ class Pods:
     def folders(self) -> list[str]:
         """The settings that name folders, as the pods see them."""
         folders = {"data_dir": self.data_dir()} if self.data_dir() else {}
-        folders |= {"output_dir": self.folder, "checkpoint_dir": f"{self.folder}/checkpoints"}
+        folders |= {"output_dir": self.folder}
+        if not self.in_store:  # else the settings' own checkpoint_dir is an address
+            folders |= {"checkpoint_dir": f"{self.folder}/checkpoints"}
         return [f"{key}={value}" for key, value in folders.items()]
 
     def data_dir(self) -> str:
@@ -114,6 +133,7 @@ class Pods:
         }
         notice = self.cluster["notice_file"]
         own |= {**ALLOCATOR, **({"NOTICE_FILE": notice} if notice else {}), **more}
+        own |= self.in_store.access.environment if self.in_store else {}
         return [{"name": name, "value": value} for name, value in own.items()]
 
     def resources(self, gpus: bool = True) -> Object:
@@ -127,20 +147,23 @@ class Pods:
 
     def mounts(self, with_tls: bool = False) -> list[Object]:
         return [
-            {"name": volume["name"], "mountPath": path} | ({"readOnly": True} if path in (SETTINGS, TLS) else {})
+            {"name": volume["name"], "mountPath": path} | ({"readOnly": True} if path in (SETTINGS, TLS, KEYS) else {})
             for path, volume in self._volumes(with_tls)
         ]
 
     def _volumes(self, with_tls: bool) -> list[tuple[str, Object]]:
         shm_mb = max(256, self.job.recipe.get("object_store_mb", 0))
+        claim = {"persistentVolumeClaim": {"claimName": self.cluster["claim"]}}
+        secret = {"secretName": self.name, "defaultMode": 0o440}
         own = [
-            (SHARED, {"name": "shared", "persistentVolumeClaim": {"claimName": self.cluster["claim"]}}),
+            (SHARED, {"name": "shared", **({"emptyDir": {}} if self.in_store else claim)}),
             (SETTINGS, {"name": "settings", "configMap": {"name": self.name}}),
             ("/tmp", {"name": "tmp", "emptyDir": {}}),
             ("/dev/shm", {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_mb}Mi"}}),
         ]
-        secret = {"name": "tls", "secret": {"secretName": self.name, "defaultMode": 0o440}}
-        return [*own, (TLS, secret)] if with_tls else own
+        if self.in_store and self.in_store.access.files:
+            own.append((KEYS, {"name": "keys", "secret": secret}))
+        return [*own, (TLS, {"name": "tls", "secret": secret})] if with_tls else own
 
     def pod(
         self,
@@ -153,17 +176,25 @@ class Pods:
         restart: str | None = None,
         **fields: object,
     ) -> Object:
-        """A pod's spec with one container: not root, no rights, nothing writable but the shared claim and memory."""
-        made = {
-            "name": container,
+        """A pod's spec with one container: not root, no rights, nothing writable but the shared claim and memory.
+
+        Without a claim the pod takes its dataset from the object store before its container starts.
+        """
+        common = {
             "image": self.image,
             "env": self.environment(**(environment or {})),
             "resources": self.resources(gpus),
             "securityContext": LOCKED_DOWN,
             "volumeMounts": self.mounts(with_tls),
         }
+        made = {"name": container, **common}
         if argv:
             made |= {"command": list(argv[:1]), "args": list(argv[1:])}
+        first: list[Object] = []
+        if self.in_store and self.in_store.dataset:
+            take = ["-m", "storage", "get", self.in_store.dataset, self.data_dir()]
+            common["resources"] = self.resources(gpus=False)
+            first = [{"name": "data", **common, "command": ["python"], "args": take}]
         account = self.cluster["service_account"]
         return {
             **({"serviceAccountName": account} if account else {}),
@@ -171,6 +202,7 @@ class Pods:
             # Between SIGTERM and SIGKILL when the pod has to leave: the workers save meanwhile.
             "terminationGracePeriodSeconds": math.ceil(self.cluster["notice_grace_seconds"]),
             "securityContext": POD_SECURITY,
+            **({"initContainers": first} if first else {}),
             "containers": [made | fields],
             "volumes": self.volumes(with_tls),
             **({"restartPolicy": restart} if restart else {}),
@@ -212,19 +244,25 @@ class Pods:
         text = yaml.dump_all([settings, *self.data_job(), *own], Dumper=Plain, sort_keys=False)
         path = str(self.job.run_dir / "objects.yaml")
         argv = ["kubectl", "create", "--namespace", self.namespace, "--filename", path]
-        return [Process("kubernetes", argv, files={path: text}, secrets=secrets or {}, takes_settings=False)]
+        keys = self.in_store.access.files if self.in_store else {}
+        hidden = {PurePosixPath(name).name: content for name, content in keys.items()} | dict(secrets or {})
+        return [Process("kubernetes", argv, files={path: text}, secrets=hidden, takes_settings=False)]
 
     def data_job(self) -> list[Object]:
-        """A Job that builds the dataset on the claim unless it is there; nothing where the settings name a folder."""
+        """A Job that builds the dataset on the claim unless it is there.
+
+        None where the settings name a folder of the claim, and where each pod takes the dataset from an object store.
+        """
         data = self.job.config["data"]
-        if data["builder"] is None or self.cluster["data_dir"]:
+        if data["builder"] is None or self.cluster["data_dir"] or self.in_store:
             return []
         parameters = dict(data["parameters"])
         if parameters.get("path"):
             raise UserError(
                 f"data.path={parameters['path']} is on this machine: copy the dataset to the claim "
                 f"{self.cluster['claim']!r}, and say cluster.data_dir={SHARED}/... "
-                "(it is the folder that the data stage names)"
+                "(it is the folder that the data stage names); or, for recipes that can, "
+                "cluster.storage=s3://bucket/prefix"
             )
         if "download_dir" in parameters:
             parameters["download_dir"] = "/tmp/downloads"

@@ -229,6 +229,8 @@ class FakeKubernetes:
         """Starts a pod's only container on host number `place`; with an alias it is another process in that pod."""
         (container,) = template["spec"]["containers"]
         words = words or [*container["command"], *container.get("args", [])]
+        for first in template["spec"].get("initContainers", []):  # with the same volumes, and its own log's lines here
+            words = ["sh", "-c", shlex.join([*first["command"], *first["args"]]) + ' && exec "$@"', "sh", *words]
         volumes = {volume["name"]: volume for volume in template["spec"].get("volumes", [])}
         own = self.folder / "pods" / name
         own.mkdir(parents=True, exist_ok=True)
@@ -325,6 +327,7 @@ class FakeKubernetes:
     def end_pod(self, name):
         self.end_process(name)
         self.pods.pop(name, None)
+        shutil.rmtree(self.folder / "pods" / name, ignore_errors=True)  # its own volumes end with it
 
     def end_process(self, name):
         process = self.pods[name]["process"]

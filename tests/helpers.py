@@ -17,12 +17,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from cookbook import bootstrap, places, systems
+from cookbook import access, bootstrap, places, systems
 from cookbook.bootstrap import uv_environment
 from cookbook.job import Hosts, Job, Node
 from cookbook.places.hosts import SshHosts
 from cookbook.places.kubernetes import Kubernetes
-from cookbook.pods import Pods
+from cookbook.pods import KEYS, InStore, Pods
 from cookbook.prepare.tools import uv
 from cookbook.settings import compose_recipe
 from cookbook.tools.chaos import inject
@@ -104,7 +104,9 @@ def plan(config, recipe_dir, python, run_dir, service=None):
         nodes = [Node(h["name"], h["address"], h["slots"], h.get("interface", "eth0")) for h in cluster["hosts"]]
         place.hosts = Hosts(tuple(nodes), ssh_port=cluster["ssh"].get("port"), service=service)
     elif isinstance(place, Kubernetes):
-        place.pods = Pods(job, "seed: 0\n", "digits-0123456789ab", {"ray": "2.60.0", "pyspark": "4.3.0"})
+        dataset, store = "digits-0123456789ab", cluster["storage"]
+        in_store = InStore(f"{store}/datasets/{dataset}", access.to_store(store, Path(KEYS))) if store else None
+        place.pods = Pods(job, "seed: 0\n", dataset, {"ray": "2.60.0", "pyspark": "4.3.0"}, in_store)
     return place.plan()
 
 

@@ -334,6 +334,11 @@ def test_hosts_that_share_no_files(tmp_path, undisturbed):
         place.hosts.down()
 
 
+def gateway(hosts):
+    """This machine's address in the hosts' network."""
+    return re.search(rf"{hosts.bridge}\s+UP\s+(10\.77\.\d+\.254)", local_hosts.sh("ip", "-br", "-4", "addr"))[1]
+
+
 @needs_hosts
 @pytest.mark.parametrize("recipe", ["horovod", "pytorch", "tensorflow", "dask", "ray_train"])
 @pytest.mark.full
@@ -344,7 +349,7 @@ def test_hosts_that_share_nothing_but_a_bucket(recipe, tools, tmp_path, undistur
     output_root, cache = tmp_path / "out", Path(expected["dataset"]["folder"]).parent
     output_root.mkdir()
     place = Place(tmp_path / "hosts", private=[str(ROOT), str(cache), str(output_root)])
-    bridge = re.search(rf"{place.hosts.bridge}\s+UP\s+(10\.77\.\d+\.254)", local_hosts.sh("ip", "-br", "-4", "addr"))[1]
+    bridge = gateway(place.hosts)
     try:
         with s3_server(tools, tmp_path, bridge) as server:
             store = Store(server, bridge)

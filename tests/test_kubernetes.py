@@ -25,8 +25,9 @@ from cookbook.tools import diagnose
 from cookbook.tools.chaos import inject
 from tests.fake_kubernetes import FakeKubernetes
 from tests.helpers import ROOT, Driver, latest, plan, run_cookbook
+from tests.object_store import KEYS, Store, s3_server
 from tests.test_contracts import SHORT, check_same_result, digests, in_the_middle_of_an_epoch, quick
-from tests.test_hosts import SYSTEMS, Place, local_hosts, needs_hosts
+from tests.test_hosts import SYSTEMS, Place, gateway, local_hosts, needs_hosts
 
 ON_PODS = ["cluster=kubernetes", "cluster.image=registry.test/cookbook:1"]
 
@@ -130,12 +131,15 @@ VARIANTS = {
     "spark_submit": ("spark",),
     "gpus": ("pytorch", "cluster.gpus_per_worker=1", "cluster.num_workers=4"),
     "no_data": ("ray_rllib", "cluster.service_account=trainer"),
+    "bucket": ("pytorch", "cluster.storage=s3://ours/lab"),
     "own_data": ("petastorm", "cluster.data_dir=/srv/shared/mine"),
 }
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_objects_are_as_they_were(name):
+def test_objects_are_as_they_were(name, monkeypatch):
+    for variable, value in KEYS.items():
+        monkeypatch.setenv(variable, value)
     text = objects_of(*VARIANTS[name])
     path = GOLDEN / f"{name}.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
@@ -143,6 +147,7 @@ def test_objects_are_as_they_were(name):
         path.write_text(text)
     assert text == path.read_text()
     assert "PRIVATE KEY" not in text, "secrets go to the cluster, and into no file"
+    assert KEYS["AWS_SECRET_ACCESS_KEY"] not in text
 
 
 def test_every_golden_file_is_looked_at():
@@ -162,10 +167,10 @@ def test_the_objects_against_their_projects_schemas(tools):
     kinds = done.stdout.split()
     count = {kind: kinds.count(kind) for kind in kinds}
     assert count == {
-        "ConfigMap": 10,
+        "ConfigMap": 11,
         "Job": 8,
-        "TrainingRuntime": 6,
-        "TrainJob": 6,
+        "TrainingRuntime": 7,
+        "TrainJob": 7,
         "RayJob": 2,
         "DaskJob": 1,
         "SparkApplication": 1,
@@ -195,11 +200,12 @@ def test_pods_have_no_rights():
     for path in GOLDEN.glob("*.yaml"):
         for made in yaml.safe_load_all(path.read_text()):
             for spec in pods_in(made):
-                (container,) = spec["containers"]
+                assert len(spec["containers"]) == 1
                 assert spec["securityContext"]["runAsNonRoot"] and spec["automountServiceAccountToken"] is False
-                assert container["securityContext"] == pods.LOCKED_DOWN
-                assert set(container["resources"]) == {"requests", "limits"}
-                assert container["image"] == "registry.test/cookbook:1"
+                for container in [*spec["containers"], *spec.get("initContainers", [])]:
+                    assert container["securityContext"] == pods.LOCKED_DOWN
+                    assert set(container["resources"]) == {"requests", "limits"}
+                    assert container["image"] == "registry.test/cookbook:1"
 
 
 def pods_in(value):
@@ -219,6 +225,12 @@ def pods_in(value):
         ("horovod", "recipe.elastic=true", "cluster=kubernetes starts the workers by mpirun"),
         ("ray_train", "recipe.elastic=true", "was not tried with cluster=kubernetes, where KubeRay replaces lost pods"),
         ("pytorch", "recipe.mode=ft_ddp", "recipe.mode=ft_ddp was tried with cluster=local only"),
+        ("dask", "cluster.storage=s3://ours/lab", "with cluster=kubernetes, dask needs the claim of cluster.claim"),
+        (
+            "pytorch",
+            ["cluster.storage=s3://ours/lab", "cluster.claim=mine"],
+            "cluster.claim=mine: with cluster.storage=s3://ours/lab the pods have no claim",
+        ),
         (
             "pytorch",
             ["data=image_folder", "data.path=/home/me/images"],
@@ -269,6 +281,42 @@ def test_a_killed_pod_fails_the_run_and_the_same_command_goes_on(kubernetes, und
     assert again == folder
     assert digests(content) == digests(expected), "from the checkpoint on the claim"
     assert content["num_rows"] == expected["num_rows"]
+
+
+@needs_hosts
+@pytest.mark.full
+@pytest.mark.parametrize("recipe", ["pytorch", "tensorflow"])
+def test_pods_that_share_nothing_but_a_bucket(kubernetes, hosts, tools, undisturbed, recipe, tmp_path):
+    """No claim. Each pod takes the dataset from the bucket; a killed one's run goes on from the checkpoint there."""
+    words = [f"recipe={recipe}", *SHORT[recipe]]
+    expected = undisturbed(*words)[0]
+    cluster = kubernetes(recipe)
+    cluster.claims = set()
+    address = gateway(hosts)
+    with s3_server(tools, tmp_path, address) as server:
+        store = Store(server, address)
+        store.make_bucket("ours")
+        words += [*ON_PODS, "cluster.storage=s3://ours/lab"]
+        options = {"output_root": tmp_path / "out", "environment": cluster.environment | store.environment}
+        driver = Driver(*words, **options)
+        driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
+        name = next(name for name in cluster.pods if name.endswith("node-0-1"))
+        os.killpg(cluster.pods[name]["process"].pid, signal.SIGKILL)
+        assert driver.end()[0] == 1
+        folder = latest(tmp_path / "out", recipe)[1]
+        content, again, output = run_cookbook(*words, **options)
+        assert content["status"] == "ok" and again == folder, output
+        assert digests(content) == digests(expected), "from the checkpoint in the bucket"
+        dataset = Path(expected["dataset"]["folder"]).name
+        taken = [line for line in store.asked if line.startswith("GET ") and f"{dataset}/manifest.json" in line]
+        assert len(taken) == 4, "once for each pod of both tries"
+        names = store.names("ours", "lab/runs/")
+        assert names and all(name.startswith(content["storage"].removeprefix("s3://ours/") + "/") for name in names)
+        store.close()
+    assert not list((tmp_path / "cluster/shared").iterdir()), "nobody has seen a claim"
+    assert cluster.objects == {} and cluster.pods == {}, "nothing is left on the cluster"
+    for path in folder.rglob("*"):
+        assert not path.is_file() or KEYS["AWS_SECRET_ACCESS_KEY"].encode() not in path.read_bytes(), path
 
 
 @pytest.mark.full
@@ -358,6 +406,17 @@ def test_what_pods_wait_for():
         == "pods: 1 Pending (0/3 nodes are available: 3 Insufficient nvidia.com/gpu.), 2 Running"
     )
     assert pod_logs.summary_of([]) == ""
+
+
+def test_the_log_of_the_container_that_failed_is_followed():
+    spec = {"containers": [{"name": "node"}], "initContainers": [{"name": "data"}]}
+
+    def ended(status):
+        return {"spec": spec, "status": {"initContainerStatuses": [{"name": "data", "state": status}]}}
+
+    assert pod_logs.container_of({"spec": spec}) == "node"
+    assert pod_logs.container_of(ended({"terminated": {"exitCode": 0}})) == "node"
+    assert pod_logs.container_of(ended({"terminated": {"exitCode": 1}})) == "data"
 
 
 # ---- podrun
@@ -462,6 +521,17 @@ def test_a_log_that_is_read_twice_counts_once(tmp_path):
     assert logs.warnings() == ["2 lines of pods' logs look like a run's record and are none: left out"]
     logs._record(json.dumps({"path": "workers/rank0.jsonl", "line": 7, "text": '{"n": 7}'}))
     assert logs.warnings()[0] == "rank0.jsonl: 4 lines are missing: a pod's log was rotated"
+
+
+@pytest.mark.parametrize(("on_claim", "files"), [(True, {"rank0": "ab"}), (False, {"rank0": "a", "rank0-2": "ab"})])
+def test_a_record_of_the_next_try_has_a_file_of_its_own(tmp_path, on_claim, files):
+    """Pods have the same names again. On a claim a process sees the old record, and gives its own another name."""
+    for lines in ("a", "ab"):
+        logs = pod_logs.Logs(None, "run", tmp_path, 120, on_claim)
+        for number, text in enumerate(lines):
+            logs._record(json.dumps({"path": "workers/rank0.jsonl", "line": number, "text": text}))
+    found = {path.stem: path.read_text().replace("\n", "") for path in (tmp_path / "workers").iterdir()}
+    assert found == files
 
 
 def test_what_cannot_be_looked_for_on_the_cluster_ends_the_run_before_it_starts(tmp_path, monkeypatch):

@@ -558,10 +558,6 @@ def pictures(folder):
             "keeps its checkpoints in a folder; those that can .*: dask, ",
         ),
         (
-            ["recipe=pytorch", "cluster=kubernetes", "cluster.image=x", "cluster.storage=s3://bucket/x"],
-            "are on the claim of cluster.claim",
-        ),
-        (
             ["recipe=ray_train", "recipe.mode=core", "cluster.storage=s3://bucket/x"],
             "keeps its checkpoints in a folder",
         ),

@@ -48,6 +48,14 @@ def list_store(address: str, tool: Tool) -> str:
         return Path(file.name).read_text()
 
 
+def put(folder: Path, store: str, tool: Tool) -> str:
+    """Puts a dataset into an object store, unless it is there; returns its address there."""
+    address = f"{store.rstrip('/')}/datasets/{folder.name}"
+    tool.stage.update(f"bringing {folder.name} to {address}")
+    tool.run(f"{folder} could not be brought to {address}", "-m", "storage", "put", folder, address)
+    return address
+
+
 def bring(address: str, listing: str, cache_dir: Path, tool: Tool) -> Path:
     """The files of an address in an object store, in the cache: one file, or a folder that has all of them.
 

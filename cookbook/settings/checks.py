@@ -170,11 +170,6 @@ def _check_storage(config: Settings, choices: Mapping[str, str]) -> None:
             f"cluster.storage={store}: expected s3://bucket/prefix or gs://bucket/prefix, without keys in it (they "
             "come from AWS_PROFILE and the like, another endpoint from AWS_ENDPOINT_URL)"
         )
-    if config["cluster"]["kind"] == "kubernetes":
-        raise UserError(
-            f"cluster.storage={store}: with cluster=kubernetes checkpoints are on the claim of cluster.claim; leave "
-            "cluster.storage out"
-        )
     if not config["recipe"]["driver"].get("storage"):
         files = {path.stem: yaml.safe_load(path.read_text()) for path in (CONF / "recipe").glob("*.yaml")}
         able = sorted(

@@ -45,6 +45,9 @@ class System:
     kubernetes_ends: ClassVar[Mapping[str, Mapping[str, bool]]] = {}
     # True: the recipe's own program talks to the Kubernetes cluster. The driver only starts it, on this machine.
     is_kubernetes_client: ClassVar[bool] = False
+    # Whether the pods need no claim that all of them see: each writes its own record into its log. Then data and
+    # checkpoints can be in an object store.
+    kubernetes_without_claim: ClassVar[bool] = False
     # The variable that keeps the launcher of this machine in the machine's network. Else it has a network of its own,
     # with nothing but loopback. Empty: the system has no such launcher.
     network_switch: ClassVar[str] = ""

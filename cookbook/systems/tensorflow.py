@@ -19,7 +19,7 @@ POD_PORT = 2222
 
 
 class TensorFlow(System):
-    kubernetes_kinds, kubernetes_ends = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS
+    kubernetes_kinds, kubernetes_ends, kubernetes_without_claim = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS, True
     network_switch, places_with_port = "TFRUN_NETWORK", ("local", "hosts", "slurm")
 
     def check(self, config: Settings, place: str) -> None:

@@ -35,7 +35,7 @@ exit $status
 
 
 class Torchrun(System):
-    kubernetes_kinds, kubernetes_ends = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS
+    kubernetes_kinds, kubernetes_ends, kubernetes_without_claim = TRAIN_JOB_KINDS, TRAIN_JOB_ENDS, True
     network_switch = "NETRUN_NETWORK"
     places_with_port = ("local", "hosts", "slurm")
 

@@ -22,6 +22,7 @@ from cookbook.places import Place, Status, Watch
 from cookbook.places.hosts.running import begin, on_each, run_on_hosts, say_hello
 from cookbook.places.hosts.ssh import Ssh, push
 from cookbook.places.local import POLL_SECONDS
+from cookbook.prepare import stores
 from cookbook.report.console import Progress
 from cookbook.systems import System
 from preempt import NOTICE
@@ -91,7 +92,7 @@ class SshHosts(Place):
                 stage.update(f"bringing {len(wanted)} folders to {len(cluster['hosts'])} hosts")
                 on_each(cluster["hosts"], lambda host: push(ssh, host, wanted))
                 if store and data_dir:
-                    self._bring_dataset(ssh, data_dir, f"{store.rstrip('/')}/datasets/{data_dir.name}", stage)
+                    self._bring_dataset(ssh, data_dir, store, stage)
         known = cluster["ssh"].get("known_hosts")
         self.hosts = Hosts(
             nodes=tuple(
@@ -103,15 +104,13 @@ class SshHosts(Place):
             service=service,
         )
 
-    def _bring_dataset(self, ssh: Ssh, data_dir: Path, address: str, stage: Progress) -> None:
+    def _bring_dataset(self, ssh: Ssh, data_dir: Path, store: str, stage: Progress) -> None:
         """Puts the dataset into the object store unless it is there; each host that lacks it takes it from there.
 
         Raises UserError, with the end of what was said, when that does not work.
         """
         log, python = self.job.run_dir / "logs/data.log", self.job.python
-        stage.update(f"bringing {data_dir.name} to {address}")
-        failure = f"{data_dir} could not be brought to {address}"
-        processes.run_tool([python, "-m", "storage", "put", data_dir, address], stage, log, failure, self.run_id)
+        address = stores.put(data_dir, store, stores.Tool(python, stage, log, self.run_id))
         argv = [str(python), "-m", "storage", "get", address, str(data_dir)]
         stage.update(f"{len(self.cluster['hosts'])} hosts take {data_dir.name} from {address}")
 

@@ -17,7 +17,7 @@ import yaml
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from cookbook import UserError
+from cookbook import UserError, access
 from cookbook.evidence.inspector import PATIENCE_SECONDS, PROBE, Answers, Spec
 from cookbook.job import Process, Settings
 from cookbook.places import Place, Watch
@@ -25,9 +25,11 @@ from cookbook.places.kubernetes.api import COMMON_KINDS, JOB_ENDS, Api, reason_o
 from cookbook.places.kubernetes.logs import Logs
 from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
 from cookbook.places.local import probe_here, run_here
-from cookbook.pods import RUN_LABEL, Object, Pods
+from cookbook.pods import KEYS, RUN_LABEL, InStore, Object, Pods
+from cookbook.prepare import stores
 from cookbook.prepare.locks import lock_of, pins
 from cookbook.report.console import Progress, console
+from cookbook.settings.files import is_changed
 from cookbook.systems import System
 
 POLL_SECONDS = 2.0
@@ -51,6 +53,19 @@ class Kubernetes(Place):
                 "cluster.image is not set: build the recipe's image and push it where the cluster finds it "
                 "(images/README.md has the commands), then say cluster.image=REGISTRY/NAME:TAG"
             )
+        if not (store := config["cluster"]["storage"]):
+            return
+        if not system.kubernetes_without_claim:
+            raise UserError(
+                f"cluster.storage={store}: with cluster=kubernetes, {system.name} needs the claim of cluster.claim, "
+                "from which one pod reads what the others have recorded; leave cluster.storage out"
+            )
+        for setting in ("claim", "data_dir"):
+            if is_changed(setting, config, "kubernetes"):
+                raise UserError(
+                    f"cluster.{setting}={config['cluster'][setting]}: with cluster.storage={store} the pods have no "
+                    "claim; leave one of the two out"
+                )
 
     @property
     def takes_notice(self) -> bool:
@@ -64,19 +79,14 @@ class Kubernetes(Place):
         """
         recipe, cluster = self.job.recipe_dir.name, self.cluster
         settings, versions = (self.job.run_dir / "config.yaml").read_text(), pins(lock_of(recipe).read_text())
-        self.pods = Pods(self.job, settings, data_dir.name if data_dir else "", versions)
+        in_store = self._bring(data_dir, stage) if cluster["storage"] else None
+        self.pods = Pods(self.job, settings, data_dir.name if data_dir else "", versions, in_store)
         if self.system.is_kubernetes_client:
             return
         stage.update("looking at the cluster")
         api = Api(cluster)
-        try:
-            api.ask("GET", f"/api/v1/namespaces/{cluster['namespace']}/persistentvolumeclaims/{cluster['claim']}")
-        except ApiException as error:
-            raise UserError(
-                f"claim {cluster['claim']!r} in namespace {cluster['namespace']!r} cannot be used: {reason_of(error)}. "
-                "It is made by infra/kubernetes (`make infra-up`), or by hand: a PersistentVolumeClaim with "
-                "ReadWriteMany"
-            ) from None
+        if not in_store:
+            self._check_claim(api)
         kinds = {**COMMON_KINDS, **self.system.kubernetes_kinds}
         for plural_path in (api.path(version, kind) for kind, version in kinds.items()):
             try:
@@ -92,6 +102,24 @@ class Kubernetes(Place):
                 path = f"{plural_path}/{item['metadata']['name']}"
                 if not api.delete(path):
                     raise UserError(f"what an earlier try of this run has left cannot be deleted: {path}")
+
+    def _bring(self, data_dir: Path | None, stage: Progress) -> InStore:
+        """Puts the dataset into the object store unless it is there, and finds the way in for the pods."""
+        store = self.cluster["storage"]
+        tool = stores.Tool(self.job.python, stage, self.job.run_dir / "logs/data.log", self.run_id)
+        address = stores.put(data_dir, store, tool) if data_dir else ""
+        return InStore(address, access.to_store(store, Path(KEYS)))
+
+    def _check_claim(self, api: Api) -> None:
+        """Raises UserError for a claim that is not there."""
+        namespace, claim = self.cluster["namespace"], self.cluster["claim"]
+        try:
+            api.ask("GET", f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{claim}")
+        except ApiException as error:
+            raise UserError(
+                f"claim {claim!r} in namespace {namespace!r} cannot be used: {reason_of(error)}. It is made by "
+                "infra/kubernetes (`make infra-up`), or by hand: a PersistentVolumeClaim with ReadWriteMany"
+            ) from None
 
     def plan(self) -> list[Process]:
         return self.system.on_kubernetes(self.job, self.pods)
@@ -114,7 +142,8 @@ class Kubernetes(Place):
         ends = {"Job": JOB_ENDS, **self.system.kubernetes_ends}
         api = Api(self.cluster)
         made: list[Object] = []
-        logs = Logs(api, metadata["name"], self.job.run_dir, self.cluster["image_timeout_seconds"])
+        timeout, on_claim = self.cluster["image_timeout_seconds"], not self.cluster["storage"]
+        logs = Logs(api, metadata["name"], self.job.run_dir, timeout, on_claim)
         try:
             for wanted in objects:
                 made.append(wanted)

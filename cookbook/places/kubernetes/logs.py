@@ -23,6 +23,7 @@ PREFIX = "podrun: "  # of podrun's own lines; see runrecord/podrun.py
 AGAIN_SECONDS = 2.0  # before a connection that was cut is made again
 # Why a container waits: HOPELESS reasons stay, the other BAD ones may pass.
 HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
+STATUSES = ("initContainerStatuses", "containerStatuses")
 BAD = (*HOPELESS, "ImagePullBackOff", "CreateContainerConfigError", "CreateContainerError")
 
 
@@ -61,12 +62,17 @@ class Logs:
     Each pod's log goes to a file of its own, and the run's record to where this machine's workers would write it.
     """
 
-    def __init__(self, api: Api, name: str, run_dir: Path, image_timeout_seconds: float) -> None:
+    def __init__(self, api: Api, name: str, run_dir: Path, image_timeout_seconds: float, on_claim: bool = True) -> None:
+        """`on_claim`: a pod sees the records of an earlier try, and gives its own other names. Without a claim this
+        machine must do that.
+        """
+        self.on_claim = on_claim
         self.api, self.name, self.run_dir, self.image_timeout_seconds = api, name, run_dir, image_timeout_seconds
         self.trouble: dict[str, float] = {}  # pod -> since when it cannot start
         self.shown = ""  # the newest summary of the pods
         self.followed: dict[tuple[str, str], threading.Thread] = {}  # (pod, container) -> who follows it
         self.tails: dict[str, list[str]] = {}  # pod -> the last lines of its log
+        self.own_files: dict[Path, Path] = {}  # a record as its pod calls it -> the file that it has here
         self.counts: dict[Path, int] = {}  # file of the record -> how many lines it has
         self.lost: dict[Path, int] = {}  # file of the record -> how many of its lines never came
         self.refused: set[str] = set()  # what stood in the place of a line of podrun and is none
@@ -84,8 +90,8 @@ class Logs:
             self.shown = summary
         for pod in pods:
             name, status = pod["metadata"]["name"], pod.get("status", {})
-            self._check_start(name, status.get("containerStatuses") or [])
-            place = name, pod["spec"]["containers"][0]["name"]
+            self._check_start(name, [each for key in STATUSES for each in status.get(key) or []])
+            place = name, container_of(pod)
             if status.get("phase") in ("Running", "Succeeded", "Failed") and place not in self.followed:
                 thread = threading.Thread(target=self._follow, args=place, daemon=True)
                 self.followed[place] = thread
@@ -136,6 +142,7 @@ class Logs:
             if path.suffix != ".jsonl":
                 path.write_bytes(entry.content)
                 return
+            path = self._own_file(path)
             if path not in self.counts:
                 self.counts[path] = len(path.read_text().splitlines()) if path.exists() else 0
             if entry.number >= self.counts[path]:  # greater: a rotated log has lost the lines between
@@ -146,9 +153,18 @@ class Logs:
         event: object = parse_line(entry.content.decode(errors="replace"))
         if isinstance(event, dict) and event.get("event") == "checkpoint":
             # A run with a checkpoint can be taken up again: run_folder.py looks for a file here.
-            note = self.run_dir / "checkpoints/on-the-claim.txt"
+            note = self.run_dir / "checkpoints/in-the-cluster.txt"
             note.parent.mkdir(exist_ok=True)
             note.write_text(f"{event.get('path')}\n")
+
+    def _own_file(self, path: Path) -> Path:
+        """The file for a record. Pods of two tries have the same names, and their processes the same ids."""
+        if path not in self.own_files:
+            own, number = path, 2
+            while not self.on_claim and own.exists():
+                own, number = path.with_name(f"{path.stem}-{number}.jsonl"), number + 1
+            self.own_files[path] = own
+        return self.own_files[path]
 
     def drain(self, seconds: float = 30) -> None:
         """Waits for the logs of pods that have ended."""
@@ -177,6 +193,14 @@ class Logs:
 
     def last_lines(self) -> list[str]:
         return [f"[{pod}] {line}" for pod, lines in sorted(self.tails.items()) for line in lines]
+
+
+def container_of(pod: Object) -> str:
+    """The container whose log to follow: the pod's own, or the one that failed before that could start."""
+    for each in pod.get("status", {}).get("initContainerStatuses") or []:
+        if ((each.get("state") or {}).get("terminated") or {}).get("exitCode"):
+            return str(each["name"])
+    return str(pod["spec"]["containers"][0]["name"])
 
 
 def summary_of(pods: Sequence[Object]) -> str:
