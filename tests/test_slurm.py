@@ -187,12 +187,13 @@ def test_horovod_with_two_workers(slurm, keys, undisturbed, tmp_path, num_nodes,
 @needs_slurm
 @pytest.mark.full
 @pytest.mark.parametrize("recipe", ["pytorch", "ray_train", "tensorflow"])
-def test_a_job_that_is_requeued_goes_on_from_its_checkpoint(slurm, undisturbed, recipe, tmp_path):
+def test_a_job_that_is_requeued_goes_on_from_its_checkpoint(slurm, undisturbed, recipe, tmp_path, monkeypatch):
     words = [f"recipe={recipe}", *SHORT[recipe]]
     driver = Driver(*words, "cluster=slurm", output_root=tmp_path, environment=slurm.environment)
     driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
     (number,) = slurm.ask("squeue", "-h", "-o", "%i").split()
-    slurm.ask("scontrol", "requeue", number)
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+    inject.requeue(number)
     # Slurm lets a job rest for two minutes then.
     wait_for(lambda: slurm.ask("squeue", "-h", "-o", "%T").strip() == "PENDING")
     slurm.ask("scontrol", "update", f"JobId={number}", "StartTime=now")

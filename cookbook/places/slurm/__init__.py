@@ -90,7 +90,7 @@ class Slurm(Place):
 
     def prepare(self, data_dir: Path | None, stage: Progress) -> None:
         """Raises UserError when Slurm does not answer, or still has a job of this run."""
-        argv = ["squeue", "--noheader", "--format=%i %T", f"--name={job_name(self.job)}"]
+        argv = ["squeue", "--noheader", "--format=%i %T", f"--name={job_name(self.job.run_dir)}"]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
         if done.returncode:
             raise UserError(f"cluster=slurm: squeue does not answer: {' '.join(done.stderr.split())}")
@@ -155,9 +155,9 @@ def look_at(number: str, num_nodes: int, python: Path) -> list[str]:
     return ["srun", *options, "--cpus-per-task=1", "--mem=0", "--quiet", str(python), "-c", PROBE.read_text()]
 
 
-def job_name(job: Job) -> str:
-    """The Slurm job's name, by which it is found again: no two runs share a folder."""
-    return f"cookbook-{job.run_dir.parent.name}-{job.run_dir.name}"
+def job_name(run_dir: Path) -> str:
+    """The name of a run's Slurm job, by which it is found again: no two runs share a folder."""
+    return f"cookbook-{run_dir.parent.name}-{run_dir.name}"
 
 
 def submission(job: Job, system: System) -> Process:
@@ -177,7 +177,7 @@ def submission(job: Job, system: System) -> Process:
         body = f"cd {shlex.quote(str(ROOT))}\nexec {shlex.join(argv)}"
     per_node = job.num_workers // cluster["num_nodes"]
     options = [
-        f"--job-name={job_name(job)}",
+        f"--job-name={job_name(job.run_dir)}",
         f"--nodes={cluster['num_nodes']}",
         "--ntasks-per-node=1",
         f"--cpus-per-task={per_node * job.num_threads}",

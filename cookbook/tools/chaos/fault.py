@@ -58,6 +58,9 @@ class Victim(Protocol):
     def namespace(self, host: int) -> str:
         """The network namespace that is a host."""
 
+    def slurm_job(self) -> str:
+        """The number of the run's Slurm job; empty where it has none at the moment."""
+
 
 @dataclass(frozen=True)
 class Harm:

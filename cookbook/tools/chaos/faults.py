@@ -239,6 +239,24 @@ class HostKill(OfHost):
         return Harm(inject.kill_host(victim.namespace(self.host)))
 
 
+@dataclass(frozen=True)
+class Requeue(Fault):
+    """Slurm ends the job and puts it back into its queue, as it does for a job that has to make room."""
+
+    name = "requeue"
+    example = "requeue@step=50%"
+
+    @classmethod
+    def impossible(cls, scene: Scene) -> str:
+        return "" if scene.place == "slurm" else f"cluster={scene.place}: only Slurm has a queue that takes a job back"
+
+    def harm(self, victim: Victim) -> Harm | None:
+        if not (job := victim.slurm_job()):
+            return None
+        inject.requeue(job)
+        return Harm(f"job {job} is back in the queue")
+
+
 # In the order of this module, which seeds of random plans depend on.
 _classes = [each for each in vars().values() if isinstance(each, type) and issubclass(each, Fault)]
 FAULTS: dict[str, type[Fault]] = {each.name: each for each in _classes if each.name}

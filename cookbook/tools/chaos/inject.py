@@ -239,6 +239,11 @@ def undo_traffic(namespace: str) -> None:
     subprocess.run(["tc", "-n", namespace, "qdisc", "delete", "dev", "eth0", "root"], capture_output=True)
 
 
+def requeue(job: str) -> None:
+    """Lets Slurm end a job and put it back into its queue, as it does for a job that has to make room."""
+    sh("scontrol", "requeue", job)
+
+
 def processes_on(namespace: str) -> list[int]:
     """Ids of the processes of a host that is a network namespace of this machine."""
     return [int(pid) for pid in re.findall(r"\d+", sh("ip", "netns", "pids", namespace))]

@@ -146,6 +146,10 @@ def usual_scene(recipe: str, fault: type[Fault]) -> Scene:
     return here if not fault.impossible(here) else Scene(recipe, "hosts", 2, own_hosts=True)
 
 
+# Of the documents' table: what can happen to runs of this machine and of its hosts.
+COLUMNS = tuple(name for name, kind in FAULTS.items() if not kind.impossible(usual_scene("", kind)))
+
+
 def table(found: Sequence[Mapping[str, Any]], names: Sequence[str], before: str = "") -> str:
     """The table FAULT x RECIPE, in Markdown, from results on disk. The newest of a cell counts.
 
@@ -155,7 +159,7 @@ def table(found: Sequence[Mapping[str, Any]], names: Sequence[str], before: str 
     newest: dict[tuple[str, str], Mapping[str, Any]] = {}
     together: set[tuple[str, str]] = set()  # what a run with several faults has recovered from
     for one in found:
-        for name in set(one["names"]) & FAULTS.keys():
+        for name in set(one["names"]) & set(COLUMNS):
             if one["place"] != usual_scene(one["recipe"], FAULTS[name]).place:
                 continue
             if len(one["names"]) == 1 and one["seed"] is None:
@@ -163,7 +167,7 @@ def table(found: Sequence[Mapping[str, Any]], names: Sequence[str], before: str 
             elif one["recovered"]:
                 together.add((name, one["recipe"]))
     # A row for each recipe: a row for each fault would be too long to be read as text.
-    lines = ["| recipe | " + " | ".join(FAULTS) + " |", "| --- |" + " --- |" * len(FAULTS)]
+    lines = ["| recipe | " + " | ".join(COLUMNS) + " |", "| --- |" + " --- |" * len(COLUMNS)]
     broken: list[str] = []
     cannot: list[str] = []
     hurt = {recipe for _, recipe in [*newest, *together]}
@@ -173,7 +177,7 @@ def table(found: Sequence[Mapping[str, Any]], names: Sequence[str], before: str 
             lines.append(f"| `{recipe}` {kept[recipe]}")
             continue
         cells = []
-        for fault in FAULTS:
+        for fault in COLUMNS:
             result = newest.get((fault, recipe))
             in_plan = "in a plan" if (fault, recipe) in together else "not run"
             cells.append(in_plan if result is None else cell(result))

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from cookbook import ROOT, UserError, processes, run_folder
+from cookbook.places.slurm import job_name
 from cookbook.tools.chaos import inject
 from cookbook.tools.chaos.fault import Scene
 from cookbook.tools.chaos.record import RunSoFar
@@ -155,6 +156,10 @@ class Driver:
     def namespace(self, host: int) -> str:
         assert self.hosts
         return self.hosts.namespace(host)
+
+    def slurm_job(self) -> str:
+        name = job_name(self.so_far.folder)
+        return inject.sh("squeue", "--noheader", "--states=RUNNING", "--format=%i", f"--name={name}").strip()
 
     def look_at_shared_memory(self, ended: threading.Event) -> None:
         """Notes which files in /dev/shm processes of this run have, each second. In a thread: it takes its time."""
