@@ -117,7 +117,7 @@ def run(composed: DictConfig) -> None:
     FINISHED.append((typed, content))
     signals.check()  # one that came while the report was written
     signals.listen()
-    if content["reason"].startswith("interrupted"):
+    if content["interrupted_by"]:
         raise Interrupted(content["reason"])
     if content["status"] == "preempted":
         raise Preempted(content["reason"])

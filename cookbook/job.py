@@ -190,6 +190,7 @@ class Result:
     # running, ok, failed, or preempted: its machine was taken away, and all that was done is saved
     status: str = "running"
     reason: str = ""  # why it failed, or who preempted it
+    interrupted_by: str = ""  # the signal that has ended it
     resumable: bool = True
     world_size: int = 0
     worlds: list[int] = field(default_factory=list)
@@ -214,6 +215,11 @@ class Result:
     def fail(self, reason: str, resumable: bool = False) -> None:
         """Notes that the run has failed. `resumable`: the same command may go on from the last checkpoint."""
         self.status, self.reason, self.resumable = "failed", redacted_text(reason), resumable
+
+    def interrupt(self, signal: str, stage: str) -> None:
+        """Notes that somebody has ended the run in a stage; the same command goes on."""
+        self.interrupted_by = signal
+        self.fail(f"interrupted by {signal} during stage {stage!r}", resumable=True)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -103,12 +103,12 @@ class Run:
                 self.result.fail(str(error), resumable=True)
             except OSError as error:
                 if signals.terminal_is_gone():
-                    self.result.fail(f"interrupted by SIGHUP during stage {self.stage!r}", resumable=True)
+                    self.result.interrupt("SIGHUP", self.stage)
                 else:
                     what = f"{error.strerror or error}: {error.filename or self.folder}"
                     self.result.fail(f"{self.stage}: {what}", resumable=True)
             except Interrupted as error:
-                self.result.fail(f"interrupted by {error} during stage {self.stage!r}", resumable=True)
+                self.result.interrupt(str(error), self.stage)
             except Exception as error:  # a bug of the driver: the run must not look as if it were still going on
                 traceback.print_exc()
                 self.result.fail(f"the driver failed during stage {self.stage!r}: {type(error).__name__}: {error}")

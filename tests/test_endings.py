@@ -397,3 +397,4 @@ def test_a_closed_terminal(tmp_path):
     assert process.wait(30) == 130
     content = json.loads((tmp_path / "horovod/latest/run.json").read_text())
     assert content["reason"] == "interrupted by SIGHUP during stage 'run'"
+    assert content["interrupted_by"] == "SIGHUP"

@@ -81,7 +81,7 @@ def ending_of(content: Mapping[str, Any]) -> str:
 
     A run that was preempted, or whose driver was killed ("running"), may go on later: it was interrupted.
     """
-    if content["status"] in ("running", "preempted") or content.get("reason", "").startswith("interrupted"):
+    if content["status"] in ("running", "preempted") or content.get("interrupted_by"):
         return "interrupted"
     return "ok" if content["status"] == "ok" else "failed"
 
