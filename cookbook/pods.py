@@ -27,6 +27,7 @@ KEYS = "/srv/keys"  # of an object store
 PACKAGES = "/srv/venv/lib/python3.11/site-packages"
 USER = 1000  # every image of images/ has this user, and the folders above
 RUN_LABEL = "distributed-ml-recipes/run"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PART_OF = {"app.kubernetes.io/part-of": "distributed-ml-recipes"}  # what infra/kubernetes lets talk to each other
 LOCKED_DOWN = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
 POD_SECURITY = {
@@ -100,6 +101,8 @@ class Pods:
             RUN_LABEL: self.name,
         }
         self.metadata = {"name": self.name, "namespace": self.namespace, "labels": self.labels}
+        queue = {QUEUE_LABEL: job.cluster["queue"]} if job.cluster["queue"] else {}
+        self.job_metadata = {**self.metadata, "labels": {**self.labels, **queue}}  # of what starts pods
         self.folder = f"{SHARED}/runs/{job.run_dir.parent.name}/{job.run_dir.name}"
         self.program = ["python", f"{RECIPE}/{job.program.name}", f"{SETTINGS}/config.yaml", *self.folders()]
 
@@ -273,7 +276,7 @@ class Pods:
             {
                 "apiVersion": "batch/v1",
                 "kind": "Job",
-                "metadata": {**self.metadata, "name": f"{self.name}-data"},
+                "metadata": {**self.job_metadata, "name": f"{self.name}-data"},
                 "spec": {
                     "backoffLimit": 1,
                     "template": self.template("data", ["sh", "-c", script], gpus=False, restart="Never"),

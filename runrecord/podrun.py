@@ -27,12 +27,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 MARK = "podrun: "
-POLL_SECONDS = 0.5
+# A machine that is lost takes along what was not printed yet. Who prints the records of many looks less often.
+POLL_SECONDS, POLL_SECONDS_OF_ALL = 0.05, 0.5
 PICTURES = (".svg", ".png", ".gif")
+
+
+@dataclass
+class Told:
+    """How much of a file was printed."""
+
+    num_lines: int = 0
+    num_bytes: int = 0
 
 
 class Teller:
@@ -40,21 +50,27 @@ class Teller:
 
     def __init__(self, folder: str | Path, hosts: Collection[str], out: TextIO) -> None:
         self.folder, self.hosts, self.out = Path(folder), hosts, out
-        self.lines: dict[Path, int | None] = {}  # file -> how many lines were printed; None: a file of another host
+        self.told: dict[Path, Told] = {}
+        self.others: set[Path] = set()  # files of other hosts
 
     def tell(self) -> None:
         """Prints the lines that the records have got since the last call."""
         for path in sorted(self.folder.glob("workers/*.jsonl")):
-            # Each look opens the file anew: only then does a network disk show what other machines have written.
-            whole = path.read_text().rpartition("\n")[0].splitlines()
-            if path not in self.lines and whole:
-                self.lines[path] = 0 if not self.hosts or json.loads(whole[0])["host"] in self.hosts else None
-            done = self.lines.get(path)
-            if done is None:
+            if path in self.others:
                 continue
-            for number, text in enumerate(whole[done:], done):
+            told = self.told.setdefault(path, Told())
+            # Each look opens the file anew: only then does a network disk show what other machines have written.
+            with open(path, "rb") as file:
+                file.seek(told.num_bytes)
+                whole, newline, _ = file.read().rpartition(b"\n")
+            lines = whole.decode().split("\n") if newline else []
+            if lines and not told.num_lines and self.hosts and json.loads(lines[0])["host"] not in self.hosts:
+                self.others.add(path)
+                continue
+            for number, text in enumerate(lines, told.num_lines):
                 self.say(path, line=number, text=text)
-            self.lines[path] = len(whole)
+            told.num_lines += len(lines)
+            told.num_bytes += len(whole) + len(newline)
 
     def tell_rest(self) -> None:
         """Prints the tables and pictures, which are complete when the run has ended."""
@@ -93,8 +109,7 @@ class ChiefDone:
         return self._written() not in (None, self.before)
 
     def write(self) -> None:
-        self.path.write_text("")
-        os.utime(self.path)
+        self.path.touch()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         teller.tell()
         if asked.tf_chief and asked.tf_task != "chief" and done.is_new():
             child.terminate()
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS_OF_ALL if asked.all else POLL_SECONDS)
     teller.tell()
     if child.returncode == 0 and (asked.tf_task == "chief" or not asked.tf_chief):
         teller.tell_rest()

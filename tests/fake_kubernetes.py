@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, unquote
 
 import psutil
 
+from cookbook.pods import QUEUE_LABEL
 from tests.helpers import ROOT
 
 # Everything in a folder OWN, then over the places where a pod sees it; /tmp comes last, as OWN is likely there.
@@ -58,6 +59,7 @@ class FakeKubernetes:
         self.hosts, self.python, self.recipe, self.folder = hosts, Path(python), recipe, Path(folder)
         self.objects, self.made, self.pods, self.refuse, self.requests = {}, [], {}, {}, []
         self.claims, self.waiting = {"cookbook-shared"}, None
+        self.queues = {}  # of Kueue: name -> an event, which admits what waits
         (self.folder / "shared").mkdir(parents=True)
 
     def __enter__(self):
@@ -170,6 +172,8 @@ class FakeKubernetes:
             return (
                 (200, {}) if name in self.claims else (404, {"message": f'persistentvolumeclaims "{name}" not found'})
             )
+        if plural == "localqueues":
+            return (200, {}) if name in self.queues else (404, {"message": f'localqueues "{name}" not found'})
         label = unquote(parse_qs(query).get("labelSelector", [""])[0]).partition("=")
         if plural == "pods":
             return 200, {
@@ -185,6 +189,8 @@ class FakeKubernetes:
             if key in self.objects:
                 return 409, {"message": f'{plural} "{key[1]}" already exists'}
             assert (body["apiVersion"], body["metadata"]["namespace"]) == (version, namespace)
+            if QUEUE_LABEL in body["metadata"].get("labels", {}):
+                body["spec"]["suspend"] = True  # Kueue's webhook does so
             self.objects[key] = body
             self.made.append(body)
             if operator := getattr(self, f"operate_{plural}", None):
@@ -214,6 +220,9 @@ class FakeKubernetes:
 
     def operate(self, operator, made):
         made["status"] = {}
+        if made["spec"].get("suspend"):
+            self.queues[made["metadata"]["labels"][QUEUE_LABEL]].wait()
+            made["spec"]["suspend"] = False
         try:
             made["status"] = operator(made["metadata"]["name"], made["spec"])
         except Exception as error:  # whatever it is, the run must hear of it

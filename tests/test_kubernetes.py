@@ -8,15 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from kubernetes.client.exceptions import ApiException
 
 from cookbook import UserError, pods, systems
 from cookbook.job import Job
+from cookbook.places import kubernetes as kubernetes_place
 from cookbook.places.kubernetes import Kubernetes, in_pod
 from cookbook.places.kubernetes import logs as pod_logs
 from cookbook.places.kubernetes.api import Api
@@ -132,6 +135,7 @@ VARIANTS = {
     "gpus": ("pytorch", "cluster.gpus_per_worker=1", "cluster.num_workers=4"),
     "no_data": ("ray_rllib", "cluster.service_account=trainer"),
     "bucket": ("pytorch", "cluster.storage=s3://ours/lab"),
+    "queue": ("ray_train", "cluster.queue=team"),
     "own_data": ("petastorm", "cluster.data_dir=/srv/shared/mine"),
 }
 
@@ -167,11 +171,11 @@ def test_the_objects_against_their_projects_schemas(tools):
     kinds = done.stdout.split()
     count = {kind: kinds.count(kind) for kind in kinds}
     assert count == {
-        "ConfigMap": 11,
-        "Job": 8,
+        "ConfigMap": 12,
+        "Job": 9,
         "TrainingRuntime": 7,
         "TrainJob": 7,
-        "RayJob": 2,
+        "RayJob": 3,
         "DaskJob": 1,
         "SparkApplication": 1,
     }
@@ -225,6 +229,7 @@ def pods_in(value):
         ("horovod", "recipe.elastic=true", "cluster=kubernetes starts the workers by mpirun"),
         ("ray_train", "recipe.elastic=true", "was not tried with cluster=kubernetes, where KubeRay replaces lost pods"),
         ("pytorch", "recipe.mode=ft_ddp", "recipe.mode=ft_ddp was tried with cluster=local only"),
+        ("dask", "cluster.queue=team", "cluster.queue=team: Kueue does not hold back what dask makes"),
         ("dask", "cluster.storage=s3://ours/lab", "with cluster=kubernetes, dask needs the claim of cluster.claim"),
         (
             "pytorch",
@@ -296,13 +301,16 @@ def test_pods_that_share_nothing_but_a_bucket(kubernetes, hosts, tools, undistur
     with s3_server(tools, tmp_path, address) as server:
         store = Store(server, address)
         store.make_bucket("ours")
-        words += [*ON_PODS, "cluster.storage=s3://ours/lab"]
+        words += [*ON_PODS, "cluster.storage=s3://ours/lab", "cluster.queue=team"]
+        cluster.queues["team"] = threading.Event()
+        threading.Timer(5, cluster.queues["team"].set).start()
         options = {"output_root": tmp_path / "out", "environment": cluster.environment | store.environment}
         driver = Driver(*words, **options)
         driver.wait_until(lambda: in_the_middle_of_an_epoch(driver))
         name = next(name for name in cluster.pods if name.endswith("node-0-1"))
         os.killpg(cluster.pods[name]["process"].pid, signal.SIGKILL)
-        assert driver.end()[0] == 1
+        status, output = driver.end()
+        assert status == 1 and "waits in its queue" in output and "may start" in output
         folder = latest(tmp_path / "out", recipe)[1]
         content, again, output = run_cookbook(*words, **options)
         assert content["status"] == "ok" and again == folder, output
@@ -406,6 +414,44 @@ def test_what_pods_wait_for():
         == "pods: 1 Pending (0/3 nodes are available: 3 Insufficient nvidia.com/gpu.), 2 Running"
     )
     assert pod_logs.summary_of([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("suspended", "waiting", "again"),
+    [
+        ([False, False], [False, False, False], False),
+        ([True, True, False], [False, True, True, False], False),  # not the workers' fault
+        ([True, False, True, False], [False, True, False, True, False], True),  # the machines were taken away
+    ],
+)
+def test_a_job_that_kueue_holds_back_is_waited_for(monkeypatch, suspended, waiting, again):
+    monkeypatch.setattr(kubernetes_place, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(kubernetes_place, "WATCH_SECONDS", 0.0)
+    done = {"conditions": [{"type": "Complete", "status": "True"}]}
+    answers = [{"spec": {"suspend": each}, "status": {}} for each in suspended[:-1]]
+    answers.append({"spec": {"suspend": suspended[-1]}, "status": done})
+    api = SimpleNamespace(path_of=lambda made: "x", ask=lambda method, path: answers.pop(0))
+    logs = SimpleNamespace(look=lambda: None, drain=lambda: None)
+    place, seen = object.__new__(Kubernetes), []
+    place.again_since = 0.0
+    wanted = {"kind": "TrainJob", "metadata": {"name": "x"}}
+    said = place._follow(api, wanted, {"Complete": True}, logs, lambda waiting=False: seen.append(waiting), False)
+    assert said == ("Complete", True)
+    assert seen == waiting
+    assert (place.again_since > 0) is again
+
+
+def test_a_queue_that_is_not_there_is_refused():
+    def ask(method, path):
+        raise ApiException(status=status)
+
+    place = object.__new__(Kubernetes)
+    place.cluster = {"namespace": "cookbook", "queue": "team"}
+    status = 404
+    with pytest.raises(UserError, match="cluster.queue=team: namespace 'cookbook' has no LocalQueue of that name"):
+        place._check_queue(SimpleNamespace(ask=ask))
+    status = 403
+    place._check_queue(SimpleNamespace(ask=ask))
 
 
 def test_the_log_of_the_container_that_failed_is_followed():

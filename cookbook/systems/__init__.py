@@ -45,6 +45,8 @@ class System:
     kubernetes_ends: ClassVar[Mapping[str, Mapping[str, bool]]] = {}
     # True: the recipe's own program talks to the Kubernetes cluster. The driver only starts it, on this machine.
     is_kubernetes_client: ClassVar[bool] = False
+    # Whether Kueue can let its jobs wait in a queue.
+    kueue: ClassVar[bool] = True
     # Whether the pods need no claim that all of them see: each writes its own record into its log. Then data and
     # checkpoints can be in an object store.
     kubernetes_without_claim: ClassVar[bool] = False

@@ -27,6 +27,7 @@ PORT = 8786  # of a scheduler's pod
 class Dask(System):
     places_with_port = ("hosts", "slurm")
     kubernetes_kinds: ClassVar = {"DaskJob": "kubernetes.dask.org/v1"}
+    kueue = False  # it knows no DaskJob
     kubernetes_ends: ClassVar = {"DaskJob": {"Successful": True, "Failed": False}}
 
     def on_local(self, job: Job) -> list[Process]:

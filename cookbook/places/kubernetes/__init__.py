@@ -53,6 +53,8 @@ class Kubernetes(Place):
                 "cluster.image is not set: build the recipe's image and push it where the cluster finds it "
                 "(images/README.md has the commands), then say cluster.image=REGISTRY/NAME:TAG"
             )
+        if (queue := config["cluster"]["queue"]) and not system.kueue:
+            raise UserError(f"cluster.queue={queue}: Kueue does not hold back what {system.name} makes; leave it out")
         if not (store := config["cluster"]["storage"]):
             return
         if not system.kubernetes_without_claim:
@@ -87,6 +89,8 @@ class Kubernetes(Place):
         api = Api(cluster)
         if not in_store:
             self._check_claim(api)
+        if cluster["queue"]:
+            self._check_queue(api)
         kinds = {**COMMON_KINDS, **self.system.kubernetes_kinds}
         for plural_path in (api.path(version, kind) for kind, version in kinds.items()):
             try:
@@ -121,6 +125,21 @@ class Kubernetes(Place):
                 "infra/kubernetes (`make infra-up`), or by hand: a PersistentVolumeClaim with ReadWriteMany"
             ) from None
 
+    def _check_queue(self, api: Api) -> None:
+        """Raises UserError for a queue that is not there: a job would wait in it for ever."""
+        namespace, queue = self.cluster["namespace"], self.cluster["queue"]
+        for version in ("v1beta2", "v1beta1"):
+            try:
+                api.ask("GET", f"/apis/kueue.x-k8s.io/{version}/namespaces/{namespace}/localqueues/{queue}")
+                return
+            except ApiException as error:
+                if error.status != 404:
+                    return  # who may use a queue need not have the right to look at it
+        raise UserError(
+            f"cluster.queue={queue}: namespace {namespace!r} has no LocalQueue of that name, or the cluster no Kueue: "
+            "`kubectl get localqueues` lists those that there are"
+        )
+
     def plan(self) -> list[Process]:
         return self.system.on_kubernetes(self.job, self.pods)
 
@@ -150,11 +169,7 @@ class Kubernetes(Place):
                 api.create(wanted)
                 if wanted["kind"] in ends:
                     first = wanted is not objects[-1]  # the dataset is built before the workers start
-
-                    def watch_it(waiting: bool = first) -> None:
-                        watch(waiting)
-
-                    said, good = follow(api, wanted, ends[wanted["kind"]], logs, watch_it)
+                    said, good = self._follow(api, wanted, ends[wanted["kind"]], logs, watch, first)
                     if not good:
                         break
         finally:
@@ -170,6 +185,48 @@ class Kubernetes(Place):
         lines = [*logs.last_lines(), f"{wanted['kind']} {wanted['metadata']['name']}: {said}"]
         (logs_folder / "kubernetes.log").write_text("\n".join(lines) + "\n")
         return {"kubernetes": 0 if good else 1}
+
+    def _follow(
+        self, api: Api, wanted: Object, ends: Mapping[str, bool], logs: Logs, watch: Watch, waits: bool
+    ) -> tuple[str, bool]:
+        """Waits for an object's end; returns (what its status says, whether all went well).
+
+        `ends`: state -> whether all went well. `waits`: the workers come later. While Kueue holds the object back, and
+        when it takes the machines away again, they come later, too.
+        """
+        kind, path = wanted["kind"], api.path_of(wanted)
+        looked, suspended, admitted = 0.0, False, False
+        state: str | None = None
+        while state is None:
+            watch(waits or suspended)
+            time.sleep(WATCH_SECONDS)
+            if time.monotonic() - looked < POLL_SECONDS:
+                continue
+            looked = time.monotonic()
+            try:
+                found = api.ask("GET", path)
+                logs.look()
+            except ApiException as error:
+                if error.status in (401, 403, 404):
+                    raise UserError(
+                        f"{kind} {wanted['metadata']['name']} cannot be looked at: {reason_of(error)}"
+                    ) from None
+                continue
+            except HTTPError:
+                continue  # a server that is away for a moment
+            before, suspended = suspended, bool(found["spec"].get("suspend"))
+            if suspended != before:
+                how = "waits in its queue" if suspended else "may start"
+                console.print(f"{'':<12} {kind} {wanted['metadata']['name']} {how}", markup=False)
+            if suspended and not before and admitted:
+                self.again_since = time.time()  # the machines are taken away: all workers will begin anew
+            admitted = admitted or not suspended
+            state = next((name for name in states_of(found) if name in ends), None)
+        with contextlib.suppress(ApiException, HTTPError):
+            logs.look()
+            logs.drain()
+        watch()
+        return message_of(found, state), ends[state]
 
     def probe(self, spec: Spec) -> Answers:
         """See `Place.probe`: it runs in each pod that is up, as `kubectl exec` would run it.
@@ -200,39 +257,6 @@ def in_pod(api: Api, pod: str, container: str, spec: Spec) -> Mapping[str, Any] 
         return reason_of(error) if isinstance(error, ApiException) else f"{type(error).__name__}: {error}"
     answers = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     return answers[0] if answers else " ".join(errors.split())[-300:] or "no answer"
-
-
-def follow(api: Api, wanted: Object, ends: Mapping[str, bool], logs: Logs, watch: Watch) -> tuple[str, bool]:
-    """Waits for an object's end; returns (what its status says, whether all went well).
-
-    `ends`: state -> whether all went well.
-    """
-    kind, path = wanted["kind"], api.path_of(wanted)
-    looked = 0.0
-    state: str | None = None
-    while state is None:
-        watch()
-        time.sleep(WATCH_SECONDS)
-        if time.monotonic() - looked < POLL_SECONDS:
-            continue
-        looked = time.monotonic()
-        try:
-            found = api.ask("GET", path)
-            logs.look()
-        except ApiException as error:
-            if error.status in (401, 403, 404):
-                raise UserError(
-                    f"{kind} {wanted['metadata']['name']} cannot be looked at: {reason_of(error)}"
-                ) from None
-            continue
-        except HTTPError:
-            continue  # a server that is away for a moment
-        state = next((name for name in states_of(found) if name in ends), None)
-    with contextlib.suppress(ApiException, HTTPError):
-        logs.look()
-        logs.drain()
-    watch()
-    return message_of(found, state), ends[state]
 
 
 def states_of(found: Object) -> Iterator[str | None]:
