@@ -7,12 +7,16 @@ ssh: {user: ubuntu, port: 22, key: ~/.ssh/id_ed25519, known_hosts: ~/.ssh/known_
 shared: false                                          # true: all hosts see this machine's files under the same paths
 services: services                                     # default: the folder `services` beside this file
 
+The word `skypilot` instead of a file means the nodes of the SkyPilot task in which the driver runs (infra/skypilot).
+
 `services` is the folder with the files of the Spark, Dask and Ray clusters that stay up on the hosts (services.py).
 """
 
 import contextlib
+import getpass
 import ipaddress
 import json
+import os
 import re
 import socket
 from collections.abc import Mapping
@@ -25,6 +29,8 @@ import yaml
 from cookbook import UserError
 from cookbook.job import Settings
 
+SKYPILOT = "skypilot"
+SKYPILOT_KEY = "~/.ssh/sky-cluster-key"  # its nodes reach each other by it
 HOST_KEYS = {"name": str, "address": str, "slots": int, "gpus": int}
 SSH_KEYS = {"user": str, "port": int, "key": str, "known_hosts": str}
 
@@ -57,6 +63,8 @@ def load(path: str | Path) -> Inventory:
             "cluster.inventory is not set: cluster=hosts needs a file with the list of hosts (docs/places.md has one), "
             "or a folder of infra/ after `make infra-up`: cluster.inventory=hosts.yaml"
         )
+    if str(path) == SKYPILOT:
+        return nodes_of_skypilot(os.environ)
     file = Path(path).expanduser()
     file = file / "inventory.yaml" if file.is_dir() else file
     try:
@@ -89,6 +97,27 @@ def load(path: str | Path) -> Inventory:
         "shared": content.get("shared", False),
         "services": str((file.parent / Path(content.get("services") or "services").expanduser()).resolve()),
     }
+
+
+def nodes_of_skypilot(environment: Mapping[str, str]) -> Inventory:
+    """The nodes of a SkyPilot task as hosts, with a worker for each GPU. Raises UserError outside of a task.
+
+    Source of the variables: "Distributed Multi-Node Jobs" in SkyPilot's documentation.
+    """
+    addresses = environment.get("SKYPILOT_NODE_IPS", "").split()
+    if not addresses:
+        raise UserError(
+            "cluster=skypilot: SKYPILOT_NODE_IPS is not set; the driver runs on the first node of a SkyPilot task, as "
+            "infra/skypilot/task.yaml starts it: sky launch -c mine infra/skypilot/task.yaml --env RECIPE=pytorch"
+        )
+    gpus = int(environment.get("SKYPILOT_NUM_GPUS_PER_NODE") or 0)
+    names = [f"node{number}" for number in range(len(addresses))]
+    hosts = [
+        Host(slots=max(1, gpus), gpus=gpus, name=name, address=address)
+        for name, address in zip(names, addresses, strict=True)
+    ]
+    ssh = {"user": getpass.getuser(), "key": str(Path(SKYPILOT_KEY).expanduser())}
+    return {"hosts": hosts, "ssh": ssh, "shared": False, "services": str(Path("services").resolve())}
 
 
 def _host(entry: object, file: Path) -> Host:

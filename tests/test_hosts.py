@@ -2,6 +2,7 @@
 recipes run across them."""
 
 import contextlib
+import getpass
 import importlib.util
 import json
 import os
@@ -15,14 +16,16 @@ import psutil
 import pytest
 
 from cookbook import UserError, inventory, systems
+from cookbook.bootstrap import uv_environment
 from cookbook.job import Job, Process
 from cookbook.places import hosts
 from cookbook.places.hosts import running
 from cookbook.places.hosts.ssh import Ssh
+from cookbook.prepare.tools import uv
 from cookbook.settings import compose_recipe
 from cookbook.tools import services
 from cookbook.tools.chaos import inject
-from tests.helpers import ROOT, Driver, latest, plan, run_cookbook
+from tests.helpers import CLEAN, ROOT, Driver, latest, plan, run_cookbook
 from tests.object_store import KEYS, Store, s3_server
 from tests.requirements import needs, skip
 from tests.test_contracts import DATA_PARALLEL, SHORT, check_same_result, digests, in_the_middle_of_an_epoch, quick
@@ -633,6 +636,38 @@ def test_inventories_that_make_no_sense(tmp_path, change, message):
     with pytest.raises(UserError) as error:
         load(tmp_path, GOOD | change)
     assert message in str(error.value)
+
+
+def test_the_nodes_of_a_skypilot_task_are_hosts(monkeypatch):
+    """The variables are those of SkyPilot's documentation: an address a line, the head's first."""
+    monkeypatch.setenv("SKYPILOT_NODE_IPS", "10.0.0.4\n10.0.0.5")
+    monkeypatch.setenv("SKYPILOT_NUM_GPUS_PER_NODE", "4")
+    config, _ = compose_recipe("pytorch", ["cluster=skypilot"])
+    cluster = inventory.with_hosts(config["cluster"])
+    assert [(host["address"], host["slots"]) for host in cluster["hosts"]] == [("10.0.0.4", 4), ("10.0.0.5", 4)]
+    assert (cluster["kind"], cluster["num_workers"], cluster["shared"]) == ("hosts", 8, False)
+    assert cluster["ssh"] == {"user": getpass.getuser(), "key": str(Path("~/.ssh/sky-cluster-key").expanduser())}
+    monkeypatch.setenv("SKYPILOT_NUM_GPUS_PER_NODE", "0")
+    assert [host["slots"] for host in inventory.load("skypilot")["hosts"]] == [1, 1]
+    monkeypatch.delenv("SKYPILOT_NODE_IPS")
+    with pytest.raises(UserError, match="SKYPILOT_NODE_IPS is not set; .* sky launch -c mine infra/skypilot/task.yaml"):
+        inventory.with_hosts(config["cluster"])
+
+
+@pytest.mark.full
+def test_the_skypilot_task_against_skypilot_s_own_schema(tools, tmp_path):
+    version = re.search(r"schema \(([0-9.]+)\)", (ROOT / "infra/skypilot/README.md").read_text())[1]
+    install = [uv(), "pip", "install", "-q", "--no-deps", "--target", tmp_path / "sky", f"skypilot=={version}"]
+    subprocess.run(install, check=True, env={**CLEAN, **uv_environment()})
+
+    def wrong(path):
+        words = [tools, ROOT / "tests/skypilot_schema.py", tmp_path / "sky", path]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    task = ROOT / "infra/skypilot/task.yaml"
+    assert wrong(task) == ""
+    (tmp_path / "task.yaml").write_text(task.read_text().replace("num_nodes: 2", "num_nodes: two"))
+    assert "num_nodes: 'two' is not of type 'integer'" in wrong(tmp_path / "task.yaml")
 
 
 def test_no_inventory(tmp_path):
