@@ -1,5 +1,6 @@
 # Runs as root when a machine starts, on AWS once, on Google Cloud at each start. What stands before it sets:
 # CLOUD (aws, gcp), and for aws REGION and BUCKET; GPUS (how many there must be); REPOSITORY (empty: none is cloned);
+# SHARED (not empty: the address of a disk that is mounted at /shared);
 # ONLY_EXPIRY (not empty: nothing is installed). ROOT is for tests: a folder in place of /.
 set -uo pipefail
 ROOT=${ROOT:-}
@@ -77,6 +78,15 @@ step() {
     "$ROOT/usr/local/bin/python$PYTHON" -c \
         'import os, sysconfig; assert os.path.exists(sysconfig.get_path("include") + "/Python.h"), "no headers"' \
         || return 1
+    if test -n "${SHARED:-}"; then
+        retried apt-get -o DPkg::Lock::Timeout=600 install -y -q nfs-common || return 1
+        mkdir -p "$ROOT/shared" "$ROOT/etc"
+        # Names of AWS's disks are known some minutes after these are made. Options: "Mounting with NFS" of EFS.
+        echo "$SHARED:/ /shared nfs4 nfsvers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport,_netdev 0 0" \
+            >> "$ROOT/etc/fstab"
+        retried mount /shared || return 1
+        chown ubuntu: "$ROOT/shared"
+    fi
     if test -n "${REPOSITORY:-}"; then
         sudo -u ubuntu git clone --depth 1 "$REPOSITORY" /home/ubuntu/distributed-ml || return 1
         sudo -u ubuntu make -C /home/ubuntu/distributed-ml setup || return 1

@@ -15,7 +15,7 @@ LIVING = ["pending", "running", "stopping", "stopped"]
 def remove(events, context=None):
     """`events`: {"name": the tag's value, "region": ...}. Returns {"removed": [...], "later": [...]} for the log."""
     name, region = events["name"], events["region"]
-    ec2, eks = (boto3.client(service, region_name=region) for service in ("ec2", "eks"))
+    ec2, eks, efs = (boto3.client(service, region_name=region) for service in ("ec2", "eks", "efs"))
     mine = [{"Name": "tag:distributed-ml", "Values": [name]}]
     removed, later = [], []
 
@@ -45,4 +45,12 @@ def remove(events, context=None):
             call(endpoint["VpcEndpointId"], ec2.delete_vpc_endpoints, VpcEndpointIds=[endpoint["VpcEndpointId"]])
     for address in ec2.describe_addresses(Filters=mine)["Addresses"]:
         call(address["AllocationId"], ec2.release_address, AllocationId=address["AllocationId"])
+    for page in efs.get_paginator("describe_file_systems").paginate():
+        for disk in page["FileSystems"]:
+            tags = {tag["Key"]: tag["Value"] for tag in disk["Tags"]}
+            # infra/eks has no other place for results: its disk stays until `infra-down`.
+            if tags.get("distributed-ml") == name and "expires" in tags:
+                for target in efs.describe_mount_targets(FileSystemId=disk["FileSystemId"])["MountTargets"]:
+                    call(target["MountTargetId"], efs.delete_mount_target, MountTargetId=target["MountTargetId"])
+                call(disk["FileSystemId"], efs.delete_file_system, FileSystemId=disk["FileSystemId"])
     return {"removed": removed, "later": later}

@@ -1,6 +1,7 @@
 """infra/: hosts of this machine for real, AWS against moto on loopback with an old provider and against today's
 schema, the guard, a linter."""
 
+import base64
 import datetime
 import json
 import os
@@ -276,10 +277,12 @@ WORDS = ["infra.variables.ttl_hours=4", "infra.variables.ami_id=ami-12c6146b", "
 @pytest.mark.full
 def test_aws_apply_an_empty_second_plan_a_longer_time_and_destroy(aws, tmp_path):
     url, ec2, s3 = aws, client("ec2"), client("s3")
-    target = infra.Target("aws", [*WORDS, f"infra.folder={tmp_path}/state"], source=for_moto(tmp_path / "aws", url))
+    words = [*WORDS, "infra.variables.shared_gb=100", f"infra.folder={tmp_path}/state"]
+    target = infra.Target("aws", words, source=for_moto(tmp_path / "aws", url))
     changes, price = target.plan()
-    assert len(changes) == 45
-    assert price.total == pytest.approx(4 * (0.192 + 2 * 1.006 + 0.045 + 0.005 + 3 * 0.01 + 600 * 0.08 / 730), rel=1e-9)
+    assert len(changes) == 47
+    disks = (600 * 0.08 + 100 * 0.30) / 730
+    assert price.total == pytest.approx(4 * (0.192 + 2 * 1.006 + 0.045 + 0.005 + 3 * 0.01 + disks), rel=1e-9)
     plan = json.loads(target.call("show", "-json", str(target.plan_file), failure="no plan"))
     assert plan["planned_values"]["outputs"]["cost_usd"]["value"] == pytest.approx(price.total), "terraform's own sum"
     with Bootstraps():
@@ -315,11 +318,17 @@ def test_aws_apply_an_empty_second_plan_a_longer_time_and_destroy(aws, tmp_path)
     changes, _ = target.plan()
     assert [change["address"] for change in changes] == []
     # More time: tags and schedules, in place.
-    longer = infra.Target(
-        "aws", [*WORDS, "infra.variables.ttl_hours=6", f"infra.folder={tmp_path}/state"], tmp_path / "aws"
-    )
+    (shared,) = client("efs").describe_file_systems()["FileSystems"]
+    for template in ec2.describe_launch_templates()["LaunchTemplates"]:
+        (version,) = ec2.describe_launch_template_versions(LaunchTemplateId=template["LaunchTemplateId"])[
+            "LaunchTemplateVersions"
+        ]
+        script = base64.b64decode(version["LaunchTemplateData"]["UserData"]).decode()
+        assert f"export SHARED='{shared['FileSystemId']}.efs.us-east-1.amazonaws.com'" in script
+    longer = infra.Target("aws", [*words, "infra.variables.ttl_hours=6"], tmp_path / "aws")
     changes, _ = longer.plan()
     assert {(change["address"], *change["change"]["actions"]) for change in changes} == {
+        ("aws_efs_file_system.shared[0]", "update"),
         ("aws_instance.head", "update"),
         ("aws_instance.worker[0]", "update"),
         ("aws_instance.worker[1]", "update"),
@@ -335,6 +344,7 @@ def test_aws_apply_an_empty_second_plan_a_longer_time_and_destroy(aws, tmp_path)
     assert longer.left_over() == []
     assert machines_of_moto("running", "pending", "stopped") == []
     assert client("scheduler").list_schedules()["Schedules"] == []
+    assert client("efs").describe_file_systems()["FileSystems"] == []
     assert s3.list_buckets()["Buckets"] == []
     assert [vpc for vpc in ec2.describe_vpcs()["Vpcs"] if not vpc["IsDefault"]] == []
     # What the state does not know, the scan finds by its tag.
@@ -365,7 +375,8 @@ resource "aws_instance" "broken" {
 }
 """
     source = for_moto(tmp_path / "aws", aws, more=broken)
-    words = [*WORDS, "infra.variables.name=middle", f"infra.folder={tmp_path}/state"]
+    stays = client("efs").create_file_system(Tags=[{"Key": "distributed-ml", "Value": "middle"}])["FileSystemId"]
+    words = [*WORDS, "infra.variables.name=middle", "infra.variables.shared_gb=1", f"infra.folder={tmp_path}/state"]
     target = infra.Target("aws", words, source=source)
     with pytest.raises(UserError, match="terraform could not make everything"):
         target.up()
@@ -393,6 +404,9 @@ resource "aws_instance" "broken" {
     assert len([what for what in said["removed"] if what.startswith("i-")]) == 3
     assert [what for what in said["removed"] if what.startswith("nat-")] != []
     assert [machine["InstanceId"] for machine in machines_of_moto("running")] == [stranger]
+    assert [what.split("-")[0] for what in said["removed"] if what.startswith("fs")] == ["fsmt", "fs"]
+    assert [disk["FileSystemId"] for disk in client("efs").describe_file_systems()["FileSystems"]] == [stays]
+    client("efs").delete_file_system(FileSystemId=stays)
     addresses = [address for address in ec2.describe_addresses()["Addresses"]]
     assert addresses == [] or said["later"], "an address that is in use goes with the next call"
     ec2.terminate_instances(InstanceIds=[stranger])
@@ -966,7 +980,8 @@ def test_a_variable_that_leads_to_another_state_is_refused(name):
 def machine(folder, **programs):
     """A root for infra/bootstrap.sh, with programs that only write down how they were called."""
     (folder / "bin").mkdir()
-    for name in ("apt-get", "systemctl", "shutdown", "curl", "python3", "aws", "sleep", "nvidia-smi"):
+    every = ("apt-get", "systemctl", "shutdown", "curl", "python3", "aws", "sleep", "nvidia-smi", "mount", "chown")
+    for name in every:
         text = programs.get(name.replace("-", "_"), "exit 0")
         (folder / "bin" / name).write_text(f'#!/bin/bash\necho "{name} $*" >> {folder}/calls\n{text}\n')
         (folder / "bin" / name).chmod(0o755)
@@ -992,8 +1007,11 @@ def boot(folder, **environment):
 def test_a_machine_tries_again_and_says_that_it_is_done(tmp_path):
     twice = 'test "$(grep -c ^apt-get $ROOT/calls)" -gt 2'
     said = 'cp "$5" "$ROOT/said"'
-    status, calls = boot(machine(tmp_path, apt_get=twice, python3=VENV, curl=AT_AWS, aws=said))
+    folder = machine(tmp_path, apt_get=twice, python3=VENV, curl=AT_AWS, aws=said)
+    status, calls = boot(folder, SHARED="fs-1.efs.example")
     assert status == 0
+    assert "mount /shared" in calls
+    assert (tmp_path / "etc/fstab").read_text().startswith("fs-1.efs.example:/ /shared nfs4 nfsvers=4.1,")
     assert [call.rsplit(" ", 1)[-1] for call in calls if call.startswith("apt-get") and "update" in call] == ["-q"] * 3
     assert (tmp_path / "said").read_text().splitlines()[0] == "done"
     assert f"aws --region us-east-1 s3 cp {tmp_path}/var/lib/cookbook/said s3://ours/bootstrap/i-1" in calls

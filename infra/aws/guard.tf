@@ -10,6 +10,7 @@ locals {
   usd_per_hour = (
     sum([for type in local.types : lookup(local.prices.instances, type, 0)])
     + local.disks * local.prices.volumes.gp3.gb_month / 730
+    + (var.shared_gb == null ? 0 : var.shared_gb * local.prices.efs.gb_month / 730)
     + (var.nat ? local.hourly.aws_nat_gateway + local.hourly.aws_eip : 0)
     + (var.access == "bastion" ? local.hourly.aws_eip : 3 * local.hourly.aws_vpc_endpoint_interface)
   )

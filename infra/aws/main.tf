@@ -48,6 +48,7 @@ resource "aws_launch_template" "host" {
   user_data = base64encode(join("\n", [
     "#!/bin/bash",
     "export CLOUD=aws REGION='${var.region}' BUCKET='${aws_s3_bucket.data.bucket}' REPOSITORY='${var.repository == null ? "" : var.repository}'",
+    "export SHARED='${var.shared_gb == null ? "" : "${aws_efs_file_system.shared[0].id}.efs.${var.region}.amazonaws.com"}'",
     "export GPUS=${each.key == "worker" ? local.gpus_per_worker : 0}",
     file("${path.module}/../bootstrap.sh"),
   ]))
@@ -136,7 +137,8 @@ resource "aws_instance" "head" {
   depends_on = [
     aws_scheduler_schedule.expiry, aws_route.nat, aws_route.out, aws_route_table_association.private,
     aws_route_table_association.public, aws_vpc_endpoint.s3, aws_vpc_endpoint.ssm, aws_security_group_rule.out,
-    aws_security_group_rule.apt, aws_iam_role_policy.host, aws_iam_role_policy_attachment.ssm
+    aws_security_group_rule.apt, aws_iam_role_policy.host, aws_iam_role_policy_attachment.ssm,
+    aws_efs_mount_target.shared
   ]
 }
 
@@ -167,7 +169,8 @@ resource "aws_instance" "worker" {
   depends_on = [
     aws_scheduler_schedule.expiry, aws_route.nat, aws_route.out, aws_route_table_association.private,
     aws_route_table_association.public, aws_vpc_endpoint.s3, aws_vpc_endpoint.ssm, aws_security_group_rule.out,
-    aws_security_group_rule.apt, aws_iam_role_policy.host, aws_iam_role_policy_attachment.ssm
+    aws_security_group_rule.apt, aws_iam_role_policy.host, aws_iam_role_policy_attachment.ssm,
+    aws_efs_mount_target.shared
   ]
   lifecycle {
     # The bootstrap runs once: another text of it must not stop a machine that runs.

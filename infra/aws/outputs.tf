@@ -36,6 +36,11 @@ output "bucket" {
   value       = aws_s3_bucket.data.bucket
 }
 
+output "shared" {
+  description = "The folder that all hosts see, if there is one."
+  value       = var.shared_gb == null ? null : "/shared"
+}
+
 output "expires" {
   description = "When all machines are terminated, UTC."
   value       = local.expires

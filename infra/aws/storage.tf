@@ -39,3 +39,23 @@ resource "aws_s3_bucket_policy" "data" {
   policy     = data.aws_iam_policy_document.tls_only.json
   depends_on = [aws_s3_bucket_public_access_block.data]
 }
+
+# A disk that all hosts see as /shared: for Spark, whose workers read what others have written.
+resource "aws_efs_file_system" "shared" {
+  # checkov:skip=CKV_AWS_184:encrypted by AWS's key; a key of one's own would outlive the machines
+  count     = var.shared_gb == null ? 0 : 1
+  encrypted = true
+  # Not elastic: that is paid by what is transferred, which no guard can know.
+  throughput_mode = "bursting"
+  # By that tag ../expiry.py knows that it ends with the machines.
+  tags       = { Name = var.name, expires = local.expires }
+  depends_on = [aws_scheduler_schedule.expiry]
+}
+
+# In the hosts' own group: they reach it, and nobody else does.
+resource "aws_efs_mount_target" "shared" {
+  count           = var.shared_gb == null ? 0 : 1
+  file_system_id  = aws_efs_file_system.shared[0].id
+  subnet_id       = aws_subnet.private.id
+  security_groups = [aws_security_group.hosts.id]
+}

@@ -139,6 +139,16 @@ variable "volume_gb" {
   }
 }
 
+variable "shared_gb" {
+  description = "GB that a disk which all hosts see as /shared (EFS) will hold, for the price; null: no such disk."
+  type        = number
+  default     = null
+  validation {
+    condition     = var.shared_gb == null || try(var.shared_gb >= 0 && var.shared_gb <= 1000000, false)
+    error_message = "shared_gb must be a number from 0 to 1000000."
+  }
+}
+
 variable "slots_per_worker" {
   description = "Workers of a training on each machine; null: one for each of its GPUs."
   type        = number

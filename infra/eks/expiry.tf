@@ -27,12 +27,15 @@ data "aws_iam_policy_document" "expiry" {
   # checkov:skip=CKV_AWS_356:to look for what has the tag cannot be narrowed to one thing; each removal asks for the tag
   statement {
     sid       = "LookForIt"
-    actions   = ["ec2:Describe*", "eks:ListClusters", "eks:ListNodegroups"]
+    actions   = ["ec2:Describe*", "eks:ListClusters", "eks:ListNodegroups", "elasticfilesystem:Describe*"]
     resources = ["*"]
   }
   statement {
-    sid       = "RemoveWhatHasTheTag"
-    actions   = ["ec2:TerminateInstances", "ec2:DeleteNatGateway", "ec2:DeleteVpcEndpoints", "ec2:ReleaseAddress", "eks:DeleteNodegroup", "eks:DeleteCluster"]
+    sid = "RemoveWhatHasTheTag"
+    actions = [
+      "ec2:TerminateInstances", "ec2:DeleteNatGateway", "ec2:DeleteVpcEndpoints", "ec2:ReleaseAddress", "eks:DeleteNodegroup", "eks:DeleteCluster",
+      "elasticfilesystem:DeleteMountTarget", "elasticfilesystem:DeleteFileSystem"
+    ]
     resources = ["*"]
     condition {
       test     = "StringEquals"
