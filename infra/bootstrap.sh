@@ -1,6 +1,6 @@
 # Runs as root when a machine starts, on AWS once, on Google Cloud at each start. What stands before it sets:
 # CLOUD (aws, gcp), and for aws REGION and BUCKET; GPUS (how many there must be); REPOSITORY (empty: none is cloned);
-# SHARED (not empty: the address of a disk that is mounted at /shared);
+# SHARED (not empty: a disk on the network, mounted at /shared) and SHARED_BY (its kind and options);
 # ONLY_EXPIRY (not empty: nothing is installed). ROOT is for tests: a folder in place of /.
 set -uo pipefail
 ROOT=${ROOT:-}
@@ -81,9 +81,7 @@ step() {
     if test -n "${SHARED:-}"; then
         retried apt-get -o DPkg::Lock::Timeout=600 install -y -q nfs-common || return 1
         mkdir -p "$ROOT/shared" "$ROOT/etc"
-        # Names of AWS's disks are known some minutes after these are made. Options: "Mounting with NFS" of EFS.
-        echo "$SHARED:/ /shared nfs4 nfsvers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport,_netdev 0 0" \
-            >> "$ROOT/etc/fstab"
+        grep -qs " /shared " "$ROOT/etc/fstab" || echo "$SHARED /shared $SHARED_BY 0 0" >> "$ROOT/etc/fstab"
         retried mount /shared || return 1
         chown ubuntu: "$ROOT/shared"
     fi

@@ -324,7 +324,7 @@ def test_aws_apply_an_empty_second_plan_a_longer_time_and_destroy(aws, tmp_path)
             "LaunchTemplateVersions"
         ]
         script = base64.b64decode(version["LaunchTemplateData"]["UserData"]).decode()
-        assert f"export SHARED='{shared['FileSystemId']}.efs.us-east-1.amazonaws.com'" in script
+        assert f"export SHARED='{shared['FileSystemId']}.efs.us-east-1.amazonaws.com:/'" in script
     longer = infra.Target("aws", [*words, "infra.variables.ttl_hours=6"], tmp_path / "aws")
     changes, _ = longer.plan()
     assert {(change["address"], *change["change"]["actions"]) for change in changes} == {
@@ -570,6 +570,13 @@ GB = 0.08 / 730
         ("eks", "aws_eks_node_group", GROUP, {"ttl_hours": 0.6}, 1 * 3 * (0.192 + 100 * GB)),
         ("eks", "aws_efs_file_system", {"throughput_mode": "bursting"}, {"shared_gb": 100}, 4 * 100 * 0.30 / 730),
         (
+            "gcp",
+            "google_filestore_instance",
+            {"file_shares": [{"capacity_gb": 1024}]},
+            {"region": "us-central1"},
+            4 * 1024 * 0.20 / 730,
+        ),
+        (
             "eks",
             "aws_efs_file_system",
             {"throughput_mode": "provisioned", "provisioned_throughput_in_mibps": 128},
@@ -663,6 +670,8 @@ def guard_alone(folder, target, values, **environment):
         ("eks", {"ttl_hours": 0.9}, {}, "ttl_hours must be at least 1"),
         ("eks", {"shared_mibps": 1024}, {}, "USD until everything expires is more than max_cost_usd = 20"),
         ("gcp", {"project": "mine"}, {}, "compare it with the provider's page"),
+        ("gcp", {"project": "mine", "shared_gb": 65433}, {}, "USD until everything expires is more than max_cost_usd"),
+        ("gcp", {"project": "mine", "shared_gb": 100}, {}, "Filestore makes no smaller disk"),
         ("gke", {"project": "mine"}, {}, "+ usd = "),
         (
             "gke",
@@ -1008,10 +1017,10 @@ def test_a_machine_tries_again_and_says_that_it_is_done(tmp_path):
     twice = 'test "$(grep -c ^apt-get $ROOT/calls)" -gt 2'
     said = 'cp "$5" "$ROOT/said"'
     folder = machine(tmp_path, apt_get=twice, python3=VENV, curl=AT_AWS, aws=said)
-    status, calls = boot(folder, SHARED="fs-1.efs.example")
+    status, calls = boot(folder, SHARED="fs-1.efs.example:/", SHARED_BY="nfs4 hard")
     assert status == 0
     assert "mount /shared" in calls
-    assert (tmp_path / "etc/fstab").read_text().startswith("fs-1.efs.example:/ /shared nfs4 nfsvers=4.1,")
+    assert (tmp_path / "etc/fstab").read_text() == "fs-1.efs.example:/ /shared nfs4 hard 0 0\n"
     assert [call.rsplit(" ", 1)[-1] for call in calls if call.startswith("apt-get") and "update" in call] == ["-q"] * 3
     assert (tmp_path / "said").read_text().splitlines()[0] == "done"
     assert f"aws --region us-east-1 s3 cp {tmp_path}/var/lib/cookbook/said s3://ours/bootstrap/i-1" in calls

@@ -130,6 +130,8 @@ def _parts(
         yield _control_plane(after.get("version"), table, ends)
     elif kind == "aws_efs_file_system":
         yield from _efs(after, variables, table)
+    elif kind == "google_filestore_instance":
+        yield "Filestore (GB)", dig(after, "file_shares.capacity_gb"), table["filestore_gb_month"] / HOURS_PER_MONTH, 0
     elif kind in table["machines"]:
         what = dig(after, table["machines"][kind])
         yield what, count, table["instances"].get(what), 0

@@ -48,7 +48,9 @@ resource "aws_launch_template" "host" {
   user_data = base64encode(join("\n", [
     "#!/bin/bash",
     "export CLOUD=aws REGION='${var.region}' BUCKET='${aws_s3_bucket.data.bucket}' REPOSITORY='${var.repository == null ? "" : var.repository}'",
-    "export SHARED='${var.shared_gb == null ? "" : "${aws_efs_file_system.shared[0].id}.efs.${var.region}.amazonaws.com"}'",
+    # Options: "Mounting with NFS" in the documentation of EFS.
+    "export SHARED='${var.shared_gb == null ? "" : "${aws_efs_file_system.shared[0].id}.efs.${var.region}.amazonaws.com:/"}'",
+    "export SHARED_BY='nfs4 nfsvers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport,_netdev'",
     "export GPUS=${each.key == "worker" ? local.gpus_per_worker : 0}",
     file("${path.module}/../bootstrap.sh"),
   ]))

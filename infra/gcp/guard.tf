@@ -7,6 +7,7 @@ locals {
   usd_per_hour = (
     sum([for type in values(local.machines) : lookup(local.prices.instances, type, 0) + var.volume_gb * local.prices.volumes.pd-balanced.gb_month / 730])
     + (var.tpu_type == null ? 0 : lookup(local.prices.instances, var.tpu_type, 0))
+    + (var.shared_gb == null ? 0 : var.shared_gb * local.prices.filestore_gb_month / 730)
     + local.prices.per_hour.google_compute_router_nat
   )
   cost_usd = local.usd_per_hour * var.ttl_hours

@@ -5,8 +5,6 @@ locals {
     "g2-standard-4" = 1, "g2-standard-12" = 1, "g2-standard-24" = 2, "g2-standard-48" = 4,
     "a2-highgpu-1g" = 1, "a2-highgpu-2g" = 2, "a2-highgpu-4g" = 4, "a2-highgpu-8g" = 8,
   }
-  # The TPU VM gets the same software: recipe.mode=tpu runs there.
-  startup         = "#!/bin/bash\nexport CLOUD=gcp GPUS=0\n${file("${path.module}/../bootstrap.sh")}"
   gpus_per_worker = lookup(local.gpus, var.worker_type, 0)
   machines        = merge({ head = var.head_type }, { for number in range(var.num_workers) : "worker${number + 1}" => var.worker_type })
 }
@@ -92,6 +90,29 @@ resource "google_storage_bucket_iam_member" "host" {
   bucket = google_storage_bucket.data.name
   role   = "roles/storage.objectUser"
   member = "serviceAccount:${google_service_account.host.email}"
+}
+
+# A disk that all hosts see as /shared: for Spark, whose workers read what others have written.
+resource "google_filestore_instance" "shared" {
+  count    = var.shared_gb == null ? 0 : 1
+  name     = "${var.name}-shared"
+  location = var.zone
+  tier     = "BASIC_HDD"
+  file_shares {
+    name        = "shared"
+    capacity_gb = var.shared_gb
+  }
+  networks {
+    network = google_compute_network.main.name
+    modes   = ["MODE_IPV4"]
+  }
+  depends_on = [google_cloud_scheduler_job.expiry, google_project_iam_member.expiry]
+}
+
+locals {
+  shared = one([for disk in google_filestore_instance.shared : "${disk.networks[0].ip_addresses[0]}:/shared"])
+  # The TPU VM gets the same software: recipe.mode=tpu runs there.
+  startup = "#!/bin/bash\nexport CLOUD=gcp GPUS=0 SHARED='${local.shared == null ? "" : local.shared}' SHARED_BY='nfs hard,_netdev'\n${file("${path.module}/../bootstrap.sh")}"
 }
 
 resource "google_compute_instance" "host" {

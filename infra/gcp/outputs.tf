@@ -18,6 +18,11 @@ output "bucket" {
   value       = google_storage_bucket.data.url
 }
 
+output "shared" {
+  description = "The folder that all hosts see, if there is one."
+  value       = var.shared_gb == null ? null : "/shared"
+}
+
 output "tpu" {
   description = "Name of the TPU VM, if there is one."
   value       = one(google_tpu_v2_vm.main[*].name)

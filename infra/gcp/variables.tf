@@ -118,6 +118,16 @@ variable "volume_gb" {
   }
 }
 
+variable "shared_gb" {
+  description = "GB of a disk that all hosts see as /shared (Filestore); null: no such disk."
+  type        = number
+  default     = null
+  validation {
+    condition     = var.shared_gb == null || try(var.shared_gb >= 1024 && var.shared_gb <= 65433 && floor(var.shared_gb) == var.shared_gb, false)
+    error_message = "shared_gb must be a whole number from 1024 to 65433: Filestore makes no smaller disk."
+  }
+}
+
 variable "slots_per_worker" {
   description = "Workers of a training on each machine; null: one for each of its GPUs."
   type        = number
