@@ -91,6 +91,13 @@ def test_a_resume_from_another_store(tmp_path, kept, store, fits):
         ),
         ("horovod", ["cluster=slurm", "recipe.timeline=true"], "it is written with cluster=local only"),
         ("tensorflow", ["cluster=slurm", "recipe.max_restarts=1"], "with cluster=slurm a lost process ends the run"),
+        ("pytorch", ["cluster=slurm", "recipe.mode=single"], "or cluster.num_workers=1 cluster.num_nodes=1"),
+        (
+            "tensorflow",
+            ["cluster=kubernetes", "cluster.image=a/b:1", "recipe.mode=mirrored"],
+            "recipe.mode=mirrored is 1 process on one machine, and cluster=kubernetes would start 2",
+        ),
+        ("dask", ["cluster=slurm", "recipe.mode=processes"], "recipe.mode=processes works on one machine"),
     ],
 )
 def test_settings_that_nothing_would_heed_there(recipe, words, said):
