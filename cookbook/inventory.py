@@ -202,8 +202,8 @@ def access_to(services: str, recipe: str) -> Settings | None:
     state = json.loads(path.with_name("supervisor.json").read_text())
     if state["host"] == socket.gethostname() and not supervisor(state):
         raise UserError(
-            f"{path}: the cluster that it describes is gone. `python -m cookbook.tools.services up` with this "
-            "inventory starts it again; cluster.use_services=false: the run starts its own"
+            f"{path}: the cluster that it describes is gone. `make services-up RECIPE={recipe} INVENTORY=...` starts "
+            "it again; cluster.use_services=false: the run starts its own"
         )
     access: Settings = json.loads(path.read_text())
     return access
