@@ -166,8 +166,9 @@ def check_one_process(config: Settings, place: str) -> None:
     """Raises UserError where a place would start more processes than the chosen mode has: the run would not count."""
     wanted, num_workers = config["recipe"]["driver"].get("num_processes"), config["cluster"]["num_workers"]
     if place != "local" and wanted and num_workers != wanted:
+        mode = f"recipe.mode={config['recipe']['mode']}" if "mode" in config["recipe"] else "this recipe"
         raise UserError(
-            f"recipe.mode={config['recipe']['mode']} is {wanted} process on one machine, and cluster={place} would "
+            f"{mode} is {wanted} process on one machine, and cluster={place} would "
             f"start {num_workers}: choose cluster=local, or cluster.num_workers={wanted}"
             + (" cluster.num_nodes=1" if place == "slurm" else "")
         )
