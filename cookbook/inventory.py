@@ -9,6 +9,9 @@ services: services                                     # default: the folder `se
 
 The word `skypilot` instead of a file means the nodes of the SkyPilot task in which the driver runs (infra/skypilot).
 
+`address` is an IP address of the host, by which the hosts reach each other. `slots` is the number of workers that it
+takes (default: 1). `gpus` is a note for people (default: 0): workers find out themselves which GPUs their host has, and
+use them when there is one for each worker. `ssh` may be left out, and so may each of its keys.
 `services` is the folder with the files of the Spark, Dask and Ray clusters that stay up on the hosts (services.py).
 """
 
