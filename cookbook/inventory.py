@@ -9,6 +9,9 @@ services: services                                     # default: the folder `se
 
 The word `skypilot` instead of a file means the nodes of the SkyPilot task in which the driver runs (infra/skypilot).
 
+`address` is an IP address of the host, by which the hosts reach each other. `slots` is the number of workers that it
+takes (default: 1). `gpus` is a note for people (default: 0): workers find out themselves which GPUs their host has, and
+use them when there is one for each worker. `ssh` may be left out, and so may each of its keys.
 `services` is the folder with the files of the Spark, Dask and Ray clusters that stay up on the hosts (services.py).
 """
 
@@ -202,8 +205,8 @@ def access_to(services: str, recipe: str) -> Settings | None:
     state = json.loads(path.with_name("supervisor.json").read_text())
     if state["host"] == socket.gethostname() and not supervisor(state):
         raise UserError(
-            f"{path}: the cluster that it describes is gone. `python -m cookbook.tools.services up` with this "
-            "inventory starts it again; cluster.use_services=false: the run starts its own"
+            f"{path}: the cluster that it describes is gone. `make services-up RECIPE={recipe} INVENTORY=...` starts "
+            "it again; cluster.use_services=false: the run starts its own"
         )
     access: Settings = json.loads(path.read_text())
     return access

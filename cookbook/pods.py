@@ -262,8 +262,8 @@ class Pods:
         parameters = dict(data["parameters"])
         if parameters.get("path"):
             raise UserError(
-                f"data.path={parameters['path']} is on this machine: copy the dataset to the claim "
-                f"{self.cluster['claim']!r}, and say cluster.data_dir={SHARED}/... "
+                f"data.path={parameters['path']} is read on this machine, not in the pods: copy the dataset to the "
+                f"claim {self.cluster['claim']!r}, and say cluster.data_dir={SHARED}/... "
                 "(it is the folder that the data stage names); or, for recipes that can, "
                 "cluster.storage=s3://bucket/prefix"
             )

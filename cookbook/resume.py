@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cookbook import UserError, redact, run_folder
+from cookbook import UserError, redact, run_folder, systems
 from cookbook.job import Settings
 
 
@@ -30,6 +30,7 @@ def check(folder: Path, recipe: str, config: Settings) -> None:
             f"resume={folder}: the checkpoints of that run are {where}, and cluster.storage={store or 'null'} names "
             "another place: give the same one as there"
         )
+    check_claim(folder, config)
     mine = position(recipe, config)
     theirs = run_folder.load(folder).get("position")
     if theirs is None:
@@ -46,6 +47,20 @@ def check(folder: Path, recipe: str, config: Settings) -> None:
         raise UserError(
             f"resume={folder}: which rows this run has taken was decided by settings that have changed: "
             f"{'; '.join(other)}. Give the values from there, or start afresh with resume=never"
+        )
+
+
+def check_claim(folder: Path, config: Settings) -> None:
+    """Raises UserError when pods are to go on with checkpoints that are not on their claim, or others with those."""
+    if config["cluster"]["storage"]:  # all places find them there
+        return
+    kind, is_there = config["cluster"]["kind"], (folder / run_folder.IN_CLUSTER).exists()
+    on_pods = kind == "kubernetes" and not systems.load(config["recipe"]["driver"]["system"]).is_kubernetes_client
+    if is_there != on_pods:
+        where = "are on the claim of a Kubernetes cluster" if is_there else "are not on a Kubernetes cluster's claim"
+        raise UserError(
+            f"resume={folder}: the checkpoints of that run {where}, and cluster={kind} would not find them: go on "
+            "where it began, or start afresh with resume=never"
         )
 
 

@@ -84,7 +84,7 @@ class Run:
             each_row_once=any(rule.startswith("rows_once") for rule in driver["proof"]),
             objective=Objective(**driver["objective"]),
             overrides=shown,
-            command=shlex.join(["python", "-m", "cookbook", *shown]),
+            command=shlex.join([".venv/bin/python", "-m", "cookbook", *shown]),
             choices=dict(choices),
             dataset=self.before.get("dataset"),
             folder=str(self.folder),

@@ -20,6 +20,10 @@ from cookbook.files import read_json, write_whole
 from cookbook.job import Settings
 
 
+# In a run folder: says where the pods' checkpoints are. There is none where no pod has written any.
+IN_CLUSTER = "checkpoints/in-the-cluster.txt"
+
+
 class RunFolder:
     """A run folder that no other driver may use: this one holds the lock in it until it ends, however it ends."""
 

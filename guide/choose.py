@@ -39,7 +39,12 @@ QUESTIONS: dict[str, tuple[str, dict[str, str]]] = {
     "rows": ("How many rows (or samples) are there? A number, such as 3e7", {}),
     "machines": (
         "What does it run on?",
-        {"one": "one machine", "several": "several machines", "kubernetes": "a Kubernetes cluster"},
+        {
+            "one": "one machine",
+            "several": "several machines, by ssh",
+            "slurm": "a cluster run by Slurm",
+            "kubernetes": "a Kubernetes cluster",
+        },
     ),
     "framework": (
         "What do you know, or have code in?",
@@ -114,8 +119,7 @@ def choose(answers: Mapping[str, str], here: Known) -> Choice:
     task, rows = answers["task"], rows_of(answers["rows"])
     recipe, words, otherwise = _recipe_of(task, answers)
     command = f"make recipe-{recipe}"
-    places = {"several": ["cluster=hosts", "cluster.inventory=hosts.yaml"], "kubernetes": ["cluster=kubernetes"]}
-    words = [*words, *places.get(answers["machines"], [])]
+    words = [*words, *_place_of(recipe, answers["machines"])]
     command += f' ARGS="{" ".join(words)}"' if words else ""
     if task in OTHER_TASKS:
         reasons, more = _from_guide(OTHER_TASKS[task], recipe, rows, here)
@@ -124,6 +128,22 @@ def choose(answers: Mapping[str, str], here: Known) -> Choice:
     else:
         reasons, more = _from_recipes(recipe, here), []
     return Choice(recipe, command, tuple(reasons), (*more, *otherwise))
+
+
+def _place_of(recipe: str, machines: str) -> list[str]:
+    """The settings that bring a recipe to these machines; the words in capitals, and hosts.yaml, are yours to fill in.
+
+    Kubeflow's pipelines run on this machine or on Kubernetes, and have an image of their own.
+    """
+    if recipe == "kubeflow" and machines != "kubernetes":
+        return []
+    image = f"image=REGISTRY/cookbook-{recipe.replace('_', '-')}:0.1.0"
+    places = {
+        "several": ["cluster=hosts", "cluster.inventory=hosts.yaml"],
+        "slurm": ["cluster=slurm", "cluster.num_nodes=2"],
+        "kubernetes": ["cluster=kubernetes", f"{'recipe' if recipe == 'kubeflow' else 'cluster'}.{image}"],
+    }
+    return places.get(machines, [])
 
 
 def _recipe_of(task: str, answers: Mapping[str, str]) -> tuple[str, list[str], list[str]]:
@@ -152,8 +172,11 @@ def _recipe_of(task: str, answers: Mapping[str, str]) -> tuple[str, list[str], l
     if task == "language":
         return (
             "pytorch",
-            ["data=python_source", "recipe.mode=ddp"],
-            ["the network does not fit into one device: recipe.mode=fsdp, tensor_parallel or pipeline"],
+            ["recipe.mode=fsdp"],
+            [
+                "a single layer is too large or too slow: recipe.mode=tensor_parallel",
+                "the network is deep, and the links are slow: recipe.mode=pipeline",
+            ],
         )
     if task == "feeding":
         return (

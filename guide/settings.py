@@ -9,11 +9,12 @@ from guide.tasks import TASKS, Wanted
 
 SIZES = tuple(dict.fromkeys(size.name for task in TASKS for size in task.sizes))
 SYSTEMS = tuple(dict.fromkeys(system.name for task in TASKS for system in task.systems))
+WORKERS = tuple(str(workers) for workers in sorted({n for task in TASKS for one in task.systems for n in one.workers}))
 KEYS = {
     "tasks": "which tasks, with commas: " + ", ".join(task.name for task in TASKS),
     "systems": "which systems, with commas: " + ", ".join(SYSTEMS),
     "sizes": "which sizes, with commas: " + ", ".join(SIZES),
-    "workers": "with how many workers, with commas: 1, 2",
+    "workers": "with how many workers, with commas: " + ", ".join(WORKERS),
     "launches": "times that each program is started anew; 3, smoke 1",
     "repeats": "times that a started program does its work again; 3, smoke 1",
     "minutes": "after which a program is given up; 30, smoke 5",
@@ -81,7 +82,7 @@ def wanted_of(words: Sequence[str]) -> tuple[Wanted, Mapping[str, Any]]:
         tasks,
         some("systems", SYSTEMS),
         some("sizes", SIZES) if "sizes" in given else tuple(usual),
-        tuple(number("workers", one, 1) for one in given.get("workers", "1,2").split(",")),
+        tuple(int(one) for one in some("workers", WORKERS)),
         number("launches", given.get("launches", "1" if smoke else "3"), 1),
         number("repeats", given.get("repeats", "1" if smoke else "3"), 1),
     )

@@ -464,6 +464,32 @@ def session(tmp_path, monkeypatch):
     return made
 
 
+@pytest.mark.parametrize("inventory", [".", "inventory.yaml", "hosts", "hosts/inventory.yaml"])
+def test_the_hosts_of_infra_local_are_known_by_its_folder_and_by_theirs(tmp_path, inventory):
+    (tmp_path / "hosts").mkdir()
+    (tmp_path / "hosts/state.json").write_text(json.dumps({"num_hosts": 3, "namespaces": True}))
+    for folder in (tmp_path, tmp_path / "hosts"):
+        (folder / "inventory.yaml").write_text("hosts:\n  - {name: host1, address: 10.77.0.1, slots: 1}\n")
+    made = run.Session("pytorch", ["cluster=hosts", f"cluster.inventory={tmp_path / inventory}"], tmp_path / "chaos")
+    assert (made.hosts.hosts.folder, made.hosts.num_hosts, made.scene.own_hosts) == (tmp_path / "hosts", 3, True)
+    (tmp_path / "hosts/state.json").write_text(json.dumps({"num_hosts": 3, "namespaces": False}))
+    assert victim.LocalHosts.of_inventory(tmp_path / inventory) is None, "sshd processes on loopback share all else"
+
+
+@pytest.mark.parametrize(("words", "count"), [([], 2), (["cluster.num_workers=3"], 3)])
+def test_hosts_without_an_inventory_are_made(tmp_path, monkeypatch, words, count):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    made = run.Session("pytorch", ["cluster=hosts", *words], tmp_path / "chaos")
+    assert made.makes_hosts and made.scene == Scene("pytorch", "hosts", count, own_hosts=True)
+    assert [fault.text for plan in plans_of("kill link_cut", [0], made.scene) for fault in plan] == [
+        "kill@step=50%,rank=1,role=worker",
+        "link_cut@step=50%,host=2,seconds=5",
+    ]
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(UserError, match="made on this machine as root; or give a cluster.inventory"):
+        run.Session("pytorch", ["cluster=hosts", *words], tmp_path / "chaos")
+
+
 class Quiet(Silent):
     def __enter__(self):
         return self

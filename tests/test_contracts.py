@@ -148,6 +148,7 @@ def test_a_run_proves_that_it_was_distributed(recipe, undisturbed):
     assert content["objective"]["value"] == content["metrics"][content["objective"]["name"]]
     assert content["objective"]["direction"] in ("maximize", "minimize")
     assert content["versions"]
+    assert content["command"].startswith(".venv/bin/python -m cookbook "), "it can be typed as it is"
     typed = [f"recipe={recipe}", *SHORT[recipe], f"output_root={folder.parent.parent}"]
     assert content["overrides"][-len(typed) :] == typed, "before them stands what mode and scale bring"
     for text in (

@@ -265,7 +265,7 @@ def test_a_cluster_that_stays_up_loses_a_part_or_its_supervisor(two, service, tm
         time.sleep(0.1)
     assert agents_of_this_machine() - agents == set(), "nor is its key left with anybody"
     _, _, output = run_cookbook("recipe=dask", *SHORT["dask"], *two.words, output_root=tmp_path, status=1)
-    assert "the cluster that it describes is gone. `python -m cookbook.tools.services up` with this inventory" in output
+    assert "the cluster that it describes is gone. `make services-up RECIPE=dask INVENTORY=...` starts it" in output
     assert list(running.folder.glob("service-*")) != []
 
 

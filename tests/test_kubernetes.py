@@ -239,8 +239,9 @@ def pods_in(value):
         (
             "pytorch",
             ["data=image_folder", "data.path=/home/me/images"],
-            "is on this machine: copy the dataset to the claim 'cookbook-shared'",
+            "is read on this machine, not in the pods: copy the dataset to the claim 'cookbook-shared'",
         ),
+        ("pytorch", ["data=image_folder", "data.path=s3://mine/images"], "data.path=s3://mine/images is read on this"),
     ],
 )
 def test_what_cannot_run_on_pods(recipe, word, message):

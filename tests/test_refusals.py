@@ -10,6 +10,7 @@ import pytest
 
 from cookbook import ROOT, UserError, inventory, resume, systems
 from cookbook.prepare.rows import check_enough_rows
+from cookbook.run_folder import IN_CLUSTER
 from cookbook.settings import compose_recipe, worker_settings
 from runrecord import check_model, check_position
 from tests.helpers import plan, run_cookbook
@@ -91,6 +92,13 @@ def test_a_resume_from_another_store(tmp_path, kept, store, fits):
         ),
         ("horovod", ["cluster=slurm", "recipe.timeline=true"], "it is written with cluster=local only"),
         ("tensorflow", ["cluster=slurm", "recipe.max_restarts=1"], "with cluster=slurm a lost process ends the run"),
+        ("pytorch", ["cluster=slurm", "recipe.mode=single"], "or cluster.num_workers=1 cluster.num_nodes=1"),
+        (
+            "tensorflow",
+            ["cluster=kubernetes", "cluster.image=a/b:1", "recipe.mode=mirrored"],
+            "recipe.mode=mirrored is 1 process on one machine, and cluster=kubernetes would start 2",
+        ),
+        ("dask", ["cluster=slurm", "recipe.mode=processes"], "recipe.mode=processes works on one machine"),
     ],
 )
 def test_settings_that_nothing_would_heed_there(recipe, words, said):
@@ -120,6 +128,24 @@ def test_a_secret_that_workers_would_read_as_stars():
     words = ["cluster=kubernetes", "cluster.kubeflow_host=https://me:pass@pipelines.example"]
     with pytest.raises(UserError, match=r"recipe\.kubeflow_host has a secret in it: .*\(cluster\.inherit\)"):
         compose_recipe("kubeflow", words)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "on_claim", "fits"),
+    [
+        ("pytorch", ["cluster=kubernetes", "cluster.image=a/b:1"], True, True),
+        ("pytorch", ["cluster=kubernetes", "cluster.image=a/b:1"], False, False),
+        ("pytorch", [], True, False),
+        ("kubeflow", ["cluster=kubernetes"], False, True),  # whose client keeps its own
+    ],
+)
+def test_a_resume_between_pods_and_other_places(tmp_path, recipe, words, on_claim, fits):
+    folder = earlier_run(tmp_path / "run", recipe)
+    (folder / "checkpoints").mkdir()
+    if on_claim:
+        (folder / IN_CLUSTER).write_text("/srv/shared/runs/pytorch/1/checkpoints/epoch-00001-step-00000000\n")
+    with contextlib.nullcontext() if fits else pytest.raises(UserError, match="go on where it began"):
+        resume.check(folder, recipe, config_of(recipe, *words))
 
 
 def test_a_data_parameter_is_named_with_both_values(tmp_path):

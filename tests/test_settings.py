@@ -372,6 +372,18 @@ def test_a_tilde_is_the_home_folder(monkeypatch, key):
     assert found == "/home/me/my runs"
 
 
+@pytest.mark.parametrize("quotes", ["", '"'])
+def test_a_text_of_infra_is_taken_as_it_is(quotes):
+    key = "ssh-ed25519 AAAAC3Nz/aC1+x= me@laptop"
+    words = [f"infra.variables.public_key={quotes}{key}{quotes}", "infra.variables.bastion_cidrs=[203.0.113.7/32]"]
+    found = settings.compose_infra("aws", [*words, "infra.variables.ttl_hours=4", "infra.state=s3://mine/path"])
+    variables = found["variables"]
+    assert (variables["public_key"], variables["bastion_cidrs"]) == (key, ["203.0.113.7/32"])
+    assert (variables["ttl_hours"], variables["market"], found["state"]) == (4, "on-demand", "s3://mine/path")
+    with pytest.raises(UserError, match=r"infra\.variables\.nme.*There are: name, region"):
+        settings.compose_infra("aws", ["infra.variables.nme=x"])
+
+
 def test_null_is_taken_where_the_file_says_what_it_means():
     config, _ = compose_recipe("spark", ["data=log_files", "data.event_start=null"])
     assert config["data"]["parameters"]["event_start"] is None

@@ -561,6 +561,10 @@ def pictures(folder):
             ["recipe=ray_train", "recipe.mode=core", "cluster.storage=s3://bucket/x"],
             "keeps its checkpoints in a folder",
         ),
+        (
+            ["recipe=pytorch", "recipe.mode=collectives", "cluster.storage=s3://bucket/x"],
+            "keeps its checkpoints in a folder",
+        ),
     ],
 )
 def test_stores_that_make_no_sense(words, text):

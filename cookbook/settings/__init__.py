@@ -22,6 +22,7 @@ from cookbook.settings.checks import check_kinds
 from cookbook.settings.choices import with_defaults_of_choices
 from cookbook.settings.files import CONF, commented, comments_of
 from cookbook.settings.overrides import prepared
+from cookbook.settings.quoting import value_for_hydra
 
 OmegaConf.register_new_resolver("cookbook_cache", lambda: str(bootstrap.cache_dir()), replace=True)
 
@@ -49,8 +50,8 @@ def refuse_to_be_a_worker(environment: Mapping[str, str] = os.environ) -> None:
         if name in environment and number != "1":
             raise UserError(
                 f"{name}={environment[name]}: the driver was started by {launcher}, once per rank. It starts the "
-                "workers itself: run `python -m cookbook recipe=...` alone. (Workers by hand: the command that each "
-                f"run prints, with main.py.) If {name} is left over from something else: unset {name} {size}"
+                "workers itself: run `.venv/bin/python -m cookbook recipe=...` alone. (Workers by hand: the command that "
+                f"each run prints, with main.py.) If {name} is left over from something else: unset {name} {size}"
             )
 
 
@@ -96,11 +97,23 @@ def compose_infra(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     names = sorted(path.stem for path in (CONF / "infra").glob("*.yaml"))
     if name not in names:
         raise UserError(f"TARGET={name} does not exist. There are: {', '.join(names)}")
+    known = yaml.safe_load((CONF / f"infra/{name}.yaml").read_text())
+    words = [_text_as_it_is(word, {"infra": known}) for word in overrides]
     try:
-        return _as_dict(composed("infra", [f"infra={name}", *overrides])["infra"])
+        return _as_dict(composed("infra", [f"infra={name}", *words])["infra"])
     except (UserError, OmegaConfBaseException) as error:
-        known = yaml.safe_load((CONF / f"infra/{name}.yaml").read_text())
         raise UserError(f"{str(error).splitlines()[0]} There are: {', '.join(known['variables'])}") from None
+
+
+def _text_as_it_is(word: str, defaults: Mapping[str, Any]) -> str:
+    """The override as Hydra can take it: a text (a public key, say) is a text, whatever characters are in it."""
+    key, _, value = word.partition("=")
+    default: Any = defaults
+    for part in key.split("."):
+        if not isinstance(default, dict) or part not in default:
+            return word  # there is no such setting, as Hydra will say
+        default = default[part]
+    return f"{key}={value_for_hydra(key, value, isinstance(default, str), False, default)}"
 
 
 def compose_tracking(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class System:
         if place not in self.places():
             raise self.refusal(place)
         self._check_port(config, place)
+        check_one_process(config, place)
         if place == "hosts" and self.has_cluster():
             require_shared_files(config)
         if place in ("hosts", "slurm") and self.has_cluster():
@@ -161,6 +162,18 @@ def is_here(address: str) -> bool:
     return re.search(r"//(localhost|127\.[0-9.]+|\[::1\])(:|/|$)", address) is not None
 
 
+def check_one_process(config: Settings, place: str) -> None:
+    """Raises UserError where a place would start more processes than the chosen mode has: the run would not count."""
+    wanted, num_workers = config["recipe"]["driver"].get("num_processes"), config["cluster"]["num_workers"]
+    if place != "local" and wanted and num_workers != wanted:
+        mode = f"recipe.mode={config['recipe']['mode']}" if "mode" in config["recipe"] else "this recipe"
+        raise UserError(
+            f"{mode} is {wanted} process on one machine, and cluster={place} would "
+            f"start {num_workers}: choose cluster=local, or cluster.num_workers={wanted}"
+            + (" cluster.num_nodes=1" if place == "slurm" else "")
+        )
+
+
 def require_shared_files(config: Settings) -> None:
     """Raises UserError where workers could not read what other workers have written: tables, parts, checkpoints."""
     cluster, system = config["cluster"], config["recipe"]["driver"]["system"]
@@ -179,7 +192,7 @@ def refuse_address(config: Settings, place: str) -> None:
     if address := config["cluster"].get(setting):
         raise UserError(
             f"cluster.{setting}={address} is for cluster=local: with cluster={place} a run starts its own cluster"
-            + (", or uses one of cookbook/tools/services.py" if place == "hosts" else "")
+            + (", or uses one that `make services-up` has started" if place == "hosts" else "")
         )
 
 
@@ -208,6 +221,6 @@ def running_or_own_cluster(system: System, job: Job, hosts: Hosts) -> Cluster:
         needed = ", ".join(f"{key} {value}" for key, value in mine.items())
         raise UserError(
             f"the running cluster {service['address']} has {theirs}; this run needs {needed}: start it anew with these "
-            "settings (python -m cookbook.tools.services), or cluster.use_services=false"
+            "settings (make services-down, then make services-up with them as ARGS), or cluster.use_services=false"
         )
     return [], service

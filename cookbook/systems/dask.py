@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cookbook import UserError
-from cookbook.job import Hosts, Job, Process, flags
+from cookbook.job import Hosts, Job, Process, Settings, flags
 from cookbook.systems import Cluster, System, is_here, running_or_own_cluster
 
 if TYPE_CHECKING:
@@ -29,6 +29,15 @@ class Dask(System):
     kubernetes_kinds: ClassVar = {"DaskJob": "kubernetes.dask.org/v1"}
     kueue = False  # it knows no DaskJob
     kubernetes_ends: ClassVar = {"DaskJob": {"Successful": True, "Failed": False}}
+
+    def check(self, config: Settings, place: str) -> None:
+        mode = config["recipe"].get("mode", "distributed")
+        if place != "local" and mode != "distributed":
+            raise UserError(
+                f"recipe.mode={mode} works on one machine, without a cluster, and cluster={place} would start one for "
+                "nothing: choose cluster=local, or recipe.mode=distributed"
+            )
+        super().check(config, place)
 
     def on_local(self, job: Job) -> list[Process]:
         """The client. It starts an embedded cluster unless Dask finds a scheduler's address in the environment."""

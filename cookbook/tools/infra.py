@@ -137,9 +137,7 @@ class Target:
                 if inventory.access_to(inventory.load(path)["services"], name):
                     print(command.replace("recipe-pytorch", f"recipe-{name}"), "uses its running cluster")
                 else:
-                    print(
-                        f"its {name} cluster has ended; {sys.executable} -m cookbook.tools.services up {shown} {name}"
-                    )
+                    print(f"its {name} cluster has ended: make services-up RECIPE={name} INVENTORY={shown}")
         else:
             print(f"on the head, with {path} and your key (`ssh.key` in it) brought there: {command}")
 

@@ -1,6 +1,6 @@
 """Spark, Dask or Ray clusters that stay up on the hosts of an inventory, for run after run.
 
-Run: python -m cookbook.tools.services up|down|status INVENTORY RECIPE [SETTING=VALUE ...]
+Run: make services-up|services-down|services-status RECIPE=dask INVENTORY=hosts.yaml [ARGS="key=value"]
 
 A cluster is started by the code that starts one for a single run. Runs with cluster=hosts and that inventory then start
 their program only. A process on this machine, the supervisor, keeps the cluster up. When the hosts no longer hear from
@@ -191,8 +191,8 @@ class Service:
 
 
 def main(argv: Sequence[str]) -> int | None:
-    if len(argv) < 3 or argv[0] not in ("up", "down", "status", "supervise"):
-        raise SystemExit("usage: python -m cookbook.tools.services up|down|status INVENTORY RECIPE [SETTING=VALUE ...]")
+    if len(argv) < 3 or argv[0] not in ("up", "down", "status", "supervise") or not (argv[1] and argv[2]):
+        raise SystemExit("usage: make services-up|services-down|services-status RECIPE=dask INVENTORY=hosts.yaml")
     command: Callable[[], int | None] = getattr(Service(argv[1], argv[2], argv[3:]), argv[0])
     return command()
 

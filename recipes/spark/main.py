@@ -31,7 +31,7 @@ from streaming import stream
 from templates import templates
 from workers import Executors
 
-# Each step reads what the first one wrote, and leaves its results in <output_dir>/results/<step>.json.
+# Each step reads what the first one wrote, and leaves its results in <checkpoint_dir>/<step>.json.
 STEPS = {
     step.__name__: step
     for step in (ingest, explore, templates, anomalies, classify, forecast, recommend, gradient_descent, stream)

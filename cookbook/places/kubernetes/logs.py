@@ -17,6 +17,7 @@ from cookbook import UserError
 from cookbook.places.kubernetes.api import Api
 from cookbook.pods import Object
 from cookbook.report.console import console
+from cookbook.run_folder import IN_CLUSTER
 from runrecord import parse_line
 
 PREFIX = "podrun: "  # of podrun's own lines; see runrecord/podrun.py
@@ -153,7 +154,7 @@ class Logs:
         event: object = parse_line(entry.content.decode(errors="replace"))
         if isinstance(event, dict) and event.get("event") == "checkpoint":
             # A run with a checkpoint can be taken up again: run_folder.py looks for a file here.
-            note = self.run_dir / "checkpoints/in-the-cluster.txt"
+            note = self.run_dir / IN_CLUSTER
             note.parent.mkdir(exist_ok=True)
             note.write_text(f"{event.get('path')}\n")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from cookbook import UserError, redact, run_folder
+from cookbook import UserError, inventory, redact, run_folder
 from cookbook.files import read_json, write_whole
 from cookbook.report import pages
 from cookbook.report.console import Stage
@@ -33,6 +33,8 @@ from cookbook.tools.chaos.victim import Driver, LocalHosts
 
 # The settings of a disturbed run that only it has, and those that it must not have.
 OWN = ("output_root", "resume")
+NO_INVENTORY = (None, "", "???")  # the last one is Hydra's word for a setting that nobody has set
+NUM_HOSTS = 2  # that are made for cluster=hosts without an inventory, unless cluster.num_workers says more
 
 
 class Session:
@@ -49,13 +51,12 @@ class Session:
         overrides.prepared(choices.with_defaults_of_choices([f"recipe={recipe}", *self.overrides]))
         self.config, _ = compose_recipe(recipe, self.overrides)
         cluster, driver = self.config["cluster"], self.config["recipe"]["driver"]
-        num_workers = driver.get("num_processes") or cluster["num_workers"]
         self.hosts: LocalHosts | None = None
-        self.makes_hosts = cluster["kind"] == "hosts" and not cluster.get("inventory")
+        self.makes_hosts = cluster["kind"] == "hosts" and cluster["inventory"] in NO_INVENTORY
         if cluster["kind"] == "hosts" and not self.makes_hosts:
-            state = read_json(Path(str(cluster["inventory"])).expanduser() / "state.json")
-            if state.get("namespaces"):
-                self.hosts = LocalHosts(Path(str(cluster["inventory"])), int(str(state["num_hosts"])))
+            cluster = inventory.with_hosts(cluster)  # as many workers as it has slots
+            self.hosts = LocalHosts.of_inventory(Path(cluster["inventory"]).expanduser())
+        num_workers = driver.get("num_processes") or cluster["num_workers"] or NUM_HOSTS
         own = self.makes_hosts or self.hosts is not None
         if self.makes_hosts and os.geteuid() != 0:
             raise UserError("cluster=hosts: hosts are made on this machine as root; or give a cluster.inventory")

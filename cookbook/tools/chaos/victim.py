@@ -12,11 +12,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
 from cookbook import ROOT, UserError, processes, run_folder
+from cookbook.files import read_json
 from cookbook.places.slurm import job_name
 from cookbook.tools.chaos import inject
 from cookbook.tools.chaos.fault import Scene
@@ -35,6 +36,16 @@ class LocalHosts:
         spec.loader.exec_module(module)
         self.hosts: Any = module.Hosts(folder, num_hosts)
         self.num_hosts = num_hosts
+
+    @classmethod
+    def of_inventory(cls, inventory: Path) -> Self | None:
+        """The hosts of an inventory (a file, or its folder); None where they are no namespaces of this machine."""
+        folder = inventory if inventory.is_dir() else inventory.parent
+        for each in (folder, folder / "hosts"):  # infra/local has its inventory beside the folder of its hosts
+            state = read_json(each / "state.json")
+            if state.get("namespaces"):
+                return cls(each, int(str(state["num_hosts"])))
+        return None
 
     def up(self) -> None:
         with _system_exit_as_error(), contextlib.redirect_stdout(io.StringIO()):
