@@ -19,7 +19,6 @@ from cookbook import UserError
 from cookbook.files import read_json, write_whole
 from cookbook.job import Settings
 
-
 # In a run folder: says where the pods' checkpoints are. There is none where no pod has written any.
 IN_CLUSTER = "checkpoints/in-the-cluster.txt"
 

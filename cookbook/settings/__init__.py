@@ -50,8 +50,8 @@ def refuse_to_be_a_worker(environment: Mapping[str, str] = os.environ) -> None:
         if name in environment and number != "1":
             raise UserError(
                 f"{name}={environment[name]}: the driver was started by {launcher}, once per rank. It starts the "
-                "workers itself: run `.venv/bin/python -m cookbook recipe=...` alone. (Workers by hand: the command that "
-                f"each run prints, with main.py.) If {name} is left over from something else: unset {name} {size}"
+                "workers itself: run `.venv/bin/python -m cookbook recipe=...` alone. (Workers by hand: the command "
+                f"that each run prints, with main.py.) If {name} is left over from something else: unset {name} {size}"
             )
 
 
