@@ -271,7 +271,13 @@ class Bootstraps(threading.Thread):
         self.join()
 
 
-WORDS = ["infra.variables.ttl_hours=4", "infra.variables.ami_id=ami-12c6146b", "infra.variables.placement_group=false"]
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAINzLYuTsqYIgPQVOwl6ZMFugmA7oPNS6SIa0SqJJfzRZ"
+WORDS = [
+    "infra.variables.ttl_hours=4",
+    "infra.variables.ami_id=ami-12c6146b",
+    "infra.variables.placement_group=false",
+    f"infra.variables.public_key='{KEY}'",
+]
 
 
 @pytest.mark.full
@@ -280,7 +286,7 @@ def test_aws_apply_an_empty_second_plan_a_longer_time_and_destroy(aws, tmp_path)
     words = [*WORDS, "infra.variables.shared_gb=100", f"infra.folder={tmp_path}/state"]
     target = infra.Target("aws", words, source=for_moto(tmp_path / "aws", url))
     changes, price = target.plan()
-    assert len(changes) == 47
+    assert len(changes) == 49
     disks = (600 * 0.08 + 100 * 0.30) / 730
     assert price.total == pytest.approx(4 * (0.192 + 2 * 1.006 + 0.045 + 0.005 + 3 * 0.01 + disks), rel=1e-9)
     plan = json.loads(target.call("show", "-json", str(target.plan_file), failure="no plan"))
@@ -358,6 +364,22 @@ def test_aws_apply_an_empty_second_plan_a_longer_time_and_destroy(aws, tmp_path)
     ):
         target.down()
     ec2.delete_volume(VolumeId=stray["VolumeId"])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("more", "messages"),
+    [
+        (["public_key=null", "efa=true"], ["public_key is not set", "efa: g5.xlarge has none"]),
+        (["zone=us-east-1z"], ["us-east-1z has both m5.xlarge and g5.xlarge; those that have: us-east-1a"]),
+    ],
+)
+def test_machines_that_could_run_no_recipe_are_not_planned(aws, tmp_path, more, messages):
+    words = [*WORDS, *(f"infra.variables.{word}" for word in more), f"infra.folder={tmp_path}/state"]
+    target = infra.Target("aws", words, source=for_moto(tmp_path / "aws", aws))
+    with pytest.raises(UserError) as error:
+        target.plan()
+    assert all(message in " ".join(str(error.value).split()) for message in messages), error.value
 
 
 @pytest.mark.full

@@ -493,7 +493,10 @@ def test_a_cap_that_no_program_heeds_is_refused(recipe, overrides):
         (["-seed=1"], "a setting has no dashes in front: seed=1"),
         (["--resume"], "--resume is no option"),
         (["data.path=/logs"], "no setting data.path with this choice; data=flights_files and data=image_folder and"),
-        (["cluster.inventory=h.yaml"], "no setting cluster.inventory with this choice; cluster=hosts and cluster=skypilot have it."),
+        (
+            ["cluster.inventory=h.yaml"],
+            "no setting cluster.inventory with this choice; cluster=hosts and cluster=skypilot have it.",
+        ),
         (["data.parameters.num_line=3"], "did you mean data.parameters.num_lines?"),
         (["output_root=s3://mine/runs"], "expected a folder on this machine (checkpoints can be kept in"),
         (["cache_dir=file:///tmp/x"], "expected a folder on this machine"),

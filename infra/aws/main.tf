@@ -7,6 +7,11 @@ locals {
   }
   gpus_per_worker = lookup(local.gpus, var.worker_type, 0)
   bastion_gb      = min(var.volume_gb, 100)
+  # Network cards with EFA of a type: the exchange is only as fast as the cards that are used.
+  efa_cards = {
+    "g4dn.12xlarge" = 1, "g5.12xlarge" = 1, "g5.48xlarge" = 1, "g6.12xlarge" = 1, "p4d.24xlarge" = 4, "p5.48xlarge" = 32,
+  }
+  cards = { head = 1, worker = var.efa ? lookup(local.efa_cards, var.worker_type, 1) : 1 }
 }
 
 data "aws_ssm_parameter" "ami" {
@@ -76,13 +81,19 @@ resource "aws_launch_template" "host" {
     }
   }
 
-  network_interfaces {
-    device_index                = 0
-    subnet_id                   = aws_subnet.private.id
-    security_groups             = [aws_security_group.hosts.id]
-    associate_public_ip_address = false
-    interface_type              = var.efa && each.key == "worker" ? "efa" : null
-    delete_on_termination       = true
+  # The first card also carries IP; the others carry nothing but EFA. ("EFA interfaces" in the documentation of EC2.)
+  dynamic "network_interfaces" {
+    for_each = range(local.cards[each.key])
+    content {
+      network_card_index = network_interfaces.value
+      device_index       = network_interfaces.value == 0 ? 0 : 1
+      subnet_id          = aws_subnet.private.id
+      security_groups    = [aws_security_group.hosts.id]
+      # EC2 takes no word about public addresses for a machine of several cards: it gets none.
+      associate_public_ip_address = local.cards[each.key] == 1 ? false : null
+      interface_type              = !var.efa || each.key == "head" ? null : network_interfaces.value == 0 ? "efa" : "efa-only"
+      delete_on_termination       = true
+    }
   }
 
   dynamic "instance_market_options" {
@@ -178,12 +189,20 @@ resource "aws_instance" "worker" {
     # The bootstrap runs once: another text of it must not stop a machine that runs.
     ignore_changes = [user_data]
     precondition {
+      condition     = var.public_key != null
+      error_message = "public_key is not set: the driver on the head reaches the workers by ssh. `ssh-keygen -t ed25519` makes a key; give the content of its .pub file."
+    }
+    precondition {
       condition     = var.nat || var.ami_id != null
       error_message = "nat = false: the machines cannot install anything; then ami_id must be an image that has all of it."
     }
     precondition {
-      condition     = var.market != "capacity-block" || var.capacity_reservation_id != null
-      error_message = "market = capacity-block needs capacity_reservation_id, the block that was bought."
+      condition     = var.market != "capacity-block" || (var.capacity_reservation_id != null && var.zone != null)
+      error_message = "market = capacity-block needs capacity_reservation_id, the block that was bought, and zone, where it is."
+    }
+    precondition {
+      condition     = !var.efa || contains(keys(local.efa_cards), var.worker_type)
+      error_message = "efa: ${var.worker_type} has none, or main.tf does not know how many cards; it knows ${join(", ", keys(local.efa_cards))}."
     }
   }
 }

@@ -8,15 +8,37 @@ resource "aws_vpc" "main" {
   depends_on = [aws_scheduler_schedule.expiry]
 }
 
-data "aws_availability_zones" "here" {
-  # checkov:skip=CKV_AWS_394:only the first zone is used, and a set of machines lives for hours
-  state = "available"
+data "aws_ec2_instance_type_offerings" "here" {
+  for_each      = toset([var.head_type, var.worker_type])
+  location_type = "availability-zone"
+  filter {
+    name   = "instance-type"
+    values = [each.key]
+  }
+}
+
+locals {
+  # Zones that have both kinds of machines.
+  zones = sort(setintersection([for offered in data.aws_ec2_instance_type_offerings.here : offered.locations]...))
+}
+
+# The zone of the day on which the set was made: another one that has these machines, too, must not replace them.
+resource "terraform_data" "zone" {
+  input            = var.zone != null ? var.zone : try(local.zones[0], "")
+  triggers_replace = [var.zone]
+  lifecycle {
+    ignore_changes = [input]
+    precondition {
+      condition     = length(local.zones) > 0 && (var.zone == null || contains(local.zones, coalesce(var.zone, "-")))
+      error_message = "${var.zone == null ? "no zone of ${var.region}" : var.zone} has both ${var.head_type} and ${var.worker_type}; those that have: ${join(", ", local.zones)}."
+    }
+  }
 }
 
 resource "aws_subnet" "private" {
   vpc_id                  = aws_vpc.main.id
   cidr_block              = cidrsubnet(var.vpc_cidr, 4, 0)
-  availability_zone       = data.aws_availability_zones.here.names[0]
+  availability_zone       = terraform_data.zone.output
   map_public_ip_on_launch = false
   tags                    = { Name = "${var.name}-private" }
 }
@@ -25,7 +47,7 @@ resource "aws_subnet" "private" {
 resource "aws_subnet" "public" {
   vpc_id                  = aws_vpc.main.id
   cidr_block              = cidrsubnet(var.vpc_cidr, 8, 255)
-  availability_zone       = data.aws_availability_zones.here.names[0]
+  availability_zone       = terraform_data.zone.output
   map_public_ip_on_launch = false
   tags                    = { Name = "${var.name}-public" }
 }

@@ -13,6 +13,12 @@ variable "region" {
   default     = "us-east-1"
 }
 
+variable "zone" {
+  description = "Where the machines are, such as us-east-1a; null: the first zone that has their types. A capacity block is in one zone."
+  type        = string
+  default     = null
+}
+
 variable "ttl_hours" {
   description = "After so many hours every machine is terminated, whatever it does."
   type        = number
@@ -76,7 +82,7 @@ variable "placement_group" {
 }
 
 variable "efa" {
-  description = "Elastic Fabric Adapter on the workers; the instance type must have it (p4d, p5, g6e.8xlarge and larger)."
+  description = "Elastic Fabric Adapter on all network cards of the workers; main.tf knows the types that have it."
   type        = bool
   default     = false
 }
@@ -118,7 +124,7 @@ variable "bastion_cidrs" {
 }
 
 variable "public_key" {
-  description = "OpenSSH public key for the bastion and between the hosts."
+  description = "OpenSSH public key, by which the driver on the head reaches the workers, and you the bastion. There is no default."
   type        = string
   default     = null
 }
