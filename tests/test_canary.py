@@ -9,7 +9,7 @@ import pytest
 
 from cookbook.prepare import environments, locks
 from cookbook.prepare.locks import resolve
-from cookbook.tools import health
+from cookbook.tools import health, history
 from cookbook.tools.canary import trials, versions
 from cookbook.tools.canary.question import Proposal, Question
 from tests.helpers import ROOT, copy_checkout
@@ -191,8 +191,8 @@ def test_a_recipe_is_tried_in_a_copy(tmp_path, monkeypatch):
     # The page of the history shows it.
     proposal = Proposal("the newest", "breaks", {"berry": ("1.0", "1.5")}, ("berry",), "it broke")
     content = {"recipe": "petastorm", "time": 1.0, "machine": "m", "commit": "c"}
-    history = tmp_path / "history.jsonl"
-    history.append(history, "canary", content | {"proposals": [dataclasses.asdict(proposal)]})
-    assert json.loads(history.read_text())["kind"] == "canary"
-    text, _, problems = health.page(history, ["petastorm"], 2.0)
+    path = tmp_path / "history.jsonl"
+    history.append(path, "canary", content | {"proposals": [dataclasses.asdict(proposal)]})
+    assert json.loads(path.read_text())["kind"] == "canary"
+    text, _, problems = health.page(path, ["petastorm"], 2.0)
     assert problems == [] and "berry 1.0 → 1.5" in text
