@@ -661,7 +661,7 @@ def test_the_table_says_what_was_run_and_what_was_not():
     text = report.table(found, ["dask", "pytorch", "spark"])
     lines = text.splitlines()
     assert lines[0].startswith("| recipe | kill | stop | driver_kill | preempt | corrupt_checkpoint |")
-    cells = dict(zip(FAULTS, lines[2].split(" | ")[1:], strict=True))
+    cells = dict(zip(report.COLUMNS, lines[2].split(" | ")[1:], strict=True))
     assert lines[2].startswith("| `pytorch` | ") and lines[3].startswith("| `spark` | +12 s, 1 | not run | not run |")
     assert cells["kill"] == "+12 s, 4", "the newest result of a cell counts"
     assert cells["stop"] == "**not**"
