@@ -123,6 +123,14 @@ def _check_dataset(config: Settings, choices: Mapping[str, str]) -> None:
     )
 
 
+def check_path(config: Settings, choices: Mapping[str, str]) -> None:
+    """Raises UserError, before an environment is made, for a dataset of the user's own files that are not named."""
+    if "path" in config["data"] and not config["data"]["path"]:
+        raise UserError(
+            f"data.path is not set: data={choices['data']} takes files of yours, such as data.path=/their/folder"
+        )
+
+
 def _check_address(config: Settings, choices: Mapping[str, str]) -> None:
     """Raises UserError for the address of a running cluster of another system than the recipe's."""
     drivers = [yaml.safe_load(path.read_text())["driver"] for path in (CONF / "recipe").glob("*.yaml")]
