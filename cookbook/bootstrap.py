@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cookbook import UserError, certificates
-from cookbook.prepare.tools import PYTHON
 
+PYTHON = "3.11"  # of every environment
 ROOT = Path(__file__).resolve().parent.parent
 # What makes pip and uv install somewhere else, or something else than a lock says; companies, NVIDIA's containers and
 # other projects export it.

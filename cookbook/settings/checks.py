@@ -32,8 +32,8 @@ def check_kinds(config: Settings, choices: Mapping[str, str]) -> None:
         if not config[key]:
             raise UserError(f"{key}={config[key] or ''}: expected a folder")
     for name in config["cluster"].get("inherit") or ():
-        if not isinstance(name, str):
-            raise UserError(f"cluster.inherit has {name!r} in it: expected names of environment variables")
+        if not re.match(r"[A-Za-z_*?\[]", str(name)):
+            raise UserError(f"cluster.inherit has {name} in it: expected names of environment variables")
     check_driver(choices["recipe"])
     _check_dataset(config, choices)
     _check_address(config, choices)
