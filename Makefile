@@ -2,7 +2,11 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
-PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+ifeq ($(wildcard cookbook/bootstrap.py),)
+$(error this Makefile works in its own folder: make -C $(dir $(firstword $(MAKEFILE_LIST))) $(MAKECMDGOALS))
+endif
+# The first one that starts: a shim of pyenv stands for versions that may not be chosen here.
+PYTHON ?= $(shell type -ap python3.11 python3 | while read -r it; do "$$it" -c "" 2>/dev/null && echo "$$it" && break; done)
 BIN := .venv/bin
 COOKBOOK := $(BIN)/python -m cookbook
 ALL_RECIPES := $(patsubst recipes/%/main.py,%,$(wildcard recipes/*/main.py))
@@ -11,11 +15,20 @@ ARGS ?=
 ifeq ($(origin ARGS),environment)
 $(shell echo "note: ARGS comes from the environment, not from this command line" >&2)
 endif
+# make recipe-x scale=smoke: to make that is a variable of its own, and no recipe would ever hear of it.
+GROUPS := $(notdir $(patsubst %/,%,$(wildcard conf/*/)))
+SETTINGS := $(GROUPS) $(GROUPS:%=%.%) seed resume output_root cache_dir args ARG
+BESIDE := $(strip $(foreach name,$(filter $(SETTINGS),$(.VARIABLES)),$(if $(findstring command,$(origin $(name))),$(name))))
+ifneq ($(BESIDE),)
+$(error $(BESIDE): settings stand in ARGS: make ... ARGS="$(foreach name,$(BESIDE),$(if $(filter args ARG,$(name)),,$(name)=)$($(name)))")
+endif
 # What ARGS holds reaches the programs as it was typed: neither make nor the shell looks for $, braces or brackets in it.
 export COOKBOOK_ARGS := $(value ARGS)
 # Another Python's packages and switches have no place in the driver. Without bytecode on disk each process would
 # compile all its modules anew.
 unexport PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS PYTHONHASHSEED PYTHONMALLOC PYTHONINSPECT PYTHONIOENCODING
+# Files and names are UTF-8, whatever the shell's locale says (en_US alone is ISO-8859-1).
+export PYTHONUTF8 := 1
 SETUP := .venv/.complete
 
 help: ## this help
@@ -27,13 +40,15 @@ setup: $(SETUP) ## the driver's own environment, in .venv
 
 # The environment lies in the user's cache, .venv is a link to it: the next checkout on this machine has it at once.
 $(SETUP): requirements.txt cookbook/bootstrap.py
+	@$(HAS_PYTHON)
 	@$(PYTHON) -m cookbook.bootstrap
 
 recipe-%: tools-for-% $(SETUP) ## run one recipe: environment, data, workers, evidence, report
 	@$(COOKBOOK) recipe=$* @ARGS
 
 # Before anything is installed, with the system's own Python.
-HAS_PYTHON = test -n "$(PYTHON)" || { echo "error: there is no Python; README.md has the line that installs all that is needed" >&2; exit 1; }
+HAS_PYTHON = $(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 8))" >/dev/null 2>&1 || \
+	{ echo "error: there is no Python from 3.8 on ($(or $(PYTHON),none at all)); README.md has the line that installs all that is needed" >&2; exit 1; }
 
 tools-for-%:
 	@$(HAS_PYTHON)

@@ -4,10 +4,12 @@ Hydra composes the settings once, they are checked, and `run.py` does the rest.
 """
 
 import json
+import locale
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ from cookbook.programs import argv_of_make
 from cookbook.report import summary
 from cookbook.report.console import console
 from cookbook.run import Run
-from cookbook.settings import checks, choices, files, overrides
+from cookbook.settings import checks, choices, files, overrides, quoting
 from cookbook.settings.heeded import unheeded
 from cookbook.signals import Interrupted
 from preempt import Preempted
@@ -48,6 +50,7 @@ FINISHED: list[tuple[list[str], dict[str, Any]]] = []
 
 
 def main() -> None:
+    _speak_utf8()
     signals.listen()
     try:
         settings.refuse_to_be_a_worker()
@@ -55,6 +58,8 @@ def main() -> None:
         if not any(word in ("--help", "-h", "--hydra-help", "--version", "--info", "-i") for word in argv):
             choices.check_choices(argv)
             sys.argv[1:] = overrides.prepared(choices.with_defaults_of_choices(argv))
+            if sys.argv[1:2] in (["-m"], ["--multirun"]):
+                _make_folder_of_sweeps(argv)
         elif not any(word.startswith("recipe=") for word in argv):
             sys.argv.append(f"recipe={recipes()[0]}")
         hydra.main(config_path=str(files.CONF), config_name="config", version_base="1.3")(run)()
@@ -70,6 +75,21 @@ def main() -> None:
         sys.exit(1)
 
 
+def _make_folder_of_sweeps(words: Sequence[str]) -> None:
+    """Raises UserError where Hydra could not make the folder of a sweep."""
+    root = next((word.partition("=")[2] for word in words if word.startswith("output_root=")), "outputs")
+    try:
+        Path(quoting.unquoted(root)).expanduser().joinpath("sweeps").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_root={root} cannot be used: {error.strerror}; choose another") from None
+
+
+def _speak_utf8() -> None:
+    """Starts this program anew where the shell's locale has another encoding: files and names of a run are UTF-8."""
+    if not sys.flags.utf8_mode and locale.getencoding() != "UTF-8":
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
+
+
 def run(composed: DictConfig) -> None:
     """Runs the composed settings."""
     hydra_config = HydraConfig.get()
@@ -79,6 +99,7 @@ def run(composed: DictConfig) -> None:
     try:
         config = settings.plain(composed)
         checks.check_kinds(config, chosen)
+        checks.check_path(config, chosen)
         notes = surroundings.settle(config["cluster"])
         config["cluster"] = inventory.with_hosts(config["cluster"])
         warning = checks.check_workers(config, machine.num_cores())
@@ -98,9 +119,8 @@ def run(composed: DictConfig) -> None:
                 config["output_root"], recipe, run_folder.identity(recipe, config), config["resume"]
             )
         except OSError as error:
-            raise UserError(
-                f"output_root={config['output_root']} cannot be used: {error.strerror}; choose another"
-            ) from None
+            name = "output_root" if config["resume"] in ("auto", "never") else "resume"
+            raise UserError(f"{name}={config[name]} cannot be used: {error.strerror}; choose another") from None
     except UserError as error:
         if hydra_config.mode != RunMode.MULTIRUN:
             raise SystemExit(_message(error)) from None  # Hydra would add a traceback to any other exception

@@ -20,12 +20,16 @@ from pathlib import Path
 
 from cookbook import UserError, certificates
 
+PYTHON = "3.11"  # of every environment
 ROOT = Path(__file__).resolve().parent.parent
-# What makes pip and uv install somewhere else, or less than a lock says; companies and other projects export it.
+# What makes pip and uv install somewhere else, or something else than a lock says; companies, NVIDIA's containers and
+# other projects export it.
 OTHER_INSTALLS = (
     *("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON", "PIP_NO_DEPS", "PIP_DRY_RUN"),
     *("PIP_REQUIRE_HASHES", "UV_SYSTEM_PYTHON", "UV_PYTHON", "UV_PROJECT_ENVIRONMENT", "UV_TARGET", "UV_PREFIX"),
-    *("UV_REQUIRE_HASHES", "UV_DRY_RUN"),
+    *("UV_REQUIRE_HASHES", "UV_DRY_RUN", "PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT", "PIP_REQUIREMENT", "PIP_NO_BINARY"),
+    *("UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_OVERRIDE", "UV_EXCLUDE", "UV_EXCLUDE_NEWER", "UV_NO_BINARY"),
+    *("UV_MANAGED_PYTHON", "UV_NO_MANAGED_PYTHON", "UV_PYTHON_PREFERENCE"),
 )
 OWN_CACHE = "choose a folder of yours: COOKBOOK_CACHE=/its/name make ..."
 
@@ -36,9 +40,9 @@ def cache_dir() -> Path:
     Raises UserError for a user without a home.
     """
     if own := os.environ.get("COOKBOOK_CACHE"):
-        return Path(own).expanduser()
+        return Path(own).expanduser().absolute()
     if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base).expanduser() / "distributed-ml-cookbook"
+        return Path(base).expanduser().absolute() / "distributed-ml-cookbook"
     try:
         home = os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:
@@ -47,7 +51,9 @@ def cache_dir() -> Path:
 
 
 def usable(cache: Path) -> Path:
-    """The cache folder. Raises UserError for a name that no environment can have."""
+    """The cache folder. Raises UserError where it, or this checkout, has a name that no environment can have."""
+    if os.pathsep in str(ROOT):
+        raise UserError(f"this checkout is in {ROOT}, and {os.pathsep!r} divides PATH: move it to another folder")
     if os.pathsep in str(cache):
         raise UserError(f"the cache folder {cache} has {os.pathsep!r} in its name, which divides PATH; {OWN_CACHE}")
     return cache
@@ -60,10 +66,15 @@ def interpreter(python: str) -> str:
 
 
 def point(link: Path, folder: Path) -> None:
-    """Makes `link` lead to `folder`. A real folder in its place (an environment of earlier versions) is removed."""
+    """Makes `link` lead to `folder`. A real folder in its place (an environment of earlier versions) is removed.
+
+    Raises UserError for a folder that is somebody's own: editors and other tools make a .venv, too.
+    """
     if link.is_symlink() and link.readlink() == folder:
         return
     if link.is_dir() and not link.is_symlink():
+        if not (complete(link).exists() or (link / "bin/.stamp").exists()):
+            raise UserError(f"{link} is a folder that `make` has not made, and a link of that name is needed: move it")
         shutil.rmtree(link)
     partial = link.with_name(f"{link.name}.{os.getpid()}")
     partial.symlink_to(folder)
@@ -91,10 +102,11 @@ def mark_as_used(folder: Path) -> None:
 def uv_environment() -> dict[str, str]:
     """What uv is told because it does not read pip's settings.
 
-    That is: which certificates to trust, and where wheels lie (a local CPU build of torch, say).
+    That is: which certificates to trust, where wheels lie (a local CPU build of torch, say), and the way to the index.
     """
     links = None if "UV_FIND_LINKS" in os.environ else certificates.pip_setting("find-links")
-    return {**certificates.certificates(), **({"UV_FIND_LINKS": ",".join(links.split())} if links else {})}
+    found = {"UV_FIND_LINKS": ",".join(links.split())} if links else {}
+    return {**certificates.certificates(), **certificates.way_to_index(), **found}
 
 
 def install_environment() -> dict[str, str]:
@@ -122,6 +134,11 @@ def make(folder: Path) -> None:
 
 
 def main() -> None:
+    if (found := "{}.{}".format(*sys.version_info)) != PYTHON:
+        raise SystemExit(
+            f"error: {sys.executable} is Python {found}, and every environment is made with {PYTHON}: `make tools` "
+            f"installs it; where it is not on PATH: PYTHON=/path/to/python{PYTHON} make ..."
+        )
     content = [(ROOT / "requirements.txt").read_bytes(), interpreter(sys.executable).encode()]
     name = f"driver-{hashlib.sha256(b'-'.join(content)).hexdigest()[:12]}"
     try:
@@ -132,13 +149,19 @@ def main() -> None:
                 if not complete(folder).exists():
                     print(f"setup        the driver's environment ({folder})", flush=True)
                     make(folder)
-        point(ROOT / ".venv", folder)
+        try:
+            point(ROOT / ".venv", folder)
+        except OSError as error:
+            raise UserError(
+                f"{ROOT} cannot be written ({error.strerror}), and it needs the link .venv: have its owner run "
+                "`make setup`, or copy the checkout to a folder of yours"
+            ) from None
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     except subprocess.CalledProcessError as error:
         raise SystemExit(f"error: the driver's environment cannot be made: {error}") from None
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}"
+        what = f"{error.filename or folder}: {error.strerror}"
         raise SystemExit(f"error: the driver's environment cannot be made: {what}; {OWN_CACHE}") from None
     mark_as_used(folder)
 

@@ -1,4 +1,6 @@
-"""Makes uv trust what pip trusts: a company's proxy signs what it passes on with a certificate of its own.
+"""Makes uv trust what pip trusts, and go where pip goes.
+
+A company's proxy signs what it passes on with a certificate of its own.
 
 uv has certificates of its own and reads neither the system's nor pip's settings. So it says `UnknownIssuer` where pip
 works. `certificates()` returns environment variables that tell uv what pip was told. SSL_CERT_FILE, which uv reads
@@ -76,6 +78,25 @@ def pip_setting(name: str, environment: Mapping[str, str] | None = None) -> str 
         for section in ("global", "install"):
             value = parser.get(section, name, fallback=value)
     return environment.get(f"PIP_{name.upper().replace('-', '_')}") or value or None
+
+
+def way_to_index(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Environment variables by which uv finds packages where pip does: pip's index and its proxy.
+
+    What uv was told itself wins. They say nothing of what is installed: the lock does.
+    """
+    environment = os.environ if environment is None else environment
+    made: dict[str, str | None] = {}
+    if not any(environment.get(name) for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL")):
+        made["UV_DEFAULT_INDEX"] = pip_setting("index-url", environment)
+    made["UV_INSECURE_HOST"] = environment.get("UV_INSECURE_HOST") or pip_setting("trusted-host", environment)
+    if (pip_setting("no-index", environment) or "").lower() in ("1", "true", "yes", "on"):
+        made["UV_NO_INDEX"] = environment.get("UV_NO_INDEX") or "1"
+    names = ("HTTPS_PROXY", "HTTP_PROXY")
+    if not any(environment.get(one) for name in (*names, "ALL_PROXY") for one in (name, name.lower())):
+        proxy = pip_setting("proxy", environment)
+        made |= dict.fromkeys(names, proxy if not proxy or "://" in proxy else f"http://{proxy}")
+    return {name: " ".join(value.split()) for name, value in made.items() if value}
 
 
 def _pip_files(environment: Mapping[str, str]) -> list[Path]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from cookbook import UserError
 
+LONGEST_LOG = 64 << 20  # bytes of a log that are looked at: a library that is asked to may write gigabytes
+
 
 def write_whole(path: str | Path, text: str, mode: int | None = None) -> None:
     """Writes a file; its folder is made where it is missing.
@@ -57,10 +59,22 @@ def read_block(path: Path, name: str) -> str:
     return text.partition(f"<!-- {name}: made by `make {name}` -->")[2].partition(f"<!-- end of {name} -->")[0]
 
 
+def read_log(path: str | Path, start: int = 0, most: int = LONGEST_LOG) -> str:
+    """The text of a log from a byte on; of a very long one its begin and its end, which hold what matters."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END) - start
+        file.seek(start)
+        if size <= most:
+            return file.read().decode(errors="replace")
+        begin = file.read(most // 2)
+        file.seek(-(most // 2), os.SEEK_END)
+        return (begin + f"\n[{size - most:,} bytes are left out]\n".encode() + file.read()).decode(errors="replace")
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The content of a JSON file; {} where there is none that can be read."""
+    """The mapping that a JSON file holds; {} where there is none that can be read."""
     try:
-        content: dict[str, Any] = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text())
     except (OSError, ValueError):
         return {}
-    return content
+    return content if isinstance(content, dict) else {}

@@ -56,6 +56,16 @@ class Inventory(TypedDict):
     services: str
 
 
+class EachOnce(yaml.SafeLoader):
+    """Takes no key twice: of two lists of hosts, one pasted below the other, YAML itself would keep the second."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {twice[0]!r} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
 def load(path: str | Path) -> Inventory:
     """Reads an inventory file, or the one in a folder.
 
@@ -71,12 +81,14 @@ def load(path: str | Path) -> Inventory:
     file = Path(path).expanduser()
     file = file / "inventory.yaml" if file.is_dir() else file
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.load(file.read_text(encoding="utf-8"), EachOnce)
     except OSError as error:
         raise UserError(
             f"cluster.inventory={path}: {error.strerror}: {file}; expected a list of hosts, as conf/cluster/hosts.yaml "
             "describes it, or a folder of infra/ after `make infra-up`"
         ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is no UTF-8: save it in that encoding") from None
     except yaml.YAMLError as error:
         raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not isinstance(content.get("hosts"), list) or not content["hosts"]:
@@ -97,7 +109,7 @@ def load(path: str | Path) -> Inventory:
         "ssh": {
             key: str(Path(value).expanduser()) if key in ("key", "known_hosts") else value for key, value in ssh.items()
         },
-        "shared": content.get("shared", False),
+        "shared": bool(content.get("shared")),
         "services": str((file.parent / Path(content.get("services") or "services").expanduser()).resolve()),
     }
 
@@ -138,7 +150,10 @@ def _host(entry: object, file: Path) -> Host:
             ipaddress.ip_address(entry["address"])
         except ValueError:
             raise UserError(f"{file}: address {entry['address']} of {entry['name']} is no IP address") from None
-    host = Host(slots=entry.get("slots", 1), gpus=entry.get("gpus", 0), name=entry["name"], address=entry["address"])
+    if ":" in entry["address"]:
+        raise UserError(f"{file}: address {entry['address']} of {entry['name']}: expected an IPv4 address, or a name")
+    given = {key: entry[key] for key in ("slots", "gpus") if entry.get(key) is not None}
+    host = Host(slots=given.get("slots", 1), gpus=given.get("gpus", 0), name=entry["name"], address=entry["address"])
     if host["gpus"] < 0:
         raise UserError(f"{file}: {host['name']} has gpus={host['gpus']}: expected 0 or more")
     if host["slots"] < 1:

@@ -135,9 +135,26 @@ class Job:
             "OMP_NUM_THREADS": str(self.num_threads),
             "PYTHONUNBUFFERED": "1",
             **ALLOCATOR,
+            **self._libraries(),
             **({"NOTICE_FILE": self.cluster["notice_file"]} if self.cluster["notice_file"] else {}),
             **more,
         }
+
+    def _libraries(self) -> dict[str, str]:
+        """LD_LIBRARY_PATH, where this shell has one, with the environment's own libraries first.
+
+        The loader heeds it before what a wheel's libraries say (RUNPATH): after `module load openmpi` Horovod would
+        get another MPI than its mpirun's.
+        """
+        inherited, folder = os.environ.get("LD_LIBRARY_PATH"), self.bin.parent / "lib"
+        if not inherited or self.cluster["kind"] not in ("local", "slurm"):
+            return {}
+        own = [
+            folder,
+            *folder.glob("python3*/site-packages/torch/lib"),
+            *folder.glob("python3*/site-packages/tensorflow"),
+        ]
+        return {"LD_LIBRARY_PATH": os.pathsep.join([*map(str, own), inherited])}
 
 
 def num_processes(config: Settings) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -16,11 +17,9 @@ from cookbook import UserError
 LOADER_BYTES = 8 << 20  # of shared memory, for each process that reads ahead
 FIRST_GPU = Path("/dev/nvidia0")
 FILE_BYTES = 64 << 20  # that a run must be able to write into one file
-# (limit, what is used) of a container's memory, in bytes, where cgroups of version 2 and 1 have them
-CONTAINER_MEMORY = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# (limit, what is used) of memory, in bytes, as cgroups of version 2 and 1 name them
+MEMORY = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
 def check_object_store(megabytes: int, available: int) -> None:
@@ -41,13 +40,32 @@ def idle_gpu(devices: Collection[str | None]) -> list[str]:
 
 def num_cores() -> int:
     """The processors that this process may use: fewer than there are under taskset, or in a container with a quota."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    for group in control_groups("cpu"):
+        for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+            with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+                quota, period = (int(word) for name in names for word in (group / name).read_text().split())
+                found += [math.ceil(quota / period)] if quota > 0 else []
+    return max(1, min(found))
+
+
+def control_groups(controller: str) -> list[Path]:
+    """The folders with the limits of this process: its own control group and those above it.
+
+    In a container the first one is the container's. In a step of Slurm's, or a service of systemd's, it lies deeper.
+    """
+    found = [CGROUPS, CGROUPS / controller]
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        found = min(found, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # not there, or "max"
-        pass
-    return max(1, found)
+        lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, names, path = line.split(":", 2)
+        if names == "" or controller in names.split(","):
+            below = Path(path.lstrip("/"))
+            top = CGROUPS / controller if names else CGROUPS
+            found += [top / one for one in (below, *below.parents) if ".." not in one.parts]
+    return list(dict.fromkeys(found))
 
 
 def check_limits(num_workers: int) -> None:
@@ -69,7 +87,7 @@ def check_limits(num_workers: int) -> None:
 
 def memory_bytes() -> int:
     """The memory of this machine, or what its container may use of it."""
-    limits = [number for path, _ in CONTAINER_MEMORY if (number := number_in(path)) is not None]
+    limits = [most for most, _ in memory_limits()]
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
 
 
@@ -117,10 +135,10 @@ def free_disk_mb(folder: Path) -> int:
     return shutil.disk_usage(folder).free // 2**20
 
 
-def number_in(path: str) -> int | None:
+def number_in(path: Path) -> int | None:
     """The number that a file of the system holds; None where it holds none ("max"), or is not there."""
     try:
-        text = Path(path).read_text(encoding="utf-8").strip()
+        text = path.read_text(encoding="utf-8").strip()
     except OSError:
         return None
     return int(text) if text.isdigit() else None
@@ -132,8 +150,15 @@ def free_memory_mb() -> int | None:
     meminfo = Path("/proc/meminfo")
     if meminfo.exists() and (line := re.search(r"^MemAvailable: +(\d+) kB", meminfo.read_text(encoding="utf-8"), re.M)):
         found.append(int(line[1]) // 1024)
-    for limit, used in CONTAINER_MEMORY:
-        most, now = number_in(limit), number_in(used)
-        if most is not None and now is not None and most < 2**60:
-            found.append(max(0, most - now) // 2**20)
+    found += [max(0, most - now) // 2**20 for most, now in memory_limits() if most < 2**60]
     return min(found) if found else None
+
+
+def memory_limits() -> list[tuple[int, int]]:
+    """[(limit, what is used)] in bytes of the control groups that this process is in."""
+    pairs = [
+        (number_in(group / limit), number_in(group / used))
+        for group in control_groups("memory")
+        for limit, used in MEMORY
+    ]
+    return [(most, now) for most, now in pairs if most is not None and now is not None]

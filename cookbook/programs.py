@@ -3,8 +3,11 @@
 Standard library only: programs that run before anything is installed use this module, too.
 """
 
+from __future__ import annotations
+
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
@@ -41,3 +44,9 @@ def run_program(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         raise SystemExit(redact.redacted_text(f"error: {error}")) from None
     except (KeyboardInterrupt, EOFError):  # EOFError: Ctrl-D at a question
         sys.exit(130)
+    except BrokenPipeError:  # `make doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise SystemExit(redact.redacted_text(f"error: {what}")) from None

@@ -1,5 +1,7 @@
 """Takes secrets out of what goes into records, reports and printed commands."""
 
+from __future__ import annotations
+
 import re
 from typing import Any
 
@@ -52,7 +54,8 @@ def secrets_of(value: Any, name: str = "") -> list[str]:
 
 def redacted_text(text: str) -> str:
     """A text without passwords in its addresses, and without the values of secret names in words NAME=VALUE."""
-    text = re.sub(r"(\w://)([^/@\s:]*):([^/@\s]+)@", rf"\1\2:{HIDDEN}@", text)
+    # A password may have an @ or a / in it that should have been %40 or %2F; what follows a port is a path.
+    text = re.sub(r"(\w://)([^/@\s:]*):(?!\d{1,5}[/?#])([^\s'\",]+)@", rf"\1\2:{HIDDEN}@", text)
     text = re.sub(r"(\w://)([^/@\s:]{20,})@", rf"\1{HIDDEN}@", text)  # a token instead of a user
     text = re.sub(PARAMETERS, rf"\1{HIDDEN}", text)
     text = QUOTED.sub(

@@ -4,12 +4,14 @@ Which rows were taken before a position (epoch, step) depends on some settings: 
 workers is not among them (a batch is divided anew), nor is the learning rate or the number of epochs.
 """
 
-from collections.abc import Mapping
+import datetime
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cookbook import UserError, redact, run_folder, systems
 from cookbook.job import Settings
+from runrecord import Record
 
 
 def position(recipe: str, config: Settings) -> dict[str, Any]:
@@ -61,6 +63,20 @@ def check_claim(folder: Path, config: Settings) -> None:
         raise UserError(
             f"resume={folder}: the checkpoints of that run {where}, and cluster={kind} would not find them: go on "
             "where it began, or start afresh with resume=never"
+        )
+
+
+def check_clock(records: Iterable[Record], folder: Path, now: float) -> None:
+    """Raises UserError when an earlier try of the run, whose records these are, began later than `now`.
+
+    Which of two tries took a step again is told by the clock.
+    """
+    moments = [event["generation"] for events in records for event in events if event["event"] == "restore"]
+    if moments and (last := max(moments)) > now:
+        there, here = (datetime.datetime.fromtimestamp(moment).isoformat(" ", "seconds") for moment in (last, now))
+        raise UserError(
+            f"{folder} cannot be resumed: an earlier try of it began at {there}, and this machine's clock says {here}: "
+            "it was set back. Set it right (timedatectl), or start afresh with resume=never"
         )
 
 

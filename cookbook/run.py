@@ -197,7 +197,9 @@ class Run:
         watcher = Watcher(
             self.folder, self.run_id, stage, job.num_processes, job.cluster, place.sees_processes, inspector
         )
-        earlier, launched = evidence.process_keys(read_records(self.folder)), time.monotonic()
+        records = read_records(self.folder)
+        resume.check_clock(records, self.folder, time.time())
+        earlier, launched = evidence.process_keys(records), time.monotonic()
 
         (self.folder / NOTICE).unlink(missing_ok=True)  # of an earlier try
         notice = Notice(place, stage, job.cluster["notice_grace_seconds"])

@@ -110,8 +110,8 @@ def _interrupted(parent: Path, run_identity: str) -> RunFolder | None:
         lock = FileLock(folder / ".driver.lock")
         try:
             lock.acquire(timeout=0)
-        except Timeout:
-            return None  # it is running at this moment
+        except OSError:  # a Timeout, too
+            return None  # it is running at this moment, or another user's
         content = load(folder)
         if not content.get("resumable") or not _may_have_checkpoints(folder, content):
             lock.release()
@@ -136,7 +136,10 @@ def _point_latest(parent: Path, folder: Path) -> None:
     with contextlib.suppress(OSError):
         link.unlink(missing_ok=True)
         link.symlink_to(folder.name)
-        link.replace(parent / "latest")
+        try:
+            link.replace(parent / "latest")
+        finally:
+            link.unlink(missing_ok=True)  # still there where `latest` is a real folder (a copy that followed the link)
 
 
 def newest(root: str | Path, recipe: str) -> Path | None:

@@ -28,7 +28,13 @@ class Interrupted(BaseException):
 
 
 def listen() -> None:
-    """Takes over the signals that end a run. A SIGHUP that is ignored (nohup) stays ignored."""
+    """Takes over the signals that end a run. A SIGHUP that is ignored (nohup) stays ignored.
+
+    Output waits for its reader: some CI runners hand on a pipe that does not, and a long line would be an error.
+    """
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            os.set_blocking(number, True)
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name)
         if name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
@@ -98,6 +104,14 @@ def hold() -> None:
     """From here on signals are only noted, however many come: what is being written is short, and must be whole."""
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def reader_is_gone() -> None:
+    """Standard output was a pipe (`| head`) whose reader is gone: counts as a signal, and all else goes nowhere."""
+    CAME.append("SIGPIPE")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 def terminal_is_gone() -> bool:

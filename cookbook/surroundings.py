@@ -5,7 +5,9 @@ another cluster. So `settle` chooses once, before anything is started. It change
 all its children inherit. `cluster.inherit` names variables that are kept all the same.
 """
 
+import contextlib
 import fnmatch
+import locale
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
@@ -34,6 +36,7 @@ class Rule:
     but: tuple[str, ...] = ()  # names that are inherited although a pattern of `names` fits
     not_in: tuple[str, ...] = ()  # places where they are inherited all the same
     address: str = ""  # not where this setting of the cluster names a running system: then they say how to reach it
+    setting: str = ""  # only where this setting of the cluster is given: they would win over it
 
 
 RULES = (
@@ -67,7 +70,7 @@ RULES = (
     Rule(
         (
             *("OMPI_COMM_WORLD_*", "OMPI_UNIVERSE_*", "PMIX_RANK", "PMIX_NAMESPACE", "PMIX_SERVER_*"),
-            *("PMI_RANK", "PMI_SIZE", "PMI_FD", "PRTE_*"),
+            *("PMI_RANK", "PMI_SIZE", "PMI_FD", "PRTE_*", "OPAL_*"),
         ),
         "of another MPI job",
     ),
@@ -84,14 +87,29 @@ RULES = (
         "of the allocation that the driver is in: launchers would start their workers through it",
         but=("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_TIME_FORMAT"),
     ),
+    Rule(
+        (
+            *("SBATCH_JOB_NAME", "SBATCH_TIMELIMIT", "SBATCH_OUTPUT", "SBATCH_ERROR", "SBATCH_INPUT", "SBATCH_SIGNAL"),
+            *("SBATCH_OPEN_MODE", "SBATCH_REQUEUE", "SBATCH_NO_REQUEUE", "SBATCH_GPUS*", "SBATCH_ARRAY_INX"),
+            *("SBATCH_EXPORT", "SBATCH_WAIT", "SBATCH_DISTRIBUTION", "SBATCH_OVERCOMMIT", "SQUEUE_*"),
+        ),
+        "sbatch and squeue heed it before what a run asks for: settings of cluster=slurm say it",
+    ),
+    Rule(("SBATCH_PARTITION",), "cluster.partition says it, and sbatch would heed this", setting="partition"),
+    Rule(("SBATCH_ACCOUNT",), "cluster.account says it, and sbatch would heed this", setting="account"),
     Rule(("PBS_*", "LSB_*", "LSF_*", "PE_HOSTFILE", "SGE_*", "COBALT_*"), "of the batch job that the driver is in"),
     Rule(
         (
             *("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_COMM_ID", "NCCL_IB_*"),
-            *("NCCL_NET*", "UCX_NET_DEVICES", "UCX_TLS", "FI_PROVIDER"),
+            *("NCCL_NET*", "UCX_NET_DEVICES", "UCX_TLS", "FI_PROVIDER", "GLOO_DEVICE_TRANSPORT*"),
         ),
         "of another cluster's network: here workers meet on loopback",
         not_in=("hosts", "slurm", "kubernetes"),
+    ),
+    Rule(("LOGLEVEL",), "torchrun would read it, and end with an error where it is no name of Python's, such as info"),
+    Rule(
+        ("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION*",),
+        "a way out for another program's packages: these ones lack what it names",
     ),
     Rule(("TF_CONFIG", "TFRUN_ATTEMPT"), "of another TensorFlow cluster"),
     Rule(("KERAS_BACKEND", "TF_USE_LEGACY_KERAS", "KERAS_HOME"), "of another Keras: this one computes by TensorFlow"),
@@ -146,7 +164,9 @@ def choose(environment: Mapping[str, str], cluster: Mapping[str, Any]) -> tuple[
     rules = [
         rule
         for rule in RULES
-        if cluster["kind"] not in rule.not_in and not (rule.address and cluster.get(rule.address))
+        if cluster["kind"] not in rule.not_in
+        and not (rule.address and cluster.get(rule.address))
+        and (not rule.setting or cluster.get(rule.setting))
     ]
     for name, value in environment.items():
         reason = next((rule.reason for rule in rules if _fits(name, rule.names) and not _fits(name, rule.but)), None)
@@ -177,6 +197,8 @@ def without_proxy(environment: Mapping[str, str], addresses: Collection[str] = (
             continue
         there = environment.get(name) or environment.get(other, "")
         entries = [entry.strip() for entry in there.split(",") if entry.strip()]
+        if "*" in entries:  # no proxy at all: alone, or it is no pattern; gRPC does not know it
+            return {"no_proxy": "*", "NO_PROXY": "*", "no_grpc_proxy": ",".join((*LOOPBACK, *addresses))}
         entries += [entry for entry in (*LOOPBACK, *addresses) if entry not in entries]
         made[name] = ",".join(entries)
     return made
@@ -190,6 +212,9 @@ def settle(cluster: Mapping[str, Any]) -> list[str]:
     kept, dropped = choose(ORIGINAL, cluster)
     tmpdir, notes = temporary_folder(kept)
     kept |= {"PYTHONUTF8": "1"} | ({"TMPDIR": tmpdir} if tmpdir else {})
+    if not _fits("LC_ALL", cluster.get("inherit") or ()):
+        kept |= utf8_locale()
+    kept.setdefault("KERAS_HOME", os.devnull)  # not ~/.keras/keras.json: channels_first or float16 of another project
     if tmpdir is None:
         kept.pop("TMPDIR", None)
     os.environ.clear()
@@ -204,6 +229,23 @@ def settle(cluster: Mapping[str, Any]) -> list[str]:
         for reason, names in by_reason.items()
     ]
     return notes
+
+
+def utf8_locale() -> dict[str, str]:
+    """{LC_ALL: a locale of English and UTF-8}; {} where this machine has none.
+
+    Java takes the encoding of names from it: with LC_ALL=C it finds no file with an umlaut in its name. A Turkish one
+    makes another letter of `i`, and with a German one numbers have a comma.
+    """
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        for name in ("C.UTF-8", "en_US.UTF-8"):
+            with contextlib.suppress(locale.Error):
+                locale.setlocale(locale.LC_CTYPE, name)
+                return {"LC_ALL": name}
+        return {}
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
 
 
 def temporary_folder(environment: Mapping[str, str]) -> tuple[str | None, list[str]]:

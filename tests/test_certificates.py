@@ -12,6 +12,7 @@ import threading
 import pytest
 
 from cookbook import UserError, bootstrap, certificates, processes
+from cookbook.prepare import environments
 from cookbook.prepare.tools import uv
 from tests.helpers import Silent
 from tests.requirements import skip
@@ -63,6 +64,35 @@ def test_uv_gets_pip_s_folders_of_wheels(monkeypatch):
     assert bootstrap.uv_environment()["UV_FIND_LINKS"] == "/wheels,/more"
     monkeypatch.setenv("UV_FIND_LINKS", "/mine")
     assert "UV_FIND_LINKS" not in bootstrap.uv_environment()
+
+
+def test_uv_goes_where_pip_goes(tmp_path, monkeypatch):
+    settings = (
+        "index-url = https://me:pw@art/simple\ntrusted-host = art\n    more\nproxy = proxy:3128\nno-index = true\n"
+    )
+    (tmp_path / "pip.conf").write_text(f"[global]\n{settings}")
+    environment = {"HOME": "/nowhere", "PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
+    found = {
+        "UV_DEFAULT_INDEX": "https://me:pw@art/simple",
+        "UV_INSECURE_HOST": "art more",
+        "UV_NO_INDEX": "1",
+        "HTTPS_PROXY": "http://proxy:3128",
+        "HTTP_PROXY": "http://proxy:3128",
+    }
+    assert certificates.way_to_index(environment) == found
+    own = {"UV_INDEX_URL": "https://mine", "https_proxy": "http://p", "UV_INSECURE_HOST": "me", "PIP_NO_INDEX": "0"}
+    assert certificates.way_to_index(environment | own) == {"UV_INSECURE_HOST": "me"}
+    assert certificates.way_to_index(EMPTY) == {}
+    before = environments.fingerprint("pytorch")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CERT", os.environ.get("PIP_CERT", ""))
+    assert bootstrap.install_environment()["UV_DEFAULT_INDEX"] == "https://me:pw@art/simple"
+    monkeypatch.undo()
+    monkeypatch.setenv("PIP_INDEX_URL", "https://token-of-today@art/simple")
+    assert environments.fingerprint("pytorch") == before, "the lock says what is installed"
 
 
 @pytest.fixture

@@ -1,18 +1,20 @@
 """The command line: values are taken as they are, names exist, numbers make sense, and make hands on what was typed."""
 
+import io
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from cookbook import ROOT, UserError, run_folder
 from cookbook.programs import argv_of_make
-from cookbook.report import pages, tracking
+from cookbook.report import console, pages, summary, tracking
 from cookbook.settings import compose_recipe, files, overrides
 from cookbook.tools import compare, diagnose, watch
 from cookbook.tools.eject import eject
@@ -204,7 +206,62 @@ def test_what_was_typed_reaches_the_driver_through_make(tmp_path):
         for line in done.stdout.splitlines():
             words, variables = json.loads(line)
             assert words[-5:] == expected
-            assert "PYTHONPATH" not in variables and "PYTHONSAFEPATH" not in variables
+            assert "PYTHONPATH" not in variables and "PYTHONSAFEPATH" not in variables and "PYTHONUTF8" in variables
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["scale=smoke"], 'scale: settings stand in ARGS: make ... ARGS="scale=smoke"'),
+        (["ARGS=scale=smoke", "recipe.num_epochs=3"], 'ARGS="recipe.num_epochs=3"'),
+        (["data.path=/my pictures"], 'ARGS="data.path=/my pictures"'),
+        (["args=seed=1"], 'ARGS="seed=1"'),
+        (["ARGS=scale=smoke recipe.num_epochs=3", "CXX=clang++", "PYTHON=python3"], None),
+    ],
+)
+def test_a_setting_beside_args_is_no_variable_of_make_s(words, said):
+    environment = CLEAN | {"scale": "1", "seed": "2", "data": "3"}  # of the shell's own: no word of this command line
+    words = ["make", "-n", "recipe-pytorch", *words]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert (said or "") in done.stderr and bool(done.returncode) == bool(said), done.stderr
+
+
+def test_make_in_another_folder_says_how(tmp_path):
+    words = ["make", "-f", ROOT / "Makefile", "recipe-pytorch"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=CLEAN)
+    assert done.returncode == 2 and f"works in its own folder: make -C {ROOT}/ recipe-pytorch" in done.stderr
+
+
+def test_make_takes_the_first_python_that_starts(tmp_path):
+    """A shim of pyenv is on PATH for each version that it has, and fails where another one was chosen."""
+    (tmp_path / "python3.11").write_text("#!/bin/sh\necho 'pyenv: python3.11: command not found' >&2; exit 127\n")
+    (tmp_path / "python3.11").chmod(0o755)
+    environment = CLEAN | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for name in ("PYTHON", "MAKEFLAGS", "MAKELEVEL"):
+        environment.pop(name, None)
+    words = ["make", "--eval", "show: ; @echo '$(PYTHON)'", "show"]
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment).stdout.strip()
+    assert found and not found.startswith(str(tmp_path))
+    assert subprocess.run([found, "-c", ""]).returncode == 0
+
+
+def test_a_sweep_s_table_shows_what_was_typed(capsys):
+    failed = {"status": "failed"}
+    summary.print_sweep(
+        [(["recipe=spark", "data.features=[a,b]"], failed), (["recipe=dask", "x=[/y] a:100:b"], failed)]
+    )
+    shown = capsys.readouterr().out
+    assert "recipe=spark data.features=[a,b]" in shown and "recipe=dask x=[/y] a:100:b" in shown
+
+
+def test_progress_on_a_terminal_is_no_markup(monkeypatch):
+    """A compiler's line, say: only a terminal shows progress as a bar."""
+    terminal = console.Plain(force_terminal=True, width=120, file=io.StringIO())
+    monkeypatch.setattr(console, "console", terminal)
+    with console.Stage("environment") as stage:
+        stage.update("[/usr/bin/c++] [bold]linking")
+        stage.done("[/tmp/x] made")
+    assert "[/usr/bin/c++] [bold]linking" in terminal.file.getvalue() and "[/tmp/x] made" in terminal.file.getvalue()
 
 
 def test_quotes_that_do_not_close():
@@ -264,6 +321,8 @@ def test_an_ejected_copy_refuses_what_is_in_its_command(recipe, word, status, tm
     name = word.partition("=")[0]
     comments = [line for line in (folder / "config.yaml").read_text().splitlines() if line.startswith(f"{name}:")]
     assert ["[in the command" in line for line in comments] == [bool(status)]
+    done = subprocess.run(["make", "-n", "run", "seed=3"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 2 and 'seed: settings stand in ARGS: make run ARGS="seed=3"' in done.stderr
 
 
 def test_an_ejected_copy_has_the_settings_that_it_reads(tmp_path):
@@ -324,7 +383,7 @@ def test_the_newest_run_is_the_one_that_began_last(tmp_path):
 
 def test_report_heeds_output_root(tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(pages, "write_overview", lambda root: (seen.append(root), (root, 3))[1])
+    monkeypatch.setattr(pages, "write_overview", lambda root: (seen.append(root), (root, 3, []))[1])
     pages.main([f"output_root={tmp_path}"])
     pages.main([str(tmp_path)])
     assert seen == [str(tmp_path)] * 2
@@ -337,6 +396,23 @@ def test_report_heeds_output_root(tmp_path, monkeypatch, capsys):
         pages.main([str(tmp_path / "moved")])
     with pytest.raises(UserError, match="expected output_root=FOLDER"):
         pages.main(["seed=3"])
+
+
+@pytest.mark.parametrize("text", ['{"recipe": "pytorch", "status": "ok", "started": 1}', "null", "[]", "{"])
+def test_a_run_json_of_another_version_or_of_no_run(tmp_path, capsys, text):
+    (tmp_path / "pytorch/other").mkdir(parents=True)
+    (tmp_path / "pytorch/other/run.json").write_text(text)
+    with pytest.raises(UserError, match="there are no runs in"):
+        pages.main([str(tmp_path)])
+    with pytest.raises(UserError, match="expected the folder of a run"):
+        tracking.main([str(tmp_path / "pytorch/other")])
+    good = dict.fromkeys(pages.SHOWN, "") | {"objective": {"name": "x", "value": None}, "metrics": {}, "seconds": {}}
+    (tmp_path / "pytorch/good").mkdir()
+    (tmp_path / "pytorch/good/run.json").write_text(json.dumps(good | {"recipe": "pytorch", "worlds": []}))
+    pages.main([str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "1 run: " in said
+    assert ("other/run.json is of another version" in said) == text.startswith('{"')
 
 
 def test_compare_heeds_output_root(tmp_path, monkeypatch):
@@ -385,3 +461,41 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No locks available"):
         run_folder.open_run(tmp_path, "pytorch", "x", "never")
     assert list((tmp_path / "pytorch").iterdir()) == []
+
+
+def test_latest_that_is_a_real_folder_stays_and_nothing_is_left_beside_it(tmp_path):
+    """`cp -rL` and `scp -r` make a copy of the run that the link leads to."""
+    (tmp_path / "pytorch/latest").mkdir(parents=True)
+    run = run_folder.open_run(tmp_path, "pytorch", "x", "never")
+    run.close()
+    assert {path.name for path in (tmp_path / "pytorch").iterdir()} == {"latest", run.path.name}
+
+
+def test_a_program_of_make_s_whose_reader_is_gone_or_whose_folder_cannot_be_made():
+    script = (
+        "from cookbook.programs import run_program; run_program(lambda argv: [print('x' * 9000) for _ in range(99)])"
+    )
+    words = ["bash", "-c", '"$0" -c "$1" | head -c 10; exit ${PIPESTATUS[0]}', sys.executable, script]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (141, "x" * 10, "")
+    script = "from cookbook.programs import run_program; run_program(lambda argv: open('/proc/none/x', 'w'))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: /proc/none/x: No such file or directory\n")
+
+
+def test_another_user_s_run_in_a_shared_folder_is_not_in_the_way(tmp_path, monkeypatch):
+    folder = tmp_path / "pytorch/theirs"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints/last.pt").touch()
+    (folder / "run.json").write_text(json.dumps({"identity": "x", "resumable": True, "started": 1.0}))
+    acquire = run_folder.FileLock.acquire
+
+    def only_mine(lock, *args, **kwargs):
+        if Path(lock.lock_file).parent == folder:
+            raise PermissionError(13, "Permission denied")
+        return acquire(lock, *args, **kwargs)
+
+    monkeypatch.setattr(run_folder.FileLock, "acquire", only_mine)
+    run = run_folder.open_run(tmp_path, "pytorch", "x", "auto")
+    assert run.path != folder and run.resumed_from is None
+    run.close()

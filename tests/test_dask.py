@@ -9,7 +9,7 @@ import pytest
 
 from cookbook import ROOT, processes
 from cookbook.settings import compose_recipe
-from tests.helpers import Driver, latest, run_cookbook
+from tests.helpers import CLEAN, Driver, latest, run_cookbook
 
 SHORT = ["recipe=dask", *compose_recipe("dask")[0]["recipe"]["driver"]["short"]]
 ONE_MODEL = ["recipe=dask", "scale=smoke", "recipe.models=[incremental]"]
@@ -273,3 +273,32 @@ def test_files_that_stop_the_run_before_anything_is_written(tmp_path, recipe_pyt
 def test_settings_that_make_no_sense(tmp_path, words, text):
     _, _, output = run_cookbook("recipe=dask", *words, output_root=tmp_path, status=1)
     assert text in output
+
+
+CLIENT = """
+import sys
+from types import SimpleNamespace
+sys.path.insert(0, sys.argv[1])
+import workers
+
+class Client:
+    def __init__(self, address, timeout):
+        print(address)
+    def register_plugin(self, plugin):
+        pass
+    def upload_file(self, path):
+        pass
+
+workers.Client, workers.embedded, workers.modules_in = Client, lambda config: "embedded", lambda folder: ""
+workers.Workers(SimpleNamespace(elastic=False, start_timeout_seconds=1, output_dir=""))
+"""
+
+
+@pytest.mark.parametrize(("address", "used"), [(None, "embedded"), ("tcp://127.0.0.1:1", "tcp://127.0.0.1:1")])
+def test_a_cluster_that_a_file_in_the_home_names_is_not_taken(recipe_python, tmp_path, address, used):
+    (tmp_path / ".config/dask").mkdir(parents=True)
+    (tmp_path / ".config/dask/site.yaml").write_text("scheduler-address: tcp://10.255.255.1:8786\n")
+    environment = CLEAN | {"HOME": str(tmp_path)} | ({"DASK_SCHEDULER_ADDRESS": address} if address else {})
+    words = [recipe_python("dask"), "-c", CLIENT, ROOT / "recipes/dask"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == used, done.stderr

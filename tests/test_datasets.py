@@ -100,6 +100,24 @@ def test_a_damaged_folder_is_refused(tmp_path, harm):
     assert f"rm -r {out}" in str(error.value)
 
 
+def test_a_dataset_that_another_user_built_for_himself_is_not_called_damaged(tmp_path, monkeypatch):
+    def refused(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(datasets, "check", refused)
+    monkeypatch.setattr(datasets, "fingerprint", lambda *args: "x")
+    (tmp_path / "images-x").mkdir()
+    with pytest.raises(
+        UserError, match=r"cannot be used: Permission denied \(.*\); set cache_dir=\.\.\. or COOKBOOK_CACHE"
+    ):
+        datasets.ensure({"builder": "images", "parameters": {}}, tmp_path, "", None, tmp_path / "log", "x")
+    monkeypatch.undo()
+    (tmp_path / "manifest.json").touch()
+    monkeypatch.setattr(datasets.Path, "read_text", refused)
+    with pytest.raises(PermissionError):
+        datasets.check(tmp_path)
+
+
 def test_a_failed_build_leaves_nothing(tmp_path):
     text = build(
         "image_folder",

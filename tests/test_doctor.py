@@ -1,11 +1,13 @@
 """What the machine must have: found or named before any work, with one line that installs it; README, conda,
 CI and doctor agree."""
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -96,6 +98,20 @@ def test_each_package_manager_has_its_line(machine, monkeypatch, manager, line):
     assert remedies.install_line([tool("headers"), tool("c++"), tool("java")], manager) == (line, [])
 
 
+@pytest.mark.parametrize(
+    ("known", "package"),
+    [
+        (["openjdk-17-jre-headless", "default-jre-headless"], "openjdk-17-jre-headless"),
+        (["default-jre-headless"], "default-jre-headless"),  # Debian 13
+        ([], "openjdk-17-jre-headless"),  # no list of packages was fetched yet
+    ],
+)
+def test_a_release_without_that_java_has_its_own(machine, monkeypatch, known, package):
+    monkeypatch.setattr(remedies, "_candidate", lambda name: "1" if name in known else "")
+    line = f"apt-get update && apt-get install -y {package}"
+    assert remedies.install_line([tool("java")], "apt") == (line, [])
+
+
 def test_conda_is_taken_where_the_system_s_packages_are_out_of_reach(machine, monkeypatch):
     program(machine, "conda", "")
     assert remedies.manager() == "apt"
@@ -183,6 +199,12 @@ def test_a_recipe_stops_with_the_line_where_nobody_can_be_asked(machine):
         install.before("dask", ["cluster=hosts"])
 
 
+def test_nobody_is_asked_where_the_input_is_closed(monkeypatch):
+    monkeypatch.delenv("YES", raising=False)
+    monkeypatch.setattr(sys, "stdin", None)
+    assert install.agreed("Install it now?") is False
+
+
 def test_yes_installs_and_goes_on(machine, monkeypatch):
     monkeypatch.setenv("YES", "1")
     missing, lines = ["c++"], []
@@ -229,3 +251,35 @@ def test_doctor_s_status_says_whether_a_recipe_can_run(tmp_path):
     assert done.returncode == 1 and "--  java " in done.stdout
     unknown = subprocess.run([*words[:-1], "sparc"], cwd=ROOT, capture_output=True, text=True)
     assert unknown.returncode == 1 and "RECIPE=sparc does not exist" in unknown.stderr
+
+
+def test_what_runs_first_runs_with_any_python_from_3_8_on():
+    """RHEL 9 has 3.9, Debian 11 too. What they import is found here, as they find it."""
+    todo, done = [ROOT / "cookbook/bootstrap.py", ROOT / "cookbook/prepare/install.py"], set()
+    while todo:
+        path = todo.pop()
+        done.add(path)
+        tree = ast.parse(path.read_text(), feature_version=(3, 8))
+        later = any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
+        assert later or not any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in tree.body), path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cookbook"):
+                base = ROOT.joinpath(*node.module.split("."))
+                names = [base.with_suffix(".py"), base / "__init__.py", *(base / f"{n.name}.py" for n in node.names)]
+                todo += [one for one in names if one.exists() and one not in done]
+    assert {ROOT / f"cookbook/{name}.py" for name in ("programs", "redact", "machine", "prepare/tools")} <= done
+
+
+def test_an_old_python_is_named_and_none_too(tmp_path):
+    program(tmp_path, "old", "", status=1)
+    for python, said in ((tmp_path / "old", str(tmp_path / "old")), ("/nowhere/python", "/nowhere/python")):
+        for target in ("doctor", "tools", "tools-for-pytorch"):
+            words = ["make", target, f"PYTHON={python}"]
+            done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 2 and f"error: there is no Python from 3.8 on ({said}); README.md" in done.stderr
+
+
+def test_programs_that_may_not_run_where_temporary_files_are(machine, monkeypatch):
+    program(machine, "g++", "g++ 12.2.0")
+    monkeypatch.setattr(doctor.os, "statvfs", lambda place: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    assert "is mounted noexec; set TMPDIR to another folder" in doctor.examine(tool("c++")).problem

@@ -69,10 +69,11 @@ def test_without_a_compiler_nothing_is_started(monkeypatch):
     assert "g++" in str(error.value)
 
 
+@pytest.mark.parametrize("sweep", [[], ["-m", "seed=1,2"]])
 @pytest.mark.parametrize("root", ["/proc/nope", "a-file"])
-def test_a_place_where_no_run_folder_can_be_made(tmp_path, root):
+def test_a_place_where_no_run_folder_can_be_made(tmp_path, root, sweep):
     (tmp_path / "a-file").write_text("")
-    _, _, output = run_cookbook(*SMOKE, output_root=tmp_path / root, status=1)
+    _, _, output = run_cookbook(*SMOKE, *sweep, output_root=tmp_path / root, status=1)
     assert "cannot be used: " in output
     assert "Traceback" not in output
 
@@ -363,7 +364,7 @@ def test_tensorboard_has_what_the_run_record_says(past_runs):
 
 
 def test_one_page_over_all_runs(past_runs):
-    path, count = pages.write_overview(past_runs)
+    path, count, _ = pages.write_overview(past_runs)
     page = path.read_text()
     assert count == 2
     for folder, content in run_folder.load_all(past_runs):

@@ -19,6 +19,7 @@ import pytest
 from cookbook import ROOT, UserError, evidence, processes
 from cookbook.evidence import causes
 from cookbook.evidence.watch import Watcher
+from cookbook.files import read_log
 from runrecord import Diverged, RunRecord, read_records
 from tests.helpers import CLEAN, Driver, Silent, latest, wait_for
 
@@ -111,6 +112,34 @@ def test_a_signal_ends_a_run_at_a_safe_point_or_when_patience_ends(name, place):
     seconds, said = process.communicate(timeout=15)[0].splitlines()
     assert said == f"interrupted by {name}"
     assert (float(seconds.split()[1]) < 0.9) == (place == "safe")
+
+
+def test_a_reader_that_goes_away_interrupts_the_run_in_order():
+    """`make recipe-x | head`: what is written then goes nowhere, and the next safe point ends the run."""
+    script = """
+from cookbook import signals
+from cookbook.report.console import console
+for number in range(1000):
+    console.print("x" * 1000, markup=False)
+try:
+    signals.check()
+except signals.Interrupted as error:
+    open(__import__("sys").argv[1], "w").write(str(error))
+"""
+    with tempfile.NamedTemporaryFile("r") as file:
+        words = ["bash", "-c", '"$0" -c "$1" "$2" | head -c 10', sys.executable, script, file.name]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert (done.stdout, done.stderr, file.read()) == ("x" * 10, "", "SIGPIPE")
+
+
+def test_a_pipe_that_does_not_wait_for_its_reader_is_made_one_that_does():
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    code = "import os; from cookbook import signals; signals.listen(); print(os.get_blocking(1), os.get_blocking(2))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=writing, stderr=writing, check=True)
+    assert os.read(reading, 99) == b"True True\n"
+    os.close(reading)
+    os.close(writing)
 
 
 def test_nohup_is_heeded():
@@ -255,6 +284,14 @@ pyspark.errors.AnalysisException: [UNRESOLVED_COLUMN] A column `x` cannot be res
         ),
         (TORCHRUN_KILLED, "rank 1 was ended by SIGKILL: it may have needed more memory than there is"),
         (HOROVOD_REFUSED, "data_dir=/x/flights cannot be read: there is no train_images.npy"),
+        (
+            TORCHRUN_KILLED.replace("-9 (pid", "-24 (pid"),
+            "rank 1 was ended by SIGXCPU: this shell limits the time that a process may compute (ulimit -t)",
+        ),
+        (
+            TORCHRUN_KILLED.replace("-9 (pid", "-7 (pid"),
+            "rank 1 was ended by SIGBUS: shared memory (/dev/shm) may be full",
+        ),
         (HOROVOD_KILLED, "rank 1 was ended by SIGKILL: it may have needed more memory than there is"),
         (HOROVOD_ITSELF, "TimeoutError: Horovodrun was unable to start all tasks"),
         (TFRUN, "worker:1: data_dir=/x cannot be read: it is gone"),
@@ -266,6 +303,12 @@ pyspark.errors.AnalysisException: [UNRESOLVED_COLUMN] A column `x` cannot be res
 )
 def test_the_cause_is_what_a_worker_said(text, cause):
     assert causes.error_in(text) == cause
+
+
+def test_of_a_very_long_log_the_begin_and_the_end_are_read(tmp_path):
+    (tmp_path / "a.log").write_text("begin" + "x" * 9_990 + "tail!")
+    assert read_log(tmp_path / "a.log", most=10) == "begin\n[9,990 bytes are left out]\ntail!"
+    assert read_log(tmp_path / "a.log", start=9_995, most=10) == "tail!"
 
 
 def test_words_of_an_earlier_try_are_no_cause(tmp_path):

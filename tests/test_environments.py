@@ -115,7 +115,7 @@ def test_a_lock_that_cannot_be_installed_is_an_error(tiny, ensure):
 @pytest.mark.parametrize("where", ["/proc/nowhere", "a-file/cache"])
 def test_a_cache_folder_of_a_run_that_cannot_be_made(tiny, where):
     (tiny / "a-file").touch()
-    with pytest.raises(UserError, match=r"cannot be written \(.*set cache_dir=\.\.\. or COOKBOOK_CACHE"):
+    with pytest.raises(UserError, match=r"cannot be used \(.*set cache_dir=\.\.\. or COOKBOOK_CACHE"):
         environments.ensure("tiny", tiny / where, Silent(), "run")
 
 
@@ -188,9 +188,58 @@ def test_installers_are_not_sent_elsewhere(monkeypatch):
     assert {name: environment[name] for name in bootstrap.OTHER_INSTALLS if name in environment} == {"PIP_USER": "0"}
 
 
+def test_a_checkout_whose_name_divides_path_is_refused(monkeypatch):
+    monkeypatch.setattr(bootstrap, "ROOT", Path("/builds/2026-01-01T10:00:00/cookbook"))
+    with pytest.raises(UserError, match=r"this checkout is in .*T10:00:00/cookbook, and ':' divides PATH: move it"):
+        bootstrap.usable(Path("/tmp"))
+    monkeypatch.setenv("COOKBOOK_CACHE", "cache")
+    assert bootstrap.cache_dir() == Path.cwd() / "cache", "workers have another working folder"
+
+
 def test_a_user_without_a_home_is_told_so(monkeypatch):
     for name in ("HOME", "XDG_CACHE_HOME", "COOKBOOK_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.getuid", lambda: 54321)
     with pytest.raises(UserError, match="user 54321 has no home for the cache folder; choose a folder of yours"):
         bootstrap.cache_dir()
+
+
+def test_a_virtual_environment_of_the_user_s_is_not_removed(tmp_path):
+    """Editors make a .venv in the folder that is opened."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/pyvenv.cfg").touch()
+    with pytest.raises(UserError, match=r"\.venv is a folder that `make` has not made, and a link .*: move it"):
+        bootstrap.point(tmp_path / ".venv", tmp_path / "made")
+    assert (tmp_path / ".venv/pyvenv.cfg").exists()
+    complete(tmp_path / ".venv").touch()
+    bootstrap.point(tmp_path / ".venv", tmp_path / "made")
+    assert (tmp_path / ".venv").readlink() == tmp_path / "made"
+
+
+@pytest.mark.parametrize("number", environments.NO_LOCKS)
+def test_a_disk_without_locks_is_named_with_the_setting(tiny, ensure, monkeypatch, number):
+    def refused(self, *args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(environments.FileLock, "acquire", refused)
+    with pytest.raises(UserError, match=rf"the cache folder .* cannot be used \({os.strerror(number)}.*COOKBOOK_CACHE"):
+        ensure()
+
+
+def test_make_setup_with_another_python_or_in_somebody_else_s_checkout(monkeypatch, tmp_path):
+    monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
+    (tmp_path / "requirements.txt").touch()
+    monkeypatch.setenv("COOKBOOK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bootstrap, "make", lambda folder: (folder.mkdir(), complete(folder).touch()))
+
+    def refused(link, folder):
+        raise PermissionError(13, "Permission denied", str(link))
+
+    monkeypatch.setattr(bootstrap, "point", refused)
+    with pytest.raises(
+        SystemExit, match=r"cannot be written \(Permission denied\), and it needs the link \.venv: have"
+    ):
+        bootstrap.main()
+    monkeypatch.setattr(sys, "version_info", (3, 13))
+    with pytest.raises(SystemExit, match=r"is Python 3\.13, and every environment is made with 3\.11: `make tools`"):
+        bootstrap.main()

@@ -208,7 +208,7 @@ def test_a_mode_with_a_lock_of_its_own():
     assert variant_of("ray_tune", []) is None
 
 
-def test_a_locks_age_is_its_last_commits_and_a_shallow_clone_does_not_know(tmp_path):
+def test_a_locks_age_is_its_last_commits_and_a_shallow_clone_does_not_know(tmp_path, monkeypatch):
     def git(*words):
         env = {
             "GIT_AUTHOR_DATE": f"{NOW - 9 * DAY} +0000",
@@ -236,6 +236,9 @@ def test_a_locks_age_is_its_last_commits_and_a_shallow_clone_does_not_know(tmp_p
     subprocess.run(["git", "clone", "-q", "--depth=1", f"file://{tmp_path}/full", tmp_path / "shallow"], check=True)
     assert provenance.lock_age("lock", NOW, tmp_path / "shallow") is None
     assert provenance.commit_of(tmp_path) == "unknown"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance.commit_of(tmp_path / "full") == "unknown", "a checkout from a zip file, on a machine without git"
+    assert provenance.lock_age("lock", NOW, tmp_path / "full") is None
 
 
 def test_a_driver_that_leaves_no_run_is_a_failed_line(tmp_path, monkeypatch):

@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from cookbook.bootstrap import uv_environment
 from cookbook.job import Job, Process
 from cookbook.places import hosts
 from cookbook.places.hosts import running
-from cookbook.places.hosts.ssh import Ssh
+from cookbook.places.hosts.ssh import Ssh, push
 from cookbook.prepare.tools import uv
 from cookbook.settings import compose_recipe
 from cookbook.tools import services
@@ -599,6 +601,55 @@ GOOD = {"hosts": [{"name": "a", "address": "10.0.0.1"}, {"name": "b", "address":
 def load(tmp_path, content):
     (tmp_path / "inventory.yaml").write_text(json.dumps(content))
     return inventory.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"hosts:\n- {name: a, address: c}\nhosts:\n- {name: b, address: d}\n", "line 1: 'hosts' stands there twice"),
+        (b"hosts:\n- {name: a, name: b, address: c}\n", "line 2: 'name' stands there twice"),
+        ("hosts:\n- {name: a, address: c}\n".encode("utf-16"), "is no UTF-8: save it in that encoding"),
+        (b'hosts:\n- {name: a, address: "2001:db8::1"}\n', "expected an IPv4 address, or a name"),
+    ],
+)
+def test_an_inventory_that_says_something_twice_or_in_another_way(tmp_path, content, said):
+    (tmp_path / "inventory.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        inventory.load(tmp_path)
+
+
+def test_the_agent_s_socket_has_a_path_that_is_short_enough(tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with Ssh({"ssh": {}, "inventory": "", "connect_timeout_seconds": 5}) as ssh:
+        assert len(str(ssh.folder / "agent")) < 60 and ssh.folder.stat().st_mode & 0o077 == 0
+    assert not ssh.folder.exists()
+
+
+def test_a_key_without_a_value_is_as_good_as_none(tmp_path):
+    (tmp_path / "inventory.yaml").write_text("hosts:\n- {name: a, address: c, slots: , gpus: }\nshared:\nssh:\n")
+    found = inventory.load(tmp_path)
+    assert found["hosts"] == [{"name": "a", "address": "c", "slots": 1, "gpus": 0}]
+    assert (found["shared"], found["ssh"]) == (False, {})
+
+
+def test_a_host_whose_login_files_print_something(tmp_path, monkeypatch):
+    """Lines of .bashrc come before the answer; rsync cannot work then."""
+    for name in ("ssh", "rsync"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'Welcome to node1'\nfor last; do :; done\nexec sh -c \"$last\"\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    host = {"name": "a", "address": "127.0.0.1", "slots": 1, "gpus": 0}
+    spec = {"address": "127.0.0.1", "paths": ["/tmp"], "files": [], "interpreter": sys.executable}
+    with Ssh({"ssh": {}, "inventory": "", "connect_timeout_seconds": 5}) as ssh:
+        assert ssh.ask(host, spec, "look")["interpreter"] is True
+        assert ssh.ask(host, None, "sweep", "none", "1") == {}
+        assert not re.search(r"[\n!]", ssh.program(host, "look")[-1]), "csh takes no line breaks within quotes"
+        said = "echo 'protocol version mismatch -- is your shell clean?' >&2; exit 2"
+        (tmp_path / "rsync").write_text(f"#!/bin/sh\n{said}\n")
+        with pytest.raises(UserError, match="could not be brought up to date: a file such as .bashrc prints something"):
+            push(ssh, host, ["/tmp/x"])
 
 
 def test_an_inventory(tmp_path):

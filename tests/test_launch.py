@@ -10,12 +10,24 @@ import pytest
 from cookbook import ROOT, UserError
 from cookbook.settings import compose_recipe, files
 from cookbook.systems import horovod, spark
+from cookbook.tools.eject import eject
 from tests.helpers import plan as planned
 
 
 def plan(*overrides):
     config, _ = compose_recipe("horovod", overrides)
     return planned(config, ROOT / "recipes/horovod", Path("/env/bin/python"), Path("/run"))[0]
+
+
+def test_the_environment_s_own_libraries_come_before_those_of_a_loaded_module(tmp_path, monkeypatch):
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/apps/openmpi/4.1/lib:/usr/local/cuda/lib64")
+    for place in ("local", "slurm"):
+        found = plan("recipe.controller=mpi", f"cluster={place}")
+        text = found.environment.get("LD_LIBRARY_PATH") or "".join(found.files.values())
+        assert "/env/lib:/apps/openmpi/4.1/lib:/usr/local/cuda/lib64" in text
+    assert "LD_LIBRARY_PATH" not in (eject("horovod", tmp_path / "mine") / "Makefile").read_text()
+    monkeypatch.delenv("LD_LIBRARY_PATH")
+    assert "LD_LIBRARY_PATH" not in plan().environment
 
 
 def test_horovodrun_over_gloo():

@@ -35,7 +35,7 @@ MORE = {
         ["recipe.cycle_time_ms=2", "recipe.fusion_threshold_mb=32"],
         ["recipe.timeline=true"],
     ],
-    "spark": [["cluster.spark_master=spark://head:7077"], ["recipe.spark_conf.my.password=hidden"]],
+    "spark": [["cluster.spark_master=spark://head:7077"], ["recipe.spark_conf.spark.my.password=hidden"]],
     "dask": [["cluster.dask_scheduler=tls://head:8786"], ["cluster.dask_scheduler=tcp://head:8786"]],
     "ray_train": [
         ["cluster.ray_address=head:6379"],

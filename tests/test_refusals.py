@@ -11,7 +11,7 @@ import pytest
 from cookbook import ROOT, UserError, inventory, resume, systems
 from cookbook.prepare.rows import check_enough_rows
 from cookbook.run_folder import IN_CLUSTER
-from cookbook.settings import compose_recipe, worker_settings
+from cookbook.settings import checks, compose_recipe, worker_settings
 from runrecord import check_model, check_position
 from tests.helpers import plan, run_cookbook
 
@@ -122,6 +122,54 @@ def test_the_address_of_another_system_and_a_notice_that_nobody_heeds(recipe, wo
         config_of(recipe, word)
     assert said in str(error.value) and str(error.value).startswith(word)
     config_of(recipe, "cluster=kubernetes")  # whose file has an address for one recipe
+
+
+@pytest.mark.parametrize(
+    ("recipe", "word", "said"),
+    [
+        ("spark", "cluster.spark_master=local[2]", "expected an address like spark://host:7077, or null for none"),
+        ("spark", "cluster.spark_master=head:7077", "expected an address like spark://"),
+        ("dask", "cluster.dask_scheduler=127.0.0.1:8786", "expected an address like tls://host:8786"),
+        ("ray_tune", "cluster.ray_address=auto", "expected an address like host:6379"),
+        ("ray_train", "cluster.ray_address=http://head:8265", "expected an address like host:6379"),
+        ("kubeflow", "cluster.kubeflow_host=localhost:8080", "expected an address like http://localhost:8080"),
+        ("spark", "recipe.spark_conf.spark.executor.memory=4g", "a run takes it from recipe.memory_mb; set that one"),
+        ("spark", "recipe.spark_conf.executor.memory=4g", "Spark ignores it; its settings begin with spark."),
+    ],
+)
+def test_what_a_system_could_not_take_or_would_take_from_elsewhere(recipe, word, said):
+    config = config_of(recipe, word)
+    with pytest.raises(UserError) as error:
+        systems.load(config["recipe"]["driver"]["system"]).check(config, config["cluster"]["kind"])
+    assert said in str(error.value) and str(error.value).startswith(word.partition("=")[0])
+
+
+def test_spark_takes_no_host_with_an_underscore():
+    config = config_of("spark")
+    host = {"name": "node_1", "address": "node_1", "slots": 2, "gpus": 0}
+    config["cluster"] |= {"kind": "hosts", "hosts": [host], "inventory": "hosts.yaml", "shared": True}
+    with pytest.raises(
+        UserError, match="hosts.yaml: Spark takes no address with an underscore, node_1: give the host's"
+    ):
+        systems.load("spark").check(config, "hosts")
+
+
+@pytest.mark.parametrize("data", ["log_files", "image_folder", "flights_files", "store_files"])
+def test_files_of_the_user_that_are_not_named_are_asked_for_before_any_work(data):
+    with pytest.raises(UserError, match=f"data.path is not set: data={data} takes files of yours, such as data.path="):
+        checks.check_path({"data": {"path": None}}, {"data": data})
+    checks.check_path({"data": {"path": "/x"}}, {"data": data})
+    checks.check_path({"data": {"builder": "digits"}}, {"data": "digits"})
+
+
+def test_a_clock_that_was_set_back_is_named_before_a_resume(tmp_path):
+    """The clock tells which of two tries took a step again: the rows of the newer one would not count."""
+    records = [[{"event": "start"}, {"event": "restore", "generation": 1_800_000_000.0}], [{"event": "start"}]]
+    resume.check_clock(records, tmp_path, 1_800_000_001.0)
+    with pytest.raises(
+        UserError, match="cannot be resumed: an earlier try of it began at 2027-01-1.* clock says 2027-01"
+    ):
+        resume.check_clock(records, tmp_path, 1_799_990_000.0)
 
 
 def test_a_secret_that_workers_would_read_as_stars():

@@ -31,6 +31,9 @@ SECRET = "hunter2hunter2"
     ("text", "shown"),
     [
         (f"tracking.uri=http://me:{SECRET}@host:5000/x", "tracking.uri=http://me:***@host:5000/x"),
+        (f"postgresql://me:p@ss/{SECRET}@host/x", "postgresql://me:***@host/x"),
+        (f"a://me:{SECRET}@b,c://me:{SECRET}@d", "a://me:***@b,c://me:***@d"),
+        ("http://host:5000/x?mail=me@there", "http://host:5000/x?mail=me@there"),
         (f"tracking.uri=https://host/x?token={SECRET}&a=1", "tracking.uri=https://host/x?token=***&a=1"),
         (f"https://host/x?X-Amz-Signature={SECRET}", "https://host/x?X-Amz-Signature=***"),
         (f"data.path=https://{'t' * 24}@host/x", "data.path=https://***@host/x"),

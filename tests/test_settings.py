@@ -344,6 +344,30 @@ def test_a_list_of_texts_is_taken_as_it_is_typed(word, value):
     assert compose_recipe("petastorm", ["data=store_files", f"data.features={word}"])[0]["data"]["features"] == value
 
 
+def test_options_of_sbatch_are_taken_as_the_file_s_own_comment_has_them():
+    words = ["cluster=slurm", "cluster.sbatch_options=[--qos=high, --constraint=a100]", "cluster.inherit=[NCCL_*, A_B]"]
+    cluster = compose_recipe("pytorch", words)[0]["cluster"]
+    assert (cluster["sbatch_options"], cluster["inherit"]) == (["--qos=high", "--constraint=a100"], ["NCCL_*", "A_B"])
+    with pytest.raises(UserError, match=r"cluster.sbatch_options='--qos=high': expected a list"):
+        compose_recipe("pytorch", ["cluster=slurm", "cluster.sbatch_options=--qos=high"])
+
+
+def test_a_sweep_over_recipes_takes_settings_that_all_of_them_have():
+    """Hydra composes what is not swept first, without any recipe: it would find no such setting."""
+    words = ["-m", "recipe=pytorch,horovod", "recipe.num_epochs=1", "recipe.learning_rate=0.1,0.2", "seed=3"]
+    made = ["-m", "recipe=pytorch,horovod", "recipe.num_epochs=choice(1)", "recipe.learning_rate=0.1,0.2", "seed=3"]
+    assert prepared(words) == made
+    words = ["-m", "recipe=spark", "data=web_logs,log_files", "recipe.num_folds=3", "data.parameters.x=1"]
+    with pytest.raises(UserError, match="there is no setting data.parameters.x"):
+        prepared(words)
+    assert prepared(words[:-1])[-1] == "recipe.num_folds=3"
+    with pytest.raises(UserError, match="recipe.num_epochs=1: recipe=dask has no such setting; sweep over recipes"):
+        prepared(["-m", "recipe=pytorch,dask", "recipe.num_epochs=1"])
+    with pytest.raises(UserError, match="recipe=spark,dask needs different settings at this scale"):
+        with_defaults_of_choices(["-m", "recipe=spark,dask", "scale=smoke"])
+    assert with_defaults_of_choices(["-m", "recipe=pytorch,horovod", "scale=smoke"])[-1] == "scale=smoke"
+
+
 @pytest.mark.parametrize("word", ["a,b", "[a,,b]", "[a", "[a,[b]]"])
 def test_what_is_no_list_of_texts_is_refused(word):
     with pytest.raises(UserError, match=r"data.features=.*: a list is written data.features=\[a,b\]"):
@@ -363,7 +387,7 @@ def test_a_label_is_a_text(word, value):
     assert compose_recipe("petastorm", ["data=store_files", f"data.label={word}"])[0]["data"]["label"] == value
 
 
-@pytest.mark.parametrize("key", ["output_root", "cache_dir", "data.parameters.download_dir"])
+@pytest.mark.parametrize("key", ["output_root", "cache_dir", "data.parameters.download_dir", "cluster.notice_file"])
 def test_a_tilde_is_the_home_folder(monkeypatch, key):
     monkeypatch.setenv("HOME", "/home/me")
     found = compose_recipe("pytorch", ["data=mnist", f"{key}=~/my runs"])[0]
@@ -506,6 +530,16 @@ def test_a_cap_that_no_program_heeds_is_refused(recipe, overrides):
         (["output_root=$SCRATCH/runs"], "$SCRATCH is filled in by a shell"),
         (["hydra.run.dir=/scratch"], "output_root=FOLDER says where runs are kept"),
         (["hydra.job.chdir=true"], "this says nothing about a run"),
+        (["cluster.kind=slurm"], "cluster.kind is what the chosen file says; choose another file: cluster=slurm"),
+        (["data.builder=nginx"], "choose another file: data=NAME; there are: cifar10, "),
+        (["data.holds=images"], "data.holds is what the chosen file says"),
+        (["tracking=mlflow", "tracking.kind=otlp"], "choose another file: tracking=otlp"),
+        (["recipe.driver=null"], "recipe.driver belongs to the recipe and is no setting"),
+        (["data.parameters={}"], "is no setting, but a group of them; set one: data.parameters.malformed_every, "),
+        (["recipe.threshold=6,5"], "takes -m; a decimal point is a dot: recipe.threshold=6.5"),
+        (["recipe.threshold=5.5,6.5"], "takes -m; choose one"),
+        (["recipe.threshold=interval(0,1)"], "nothing here draws numbers from an interval; list them"),
+        (["recipe.lr=1"], "there is no setting recipe.lr. There are: recipe.common_share"),
         (["recipe.start_timeout_seconds=9"], "is what cluster.start_timeout_seconds says; set that one: cluster.start"),
     ],
 )

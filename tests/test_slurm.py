@@ -16,6 +16,7 @@ import pytest
 
 from cookbook import ROOT, UserError
 from cookbook.job import Job, Process
+from cookbook.places import slurm as places_slurm
 from cookbook.places.slurm import GOES_ON_LATER, allocation
 from cookbook.settings import compose_recipe
 from cookbook.tools import diagnose
@@ -438,3 +439,18 @@ def test_what_cannot_be_a_job():
 def plan_of(recipe, *words):
     config, _ = compose_recipe(recipe, ["cluster=slurm", *words])
     return plan(config, ROOT / "recipes" / recipe, Path("/env/bin/python"), Path("/run/x/y"))
+
+
+def test_why_a_job_waits_is_said_once(monkeypatch):
+    """A job that asks for more time than its partition allows would wait for ever, and nobody know why."""
+    answers = [
+        {"JobState": "PENDING", "Reason": reason} for reason in ("None", *["PartitionTimeLimit"] * 3, "Resources")
+    ]
+    answers += [{"JobState": "RUNNING", "Reason": "None"}, {"JobState": "COMPLETED", "Reason": "None"}]
+    monkeypatch.setattr(places_slurm, "about", lambda number: answers.pop(0))
+    monkeypatch.setattr(places_slurm, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(places_slurm, "WATCH_SECONDS", 0.001)
+    job, said = places_slurm.Slurm(SimpleNamespace(cluster={}), "run", None), []
+    job.stage = SimpleNamespace(line=said.append)
+    assert job._follow("7", lambda waiting: None) == "COMPLETED"
+    assert said == [f"job 7 waits, and Slurm says why: {reason}" for reason in ("PartitionTimeLimit", "Resources")]

@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import unittest.mock
 
 import pytest
 
 from cookbook import ROOT, UserError, bootstrap, machine, surroundings
 from cookbook.tools.chaos import inject
-from tests.helpers import latest, recipes
+from tests.helpers import CLEAN, latest, recipes
 from tests.requirements import needs
 
 LOCAL = {"kind": "local"}
@@ -29,6 +30,8 @@ OTHERS = """
     RAY_ADDRESS=10.255.255.1:6379 DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=0
     SPARK_HOME=/nowhere SPARK_MASTER=spark://nowhere:7077 PYSPARK_PYTHON=/nowhere/python
     HADOOP_CONF_DIR=/nowhere HOROVOD_CONTROLLER=mpi MLFLOW_RUN_ID=gone
+    OPAL_PREFIX=/apps/openmpi/4.1 LOGLEVEL=info PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=cpp GLOO_DEVICE_TRANSPORT=TCP_TLS
+    SBATCH_TIMELIMIT=1 SBATCH_ARRAY_INX=1-9 SQUEUE_FORMAT=%i UV_EXCLUDE_NEWER=2020-01-01 PIP_CONSTRAINT=/nowhere
     KERAS_BACKEND=jax TF_USE_LEGACY_KERAS=1 PIP_USER=1 PIP_TARGET=/nowhere UV_SYSTEM_PYTHON=1
 """
 OTHERS = dict(word.split("=") for word in OTHERS.split()) | {"TF_CONFIG": '{"cluster": {}}'}
@@ -64,6 +67,51 @@ def test_another_cluster_s_network_is_inherited_on_hosts():
     assert "GLOO_SOCKET_IFNAME" in surroundings.choose({"GLOO_SOCKET_IFNAME": "ib0"}, {"kind": "hosts"})[0]
 
 
+def test_sbatch_s_own_variables_do_not_win_over_settings():
+    given = {"SBATCH_PARTITION": "debug", "SBATCH_ACCOUNT": "mine", "SBATCH_QOS": "high"}
+    slurm = {"kind": "slurm", "partition": None, "account": None}
+    assert surroundings.choose(given, slurm)[0] == given
+    assert surroundings.choose(given, slurm | {"partition": "gpu"})[0] == {
+        "SBATCH_ACCOUNT": "mine",
+        "SBATCH_QOS": "high",
+    }
+
+
+@pytest.mark.parametrize(
+    ("own", "inherit", "handed_on"),
+    [
+        ({}, [], "C.UTF-8"),
+        ({"LC_ALL": "C"}, [], "C.UTF-8"),
+        ({"LANG": "tr_TR.UTF-8"}, [], "C.UTF-8"),
+        ({"LC_ALL": "ja_JP.eucJP"}, ["LC_*"], "ja_JP.eucJP"),
+    ],
+)
+def test_workers_name_files_in_utf_8_whatever_the_locale(monkeypatch, own, inherit, handed_on):
+    monkeypatch.setattr(surroundings, "ORIGINAL", {"PATH": "/bin"} | own)
+    with unittest.mock.patch.dict(os.environ):
+        surroundings.settle(LOCAL | {"inherit": inherit})
+        assert os.environ["LC_ALL"] == handed_on
+
+
+def test_the_driver_itself_starts_anew_in_utf_8():
+    """LANG=en_US alone is ISO-8859-1; no such locale may be installed here, so ASCII stands for it."""
+    environment = CLEAN | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    code = "import sys; print(sys.flags.utf8_mode, sys.argv[1:]); "
+    code += "from cookbook import __main__ as main; main._speak_utf8(); print(len(sys.argv[1]))"
+    words = [sys.executable, "-u", "-c", code, "a=ü"]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
+    assert done.stdout.splitlines() == ["0 ['a=\\udcc3\\udcbc']", "1 ['a=ü']", "3"], done.stderr
+
+
+def test_a_keras_json_in_the_home_is_not_read(monkeypatch):
+    monkeypatch.setattr(surroundings, "ORIGINAL", {"PATH": "/bin", "KERAS_HOME": "/home/me/.keras"})
+    with unittest.mock.patch.dict(os.environ):
+        surroundings.settle(LOCAL)
+        assert os.environ["KERAS_HOME"] == os.devnull
+        surroundings.settle(LOCAL | {"inherit": ["KERAS_HOME"]})
+        assert os.environ["KERAS_HOME"] == "/home/me/.keras"
+
+
 def test_who_names_a_running_system_keeps_what_reaches_it():
     given = {"SPARK_CONF_DIR": "/etc/spark"}
     assert surroundings.choose(given, LOCAL)[0] == {}
@@ -79,11 +127,17 @@ def test_who_names_a_running_system_keeps_what_reaches_it():
             "corp.example,localhost,127.0.0.1,::1,127.0.0.0/8",
         ),
         ({"no_proxy": "localhost, corp.example"}, "localhost,corp.example,127.0.0.1,::1,127.0.0.0/8"),
+        ({"http_proxy": "http://p:3128", "NO_PROXY": "*"}, "*"),
     ],
 )
 def test_loopback_is_never_asked_for_through_a_proxy(given, listed):
     made = surroundings.choose(given, LOCAL)[0]
     assert made["no_proxy"] == made["NO_PROXY"] == listed
+
+
+def test_grpc_is_told_in_its_own_words_that_there_is_no_proxy():
+    made = surroundings.choose({"http_proxy": "http://p:3128", "no_proxy": "*"}, LOCAL)[0]
+    assert made["no_grpc_proxy"] == "localhost,127.0.0.1,::1,127.0.0.0/8"
 
 
 def test_without_a_proxy_nothing_is_added():
@@ -110,6 +164,39 @@ def test_an_object_store_larger_than_the_machine_is_refused():
     with pytest.raises(UserError, match="recipe.object_store_mb=999999: this machine has 4096 MB"):
         machine.check_object_store(999_999, 4 << 30)
     machine.check_object_store(500, 4 << 30)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cores", "megabytes"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000", "memory.max": "2097152000", "memory.current": "1048576000"}, 2, 1000),
+        (
+            "0::/slurm/job_7/step_0\n",
+            {"memory.max": "max", "slurm/job_7/memory.max": "2097152000", "slurm/job_7/memory.current": "1048576000"}
+            | {"slurm/job_7/step_0/cpu.max": "100000 100000"},
+            1,
+            1000,
+        ),
+        (
+            "4:memory:/job_7\n3:cpu,cpuacct:/job_7\n1:name=systemd:/\n",
+            {"memory/job_7/memory.limit_in_bytes": "2097152000", "memory/job_7/memory.usage_in_bytes": "0"}
+            | {"cpu/job_7/cpu.cfs_quota_us": "100000", "cpu/job_7/cpu.cfs_period_us": "100000"},
+            1,
+            2000,
+        ),
+        ("3:cpu:/../outside\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64, None),
+    ],
+)
+def test_limits_of_a_container_a_job_s_step_and_a_service(groups, files, cores, megabytes, tmp_path, monkeypatch):
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text)
+    (tmp_path / "own").write_text(groups)
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(64)))
+    assert machine.num_cores() == cores
+    assert [(most - now) >> 20 for most, now in machine.memory_limits()] == ([megabytes] if megabytes else [])
 
 
 @pytest.mark.parametrize(

@@ -482,6 +482,18 @@ def test_outside_of_a_trainjob_kubeflow_is_refused(monkeypatch):
         ({"kind": "several", "sinks": ["mlflw"], "mlflow": {}}, "'mlflw' is unknown; there are: mlflow"),
         ({"kind": "several", "sinks": [], "mlflow": {}}, "name one of mlflow"),
         ({"kind": "otlp", "endpoint": "127.0.0.1:4318"}, "expected http://HOST:PORT/v1/metrics"),
+        ({"kind": "otlp", "endpoint": "http://127.0.0.1:4318"}, "expected http://HOST:PORT/v1/metrics"),
+        ({"kind": "otlp", "endpoint": "http://here:4317/v1/metrics"}, "port 4317 is the one for gRPC, 4318 is HTTP's"),
+        ({"kind": "otlp", "endpoint": "http://[::1/v1/metrics"}, "is no address: Invalid IPv6 URL"),
+        ({"kind": "otlp", "endpoint": "http://here:99999/v1/metrics"}, "is no address: Port out of range"),
+        ({"kind": "otlp", "endpoint": "http://here and/there"}, "is no address: expected http://HOST:PORT"),
+        ({"kind": "mlflow", "uri": "http://[::1"}, "tracking.uri=http://[::1 is no address"),
+        ({"kind": "mlflow", "uri": "http:/here:5000"}, "is no address: expected http://HOST:PORT"),
+        ({"kind": "mlflow", "uri": "http://a..b"}, "no MLflow server answers there"),
+        ({"kind": "mlflow", "uri": "HTTP://127.0.0.1:9"}, "no MLflow server answers there"),
+        ({"kind": "mlflow", "uri": "sqlite:///"}, "names no file: sqlite:///FOLDER/mlflow.db"),
+        ({"kind": "mlflow", "uri": "sqlite://mlflow.db"}, "names no file: sqlite:///FOLDER/mlflow.db"),
+        ({"kind": "mlflow", "uri": None}, "names no store that MLflow can write"),
     ],
 )
 def test_a_tracker_that_does_not_exist_is_refused(settings, said):

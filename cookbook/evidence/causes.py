@@ -5,6 +5,8 @@ import signal
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from cookbook.files import read_log
+
 # How a worker's lines are marked: by horovodrun over gloo and mpirun, by torchrun, by tfrun; PyTorch marks tracebacks.
 TAG = re.compile(r"\[(?:\d+,)?(\d+)\]<(?:stdout|stderr)>: ?|\[(default\d+)\]: ?|\[([a-z]+:\d+)\] |\[rank\d+\]: ?")
 # Which worker the launchers say ended first.
@@ -17,6 +19,13 @@ KILLED = (
     r"Root Cause \(first observed failure\):.*?local_rank: (\d+)\)\s+exitcode\s*: (-\d+) ",
     r"The first process to do so was:\s+Process name: (\d+)\s+Exit code: (-?\d+)",
 )
+# What such a signal usually means.
+HINTS = {
+    signal.SIGKILL: ": it may have needed more memory than there is",
+    signal.SIGBUS: ": shared memory (/dev/shm) may be full",
+    signal.SIGXCPU: ": this shell limits the time that a process may compute (ulimit -t)",
+    signal.SIGXFSZ: ": this shell limits the size of files (ulimit -f)",
+}
 # Errors of workers whose partner has gone, and of their launchers. The cause is what ended the partner.
 CONSEQUENCE = re.compile(
     r"[Cc]onnection (closed|reset|refused)|HorovodInternalError|[Bb]roken ?[Pp]ipe|ChildFailedError|TrainingFailedError"
@@ -68,8 +77,7 @@ def _killed(text: str) -> str | None:
             number = -status if status < 0 else status - 128
             names = {each.value: each.name for each in signal.Signals}
             if number in names and number != signal.SIGTERM:
-                hint = ": it may have needed more memory than there is" if number == signal.SIGKILL else ""
-                return f"rank {found[1]} was ended by {names[number]}{hint}"
+                return f"rank {found[1]} was ended by {names[number]}{HINTS.get(signal.Signals(number), '')}"
     return None
 
 
@@ -115,9 +123,7 @@ def last_words(logs: Path, offsets: Mapping[Path, int] | None = None, count: int
 
 
 def _since(path: Path, offsets: Mapping[Path, int] | None) -> str:
-    with open(path, "rb") as file:
-        file.seek((offsets or {}).get(path, 0))
-        return file.read().decode(errors="replace")
+    return read_log(path, (offsets or {}).get(path, 0))
 
 
 def sizes(logs: Path) -> dict[Path, int]:

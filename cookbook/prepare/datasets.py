@@ -120,11 +120,11 @@ def ensure(
         if given:
             parameters[key] = paths if isinstance(given, list) else paths[0]
     listing = "".join(listings.values())
-    folder = Path(cache_dir) / f"{data['builder']}-{fingerprint(data['builder'], parameters, listing)}"
-    # A dataset appears whole or not at all. So reading one needs no lock, and a shared cache may be read-only.
-    if folder.exists():
-        return folder, check(folder)
+    folder = Path(cache_dir).absolute() / f"{data['builder']}-{fingerprint(data['builder'], parameters, listing)}"
     try:
+        # A dataset appears whole or not at all. So reading one needs no lock, and a shared cache may be read-only.
+        if folder.exists():
+            return folder, check(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not folder.exists():
@@ -140,10 +140,13 @@ def ensure(
                 finally:  # a builder that had to be killed has not done this itself
                     shutil.rmtree(folder.with_name(f".{folder.name}.partial"), ignore_errors=True)
     except OSError as error:
-        free = shutil.disk_usage(folder.parent).free / 1e6 if folder.parent.exists() else 0
+        try:
+            room = f" ({shutil.disk_usage(folder.parent).free / 1e6:.1f} MB are free there)"
+        except OSError:
+            room = ""
         raise UserError(
-            f"the cache folder {folder.parent} cannot be used: {error.strerror} ({free:.1f} MB are free there); "
-            "set cache_dir=... or COOKBOOK_CACHE to a folder with room"
+            f"the cache folder {folder.parent} cannot be used: {error.strerror}{room}; "
+            "set cache_dir=... or COOKBOOK_CACHE to a folder of yours with room"
         ) from None
     return folder, check(folder)
 
@@ -167,7 +170,11 @@ def _is_json(text: str) -> bool:
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """Returns the manifest. Raises UserError when the folder does not hold what the manifest says."""
+    """Returns the manifest.
+
+    Raises UserError when the folder does not hold what the manifest says, and PermissionError when it may not be read:
+    another user has built it for himself.
+    """
     problems: list[str] = []
     manifest: dict[str, Any] = {}
     try:
@@ -180,6 +187,8 @@ def check(folder: Path) -> dict[str, Any]:
                 problems.append(f"{name} has {size:,} bytes, expected {facts['bytes']:,}")
             elif hashlib.file_digest(path.open("rb"), "sha256").hexdigest() != facts["sha256"]:
                 problems.append(f"{name} has other content than when it was built")
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         problems.append(f"manifest.json cannot be read ({type(error).__name__}: {error})")
     if problems:

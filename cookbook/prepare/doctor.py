@@ -103,6 +103,11 @@ def _compiler(tool: Tool) -> Finding:
         asked = os.environ.get("CXX")
         return Finding(tool, None, "", f"CXX={asked} is not there" if asked else "")
     with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
+        if os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
+            place = Path(folder).parent
+            return Finding(
+                tool, argv[0], "", f"cannot be tried: {place} is mounted noexec; set TMPDIR to another folder"
+            )
         program = f"{folder}/program"
         done = output_of([*argv, "-x", "c++", "-std=gnu++17", "-", "-o", program], LINK_TEST)
         made = output_of([program]) if done and done.returncode == 0 else None

@@ -4,6 +4,7 @@ As a program it makes them: python -m cookbook.prepare.environments [recipe ...]
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -18,12 +19,14 @@ from filelock import FileLock, Timeout
 
 from cookbook import ROOT, UserError, recipes, require_recipe
 from cookbook.bootstrap import complete, interpreter, mark_as_used, point, uv_environment
+from cookbook.certificates import way_to_index
 from cookbook.prepare.locks import lock_of, overrides_of, variants_of
 from cookbook.prepare.tools import PYTHON, uv
 from cookbook.processes import run_tool, stop
 from cookbook.programs import run_program
 from cookbook.report.console import Progress, Stage
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # a disk of a network that knows no locks (NFS, Lustre)
 UNUSED_DAYS = 30  # an environment that was not used for so long is removed when another one is made
 
 
@@ -47,10 +50,8 @@ def fingerprint(recipe: str, variant: str | None = None, root: Path | None = Non
     build = root / "recipes" / recipe / "build_wheels.py"
     horovods = {name: value for name, value in os.environ.items() if name.startswith("HOROVOD_")}
     switches = horovods if build.exists() else {}
-    content = [
-        interpreter(sys.executable).encode(),
-        repr([sorted(uv_environment().items()), sorted(switches.items())]).encode(),
-    ]
+    told = [(name, value) for name, value in sorted(uv_environment().items()) if name not in way_to_index()]
+    content = [interpreter(sys.executable).encode(), repr([told, sorted(switches.items())]).encode()]
     content += [path.read_bytes() for path in [*sources, *([build] if build.exists() else [])]]
     return hashlib.sha256(b"\0".join(content)).hexdigest()
 
@@ -67,21 +68,22 @@ def ensure(
     name = environment_name(recipe, variant)
     folder = Path(cache_dir).absolute() / "environments" / f"{name}-{fingerprint(recipe, variant)[:12]}"
     python, made = folder / "bin/python", False
-    if not complete(folder).exists() or not python.exists():
-        try:
+    try:
+        if not complete(folder).exists() or not python.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_suffix(".lock")):
                 if not complete(folder).exists() or not python.exists():
                     _make(recipe, folder, Path(cache_dir), stage, run_id, variant)
                     made = True
-        except OSError as error:
-            cache, found = Path(cache_dir).absolute(), Path(str(error.filename))
-            if cache not in (found, *found.parents) and found not in cache.parents:
-                raise  # no fault of the cache: the terminal is gone, for example
-            raise UserError(
-                f"the cache folder {cache_dir} cannot be written ({error.strerror}), and it lacks the environment "
-                f"of {name}: set cache_dir=... or COOKBOOK_CACHE to a folder of your own"
-            ) from None
+    except OSError as error:
+        cache, found = Path(cache_dir).absolute(), Path(str(error.filename))
+        if cache not in (found, *found.parents) and found not in cache.parents and error.errno not in NO_LOCKS:
+            raise  # no fault of the cache: the terminal is gone, for example
+        raise UserError(
+            f"the cache folder {cache_dir} cannot be used ({error.strerror}), and has no environment of {name} for "
+            "this user: set cache_dir=... or COOKBOOK_CACHE to a folder of your own"
+        ) from None
+    if made:
         remove_unused(folder.parent)
     mark_as_used(folder)
     with contextlib.suppress(OSError):  # a checkout that cannot have links works all the same: they are for people

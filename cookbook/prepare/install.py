@@ -41,7 +41,7 @@ def agreed(question: str) -> bool:
     """Whether the user wants it. YES=1 says so beforehand; without a terminal there is nobody to ask."""
     if os.environ.get("YES") == "1":
         return True
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not all(stream and stream.isatty() for stream in (sys.stdin, sys.stdout)):  # None: it is closed
         return False
     try:
         return input(f"{question} [Y/n] ").strip().lower() in ("", "y", "yes")

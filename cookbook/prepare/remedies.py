@@ -10,6 +10,9 @@ from pathlib import Path
 
 from cookbook.prepare.tools import PYTHON, Tool, output_of
 
+# Newer releases of Debian and Ubuntu may have no such package; this one leads to the Java that they have.
+INSTEAD = {"openjdk-17-jre-headless": "default-jre-headless"}
+
 
 def manager() -> str | None:
     """The package manager of this machine: conda where one of its environments is active; None where there is none."""
@@ -49,6 +52,9 @@ def install_line(tools: Sequence[Tool], manager_name: str) -> tuple[str, list[To
     """The shell command that installs these tools, or an empty text; and the tools that must come from elsewhere."""
     words, without = packages_of(tools, manager_name)
     first: list[str] = []
+    if manager_name == "apt":
+        gone = {old: new for old, new in INSTEAD.items() if old in words and not _candidate(old) and _candidate(new)}
+        words = [gone.get(word, word) for word in words]
     if manager_name == "apt" and any(word.startswith("python3") for word in words):
         default = _candidate("python3")
         if default and not default.startswith(PYTHON):

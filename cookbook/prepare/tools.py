@@ -9,7 +9,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PYTHON = "3.11"  # of every environment
+from cookbook import bootstrap
+
+PYTHON = bootstrap.PYTHON
 EVERY_RECIPE = "every recipe"
 MAKE_HELP = "make help"
 PROGRAM_SECONDS = 60  # that a program may take to print its version

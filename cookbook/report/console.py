@@ -4,19 +4,32 @@ import contextlib
 import time
 from collections.abc import Iterator, MutableMapping
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from rich import progress
 from rich.console import Console
 from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=True)
+from cookbook import signals
+
+
+class Plain(Console):
+    """Shows every text as it is: brackets and colons in it are no markup. A reader that has gone counts as a signal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        signals.reader_is_gone()
+
+
+console = Plain(soft_wrap=True)
 QUIET_SECONDS = 5.0  # between two lines when there is no terminal
 
 
 def print_table(table: Table, width: int) -> None:
     """Prints a table: as wide as the terminal, or as `width` characters where there is none."""
-    (console if console.is_terminal else Console(width=width)).print(table)
+    (console if console.is_terminal else Plain(width=width)).print(table)
 
 
 class Progress(Protocol):
@@ -51,7 +64,7 @@ class Stage:
                 progress.BarColumn(24),
                 progress.MofNCompleteColumn(),
                 progress.TimeElapsedColumn(),
-                progress.TextColumn("{task.description}"),
+                progress.TextColumn("{task.description}", markup=False),
                 console=console,
                 transient=True,
             )

@@ -20,6 +20,9 @@ from cookbook.report.pictures import COLOURS, image, plot, timeline
 CURVES = ("train/loss", "eval/accuracy", "samples_per_second")  # shown first, in this order
 STAGES = ("environment", "data", "launch", "run")
 
+# What the page over all runs shows of each. A run.json without them is another version's, or no run's.
+SHOWN = {"recipe", "status", "reason", "objective", "worlds", "world_size", "metrics", "seconds", "overrides"}
+
 Content = Mapping[str, Any]  # a run.json
 
 
@@ -122,9 +125,11 @@ def write_run_page(folder: str | Path) -> Path:
     return folder / "report.html"
 
 
-def write_overview(root: str | Path) -> tuple[Path, int]:
-    """Writes <root>/report.html over all runs below it; returns the path and the number of runs."""
-    found: list[tuple[Path, dict[str, Any]]] = run_folder.load_all(root)
+def write_overview(root: str | Path) -> tuple[Path, int, list[Path]]:
+    """Writes <root>/report.html over all runs below it; returns the path, the number of runs, and those left out."""
+    loaded = run_folder.load_all(root)
+    found = [(folder, content) for folder, content in loaded if content.keys() >= SHOWN]
+    left_out = [folder for folder, content in loaded if not content.keys() >= SHOWN]
     groups: dict[str, list[tuple[str, Content]]] = {}
     for folder, content in found:
         groups.setdefault(content["recipe"], []).append((folder.name, content))
@@ -132,7 +137,7 @@ def write_overview(root: str | Path) -> tuple[Path, int]:
     shown = [(folder.relative_to(Path(root).resolve()), content) for folder, content in reversed(found)]
     page = environment().get_template("runs.html").render(runs=shown, plots=plots, machine=machine())
     write_whole(Path(root) / "report.html", page)
-    return Path(root) / "report.html", len(found)
+    return Path(root) / "report.html", len(found), left_out
 
 
 def _curves_of(members: Sequence[tuple[str, Content]]) -> list[str]:
@@ -192,10 +197,12 @@ def main(argv: Sequence[str]) -> None:
     root = roots[0].strip("'\"") if roots else "outputs"
     if not Path(root).is_dir():
         raise UserError(f"there are no runs in {root!r} yet; make one: make recipe-horovod")
-    path, count = write_overview(root)
+    path, count, left_out = write_overview(root)
     if not count:
         raise UserError(f"there are no runs in {root!r}: expected {root}/<recipe>/<time>/run.json")
     print(f"{count} run{'s' if count > 1 else ''}: {path}")
+    for folder in left_out:
+        print(f"left out: {folder}/run.json is of another version, or of no run")
 
 
 if __name__ == "__main__":

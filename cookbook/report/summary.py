@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from cookbook.files import read_log
 from cookbook.report.console import Progress, console, print_table
 
 
@@ -74,7 +75,7 @@ def _worker(worker: Mapping[str, Any], with_phase: bool) -> str:
 
 def print_end_of_log(folder: Path, name: str) -> None:
     """Prints the last lines of a process's log, for a run that has failed. `folder`: of the run."""
-    lines = (folder / f"logs/{name}.log").read_text(errors="replace").splitlines()
+    lines = read_log(folder / f"logs/{name}.log").splitlines()
     # Launchers tag a worker's lines. These say more than the launcher's own traceback, which follows them.
     tagged = [line for line in lines if re.search(r"<stderr>|^\[(default\d+|\w+:\d+)\]|^tfrun: ", line)]
     title = f"--- from {shown_path(folder)}/logs/{name}.log"
@@ -88,11 +89,12 @@ def print_sweep(finished: Iterable[tuple[Sequence[str], Mapping[str, Any]]]) -> 
     name = next((content["objective"]["name"] for _, content in finished if "objective" in content), "objective")
     for column in ("overrides", "status", name, "samples/s", "seconds", "folder"):
         table.add_column(column, overflow="fold", no_wrap=column == "folder")
+    several = len({word for overrides, _ in finished for word in overrides if word.startswith("recipe=")}) > 1
     for overrides, content in finished:
         value = content.get("objective", {}).get("value")
         speed = content.get("metrics", {}).get("samples_per_second")
         table.add_row(
-            " ".join(word for word in overrides if not word.startswith("recipe=")),
+            " ".join(word for word in overrides if several or not word.startswith("recipe=")),
             content["status"],
             "-" if value is None else f"{value:.4f}",
             "-" if speed is None else f"{speed:,.0f}",

@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
 
     folder, *overrides = argv or [""]
     content = run_folder.load(folder) if folder else {}
-    if not content:
+    if not content.keys() >= {"recipe", "status", "overrides"}:
         raise UserError(run_folder.no_run("RUN", folder))
     another = any(word.startswith("tracking=") for word in overrides)
     kept = ("output_root=",) if another else ("output_root=", "tracking")

@@ -32,8 +32,8 @@ def check_kinds(config: Settings, choices: Mapping[str, str]) -> None:
         if not config[key]:
             raise UserError(f"{key}={config[key] or ''}: expected a folder")
     for name in config["cluster"].get("inherit") or ():
-        if not isinstance(name, str):
-            raise UserError(f"cluster.inherit has {name!r} in it: expected names of environment variables")
+        if not re.match(r"[A-Za-z_*?\[]", str(name)):
+            raise UserError(f"cluster.inherit has {name} in it: expected names of environment variables")
     check_driver(choices["recipe"])
     _check_dataset(config, choices)
     _check_address(config, choices)
@@ -121,6 +121,14 @@ def _check_dataset(config: Settings, choices: Mapping[str, str]) -> None:
         f"data={choices['data']} holds {holds}, and recipe={choices['recipe']}{mode} takes {takes}: "
         f"choose data={' or data='.join(fitting)}"
     )
+
+
+def check_path(config: Settings, choices: Mapping[str, str]) -> None:
+    """Raises UserError, before an environment is made, for a dataset of the user's own files that are not named."""
+    if "path" in config["data"] and not config["data"]["path"]:
+        raise UserError(
+            f"data.path is not set: data={choices['data']} takes files of yours, such as data.path=/their/folder"
+        )
 
 
 def _check_address(config: Settings, choices: Mapping[str, str]) -> None:

@@ -38,7 +38,18 @@ def with_defaults_of_choices(words: Sequence[str]) -> list[str]:
     know that before it composes.
     """
     chosen = {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words if "=" in word)}
-    path = CONF / f"recipe/{chosen.get('recipe')}.yaml"
+    names = chosen.get("recipe", "").split(",")
+    brought = {name: _of_recipe(name, chosen) for name in names}
+    if any(one != brought[names[0]] for one in brought.values()):
+        raise UserError(
+            f"recipe={','.join(names)} needs different settings at this scale ({brought}): choose one of them"
+        )
+    return [f"{key}={as_word(value)}" for key, value in brought[names[0]].items()] + list(words)
+
+
+def _of_recipe(recipe: str, chosen: Mapping[str, str]) -> dict[str, Any]:
+    """{setting: value} that the chosen mode, scale and dataset bring for a recipe."""
+    path = CONF / f"recipe/{recipe}.yaml"
     content = yaml.safe_load(path.read_text()) if path.exists() else {"driver": {}}
     driver = content["driver"]
     found = _overrides_of("scale", driver.get("scales", {}), chosen)
@@ -50,8 +61,7 @@ def with_defaults_of_choices(words: Sequence[str]) -> list[str]:
     brought = {name: _of_dataset(name, chosen) for name in data.split(",")}
     if any(one != brought[data.split(",")[0]] for one in brought.values()):
         raise UserError(f"data={data} needs different settings at this scale ({brought}): choose one of them")
-    found |= brought[data.split(",")[0]]
-    return [f"{key}={as_word(value)}" for key, value in found.items()] + list(words)
+    return found | brought[data.split(",")[0]]
 
 
 def _of_dataset(name: str, chosen: Mapping[str, str]) -> dict[str, Any]:

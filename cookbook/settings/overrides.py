@@ -12,20 +12,22 @@ import yaml
 from cookbook import UserError
 from cookbook.job import Settings
 from cookbook.settings.files import CONF
-from cookbook.settings.quoting import quoted, scalar, texts_for_hydra, unquoted, value_for_hydra
+from cookbook.settings.quoting import in_a_sweep, quoted, scalar, texts_for_hydra, unquoted, value_for_hydra
 
 # Values of these are texts whatever they look like, although the default is null.
 TEXTS = re.compile(
     r"(^|\.)(path|inventory|uri|format|time_format|label|separator|encoding"
     r"|\w+_(dir|root|address|host|master|scheduler))$"
 )
-# These are lists of texts, or one text, although the default is null.
-LISTS = re.compile(r"^data\.(parameters\.)?(features|missing)$")
+# These are lists of texts, or one text, although the default is null or [].
+LISTS = re.compile(r"^(data\.(parameters\.)?(features|missing)|cluster\.(sbatch_options|inherit))$")
 # Folders that are made where they are not there.
 FOLDERS = re.compile(r"(^|\.)\w+_(dir|root)$")
 # Mappings that take keys of the user's own: recipe.spark_conf.spark.ui.port=4050
 OPEN = ("recipe.spark_conf", "data.columns")
 OLD_NAMES_OF_MODE = ("recipe.framework", "recipe.strategy")
+# What the files of a group say of themselves: another value needs the other settings of another file.
+OF_THE_CHOICE = {"cluster.kind": "cluster", "tracking.kind": "tracking", "data.builder": "data", "data.holds": "data"}
 HYDRA_OPTIONS = (
     "--cfg -c --package -p --info -i --config-path -cp --config-name -cn --config-dir -cd --experimental-rerun"
 )
@@ -93,6 +95,7 @@ def prepared(words: Sequence[str]) -> list[str]:
     exist, for `~name`, and for a word that is no setting.
     """
     line, options, made, value_follows = _CommandLine(words), [], [], False
+    _check_each_recipe(words)
     for word in words:
         if word.startswith("-") or value_follows:
             option = word.partition("=")[0]
@@ -103,6 +106,17 @@ def prepared(words: Sequence[str]) -> list[str]:
         else:
             made.append(line.for_hydra(_split(word)))
     return options + made  # argparse takes no settings behind an option that stands behind settings
+
+
+def _check_each_recipe(words: Sequence[str]) -> None:
+    """Raises UserError for a setting that one of several recipes of a sweep lacks."""
+    recipes = next((word.partition("=")[2].split(",") for word in words if word.startswith("recipe=")), [])
+    for recipe in recipes if len(recipes) > 1 else ():
+        known = defaults_of([f"recipe={recipe}", *(word for word in words if not word.startswith("recipe="))])[0]
+        for word in words:
+            key = word.partition("=")[0]
+            if key.startswith("recipe.") and key not in known and not key.startswith(OPEN):
+                raise UserError(f"{word}: recipe={recipe} has no such setting; sweep over recipes that have it")
 
 
 @dataclass(frozen=True)
@@ -140,10 +154,17 @@ class _CommandLine:
         self.is_sweep = any(word in ("-m", "--multirun") for word in words)
         self.defaults, self.mappings = defaults_of(words)
         self.given: dict[str, str] = {}
+        pairs = [word.split("=", 1) for word in words if "=" in word]
+        self.swept = {key for key, value in pairs if self.is_sweep and "," in value and (CONF / key).is_dir()}
 
     def for_hydra(self, one: Override) -> str:
         if one.key.startswith("hydra.") or (CONF / one.key).is_dir():
             return self._choice(one)
+        made = self._value(one)
+        # Before Hydra looks at several choices of a group it composes none of them, and finds no such setting there.
+        return in_a_sweep(made) if one.key.partition(".")[0] in self.swept else made
+
+    def _value(self, one: Override) -> str:
         if mapping := next((name for name in OPEN if one.key.startswith(f"{name}.") and name in self.mappings), None):
             is_name = mapping == "data.columns" and one.value.lower() != "null"
             shown = quoted(unquoted(one.value)) if is_name else scalar(one.value)
@@ -163,7 +184,7 @@ class _CommandLine:
     def _setting(self, one: Override) -> str:
         key, value = one.key, one.value
         self._exists(one)
-        if (FOLDERS.search(key) or key == "resume") and value.startswith("~"):
+        if (FOLDERS.search(key) or key in ("resume", "cluster.notice_file")) and value.startswith("~"):
             value = os.path.expanduser(value)  # a shell does so only at the beginning of a word
         if FOLDERS.search(key) and not self.is_sweep:
             _check_folder(key, value)
@@ -189,13 +210,21 @@ class _CommandLine:
 
     def _exists(self, one: Override) -> None:
         """Raises UserError, with the nearest name, for a setting that does not exist."""
-        if one.key.startswith("recipe.driver.") and one.key != "recipe.driver.system":
+        if re.match(r"recipe\.driver(\.|$)", one.key) and one.key != "recipe.driver.system":
             raise UserError(f"{one.key} belongs to the recipe and is no setting: change it in its file in conf/recipe/")
-        if one.key in self.defaults or one.key in self.mappings or one.key == "recipe.driver.system":
+        if group := OF_THE_CHOICE.get(one.key):
+            names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+            like = f"{group}={one.value}" if one.value in names else f"{group}=NAME; there are: {', '.join(names)}"
+            raise UserError(f"{one.word}: {one.key} is what the chosen file says; choose another file: {like}")
+        if one.key in self.mappings and one.key not in OPEN:
+            inside = sorted(name for name in self.defaults if name.startswith(f"{one.key}."))
+            raise UserError(f"{one.word}: {one.key} is no setting, but a group of them; set one: {', '.join(inside)}")
+        if one.key in self.defaults or one.key in OPEN or one.key == "recipe.driver.system":
             return
         if one.key in OLD_NAMES_OF_MODE and "recipe.mode" in self.defaults:
             raise UserError(f"{one.key} is called recipe.mode now: recipe.mode={one.value}")
-        raise UserError(_no_such_setting(one.word, one.key, [*self.defaults, *self.mappings]))
+        names = [*self.defaults, *(self.mappings - {"recipe.driver"})]
+        raise UserError(_no_such_setting(one.word, one.key, names))
 
     def _once(self, one: Override) -> None:
         """Raises UserError when the key was given before, with another value."""
@@ -225,24 +254,16 @@ def _twice(key: str, first: str, second: str) -> str:
 
 def _no_such_setting(word: str, key: str, names: Sequence[str]) -> str:
     """What to say of a name that does not exist: the nearest one, or where one of that name stands."""
-    last = key.rpartition(".")[2]
-    same = [name for name in names if name.rpartition(".")[2] == last]
-    near = same[:1] or difflib.get_close_matches(key, names, 1, 0.6)
-    near = (
-        near
-        or [
-            name
-            for name in names
-            if name.rpartition(".")[2]
-            in difflib.get_close_matches(last, [n.rpartition(".")[2] for n in names], 1, 0.75)
-        ][:1]
-    )
-    group = key.rpartition(".")[0]
+    group, _, last = key.rpartition(".")
+    # By the last part alone: a short name is not much like another one because both stand in the same group.
+    by_last = {name.rpartition(".")[2]: name for name in sorted(names, key=lambda name: name.startswith(f"{group}."))}
+    near = [by_last[one] for one in difflib.get_close_matches(last, by_last, 1, 0.6)]
+    near = near or difflib.get_close_matches(key, [name for name in names if not key.startswith(f"{name}.")], 1, 0.8)
     there = sorted(name for name in names if name.rpartition(".")[0] == group) or sorted(
         name for name in names if "." not in name
     )
     hint = f"; did you mean {near[0]}?" if near else "."
-    if others := _choices_with(key):
+    if last not in by_last and (others := _choices_with(key)):
         hint = f" with this choice; {' and '.join(others)} {'has' if len(others) == 1 else 'have'} it."
     return f"{word.lstrip('+')}: there is no setting {key}{hint} There are: {', '.join(there)}"
 

@@ -26,6 +26,8 @@ def value_for_hydra(key: str, value: str, text: bool, several: bool, default: ob
                 "characters than letters, digits and -_./ need quotes"
             ) from None
         return quoted(value)
+    if override.is_interval_sweep():
+        raise UserError(f"{key}={value}: nothing here draws numbers from an interval; list them: {key}=0.1,0.2 with -m")
     if sweep and several and key not in ("output_root", "cache_dir", "resume"):
         return value
     if text or default is None:
@@ -39,8 +41,18 @@ def value_for_hydra(key: str, value: str, text: bool, several: bool, default: ob
         return quoted(value)
     if sweep:
         what = f"a list is written {key}=[{value}]" if isinstance(default, list) else "choose one"
+        if isinstance(default, float) and re.fullmatch(r"[+-]?\d*,\d+", value):
+            what = f"a decimal point is a dot: {key}={value.replace(',', '.')}"
         raise UserError(f"{key}={value}: several values make a sweep, which takes -m; {what}")
     return value
+
+
+def in_a_sweep(override: str) -> str:
+    """An override for Hydra as one of a sweep: a single value is a choice of one."""
+    if OverridesParser.create().parse_override(override).is_sweep_override():
+        return override
+    key, _, value = override.partition("=")
+    return f"{key}=choice({value})"
 
 
 def texts_for_hydra(key: str, value: str) -> str:

@@ -53,6 +53,8 @@ class System:
     # The variable that keeps the launcher of this machine in the machine's network. Else it has a network of its own,
     # with nothing but loopback. Empty: the system has no such launcher.
     network_switch: ClassVar[str] = ""
+    # How the address of a running cluster looks (a pattern), and an example of one.
+    address_form: ClassVar[tuple[str, str]] = ("", "")
     # The places in which the workers' first meeting is at cluster.port; elsewhere the system finds a free one itself.
     places_with_port: ClassVar[Collection[str]] = ()
 
@@ -69,6 +71,7 @@ class System:
             raise self.refusal(place)
         self._check_port(config, place)
         check_one_process(config, place)
+        self._check_address(config)
         if place == "hosts" and self.has_cluster():
             require_shared_files(config)
         if place in ("hosts", "slurm") and self.has_cluster():
@@ -84,6 +87,13 @@ class System:
                 f"cluster.port={config['cluster']['port']}: with cluster={place}, {self.name} finds free ports itself "
                 f"and would take no notice of it ({heeded}): leave it out"
             )
+
+    def _check_address(self, config: Settings) -> None:
+        """Raises UserError for what cannot be the address of a running cluster of this system."""
+        setting, (form, example) = config["recipe"]["driver"].get("address"), self.address_form
+        address = config["cluster"].get(setting)
+        if form and address and not re.fullmatch(form, address):
+            raise UserError(f"cluster.{setting}={address}: expected an address like {example}, or null for none")
 
     def check_reaches_store(self, config: Settings, environment: Mapping[str, str]) -> None:
         """Raises UserError when workers on this machine would be in a network that no object store is in."""

@@ -26,6 +26,7 @@ PORT = 8786  # of a scheduler's pod
 
 class Dask(System):
     places_with_port = ("hosts", "slurm")
+    address_form = (r"(tls|tcp|ucx|wss?)://\S+:\d+", "tls://host:8786 (tcp:// on this machine)")
     kubernetes_kinds: ClassVar = {"DaskJob": "kubernetes.dask.org/v1"}
     kueue = False  # it knows no DaskJob
     kubernetes_ends: ClassVar = {"DaskJob": {"Successful": True, "Failed": False}}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class Kubeflow(System):
     is_kubernetes_client: ClassVar = True
     kueue = False  # its pipeline makes its objects itself
+    address_form = (r"https?://[^\s/]+\S*", "http://localhost:8080")
 
     def on_local(self, job: Job) -> list[Process]:
         argv = [str(job.python), *job.program_and_settings, f"num_workers={job.num_workers}"]

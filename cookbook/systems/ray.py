@@ -22,6 +22,7 @@ ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 class Ray(System):
     kubernetes_kinds: ClassVar = {"RayJob": "ray.io/v1"}
     network_switch = "RAYRUN_NETWORK"
+    address_form = (r"[^\s:/]+:\d+|\[[0-9a-fA-F:]+\]:\d+", "host:6379")
     places_with_port = ("hosts", "slurm")
     kubernetes_ends: ClassVar = {"RayJob": {"Complete": True, "Failed": False}}
 

@@ -14,11 +14,20 @@ from cookbook.systems import Cluster, System, is_here, running_or_own_cluster
 if TYPE_CHECKING:
     from cookbook.pods import Pods
 
+# Spark's own names for what other settings say: spark-submit would be told both.
+SAID_ELSEWHERE = {
+    "spark.master": "cluster.spark_master",
+    "spark.executor.memory": "recipe.memory_mb",
+    "spark.executor.cores": "cluster.num_threads_per_worker",
+    "spark.executor.instances": "cluster.num_workers",
+    "spark.cores.max": "cluster.num_workers and cluster.num_threads_per_worker",
+}
 ENCRYPTED = {"spark.authenticate": True, "spark.network.crypto.enabled": True}
 
 
 class Spark(System):
     places_with_port = ("hosts", "slurm")
+    address_form = (r"(spark|k8s)://\S+|yarn", "spark://host:7077")
     kubernetes_kinds: ClassVar = {"SparkApplication": "sparkoperator.k8s.io/v1beta2"}
     kubernetes_ends: ClassVar = {"SparkApplication": {"COMPLETED": True, "FAILED": False, "SUBMISSION_FAILED": False}}
 
@@ -26,6 +35,17 @@ class Spark(System):
         super().check(config, place)
         if place == "local":
             machine.check_localhost()  # PySpark's driver listens on that name
+        for key, value in config["recipe"]["spark_conf"].items():
+            if other := SAID_ELSEWHERE.get(key):
+                raise UserError(f"recipe.spark_conf.{key}={value}: a run takes it from {other}; set that one")
+            if not key.startswith("spark."):
+                raise UserError(f"recipe.spark_conf.{key}: Spark ignores it; its settings begin with spark.")
+        for host in config["cluster"].get("hosts") or ():
+            if "_" in host["address"]:  # to java.net.URI that is no host name
+                raise UserError(
+                    f"{config['cluster']['inventory']}: Spark takes no address with an underscore, {host['address']}: "
+                    "give the host's IP address"
+                )
         if place == "kubernetes" and is_changed("memory_mb_per_worker", config, place):
             raise UserError(
                 f"cluster.memory_mb_per_worker={config['cluster']['memory_mb_per_worker']}: Spark asks for its pods' "

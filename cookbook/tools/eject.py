@@ -139,7 +139,8 @@ def at(process: Process, source: Path, folder: str) -> Process:
     def there(text: str) -> str:
         return text.replace(str(source), folder).replace(HERE, folder)
 
-    variables = {name: there(value) for name, value in process.environment.items()}
+    own = {name: value for name, value in process.environment.items() if name != "LD_LIBRARY_PATH"}  # this shell's
+    variables = {name: there(value) for name, value in own.items()}
     return replace(process, argv=[there(word) for word in process.argv], environment=variables)
 
 

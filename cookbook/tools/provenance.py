@@ -19,9 +19,15 @@ def machine_class(machine: str) -> str:
 
 
 def git(*arguments: str, root: str | Path = ROOT) -> str | None:
-    """What a git command prints; None when it fails. A hook of another repository has variables that name that one."""
+    """What a git command prints; None when it fails, or where there is no git.
+
+    A hook of another repository has variables that name that one.
+    """
     own = {name: value for name, value in os.environ.items() if name not in OTHER_REPOSITORY}
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, env=own)
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, env=own)
+    except OSError:
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 

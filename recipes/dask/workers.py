@@ -104,7 +104,8 @@ class Workers:
 
     def __init__(self, config):
         self.config, self.records, self.cluster = config, {}, None  # pid on a host -> (rank, record, tasks)
-        address = dask.config.get("scheduler-address", None)  # DASK_SCHEDULER_ADDRESS
+        # Not `dask.config`: a file in the user's home may name the cluster of another project.
+        address = os.environ.get("DASK_SCHEDULER_ADDRESS")
         if not address:
             self.cluster = embedded(config)
             if config.elastic:

@@ -20,7 +20,7 @@ from cookbook.inventory import Host
 from cookbook.job import Hosts, Job, Node, Process
 from cookbook.places import Place, Status, Watch
 from cookbook.places.hosts.running import begin, on_each, run_on_hosts, say_hello
-from cookbook.places.hosts.ssh import Ssh, push
+from cookbook.places.hosts.ssh import Ssh, in_one_line, push
 from cookbook.places.local import POLL_SECONDS
 from cookbook.prepare import stores
 from cookbook.report.console import Progress
@@ -193,7 +193,7 @@ class SshHosts(Place):
         with Ssh(self.cluster) as ssh:
 
             def look(host: Host) -> Mapping[str, Any] | str:
-                found = ask(ssh.argv(host, "python3", "-c", PROBE.read_text()), spec, ssh.environment)
+                found = ask(ssh.argv(host, "python3", "-c", in_one_line(PROBE)), spec, ssh.environment)
                 return found if isinstance(found, str) else found[0]
 
             answers = on_each(self.cluster["hosts"], look)

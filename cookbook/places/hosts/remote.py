@@ -58,13 +58,13 @@ def sweep(run_id: str, grace: float, *folders: str) -> None:
 def end(alive: Callable[[], List[int]], grace: float) -> None:
     """SIGTERM for all that `alive()` names, and SIGKILL for those that are still there after `grace` seconds."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.time() + grace
+        deadline = time.monotonic() + grace
         while True:
             left = alive()
             for pid in left:
                 with contextlib.suppress(OSError):
                     os.kill(pid, number)
-            if not left or (number == signal.SIGTERM and time.time() > deadline):
+            if not left or (number == signal.SIGTERM and time.monotonic() > deadline):
                 break
             time.sleep(0.1)
 
@@ -101,16 +101,16 @@ def start() -> None:
     except OSError as error:
         print(f"{spec['argv'][0]} cannot be started: {error.strerror}", flush=True)
         os._exit(127)
-    heard = [time.time()]
+    heard = [time.monotonic()]
 
     def listen() -> None:
         while os.read(0, 4096):
-            heard[0] = time.time()
-        heard[0] = 0
+            heard[0] = time.monotonic()
+        heard[0] = float("-inf")
 
     threading.Thread(target=listen, daemon=True).start()
     while child.poll() is None:
-        if time.time() - heard[0] > spec["silence"]:
+        if time.monotonic() - heard[0] > spec["silence"]:
             end(lambda: sorted(set(family(spec["run_id"]) + descendants())), spec["grace"])
             os._exit(1)
         time.sleep(0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -15,7 +16,9 @@ from typing import Any, Self
 from cookbook import UserError
 from cookbook.inventory import Host
 from cookbook.job import Settings
+from cookbook.surroundings import SHORT_PLACES
 
+LONGEST_PLACE = 60  # characters
 REMOTE = Path(__file__).with_name("remote.py")
 # What ssh says -> what that means to the user.
 ADVICE = {
@@ -48,7 +51,11 @@ class Ssh:
     def __init__(self, cluster: Settings) -> None:
         self.cluster = cluster
         self.agent: subprocess.Popen[bytes] | None = None
-        self.temporary = tempfile.TemporaryDirectory(prefix="cookbook-ssh-", ignore_cleanup_errors=True)
+        # The agent's socket is in it, and a socket's path may have 107 characters.
+        place = tempfile.gettempdir()
+        if len(os.fsencode(place)) > LONGEST_PLACE:
+            place = next((short for short in SHORT_PLACES if os.access(short, os.W_OK | os.X_OK)), place)
+        self.temporary = tempfile.TemporaryDirectory(prefix="cookbook-ssh-", dir=place, ignore_cleanup_errors=True)
         self.folder = Path(self.temporary.name)
 
     def __enter__(self) -> Self:
@@ -123,7 +130,7 @@ class Ssh:
 
     def program(self, host: Host, *arguments: object) -> list[str]:
         """The command that runs remote.py on a host."""
-        return self.argv(host, "python3", "-u", "-c", REMOTE.read_text(), *arguments)
+        return self.argv(host, "python3", "-u", "-c", in_one_line(REMOTE), *arguments)
 
     def ask(self, host: Host, spec: Settings | None, *arguments: object) -> dict[str, Any]:
         """What remote.py answers. Raises UserError, with what ssh or the host said, when it does not answer."""
@@ -137,7 +144,9 @@ class Ssh:
         )
         if done.returncode:
             raise UserError(f"host {host['name']} ({host['address']}): {self._why(done.stderr, host)}")
-        answer: dict[str, Any] = json.loads(done.stdout) if done.stdout.strip() else {}
+        # Before it there may be lines that .bashrc prints there.
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        answer: dict[str, Any] = json.loads(lines[-1]) if lines else {}
         return answer
 
     def _why(self, stderr: str, host: Host) -> str:
@@ -146,6 +155,11 @@ class Ssh:
             if sign in text:
                 return f"{advice} ({text[-200:]})"
         return text[-400:]
+
+
+def in_one_line(program: Path) -> str:
+    """A Python program as code for `python3 -c`: the user's shell on a host may be any, and csh wants one line."""
+    return f'import base64; exec(base64.b64decode("{base64.b64encode(program.read_bytes()).decode()}"))'
 
 
 def _option_value(path: str) -> str:
@@ -176,6 +190,11 @@ def rsync(ssh: Ssh, host: Host, failure: str, *arguments: str | Path) -> None:
         text=True,
         env={**os.environ, **ssh.environment},
     )
+    if "is your shell clean" in done.stderr or "protocol version mismatch" in done.stderr:
+        raise UserError(
+            f"{failure}: a file such as .bashrc prints something there, which rsync takes for its words; have it do "
+            "so in interactive shells only, or share the files (shared: true)"
+        )
     if done.returncode == 127 or "rsync: command not found" in done.stderr:
         raise UserError(f"host {host['name']} has no rsync: install it there, or share the files (shared: true)")
     if done.returncode not in (0, 24):  # 24: a file was renamed while it was copied

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cookbook import ROOT, UserError, access, processes
 from cookbook.evidence.inspector import PROBE, Answers, Spec, ask
+from cookbook.files import read_log
 from cookbook.job import Job, Process, Settings
 from cookbook.places import Place, Watch
 from cookbook.places.local import POLL_SECONDS as WATCH_SECONDS
@@ -67,6 +68,7 @@ exit "$status\""""
 
 class Slurm(Place):
     number = ""  # of the job, once it is submitted
+    stage: Progress | None = None  # of the run
 
     @property
     def num_hosts(self) -> int:
@@ -90,6 +92,7 @@ class Slurm(Place):
 
     def prepare(self, data_dir: Path | None, stage: Progress) -> None:
         """Raises UserError when Slurm does not answer, or still has a job of this run."""
+        self.stage = stage
         argv = ["squeue", "--noheader", "--format=%i %T", f"--name={job_name(self.job.run_dir)}"]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
         if done.returncode:
@@ -122,18 +125,21 @@ class Slurm(Place):
             watch()
         logs = self.job.run_dir / "logs"
         job_log = logs / "job.log"
-        tail = job_log.read_text(errors="replace").splitlines()[-20:] if job_log.exists() else []
+        tail = read_log(job_log).splitlines()[-20:] if job_log.exists() else []
         (logs / "sbatch.log").write_text("\n".join([*tail, f"job {number} ended as {state}"]) + "\n")
         return {"sbatch": 0 if state == "COMPLETED" else 1}
 
     def _follow(self, number: str, watch: Watch) -> str:
-        """The state in which a job ends. Notes when Slurm has put it back into the queue."""
-        looked, state, restarts = 0.0, "PENDING", 0
+        """The state in which a job ends. Says why it waits, and notes when Slurm has put it back into the queue."""
+        looked, state, restarts, waits_for = 0.0, "PENDING", 0, "None"
         while state in UNDER_WAY:
             watch(waiting=state not in ("RUNNING", "COMPLETING"))
             if time.monotonic() - looked > POLL_SECONDS:
                 known, looked = about(number), time.monotonic()
                 state = known["JobState"]
+                if state == "PENDING" and known.get("Reason", "None") not in ("None", waits_for) and self.stage:
+                    waits_for = known["Reason"]  # PartitionTimeLimit and InvalidAccount never end
+                    self.stage.line(f"job {number} waits, and Slurm says why: {waits_for}")
                 if int(known.get("Restarts", restarts)) > restarts:
                     restarts, self.again_since = int(known["Restarts"]), time.time()
             time.sleep(WATCH_SECONDS)

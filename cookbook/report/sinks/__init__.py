@@ -3,11 +3,13 @@
 import hashlib
 import importlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 import yaml
 
@@ -74,6 +76,18 @@ class Sink(ABC):
     def close(self) -> None:
         """Lets go of what is open. Raises nothing."""
         return
+
+
+def parsed(setting: str, address: str) -> SplitResult:
+    """The parts of a tracker's address. Raises UserError for one that has none: the port may be no number."""
+    try:
+        parts = urlsplit(str(address))
+        port = parts.port  # it is only looked at here
+    except ValueError as error:
+        raise UserError(f"{setting}={address} is no address: {error}") from None
+    if parts.scheme in ("http", "https") and (not parts.hostname or port == 0 or re.search(r"\s", address)):
+        raise UserError(f"{setting}={address} is no address: expected {parts.scheme}://HOST:PORT")
+    return parts
 
 
 def ending_of(content: Mapping[str, Any]) -> str:

@@ -9,7 +9,6 @@ import socket
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from cookbook import UserError
 from cookbook.report import sinks
@@ -42,19 +41,24 @@ class Sink(sinks.Sink):
 
     @classmethod
     def check(cls, settings: Settings) -> None:
-        uri = settings["uri"]
-        if uri != "databricks" and urlparse(uri).scheme.partition("+")[0] not in STORES:
+        uri = settings["uri"] or ""
+        parts = sinks.parsed("tracking.uri", uri)
+        if parts.scheme == "sqlite" and (parts.netloc or not parts.path.strip("/")):
+            raise UserError(
+                f"tracking.uri={uri} names no file: sqlite:///FOLDER/mlflow.db, four slashes where it is /..."
+            )
+        if uri != "databricks" and parts.scheme.partition("+")[0] not in STORES:
             folder = uri.removeprefix("file://") or "."
             raise UserError(
                 f"tracking.uri={uri} names no store that MLflow can write: "
                 f"a folder takes tracking.uri=sqlite:///{folder}/mlflow.db, a server tracking.uri=http://HOST:PORT"
             )
-        if uri.startswith("http"):
+        if parts.scheme in ("http", "https"):
             import requests  # as MLflow does itself: with its rules for passwords, proxies and certificates
 
             try:
                 requests.get(uri.rstrip("/") + "/health", timeout=5).raise_for_status()
-            except requests.RequestException as error:
+            except (requests.RequestException, ValueError) as error:  # ValueError: a name that no machine can have
                 raise UserError(
                     f"tracking.uri={uri}: no MLflow server answers there ({error}); start one, or use the local store"
                 ) from None

@@ -6,7 +6,7 @@ OpenTelemetry's specification has it: name=value,name=value.
 """
 
 import os
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote
 
 from cookbook import UserError
 from cookbook.report import sinks
@@ -24,10 +24,12 @@ class Sink(sinks.Sink):
 
     @classmethod
     def check(cls, settings: Settings) -> None:
-        if urlparse(settings["endpoint"]).scheme not in ("http", "https"):
-            raise UserError(
-                f"tracking.endpoint={settings['endpoint']}: expected http://HOST:PORT/v1/metrics (OTLP over HTTP)"
-            )
+        parts = sinks.parsed("tracking.endpoint", settings["endpoint"])
+        what = f"tracking.endpoint={settings['endpoint']}: expected http://HOST:PORT/v1/metrics (OTLP over HTTP)"
+        if parts.scheme not in ("http", "https") or not parts.path.strip("/"):
+            raise UserError(what)
+        if parts.port == 4317:
+            raise UserError(f"{what}; port 4317 is the one for gRPC, 4318 is HTTP's")
 
     def open(self) -> bool:
         import requests
