@@ -149,11 +149,8 @@ class Job:
         inherited, folder = os.environ.get("LD_LIBRARY_PATH"), self.bin.parent / "lib"
         if not inherited or self.cluster["kind"] not in ("local", "slurm"):
             return {}
-        own = [
-            folder,
-            *folder.glob("python3*/site-packages/torch/lib"),
-            *folder.glob("python3*/site-packages/tensorflow"),
-        ]
+        inside = ("openmpi", "python3*/site-packages/torch/lib", "python3*/site-packages/tensorflow")
+        own = [folder, *(found for pattern in inside for found in folder.glob(pattern))]
         return {"LD_LIBRARY_PATH": os.pathsep.join([*map(str, own), inherited])}
 
 

@@ -106,7 +106,7 @@ def test_rows_that_stay_in_the_object_store_train_the_same_network(undisturbed, 
     """Prepared once instead of in each epoch beside the training, and in other blocks: the same batches."""
     words = ["recipe.keep_prepared=true", "recipe.rows_per_file=100", "recipe.num_epochs=2", "recipe.profile=true"]
     streamed, _, _ = undisturbed(*SHORT, "recipe.num_epochs=2")
-    content, folder, _ = run_cookbook(*SHORT, *words, output_root=tmp_path)
+    content, folder, _ = run_cookbook(*SHORT, *words, output_root=tmp_path / "lr=0.1")
     assert digests(content) == digests(streamed)
     assert content["num_rows"] == 2 * content["dataset"]["rows"]["train"]
     trace = json.loads((folder / "traces/tasks.json").read_text())

@@ -93,7 +93,8 @@ def datasets_of(config, manifest, folder):
     for split in ("train", "test"):
         for shard in range(config.num_shards):
             path, system = for_arrow(f"{folder}/{split}-{shard}")
-            dataset = ray.data.read_parquet(path, filesystem=system)
+            # A folder such as lr=0.1 on the way there is no column of the data.
+            dataset = ray.data.read_parquet(path, filesystem=system, partitioning=None)
             # Distributed: runs in tasks of its own, wherever the cluster has CPUs, a few blocks ahead of the training.
             dataset = dataset.map_batches(prepare, fn_kwargs={"max_value": max_value})
             # Distributed: blocks in the object store can be read by any worker of the node without a copy.
