@@ -151,6 +151,17 @@ def test_java_s_version(machine, words, problem):
     assert found is None if problem is None else problem in found
 
 
+@pytest.mark.parametrize(("number", "good"), [("11.0.2", 0), ("17.0.15", 1), ("22.0.1", 1), ("23", 0), ("25.0.3", 0)])
+def test_spark_3_5_takes_no_java_from_23_on(machine, number, good):
+    program(machine, "java", f'openjdk version "{number}" 2026-04-21 LTS')
+    problem = doctor.examine(tool("java 17-22")).problem
+    assert (problem is None) == bool(good)
+    if number.startswith("2") and not good:
+        assert f"version {number} is too new, expected 17 to 22 (" in problem and "JAVA_HOME=" in problem
+    assert doctor.examine(tool("java")).problem is None or number == "11.0.2"
+    assert doctor.tools_of("petastorm") == ["java 17-22"]
+
+
 def test_java_home_wins_over_path(machine, monkeypatch):
     program(machine, "java", 'openjdk version "17.0.1"')
     monkeypatch.setenv("JAVA_HOME", "/nowhere")

@@ -44,6 +44,11 @@ class Finding:
         found, wanted = ([int(part) for part in re.findall(r"\d+", text)] for text in (self.version, self.tool.minimum))
         if found < wanted:
             return f"version {self.version} is too old, expected {self.tool.minimum} or newer ({self.path})"
+        if self.tool.maximum and found[0] > int(self.tool.maximum):
+            return (
+                f"version {self.version} is too new, expected {self.tool.minimum} to {self.tool.maximum} ({self.path}); "
+                "another one beside it: JAVA_HOME=/its/folder make ..."
+            )
         return None
 
 
@@ -126,7 +131,7 @@ def examine(tool: Tool) -> Finding:
     if tool.name in SPECIAL:
         return SPECIAL[tool.name](tool)
     programs = tool.programs
-    if tool.name == "java" and os.environ.get("JAVA_HOME"):
+    if tool.programs == ("java",) and os.environ.get("JAVA_HOME"):
         programs = (str(Path(os.environ["JAVA_HOME"]) / "bin/java"),)  # Spark takes this one, whatever is on PATH
     folders = os.pathsep.join([os.environ.get("PATH", ""), *MORE_FOLDERS])
     path = next((found for program in programs if (found := shutil.which(program, path=folders))), None)

@@ -32,6 +32,7 @@ class Tool:
     programs: tuple[str, ...] = ()  # the first one that is on PATH counts
     version: tuple[str, ...] = ()  # arguments that make it print its version; none: not asked
     minimum: str = ""  # lowest version that will do
+    maximum: str = ""  # the first number of the highest one; none: any
     packages: dict[str, str] = field(default_factory=dict)  # package manager -> packages
     elsewhere: str = ""  # where to get it when no package manager has it
     used_by: tuple[str, ...] = ()  # besides the recipes whose `driver.tools` name it
@@ -54,6 +55,7 @@ def read_tools() -> list[Tool]:
             words(section, "programs"),
             words(section, "version"),
             section.get("minimum", ""),
+            section.get("maximum", ""),
             {manager: section[manager] for manager in MANAGERS if manager in section},
             section.get("elsewhere", ""),
             words(section, "used_by"),
