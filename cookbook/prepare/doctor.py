@@ -46,8 +46,8 @@ class Finding:
             return f"version {self.version} is too old, expected {self.tool.minimum} or newer ({self.path})"
         if self.tool.maximum and found[0] > int(self.tool.maximum):
             return (
-                f"version {self.version} is too new, expected {self.tool.minimum} to {self.tool.maximum} ({self.path}); "
-                "another one beside it: JAVA_HOME=/its/folder make ..."
+                f"version {self.version} is too new, expected {self.tool.minimum} to {self.tool.maximum} "
+                f"({self.path}); another one beside it: JAVA_HOME=/its/folder make ..."
             )
         return None
 
