@@ -133,19 +133,25 @@ def distributed(data, batches, strategy, config, steps, forever=False):
         # Distributed: every worker makes the whole global batch and TensorFlow drops the shares of the others from it:
         # simple, and reading is done num_workers times.
         return with_options(elements(data, batches, num_replicas, steps, None, forever), config, "data")
+    return per_replica(strategy, config, lambda mine: elements(data, batches, num_replicas, steps, mine, forever))
 
-    def own_share(context):
-        # Distributed: called once on each worker, which then reads its own share only.
-        if num_replicas != context.num_input_pipelines:
-            # One pipeline feeds several devices here: each of them takes the next element in turn.
-            shares = [elements(data, batches, num_replicas, steps, mine, forever) for mine in range(num_replicas)]
-            choice = tf.data.Dataset.range(num_replicas).repeat()
-            return with_options(tf.data.Dataset.choose_from_datasets(shares, choice), config, "off")
-        mine = context.input_pipeline_id
-        return with_options(elements(data, batches, num_replicas, steps, mine, forever), config, "off")
+
+def per_replica(strategy, config, share_of):
+    """The pipeline as the strategy's `fit` wants it. `share_of(n)` is the dataset of replica n."""
+
+    def of_worker(context):
+        # Distributed: called once on each worker, which then reads the shares of its own replicas only.
+        number = strategy.num_replicas_in_sync // context.num_input_pipelines
+        first = context.input_pipeline_id * number
+        shares = [share_of(replica) for replica in range(first, first + number)]
+        if number == 1:
+            return with_options(shares[0], config, "off")
+        # One pipeline feeds all devices of the worker: each of them takes the next element in turn.
+        choice = tf.data.Dataset.range(number).repeat()
+        return with_options(tf.data.Dataset.choose_from_datasets(shares, choice), config, "off")
 
     # Distributed: calls the function on every worker, and sends nobody's rows to another.
-    return strategy.distribute_datasets_from_function(own_share)
+    return strategy.distribute_datasets_from_function(of_worker)
 
 
 def write_tfrecords(data, folder, num_files):
@@ -188,15 +194,15 @@ def from_tfrecords(data, batches, strategy, config, steps):
         def one_epoch(epoch):
             files = tf.data.Dataset.from_tensor_slices(paths)
             if config.auto_shard == "file":
-                # Distributed: whole files to each worker: it opens no others. Row r is in file r modulo num_files, so
-                # that all workers have as many rows, give or take one.
+                # Distributed: whole files to each replica: it opens no others. Row r is in file r modulo num_files, so
+                # that all replicas have as many rows, give or take one.
                 files = files.shard(num_parts, mine)
             rows = files.interleave(tf.data.TFRecordDataset, cycle_length=len(paths))
             if config.auto_shard == "own":
-                # Distributed: every worker reads all files and keeps each num_workers-th row of them.
+                # Distributed: every replica reads all files and keeps each num_replicas-th row of them.
                 rows = rows.shard(num_parts, mine)
             rows = rows.map(parse).shuffle(num_rows, seed=config.seed * 1000 + epoch, reshuffle_each_iteration=False)
-            # Filled up, so that every worker has the same number of equal batches in every epoch.
+            # Filled up, so that every replica has the same number of equal batches in every epoch.
             return rows.concatenate(filling).take(batches.steps_per_epoch * rows_per_step).batch(rows_per_step, True)
 
         def place(number, element):
@@ -220,7 +226,5 @@ def from_tfrecords(data, batches, strategy, config, steps):
 
     if config.auto_shard == "data":
         return with_options(pipeline(1, 0), config, "data")
-    # Distributed: each worker makes the pipeline of its own files, or rows.
-    return strategy.distribute_datasets_from_function(
-        lambda context: with_options(pipeline(context.num_input_pipelines, context.input_pipeline_id), config, "off")
-    )
+    # Distributed: each worker makes the pipelines of its own files, or rows.
+    return per_replica(strategy, config, lambda mine: pipeline(strategy.num_replicas_in_sync, mine))

@@ -21,7 +21,7 @@ from model import Classifier, WarmupThenCosine, build, make_optimizer
 from profiles import Profile
 from runrecord import RunRecord, load_config
 from runtime import claim_checkpoints, prepare, task, tf
-from settings import check_settings
+from settings import check_settings, check_shares
 from strategies import make_strategy
 
 
@@ -31,6 +31,7 @@ def main():
     device = prepare(config)
     # Distributed: starts this worker's server and waits for the others, whose addresses TF_CONFIG holds.
     strategy = make_strategy(config)
+    check_shares(config, strategy.num_replicas_in_sync)  # Distributed: a worker has a replica on each of its devices.
     train_data = ImageData(config.data_dir, "train", config.max_rows)
     test_data = ImageData(config.data_dir, "test")
     batches = Batches(len(train_data), config.global_batch_size, config.seed)
@@ -56,7 +57,7 @@ def train(model, strategy, train_data, test_data, backup, config, run):
         write_tfrecords(train_data, Path(config.output_dir) / "tfrecords", config.num_files)
     # Distributed: the mean of the workers' clocks is a number that all share and that is larger than any before, also
     # with fewer workers. From it the reader of the record knows which steps an earlier start took in vain.
-    moment = backup.sum_over_workers(time.time()) / task().num_workers
+    moment = backup.sum_over_workers(time.time()) / backup.sum_over_workers(1.0)  # each replica brings its own number
     run.restore(backup.position["epoch"], backup.position["step"], generation=moment)
     if config.mode == "tpu":
         batches.handed_out = []  # no Python runs in a compiled step: there the pipeline on the host says what it fed

@@ -57,17 +57,13 @@ def check_settings(config, num_workers, program=None):
 
 
 def check_batch(config, num_workers):
-    """Equal shares for all replicas, and files for all workers."""
+    """Raises SystemExit when batch, hidden layer or files do not fit the number of workers, or of devices."""
     if config.mode in ("mirrored", "model_parallel"):
         what, number = "num_devices", config.num_devices
     else:
         what, number = "the number of workers", num_workers
-    if config.mode in ("multi_worker", "mirrored") and config.global_batch_size % number:
-        batch = config.global_batch_size
-        raise SystemExit(
-            f"global_batch_size={batch} cannot be divided by {what}, {number}: {batch} = {batch // number} x {number} "
-            f"+ {batch % number}; choose {batch // number * number or number} or {(batch // number + 1) * number}"
-        )
+    if config.mode in ("multi_worker", "mirrored"):
+        check_shares(config, number, what)
     if config.mode == "model_parallel" and 16 * config.width % number:
         raise SystemExit(
             f"num_devices={number} does not divide the hidden layer's 16 x width = {16 * config.width} units: choose "
@@ -80,10 +76,20 @@ def check_batch(config, num_workers):
         )
     if config.input == "tfrecord" and config.mode != "multi_worker":
         raise SystemExit(f"input=tfrecord is shown by mode=multi_worker, not {config.mode}: say input=memory")
-    if config.auto_shard == "file" and config.num_files % num_workers:
+
+
+def check_shares(config, number, what="the number of replicas"):
+    """Raises SystemExit unless a batch, and the files, can be divided among so many."""
+    batch, files = config.global_batch_size, config.num_files
+    if batch % number:
         raise SystemExit(
-            f"num_files={config.num_files} cannot be divided by {num_workers} workers: some would have more rows than "
-            f"others; choose {-(-config.num_files // num_workers) * num_workers}"
+            f"global_batch_size={batch} cannot be divided by {what}, {number}: {batch} = {batch // number} x {number} "
+            f"+ {batch % number}; choose {batch // number * number or number} or {(batch // number + 1) * number}"
+        )
+    if config.auto_shard == "file" and files % number:
+        raise SystemExit(
+            f"num_files={files} cannot be divided by {what}, {number}: some would have more rows than others; choose "
+            f"{-(-files // number) * number}"
         )
 
 
