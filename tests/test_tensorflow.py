@@ -15,6 +15,7 @@ import pytest
 from cookbook import ROOT, settings
 from cookbook.settings import compose_recipe
 from cookbook.tools.chaos import inject
+from runrecord import read_records
 from tests.helpers import Driver, latest, run_cookbook
 
 FOLDER = ROOT / "recipes/tensorflow"
@@ -76,6 +77,8 @@ def test_ways_to_divide_the_input_and_devices_take_the_same_first_steps(undistur
         )
         assert losses(content)[0] == pytest.approx(first, rel=1e-4), words
         assert content["world_size"] == (1 if "recipe.mode=mirrored" in words else 2)
+        restores = [e for record in read_records(folder) for e in record if e["event"] == "restore"]
+        assert all(abs(e["generation"] - e["time"]) < 60 for e in restores), "a clock, however many replicas add it up"
     rows = json.loads((folder / "tables/where the time of a step goes, in percent.json").read_text())["rows"]
     page = (folder / "report.html").read_text()
     for rank, row in enumerate(rows):
@@ -150,8 +153,8 @@ def test_a_lost_worker_of_the_parameter_servers_is_replaced(tmp_path):
 
 
 def test_keras_fit_trains_on_parameter_servers(undisturbed):
-    content, _, _ = undisturbed(*FIT, "recipe.num_epochs=3")
-    assert content["num_rows"] >= 3 * 23 * 64
+    content, _, _ = undisturbed(*FIT, "recipe.num_epochs=3", "scale.max_steps=60")
+    assert content["num_rows"] == 60 * 64, "two epochs of 23 steps, and one that max_steps cuts"
     assert all(worker["samples"] > 0 for worker in content["workers"])
     assert sorted(service["role"] for service in content["services"]) == ["chief", "ps"]
     assert len(losses(content)) == 3 and losses(content)[-1] < losses(content)[0] - 0.1
@@ -252,6 +255,57 @@ def test_the_step_of_all_strategies_compiles_for_a_tpu(recipe_python, policy, to
     assert compiled[2] < compiled[0]
 
 
+SHARES = """
+import json, sys; sys.path.insert(0, sys.argv[1])
+from types import SimpleNamespace
+from pathlib import Path
+import numpy as np
+from runtime import tf
+from data import Batches, ImageData, distributed, write_tfrecords
+
+class Strategy:
+    '''Two workers with two devices each: what is made on each worker.'''
+    num_replicas_in_sync = 4
+    def distribute_datasets_from_function(self, make):
+        return [make(tf.distribute.InputContext(2, worker, 4)) for worker in range(2)]
+
+folder = Path(sys.argv[2])
+(folder / "manifest.json").write_text(json.dumps({"schema": {"images": {"max_value": 1}}, "classes": [0, 1]}))
+np.save(folder / "train_images.npy", np.zeros((22, 2, 2, 1), np.uint8))
+np.save(folder / "train_labels.npy", np.zeros(22, np.int64))
+data, batches = ImageData(folder, "train"), Batches(22, 8, 0)
+write_tfrecords(data, folder / "tfrecords", 4)
+found = {}
+for kind, shard in (("memory", "own"), ("tfrecord", "own"), ("tfrecord", "file")):
+    config = SimpleNamespace(
+        input=kind, auto_shard=shard, num_files=4, deterministic=True, prefetch_batches=1, seed=0, output_dir=folder
+    )
+    workers = distributed(data, batches, Strategy(), config, range(3))
+    found[f"{kind} {shard}"] = [
+        [[int(element["step"][0]), element["row"].tolist()] for element in dataset.as_numpy_iterator()]
+        for dataset in workers
+    ]
+print("RESULT", json.dumps(found))
+"""
+
+
+@pytest.mark.full
+def test_workers_with_several_devices_take_each_row_once(recipe_python, tmp_path):
+    """A worker hands its devices an element each: those of one step, and of its own replicas."""
+    words = [recipe_python("tensorflow"), "-c", SHARES, FOLDER, tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for kind, workers in json.loads(done.stdout.partition("RESULT ")[2]).items():
+        rows = {step: [] for step in range(3)}
+        for elements in workers:
+            assert [step for step, _ in elements] == [0, 0, 1, 1, 2, 2], kind
+            for step, taken in elements:
+                assert len(taken) == 2, kind
+                rows[step] += [row for row in taken if row >= 0]
+        assert [len(taken) for taken in rows.values()] == [8, 8, 6], kind
+        assert sorted(row for taken in rows.values() for row in taken) == list(range(22)), kind
+
+
 @pytest.fixture(scope="module")
 def check_settings():
     """The recipe's check, as a function of overrides and the number of workers."""
@@ -271,7 +325,11 @@ def check_settings():
         (3, {}, "64 = 21 x 3 + 1; choose 63 or 66"),
         (2, {"mode": "mirrored", "num_devices": 5}, "num_devices, 5"),
         (2, {"auto_shard": "file"}, "needs input=tfrecord"),
-        (4, {"auto_shard": "file", "input": "tfrecord", "num_files": 6}, "choose 8"),
+        (
+            4,
+            {"auto_shard": "file", "input": "tfrecord", "num_files": 6},
+            "the number of workers, 4: some would have",
+        ),
         (2, {"mode": "mirrored", "input": "tfrecord"}, "say input=memory"),
         (1, {"mode": "tpu"}, "set tpu_name=local on a TPU VM"),
         (1, {"mode": "tpu", "tpu_name": "local"}, "this machine has no TPU"),

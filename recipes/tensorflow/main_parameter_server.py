@@ -82,8 +82,9 @@ def train_epoch(job, epoch, num_steps, config, run):
     clear(job.log)
     for step in range(last_step):
         (rows,), weight = batches.shares(batches.order(epoch), step, 1)
-        # Distributed: while a worker computes, the others have moved the variables on, by num_workers - 1 steps on
-        # average. Zhang et al. 2016, "Staleness-aware Async-SGD": divide the rate by that staleness.
+        # Distributed: while a worker computes, the others move the variables on, by num_workers - 1 steps on average.
+        # Zhang et al. 2016, "Staleness-aware Async-SGD", divide the rate by that staleness; here by one more, so that a
+        # single worker keeps its rate.
         rate = np.float32(learning_rate_at(epoch + step / batches.steps_per_epoch, config) / task().num_workers)
         arguments = [tf.constant(value) for value in (step, rows, weight, rate)]
         # Distributed: returns at once; a free worker takes the step, in no fixed order.

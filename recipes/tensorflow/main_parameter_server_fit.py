@@ -65,23 +65,28 @@ def fit(config, run):
     with strategy.scope():
         model = build(train_data.images.shape[1:], train_data.num_classes, config.width, AsynchronousClassifier)
         model.log = log
-        # Distributed: divided by the staleness of the gradients, num_workers - 1 on average (Zhang et al. 2016).
+        # Distributed: divided by the staleness of the gradients plus one: it is num_workers - 1 on average (Zhang et
+        # al. 2016).
         slower = SimpleNamespace(**vars(config) | {"learning_rate": config.learning_rate / task().num_workers})
         optimizer = make_optimizer(config, WarmupThenCosine(slower, batches.steps_per_epoch), config.clip_norm)
         optimizer.build(model.trainable_variables)
         model.compile(optimizer=optimizer)
     checkpoints = Kept(model, optimizer, config, run)
     run.restore(int(checkpoints.epoch), 0, generation=time.time())
-    model.fit(
-        # Distributed: called once for each worker, and run there.
-        tf.keras.utils.experimental.DatasetCreator(lambda context: stream_of(train_data, config)),
-        initial_epoch=int(checkpoints.epoch),
-        epochs=-(-num_steps // batches.steps_per_epoch),
-        # Distributed: the steps of all workers together; who is faster takes more of them.
-        steps_per_epoch=batches.steps_per_epoch,
-        verbose=0,
-        callbacks=[Report(run, log, checkpoints, batches, num_steps, test_data, config)],
-    )
+    num_whole, rest = divmod(num_steps, batches.steps_per_epoch)
+    # All whole epochs, then the one that `max_steps` cuts.
+    for num_epochs, steps in ((num_whole, batches.steps_per_epoch), (num_whole + 1, rest)):
+        if steps and int(checkpoints.epoch) < num_epochs:
+            model.fit(
+                # Distributed: called once for each worker, and run there.
+                tf.keras.utils.experimental.DatasetCreator(lambda context: stream_of(train_data, config)),
+                initial_epoch=int(checkpoints.epoch),
+                epochs=num_epochs,
+                # Distributed: the steps of all workers together; a faster worker takes more of them.
+                steps_per_epoch=steps,
+                verbose=0,
+                callbacks=[Report(run, log, checkpoints, batches, num_steps, test_data, config)],
+            )
     run.digest(variable.numpy() for variable in model.variables)
 
 

@@ -1,4 +1,4 @@
-"""What both programs with parameter servers share: the life of those that serve, and the note of who did what."""
+"""What both programs with parameter servers share: how workers and ps serve, and the log of who took which step."""
 
 import signal
 

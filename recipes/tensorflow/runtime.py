@@ -1,6 +1,6 @@
 """The one place that imports TensorFlow, because some of its switches count only before that.
 
-It also says what this process is.
+It also knows the role of this process.
 """
 
 import json
@@ -50,8 +50,8 @@ def claim_checkpoints(config, program):
         )
     num_rows = json.loads((Path(config.data_dir) / "manifest.json").read_text())["rows"]["train"]
     mine, batches = depends_on(config, min(num_rows, config.max_rows or num_rows)), note.with_name("depends_on.json")
-    # Without one of this note, nobody knows of which batches the checkpoints are; without a checkpoint, it
-    # does not matter.
+    # Checkpoints that have no such note beside them cannot be checked. Without a checkpoint there is nothing to check,
+    # and the note is written anew.
     saved = any(note.parent.glob("*/checkpoint.json"))
     if saved and batches.exists():
         check_position(note.parent, json.loads(batches.read_text()), mine)
