@@ -342,6 +342,53 @@ Sharded(model, optimizer, config, 56).load()
 """
 
 
+MOMENTA = """
+import sys
+from types import SimpleNamespace
+import torch
+import torch.distributed as dist
+import main
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+network = torch.nn.Linear(2, 2)
+checkpoints, run = main.Checkpoints(sys.argv[1], sys.argv[1]), SimpleNamespace(finite=lambda value, *place: value)
+for momentum in (0.9, 0.5):
+    config = SimpleNamespace(checkpoint_dir=sys.argv[1], mode="ddp", seed=0, global_batch_size=8, momentum=momentum)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum, nesterov=True)
+    training = main.Training(network, network, optimizer, checkpoints, 64)
+    main.load_checkpoint(training, config, 0, 1)
+    print("MOMENTUM", training.epoch, optimizer.param_groups[0]["momentum"])
+    training.epoch += 1
+    main.save_checkpoint(training, config, run)
+"""
+
+
+def test_a_resumed_training_has_the_momentum_of_the_settings(tmp_path, recipe_python):
+    """PyTorch's `load_state_dict` brings back that of the checkpoint."""
+    environment = {**CLEAN, "PYTHONPATH": str(ROOT / "recipes/pytorch")}
+    argv = [recipe_python("pytorch"), "-c", MOMENTA, tmp_path]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
+    assert re.findall("MOMENTUM (.*)", done.stdout) == ["0 0.9", "1 0.5"], done.stderr
+
+
+POSITIONS = """
+import sys
+from types import SimpleNamespace
+import numpy as np, torch
+from main_tensor_parallel import TensorParallel
+for split in ("train", "test"):
+    np.save(f"{sys.argv[1]}/{split}_rows.npy", np.zeros((4, 10), np.uint8))
+TensorParallel(SimpleNamespace(data_dir=sys.argv[1], max_rows=None), 0, 2, torch.device("cpu"))
+"""
+
+
+def test_tensor_parallel_refuses_a_sequence_that_cannot_be_divided(tmp_path, recipe_python):
+    """PyTorch takes the shares for equal, and the processes would exchange tensors of different sizes."""
+    environment = {**CLEAN, "PYTHONPATH": str(ROOT / "recipes/pytorch")}
+    argv = [recipe_python("pytorch"), "-c", POSITIONS, tmp_path]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
+    assert "data.parameters.context_length=9 cannot be divided among 2 workers: 9 = 2 x 4 + 1; try" in done.stderr
+
+
 def test_a_sharded_checkpoint_of_other_batches_is_refused(tmp_path, recipe_python):
     environment = {**CLEAN, "PYTHONPATH": str(ROOT / "recipes/pytorch")}
     argv = [recipe_python("pytorch"), "-c", SHARDED, tmp_path]

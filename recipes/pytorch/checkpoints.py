@@ -22,7 +22,7 @@ from runrecord import check_position
 from settings import depends_on
 from storage import Checkpoints
 
-# One process without a process group is a use that is meant here, not an oversight.
+# main_single.py saves without a process group on purpose; DCP would warn of it.
 warnings.filterwarnings("ignore", message=".*torch.distributed is (disabled|unavailable).*")
 
 # Distributed: optimizer state goes by its parameter's name. Pipeline stages have different parameters, and a list of
@@ -51,7 +51,7 @@ class Sharded:
                 about = {"mode": self.config.mode, "step": step, "depends_on": depends_on(self.config, self.num_rows)}
                 (folder / "about.json").write_text(json.dumps(about))
         if not self.store.beside:
-            # Distributed: nobody goes on before the checkpoint is whole: whoever is lost now is restarted from it.
+            # Distributed: nobody goes on before the checkpoint is whole: workers that are lost now restart from it.
             barrier()
 
     def agreed(self, wish):

@@ -1,13 +1,14 @@
-"""Makes ready, in processes of its own if asked to, what this worker takes through its next steps."""
+"""Reads this worker's batches ahead of the training, in processes of its own if asked to."""
 
 import numpy as np
 import torch
 
 
-def loader_of(data, batches, epoch, steps, rank, world_size, num_loader_workers):
+def loader_of(data, batches, epoch, steps, rank, world_size, num_loader_workers, device):
     """An iterator over this worker's shares.
 
-    Each is (ids int64 (n,), rows of the global batch, images (n, c, h, w), labels (n,)).
+    Each is (ids int64 (n,), rows of the global batch, images (n, c, h, w), labels (n,)), in the host's memory. Where
+    `device` is a GPU, that memory is pinned: the GPU copies from it by itself.
 
     A DataLoader with a batch sampler of our own: `DistributedSampler` pads or drops rows to make all shares equal, and
     cannot begin in the middle of an epoch.
@@ -30,6 +31,7 @@ def loader_of(data, batches, epoch, steps, rank, world_size, num_loader_workers)
         batch_sampler=[ids.tolist() for ids, _ in shares],
         collate_fn=lambda rows: rows,
         num_workers=num_loader_workers,
+        pin_memory=device.type == "cuda",
         generator=torch.Generator(),
     )
     for (ids, batch_size), (images, labels) in zip(shares, loader, strict=True):

@@ -72,8 +72,8 @@ def main():
             load_checkpoint(training, config, rank, world_size)
             run.restore(training.epoch, training.step, generation=shared_now())  # Distributed: rank 0's clock.
             notice = Notice(config.output_dir, config.checkpoint_every_steps, config.checkpoint_every_seconds)
-            # Distributed: the first layer's gradient is the last one that `backward` computes. What follows in it is
-            # waiting for the others: the record says for how long.
+            # Distributed: the first layer's gradient is the last one that `backward` computes. After it this
+            # rank only waits for the others: the record says for how long.
             next(network.parameters()).register_post_accumulate_grad_hook(lambda _: run.own_work_done())
             with profiled(config, run):
                 train(training, notice, train_data, test_data, config, run)
@@ -96,7 +96,8 @@ def train(training, notice, train_data, test_data, config, run):
         rows_of_epoch = min((done - epoch * batches.steps_per_epoch) * config.global_batch_size, len(train_data))
         run.metric("train/loss", sum_over_ranks(training.loss_sum, device) / rows_of_epoch, done, epoch)
         if num_rows:  # none when the last try had taken the epoch's last step
-            # Distributed: ranks stop their clocks at slightly different times, and who left early counted fewer rows.
+            # Distributed: ranks stop their clocks at slightly different times, and one that left early counted fewer
+            # rows.
             speed = max_over_ranks(num_rows, device) / max_over_ranks(seconds, device)
             run.metric("samples_per_second", speed, done, epoch, unit="samples/s")
         accuracy = evaluate(training.network, test_data, config)
@@ -113,14 +114,15 @@ def train_epoch(training, notice, train_data, batches, num_steps, config, run):
     steps = range(training.step, min(batches.steps_per_epoch, num_steps - first_step))
     # Distributed: the sampler: every worker knows the whole order of the epoch and takes its own share of each batch.
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    loader = loader_of(train_data, batches, epoch, steps, rank, world_size, config.num_loader_workers)
     device, started, num_rows = next(training.network.parameters()).device, time.perf_counter(), 0
+    loader = loader_of(train_data, batches, epoch, steps, rank, world_size, config.num_loader_workers, device)
     shown = started
     training.network.train()
     for step, (ids, batch_size, images, labels) in zip(steps, loader, strict=True):
         last = step + 1 == steps.stop
         # Distributed: a notice reaches ranks at different moments, and their clocks differ: all do what the most urgent
-        # wish says, after this step. The exchange goes on beside it. Where some leave the epoch early, it is left out.
+        # wish says, after this step. The exchange goes on beside it. With `join` some ranks may leave out an epoch's
+        # last step: there nobody wishes for anything.
         answer = ask_all(0 if config.join and last else notice.wish(first_step + step + 1, last), device)
         if config.join and not len(ids):
             break  # Distributed: a last batch of fewer rows than workers leaves some without any.
@@ -146,7 +148,8 @@ def train_step(model, optimizer, images, labels, batch_size, config):
     Returns the share's summed loss.
     """
     device = next(model.parameters()).device
-    images, labels = shifted(images.to(device), config.max_shift), labels.to(device)
+    images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    images = shifted(images, config.max_shift)
     num_parts, loss_sum = config.accumulation_steps, 0.0
     parts = zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True)
     optimizer.zero_grad()
@@ -190,8 +193,9 @@ def evaluate(network, data, config):
 
 
 def share_momentum(optimizer):
-    # Distributed: `join` hands the parameters of who stepped last to all, but no optimizer state: without this the
-    # momentum of a worker that left early stays behind, and the workers drift apart. Rank 0 has a row in every batch.
+    # Distributed: `join` hands the parameters of a rank that took the last step to all, but no optimizer state: without
+    # this the momentum of a worker that left early stays behind, and the workers drift apart. Rank 0 has a row in every
+    # batch.
     for state in optimizer.state.values():
         dist.broadcast(state["momentum_buffer"], src=0)
 
@@ -238,6 +242,8 @@ def load_checkpoint(training, config, rank, world_size):
     check_model(path, content["model"], training.network.state_dict())
     training.network.load_state_dict(content["model"])
     training.optimizer.load_state_dict(content["optimizer"])
+    for group in training.optimizer.param_groups:
+        group.update(momentum=config.momentum, nesterov=config.momentum > 0)  # the settings', not the checkpoint's
     training.epoch, training.step, of_ranks = content["epoch"], content["step"], content["of_ranks"]
     if len(of_ranks) == world_size:
         torch.set_rng_state(of_ranks[rank]["random"])

@@ -22,7 +22,8 @@ from workers import facts, joined_world, max_over_ranks
 def ring_all_reduce(tensor):
     """Sums `tensor` (any shape) over all ranks, in place, by passing chunks around a ring.
 
-    Each rank sends 2 (n - 1) / n of the tensor, however many ranks there are: that is why the ring scales.
+    Each of n ranks sends 2 (n - 1) / n of the tensor: less than twice its size, however many ranks there are. That is
+    why the ring scales.
     """
     # Distributed: a ring: each rank sends to the next one and receives from the one before.
     rank, world_size = dist.get_rank(), dist.get_world_size()

@@ -74,7 +74,8 @@ class FullySharded:
     def evaluate(self):
         """Each process judges its share; all take part in every pass, because all hold a part of each layer."""
         batch_size, total = self.config.global_batch_size, 0.0
-        # Distributed: every process makes the same number of passes, some perhaps on windows that count nothing.
+        # Distributed: every process makes the same number of passes. Where the last batch has fewer windows than there
+        # are processes, each of them judges all of it, and its sum counts 1 / world_size.
         for start in range(0, len(self.test_data), batch_size):
             inputs, targets = self.test_data.read(slice(start, start + batch_size))
             mine = slice(self.rank, None, self.world_size) if len(inputs) >= self.world_size else slice(None)
@@ -131,8 +132,10 @@ def main():
             sharded.report_memory(run)
             if rank == 0:  # Distributed: one writes the table for all.
                 report_baselines(config, run, bits_per_byte)
-            # Distributed: gathered whole on every process, so that all can be compared.
-            run.digest(parameter.full_tensor().cpu().numpy() for parameter in sharded.model.state_dict().values())
+            # Distributed: gathered whole on every process, so that all can be compared. With cpu_offload the shards are
+            # in the host's memory, where NCCL cannot gather them: they go to the device first.
+            whole = (parameter.to(device).full_tensor() for parameter in sharded.model.state_dict().values())
+            run.digest(parameter.cpu().numpy() for parameter in whole)
 
 
 if __name__ == "__main__":

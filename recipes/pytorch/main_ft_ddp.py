@@ -158,7 +158,7 @@ def train(manager, state, checkpoints, notice, batches, train_data, test_data, c
             if wish:
                 notice.saved(wish)
         if manager.current_step() < num_steps:
-            # Distributed: who takes part in the next step? Whoever has not been heard of for some seconds does not.
+            # Distributed: settles who takes part in the next step: no worker that has been silent for some seconds.
             manager.start_quorum()
 
 
@@ -250,6 +250,8 @@ def load_checkpoint(state, checkpoints, config, num_rows):
     check_position(path, content["depends_on"], depends_on(config, num_rows))
     check_model(path, content["model"], state.network.state_dict())
     state.put(content)
+    for group in state.optimizer.param_groups:
+        group.update(momentum=config.momentum, nesterov=config.momentum > 0)  # the settings', not the checkpoint's
     print(f"going on from {path}: step {content['step']}", flush=True)
     return content["step"]
 

@@ -23,7 +23,7 @@ from checkpoints import Sharded
 from data import Batches
 from language import TextData, build_model, loss_of, report_baselines, train_language_model
 from runrecord import RunRecord, load_config
-from settings import check_rows, check_settings, num_steps_of
+from settings import check_rows, check_settings, divides, num_steps_of
 from workers import facts, joined_world, shared_now
 
 
@@ -68,6 +68,9 @@ class TensorParallel:
         self.config, self.rank, self.device = config, rank, device
         self.train_data = TextData(config.data_dir, "train", config.max_rows)
         self.test_data = TextData(config.data_dir, "test")
+        # Distributed: between the layers each process has its share of the positions, and `divide` takes the shares for
+        # equal: with others the processes would exchange tensors of different sizes.
+        divides("data.parameters.context_length", self.train_data.rows.shape[1] - 1, "workers", world_size)
         model = build_model(config).to(device)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         # Distributed: the processes as a line: along it each layer is divided.

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 SKIPPED, STEPS = 4, 20  # the first ones warm up
-DATA, EXCHANGE = "enumerate(DataLoader)", ("gloo:", "nccl:")  # how PyTorch's own ranges are called
+DATA, EXCHANGE = "enumerate(DataLoader)", ("gloo:", "nccl:")  # the names of PyTorch's own ranges
 
 
 @contextlib.contextmanager

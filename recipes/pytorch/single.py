@@ -85,8 +85,8 @@ def train_epoch(training, notice, train_data, batches, num_steps, config, run):
     """Trains to the epoch's end (or to `num_steps`). Returns seconds and rows in them."""
     epoch, first_step = training.epoch, training.epoch * batches.steps_per_epoch
     steps = range(training.step, min(batches.steps_per_epoch, num_steps - first_step))
-    loader = loader_of(train_data, batches, epoch, steps, 0, 1, config.num_loader_workers)
-    started, num_rows = time.perf_counter(), 0
+    device, started, num_rows = next(training.network.parameters()).device, time.perf_counter(), 0
+    loader = loader_of(train_data, batches, epoch, steps, 0, 1, config.num_loader_workers, device)
     shown = started
     training.network.train()
     for step, (ids, batch_size, images, labels) in zip(steps, loader, strict=True):
@@ -108,7 +108,8 @@ def train_epoch(training, notice, train_data, batches, num_steps, config, run):
 def train_step(model, optimizer, images, labels, batch_size, config):
     """One optimizer step on a batch of `batch_size` rows; returns the summed loss."""
     device = next(model.parameters()).device
-    images, labels = shifted(images.to(device), config.max_shift), labels.to(device)
+    images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    images = shifted(images, config.max_shift)
     num_parts, loss_sum = config.accumulation_steps, 0.0
     parts = zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True)
     optimizer.zero_grad()
@@ -177,6 +178,8 @@ def load_checkpoint(training, config):
     check_model(path, content["model"], training.network.state_dict())
     training.network.load_state_dict(content["model"])
     training.optimizer.load_state_dict(content["optimizer"])
+    for group in training.optimizer.param_groups:
+        group.update(momentum=config.momentum, nesterov=config.momentum > 0)  # the settings', not the checkpoint's
     training.epoch, training.step, of_ranks = content["epoch"], content["step"], content["of_ranks"]
     torch.set_rng_state(of_ranks[0]["random"])
     training.loss_sum = sum(own["loss_sum"] for own in of_ranks)

@@ -79,7 +79,7 @@ def backend_for(config, store, rank, world_size):
 
 @contextlib.contextmanager
 def answers_when_asked(config):
-    """In the block this process says, to whoever asks on its socket, which exchanges it is in.
+    """In the block this process answers on a socket which exchanges it is in.
 
     PyTorch's worker server answers from a thread of its own, also when the program hangs. Its Flight Recorder keeps the
     last exchanges. `make diagnose` asks it.
