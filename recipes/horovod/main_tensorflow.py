@@ -1,7 +1,11 @@
 """The same program as main.py in TensorFlow: same data order, network shape, optimizer and checkpoints.
 
-`horovod.tensorflow` with a training loop of our own: `horovod.tensorflow.keras` breaks on Keras 3 ("keras.backend has
-no attribute constant"), and Horovod has had no release since.
+Shows:   `horovod.tensorflow` with a training loop of our own: `horovod.tensorflow.keras` breaks on Keras 3
+         ("keras.backend has no attribute constant"), and Horovod has had no release since.
+Choose:  as main.py, when the model is TensorFlow's.
+Run:     horovodrun -np 2 --gloo python main_tensorflow.py config.yaml
+Expect:  test accuracy of at least 0.97 on handwritten digits, within a minute on two CPU cores.
+Source:  Horovod's documentation, "Horovod with TensorFlow".
 """
 
 import json
@@ -136,8 +140,10 @@ def train(model, optimizer, position, checkpoints, notice, train_data, test_data
 
 
 def make_train_step(model, optimizer, config):
-    """A compiled function: this worker's images, labels, the rows of the global batch and its wish (see preempt.py)
-    -> the share's summed loss, and the sum of all wishes."""
+    """A compiled function: (images, labels, batch_size, wish) -> (the share's summed loss, the sum of all wishes).
+
+    Images and labels are this worker's share, `batch_size` the rows of the global batch, `wish` see preempt.py.
+    """
     compression = {"none": hvd.Compression.none, "fp16": hvd.Compression.fp16}[config.compression]
     op = {"average": hvd.Average, "adasum": hvd.Adasum}[config.op]
     num_passes = config.backward_passes_per_step

@@ -161,6 +161,8 @@ def load_checkpoint(state, checkpoints, config, num_rows):
     check_model(path, content["model"], state.model.state_dict())
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
+    for group in state.optimizer.param_groups:
+        group.update(momentum=config.momentum, nesterov=config.momentum > 0)  # the settings', not the checkpoint's
     position = content["position"]
     state.epoch, state.step, state.epoch_loss = position["epoch"], position["step"], position["epoch_loss"]
     print(f"going on from {path}: epoch {state.epoch}, step {state.step}", flush=True)
