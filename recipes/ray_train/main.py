@@ -140,7 +140,7 @@ def train(training, config, manifest, run):
     shards, device = my_shards(config, "train"), ray.train.torch.get_device()
     # Small, and the same each time: read once, and kept.
     test = [
-        seen_as_channels_first(batch)
+        channels_first(batch)
         for shard in my_shards(config, "test")
         for batch in shard.iter_torch_batches(batch_size=256, device=device)
     ]
@@ -159,7 +159,7 @@ def train(training, config, manifest, run):
             size = min(config.global_batch_size, training.num_rows - step * config.global_batch_size)
             for group in training.optimizer.param_groups:
                 group["lr"] = learning_rate_at(epoch + step / steps_per_epoch, config)
-            loss = train_step(training.model, training.optimizer, seen_as_channels_first(batch), size)
+            loss = train_step(training.model, training.optimizer, channels_first(batch), size)
             training.loss_sum += run.finite(loss, epoch, step)
             training.step, taken = step + 1, taken + size
             if step % 50 == 49:
@@ -181,8 +181,11 @@ def train(training, config, manifest, run):
         notice.saved()
 
 
-def seen_as_channels_first(batch):
-    """(n, height, width, channels) as (n, channels, height, width), not moved: on a CPU convolutions are faster so."""
+def channels_first(batch):
+    """Images (n, height, width, channels) as a view (n, channels, height, width).
+
+    Their memory stays channels-last, which is faster for convolutions on a CPU.
+    """
     return {**batch, "image": batch["image"].permute(0, 3, 1, 2)}
 
 
@@ -242,6 +245,8 @@ def load_checkpoint(training, config):
     check_model(config.checkpoint_dir, content["network"], training.network.state_dict())
     training.network.load_state_dict(content["network"])
     training.optimizer.load_state_dict(content["optimizer"])
+    for group in training.optimizer.param_groups:
+        group.update(momentum=config.momentum, nesterov=config.momentum > 0)  # the settings', not the checkpoint's
     position = content["position"]
     training.epoch, training.step, training.accuracy = position["epoch"], position["step"], position["accuracy"]
     # Distributed: the epoch's sum so far is that of all ranks: one of them keeps it.

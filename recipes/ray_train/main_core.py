@@ -42,7 +42,7 @@ def where(number):
 
 @ray.remote(num_cpus=1)  # Distributed: a task that reads the store of its node.
 def look_into(array):
-    """(sum, whether this process may write into the array, address of its memory's owner).
+    """(sum of every 4096th value, whether this process may write into the array, whether it owns the array's memory).
 
     The array is a view of the store's memory.
     """
@@ -141,7 +141,7 @@ def objects(config, run, workers):
     array = np.arange((config.object_mb << 20) // 8, dtype=np.int64)
     put, get, copy = [], [], []
     for _ in range(5):
-        # Distributed: one copy goes into the node's shared memory; who gets the reference reads it there.
+        # Distributed: one copy goes into the node's shared memory; a process that gets the reference reads it there.
         reference, seconds = timed(lambda: ray.put(array))
         put.append(seconds)
         view, seconds = timed(lambda reference=reference: ray.get(reference))
@@ -171,19 +171,19 @@ def objects(config, run, workers):
 def spilling(config, run, workers):
     """Twice as much as the store holds: the oldest objects go to disk, and come back when they are asked for."""
     size = 16 << 20
-    number = 2 * int(ray.cluster_resources()["object_store_memory"]) // size
-    references = [ray.put(np.full(size, number % 251, np.uint8)) for number in range(number)]
+    count = 2 * int(ray.cluster_resources()["object_store_memory"]) // size
+    references = [ray.put(np.full(size, number % 251, np.uint8)) for number in range(count)]
     whole = all((ray.get(reference) == number % 251).all() for number, reference in enumerate(references))
-    text = check(whole, f"{number} objects of 16 MB, twice what the store holds, all came back as they were")
-    yield "spilling", f"{number * 16} MB through the store", text
+    text = check(whole, f"{count} objects of 16 MB, twice what the store holds, all came back as they were")
+    yield "spilling", f"{count * 16} MB through the store", text
 
 
 def placement(config, run, workers):
-    # Distributed: room for two tasks beside each other on one node, taken together or not at all; SPREAD would want
-    # different nodes.
-    group, seconds = timed(lambda: _ready(placement_group([{"CPU": 1}], strategy="PACK")))
-    strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-    found = ray.get(square.options(scheduling_strategy=strategy).remote(12))
+    # Distributed: room for two tasks, taken together or not at all. PACK: on one node if it has the room; SPREAD: on
+    # different nodes if there are.
+    group, seconds = timed(lambda: _ready(placement_group([{"CPU": 1}] * 2, strategy="PACK")))
+    bundles = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number) for number in range(2)]
+    found = ray.get([square.options(scheduling_strategy=bundle).remote(12) for bundle in bundles])
     taken = ray.util.placement_group_table(group)["state"]
     remove_placement_group(group)
     # Distributed: what no node has is waited for, not refused.
@@ -191,8 +191,8 @@ def placement(config, run, workers):
     ready = waiting.wait(0.5)
     remove_placement_group(waiting)
     text = check(
-        found == 144 and taken == "CREATED" and not ready,
-        "a task ran in the group; a group of 100,000 CPUs is not placed",
+        found == [144, 144] and taken == "CREATED" and not ready,
+        "two tasks ran in the group; a group of 100,000 CPUs is not placed",
     )
     yield "placement group", f"{seconds * 1e3:.0f} ms", text
 

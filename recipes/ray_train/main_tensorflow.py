@@ -110,6 +110,8 @@ def train_worker(settings):
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
+    if not config.use_gpu:
+        tf.config.set_visible_devices([], "GPU")  # Ray hides none from a worker that asked for none
     kinds = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=kinds.NCCL if config.use_gpu else kinds.RING

@@ -71,7 +71,7 @@ def shards_of(config, manifest, split, device):
         ids = np.arange(shard, num_rows, config.num_shards)
         pixels = torch.from_numpy(images[ids].astype(np.float32) / np.float32(max_value))
         columns = {"id": torch.from_numpy(ids), "label": torch.from_numpy(labels[ids]), "image": pixels}
-        found.append(seen_as_channels_first({name: values.to(device) for name, values in columns.items()}))
+        found.append(channels_first({name: values.to(device) for name, values in columns.items()}))
     return found
 
 
@@ -123,8 +123,11 @@ def joined(shards, steps, config, epoch):
         yield {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def seen_as_channels_first(batch):
-    """(n, height, width, channels) as (n, channels, height, width), not moved: on a CPU convolutions are faster so."""
+def channels_first(batch):
+    """Images (n, height, width, channels) as a view (n, channels, height, width).
+
+    Their memory stays channels-last, which is faster for convolutions on a CPU.
+    """
     return {**batch, "image": batch["image"].permute(0, 3, 1, 2)}
 
 
@@ -169,6 +172,8 @@ def load_checkpoint(training, config):
     check_model(config.checkpoint_dir, content["network"], training.network.state_dict())
     training.network.load_state_dict(content["network"])
     training.optimizer.load_state_dict(content["optimizer"])
+    for group in training.optimizer.param_groups:
+        group.update(momentum=config.momentum, nesterov=config.momentum > 0)  # the settings', not the checkpoint's
     position = content["position"]
     training.epoch, training.step, training.accuracy = position["epoch"], position["step"], position["accuracy"]
     training.loss_sum = position["loss_sum"]
