@@ -148,6 +148,67 @@ def test_tensorflow(undisturbed):
     assert len(digests(content)) == 1
 
 
+OTHER_KINDS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from main_tensorflow import addresses_of, batches_of_tensors, leave, make_batch_reader
+import numpy as np, pandas as pd
+frame = {"id": np.arange(6), "late": (np.arange(6) % 2).astype("i1"), "a": np.arange(6) * 10, "b": np.arange(6) / 2}
+pd.DataFrame(frame).to_parquet(sys.argv[2] + "/part-0.parquet")
+with make_batch_reader(addresses_of(sys.argv[2]), num_epochs=1, reader_pool_type="dummy") as reader:
+    (batch,) = batches_of_tensors(reader, 6, 1, 0, {"features": ["a", "b"]}).as_numpy_iterator()
+print(json.dumps([[str(column.dtype), column.tolist()] for column in batch]))
+leave()
+"""
+
+
+def test_a_store_of_whole_numbers_and_float64_is_read_by_tensorflow(tmp_path, recipe_python):
+    done = run_program(recipe_python("petastorm"), OTHER_KINDS, tmp_path)
+    assert done == [
+        ["int64", [0, 1, 2, 3, 4, 5]],
+        ["float32", [[0, 0], [10, 0.5], [20, 1], [30, 1.5], [40, 2], [50, 2.5]]],
+        ["float32", [0, 1, 0, 1, 0, 1]],
+    ]
+
+
+RATES = """
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+from types import SimpleNamespace
+import main, torch
+import torch.distributed as dist
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+network = torch.nn.Linear(2, 1)
+manifest = {"rows": {"train": 8}}
+config = {"seed": 0, "global_batch_size": 4, "num_shards": 1, "shuffle_rows": 4, "max_rows": None}
+rates = []
+for rate in (0.002, 0.001):
+    optimizer = torch.optim.AdamW(network.parameters(), rate)
+    training = main.Training(network, network, optimizer, main.Checkpoints(sys.argv[2], sys.argv[2]))
+    settings = SimpleNamespace(**config, learning_rate=rate)
+    main.load_checkpoint(training, settings, manifest)
+    rates.append([training.epoch, optimizer.param_groups[0]["lr"]])
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    training.epoch = 1
+    main.save_checkpoint(training, settings, manifest)
+print(json.dumps(rates))
+main.leave()
+"""
+
+
+def test_a_resumed_training_has_the_learning_rate_of_the_settings(tmp_path, recipe_python):
+    assert run_program(recipe_python("petastorm"), RATES, tmp_path) == [[0, 0.002], [1, 0.001]]
+
+
+def run_program(python, program, folder):
+    """What a program with the recipe's folder and another one as arguments prints last, as JSON."""
+    words = [python, "-W", "ignore", "-c", program, ROOT / "recipes/petastorm", folder]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [

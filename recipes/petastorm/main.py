@@ -50,8 +50,7 @@ class Training:
 
 def main():
     config = check_settings(load_config())
-    dist.init_process_group("gloo")  # Distributed: torchrun started world_size copies of this program; meet the others.
-    rank, world_size = dist.get_rank(), dist.get_world_size()
+    rank, world_size = meet()
     check_settings(config, world_size)
     check_row_groups(config, rank, world_size)
     torch.manual_seed(config.seed)
@@ -85,6 +84,17 @@ def main():
     dist.barrier()
     dist.destroy_process_group()  # Distributed: leaves the others in order.
     return preempted
+
+
+def meet():
+    """Joins the process group; returns (rank, world_size)."""
+    # Distributed: torchrun started world_size copies of this program; they find each other's addresses in its store.
+    # After a restart PyTorch 2.13's env:// finds the dead workers' there: a prefix keeps the attempts apart.
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    return rank, world_size
 
 
 def shared_clock():
@@ -228,6 +238,8 @@ def load_checkpoint(training, config, manifest):
     check_model(folder, content["network"], training.network.state_dict())
     training.network.load_state_dict(content["network"])
     training.optimizer.load_state_dict(content["optimizer"])
+    for group in training.optimizer.param_groups:
+        group["lr"] = config.learning_rate  # the settings', not the checkpoint's
     position = content["position"]
     training.epoch, training.step, training.taken = position["epoch"], position["step"], position["taken"]
     # Distributed: the sums of the epoch so far are those of all ranks: one of them keeps them.

@@ -39,6 +39,7 @@ def main():
     rank, world_size = cluster["task"]["index"], len(cluster["cluster"]["worker"])
     config = check_settings(load_config(), world_size)
     check_row_groups(config, rank, world_size)
+    tf.config.set_visible_devices([], "GPU")  # the strategy would take all of them, and this recipe is for the CPU
     num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
     tf.config.threading.set_inter_op_parallelism_threads(num_threads)
@@ -53,9 +54,8 @@ def main():
         RunRecord(config.output_dir, rank, world_size, attempt=attempt, **facts) as run,
         Checkpoints(config.checkpoint_dir, config.output_dir, run) as checkpoints,
     ):
-        with (
-            strategy.scope()
-        ):  # Distributed: variables made here have a copy on every worker, which the strategy keeps equal.
+        # Distributed: variables made here have a copy on every worker, which the strategy keeps equal.
+        with strategy.scope():
             model = make_model(manifest, config)
             optimizer = tf.keras.optimizers.Adam(config.learning_rate)
             optimizer.build(model.trainable_variables)
@@ -126,9 +126,12 @@ def make_steps(strategy, model, optimizer):
 def batches_of_tensors(reader, batch_size, shuffle_rows, seed, manifest):
     """A tf.data pipeline of (ids, features, late), from the chunks of a Petastorm reader."""
     names, label = manifest["features"], label_of(manifest)
-    dataset = make_petastorm_dataset(reader).map(
-        lambda chunk: (chunk.id, tf.stack([getattr(chunk, name) for name in names], axis=1), getattr(chunk, label))
-    )
+
+    def columns(chunk):  # a store of one's own may have whole numbers, or float64
+        features = [tf.cast(getattr(chunk, name), tf.float32) for name in names]
+        return chunk.id, tf.stack(features, axis=1), tf.cast(getattr(chunk, label), tf.float32)
+
+    dataset = make_petastorm_dataset(reader).map(columns)
     # Chunks are row groups; they are cut up, mixed, and put together again. Shapes are lost on the way from Python.
     dataset = dataset.map(
         lambda ids, x, y: (
@@ -165,7 +168,7 @@ def train_epoch(add_up, train_step, manifest, config, position, notice, save, ra
             next(stream, None)
         while config.max_steps is None or position["step"] < config.max_steps:
             ids, features, late = next(stream, none)
-            # Distributed: row groups do not divide evenly. Who has run out goes on with no rows until nobody has any.
+            # Distributed: row groups do not divide evenly. A worker that has run out goes on with no rows until all do.
             # The workers' wishes for a checkpoint (see preempt.py) travel along: all save after the same step.
             own = [len(ids), notice.wish(position["step"] + 1)]
             total, wish = add_up(tf.constant(own, tf.float64)).numpy().tolist()

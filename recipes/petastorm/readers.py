@@ -1,8 +1,8 @@
 """Rows of a Parquet store, shard by shard, through one of four readers behind one interface: chunks of columns.
 
-A shard is every `num_shards`-th row group, whatever the number of workers: each worker reads the shards whose number,
-divided by the number of workers, leaves its rank. So the batches, and with them the result, do not depend on how many
-workers there are.
+A shard is every `num_shards`-th row group, whatever the number of workers: each worker reads the shards whose number
+modulo the number of workers is its rank. So the batches, and with them the result, do not depend on how many workers
+there are.
 """
 
 import functools

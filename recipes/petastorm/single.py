@@ -170,6 +170,8 @@ def load_checkpoint(training, config, manifest):
     check_model(folder, content["network"], training.network.state_dict())
     training.network.load_state_dict(content["network"])
     training.optimizer.load_state_dict(content["optimizer"])
+    for group in training.optimizer.param_groups:
+        group["lr"] = config.learning_rate  # the settings', not the checkpoint's
     position = content["position"]
     training.epoch, training.step, training.taken = position["epoch"], position["step"], position["taken"]
     training.loss_sum, training.num_rows = position["loss_sum"], position["num_rows"]
