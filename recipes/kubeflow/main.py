@@ -38,7 +38,7 @@ def main():
     config = check_settings(load_config())
     package = Path(config.output_dir) / "pipeline.yaml"
     package.parent.mkdir(parents=True, exist_ok=True)
-    # Distributed: what is handed over is a description; whoever has it can run the same steps elsewhere.
+    # Distributed: the compiled pipeline is a description: any Kubeflow cluster can run the same steps from it.
     pipeline = pipeline_of(config)
     compiler.Compiler().compile(pipeline, str(package))
     spec = next(yaml.safe_load_all(package.read_text()))

@@ -1,4 +1,4 @@
-"""The workflow as a Kubeflow pipeline: which step needs what of which other.
+"""The workflow as a Kubeflow pipeline: its steps, and what each gets from the ones before.
 
 What the steps do stands in steps.py and on_cluster.py.
 

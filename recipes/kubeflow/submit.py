@@ -61,7 +61,7 @@ def submit(package, arguments, settings, run):
     try:
         state = follow(pipelines, core, made.run_id, settings, run, seen)
     except BaseException:
-        # Who gives up here (Ctrl-C, a connection that is gone) leaves nothing running there, if it can still be said.
+        # However this program gives up (Ctrl-C, a lost connection), the run ends too, if the cluster can still be told.
         with contextlib.suppress(Exception):
             pipelines.terminate_run(made.run_id)
             print(f"run {made.run_id} was told to end", flush=True)

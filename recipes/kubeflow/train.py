@@ -26,7 +26,7 @@ def main():
     config = load_config()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if config.use_gpu else torch.device("cpu")
     # Distributed: torchrun started world_size copies of this program and told each its rank; they meet here.
-    store = meet(config, device)
+    store = meet(device)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     data = ImageData(config.rows_dir, "train")
     torch.manual_seed(config.seed)
@@ -68,7 +68,7 @@ def main():
     return preempted
 
 
-def meet(config, device):
+def meet(device):
     """Joins the process group.
 
     Returns the store that its members share. Raises RuntimeError when not all workers are there within five minutes.
@@ -88,7 +88,7 @@ def meet(config, device):
 
 
 def leave(store, rank, world_size):
-    """Nobody goes while another still waits for an answer; see recipes/pytorch on why there is a short sleep."""
+    """Leaves the process group when all are done; workers.py of recipes/pytorch says why there is a short sleep."""
     # Distributed: all say in the store that they are done and wait for the others' word, then the group ends in order.
     store.set(f"done{rank}", "")
     store.wait([f"done{other}" for other in range(world_size)])

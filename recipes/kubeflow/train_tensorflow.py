@@ -40,12 +40,15 @@ def main():
         set_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     tf.config.experimental.enable_op_determinism()
     tf.keras.utils.set_random_seed(config.seed)
-    ring = tf.distribute.experimental.CommunicationOptions(
-        implementation=tf.distribute.experimental.CommunicationImplementation.RING
+    if not config.use_gpu:
+        tf.config.set_visible_devices([], "GPU")  # the strategy would take all that the machine has
+    kinds = tf.distribute.experimental.CommunicationImplementation
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=kinds.NCCL if config.use_gpu else kinds.RING
     )
     be_patient()  # Distributed: a worker that is busy for a moment is not taken for dead.
     # Distributed: starts this worker's server and waits for the others, whose addresses TF_CONFIG holds.
-    strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=ring)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     data = ImageData(config.rows_dir, "train")
     facts = {"attempt": int(os.environ.get("TFRUN_ATTEMPT", "0")), "phase": 0, "tensorflow": tf.__version__}
     with RunRecord(config.output_dir, rank, world_size, device="gpu" if config.use_gpu else "cpu", **facts) as run:
