@@ -37,6 +37,45 @@ print(json.dumps({
 """
 
 
+FILM = """
+import json, sys
+from types import SimpleNamespace
+sys.path.insert(0, sys.argv[1])
+import gymnasium, numpy as np, pictures, torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchDiagGaussian
+box, taken = gymnasium.spaces.Box, []
+
+class Valve(gymnasium.Env):
+    metadata, render_mode = {"render_modes": ["rgb_array"]}, "rgb_array"
+    observation_space, action_space = box(-1, 1, (1,), np.float32), box(0, 10, (1,), np.float32)
+    def __init__(self, render_mode=None): pass
+    def reset(self, seed=None, options=None): return np.zeros(1, np.float32), {}
+    def step(self, action):
+        taken.append(float(action[0]))
+        return np.zeros(1, np.float32), 0.0, len(taken) > 1, False, {}
+    def render(self): return np.zeros((8, 8, 3), np.uint8)
+
+gymnasium.register("Valve-v0", Valve)
+module = SimpleNamespace(
+    forward_inference=lambda batch: {Columns.ACTION_DIST_INPUTS: torch.tensor([[0.5, 0.0]])},
+    get_inference_action_dist_cls=lambda: TorchDiagGaussian,
+)
+config = SimpleNamespace(environment="Valve-v0", seed=0, output_dir=sys.argv[2])
+pictures.film(SimpleNamespace(get_module=lambda: module), config, 0)
+print(json.dumps(taken))
+"""
+
+
+def test_the_film_s_actions_are_the_environment_s(recipe_python, tmp_path):
+    """A policy learns continuous actions in [-1, 1]: 0.5 there is 7.5 between 0 and 10."""
+    words = [recipe_python("ray_rllib"), "-W", "ignore", "-c", FILM, ROOT / "recipes/ray_rllib", tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [7.5, 7.5]
+    assert [path.name for path in tmp_path.glob("pictures/*")] == ["episode, return 0.gif"]
+
+
 def test_the_scheduling_environment_is_what_it_says(recipe_python):
     """The return is minus the time that all jobs spend in the system, counted job by job;
     no machine runs two jobs at once."""

@@ -3,9 +3,9 @@
 Jobs arrive at a cluster of two unlike machines, and the policy says which job starts where.
 
 Each job takes another time on each machine (one of them has an accelerator, say, that half of the jobs profit from).
-All that counts is how long jobs spend in the system: the reward of a time step is minus the number of jobs that are
-there, so that the return is minus the sum of all their times (Little's law; Mao et al. 2016, "Resource Management with
-Deep Reinforcement Learning", has the same reward).
+All that counts is how long jobs spend in the system: the reward of a time step is minus a tenth of the number of jobs
+that are there, so that the return is minus a tenth of the sum of all their times (Little's law; Mao et al. 2016,
+"Resource Management with Deep Reinforcement Learning", has the same idea).
 """
 
 import gymnasium
@@ -22,8 +22,9 @@ class Scheduling(gymnasium.Env):
     The last one waits a time step.
 
     Starting a job takes no time, so both machines can be filled in one time step. What cannot be done (an empty slot, a
-    busy machine) counts as waiting. Observation, float32: for each slot both durations and the age of the job, for each
-    machine its remaining time, and the number of jobs behind the slots.
+    busy machine) counts as waiting. Observation, float32, all in tenths (of time steps, of jobs): for each slot both
+    durations and the age of the job plus one (an empty slot has zeros), for each machine its remaining time, and the
+    number of jobs behind the slots.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 12}  # noqa: RUF012
@@ -62,12 +63,6 @@ class Scheduling(gymnasium.Env):
             self._arrive()
         done = not self.coming and not self._in_system()
         return self._observation(), reward, done, not done and self.steps >= MOST_STEPS, {}
-
-    def mean_time_in_system(self):
-        """Time steps from arrival to end, mean over the jobs; None when some never started."""
-        if len(self.started) < self.num_jobs:
-            return None
-        return float(np.mean([until - self.arrivals[job] for job, _, _, until in self.started]))
 
     def _arrive(self):
         while self.coming and self.arrivals[self.coming[0]] <= self.now:
@@ -123,7 +118,7 @@ def any_action(environment):
 def make_environment(name, **options):
     """An environment by its name.
 
-    What it shows becomes a vector where it is neither that nor a picture: a state's number, one of n.
+    Observations that are no array, such as the number of a state, are flattened to a vector (one-hot).
     """
     made = Scheduling(**options) if name == "scheduling" else gymnasium.make(name, **options)
     space = made.observation_space

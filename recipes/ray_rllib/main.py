@@ -27,8 +27,8 @@ from ray.tune.trainable import trainable
 from algorithms import make_config
 from environments import any_action, make_environment, returns_of, shortest_job_first
 from pictures import draw_curves, film
-from runrecord import RunRecord, load_config
-from settings import check_environment, check_settings
+from runrecord import RunRecord, check_position, load_config
+from settings import check_environment, check_settings, depends_on
 from workers import connect, keep_profile, require_free
 
 
@@ -53,9 +53,12 @@ def train(config, number, run):
     Goes on from its last checkpoint. Returns {curve: [...], eval: mean return, iterations, seconds}.
     """
     folder = Path(config.checkpoint_dir) / f"seed-{number}"
+    put_back(folder)
     state = {"curve": [], "evaluations": [], "seconds": 0.0, "iterations": 0, "done": False}
+    state["depends_on"] = depends_on(config)
     if (folder / "state.json").exists():
         state = json.loads((folder / "state.json").read_text())
+        check_position(folder, state["depends_on"], depends_on(config))
     if state["done"]:
         return state
     started = time.perf_counter()
@@ -67,7 +70,7 @@ def train(config, number, run):
     try:
         while not state["done"]:
             started = time.perf_counter()
-            take_iteration(algorithm, state, config)
+            take_iteration(algorithm, state)
             state["seconds"] += time.perf_counter() - started
             runners.look()  # Distributed: one may have died meanwhile; RLlib has put another in its place.
             mean = state["curve"][-1][1]
@@ -84,8 +87,8 @@ def train(config, number, run):
             )
             state["done"] = state["iterations"] >= total or (mean is not None and mean >= config.target_return)
             if state["done"]:
-                finish(algorithm, state, config)
-                runners.close()  # before the checkpoint that says done: who goes on from that one starts no runners
+                finish(algorithm, state)
+                runners.close()  # before the checkpoint that says done: a run that goes on from it has no runners
             if state["done"] or state["iterations"] % config.checkpoint_every == 0:
                 save(algorithm, state, folder)
                 run.checkpoint(folder, number, state["iterations"])
@@ -96,7 +99,7 @@ def train(config, number, run):
     return state
 
 
-def take_iteration(algorithm, state, config):
+def take_iteration(algorithm, state):
     # Distributed: all runners play with the latest policy, the learner improves it on what they bring, and the
     # runners get it back.
     result = algorithm.train()
@@ -112,7 +115,7 @@ def take_iteration(algorithm, state, config):
         state["evaluations"].append([state["iterations"], float(judged)])
 
 
-def finish(algorithm, state, config):
+def finish(algorithm, state):
     """Judges the final policy, without exploration."""
     state["eval"] = float(algorithm.evaluate()["env_runners"]["episode_return_mean"])
 
@@ -160,11 +163,15 @@ def save(algorithm, state, folder):
     shutil.rmtree(old, ignore_errors=True)
 
 
+def put_back(folder):
+    """Gives the last checkpoint its name back, where `save` was cut off between its two renames."""
+    old = folder.with_suffix(".old")
+    if not folder.exists() and old.exists():
+        old.rename(folder)
+
+
 def restored(folder):
     """The algorithm of the last whole checkpoint, with new runners; None without one."""
-    old = folder.with_suffix(".old")
-    if not folder.exists() and old.exists():  # cut off between two renames
-        old.rename(folder)
     if not (folder / "algorithm").exists():
         return None
     print(f"going on from {folder}", flush=True)

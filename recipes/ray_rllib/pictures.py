@@ -1,4 +1,4 @@
-"""What people would rather look at: learning curves with their spread, and an episode of the final policy."""
+"""Pictures: learning curves with their spread over the seeds, and an episode of the final policy."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
+from ray.rllib.utils.spaces.space_utils import unsquash_action
 
 from environments import make_environment
 
@@ -18,6 +19,7 @@ def draw_curves(config, results, baselines):
     It shows the mean over the seeds, with its 95 % confidence interval where there are several.
     """
     import matplotlib
+    from scipy import stats
 
     matplotlib.use("svg")
     from matplotlib import pyplot
@@ -40,7 +42,7 @@ def draw_curves(config, results, baselines):
     values = np.array([np.interp(steps, *zip(*curve, strict=True)) for curve in curves])
     axes.plot(steps, values.mean(0), color="#2563a8", linewidth=2, label=f"mean of {len(curves)}")
     if len(curves) > 1:
-        half = T_975[min(len(curves) - 2, len(T_975) - 1)] * values.std(0, ddof=1) / np.sqrt(len(curves))
+        half = stats.t.ppf(0.975, len(curves) - 1) * stats.sem(values)  # Student's t: the seeds are few
         axes.fill_between(
             steps, values.mean(0) - half, values.mean(0) + half, color="#2563a8", alpha=0.15, label="95 % confidence"
         )
@@ -58,9 +60,6 @@ def draw_curves(config, results, baselines):
     pyplot.close(figure)
 
 
-T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # Student's t for 1 to 9 degrees of freedom
-
-
 def film(algorithm, config, number):
     """<output_dir>/pictures/episode.gif: the first seed's final policy, without exploration.
 
@@ -75,7 +74,8 @@ def film(algorithm, config, number):
         frames, total, over = [environment.render()], 0.0, False
         module = algorithm.get_module()
         while not over and len(frames) < 2000:
-            observation, reward, ended, cut, _ = environment.step(best_action(module, observation))
+            action = unsquash_action(best_action(module, observation), environment.action_space)
+            observation, reward, ended, cut, _ = environment.step(action)
             total, over = total + float(reward), ended or cut
             frames.append(environment.render())
         environment.close()
@@ -88,6 +88,7 @@ def film(algorithm, config, number):
 
 
 def best_action(module, observation):
+    """The likeliest action; a continuous one is in [-1, 1], as the policy has learnt it."""
     batch = {Columns.OBS: torch.from_numpy(np.asarray(observation, np.float32))[None]}
     with torch.no_grad():
         found = module.forward_inference(batch)

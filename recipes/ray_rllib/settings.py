@@ -32,6 +32,13 @@ def check_settings(config):
     return config
 
 
+def depends_on(config):
+    """The settings that a checkpoint brings back: other values would do nothing."""
+    names = ["algorithm", "environment", "num_workers", "num_envs_per_worker", "num_learners", "train_batch_size"]
+    names += ["learning_rate", "gamma", "hidden", "evaluation_every", "evaluation_episodes", "seed"]
+    return {name: getattr(config, name) for name in names}
+
+
 def check_environment(config):
     """Raises SystemExit when the environment does not fit.
 
