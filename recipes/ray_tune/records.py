@@ -29,7 +29,7 @@ class Reporter(tune.Callback):
 
 
 class Budget(tune.Stopper):
-    """Ends a trial that is as old as any may become, and the experiment when the budget is spent."""
+    """Ends a trial after the most epochs that one may train, and the experiment when the budget is spent."""
 
     def __call__(self, trial_id, result):
         return result["training_iteration"] >= UNDER_WAY[0].longest
@@ -117,7 +117,7 @@ class Search:
         self.run.progress(self.phase * budget + self.spent(), self.num_phases * budget, text)
 
     def lose(self, trial):
-        """A trial's process has died: its record has no end; who comes next takes its rank."""
+        """A trial's process has died: its record has no end, and the next process takes its rank."""
         place = self.process_of.pop(trial, None)
         self.records.pop(place, None)
 

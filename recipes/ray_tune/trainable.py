@@ -37,7 +37,7 @@ class Classifier(tune.Trainable):
     A class, because Tune keeps its process for the next trial (`reset_config`): that saves the seconds of a start.
 
     Settings: learning_rate, momentum, weight_decay. Result of a step: accuracy (validation: what is searched for),
-    test_accuracy (for the record: no search looks at it), loss, epoch_seconds.
+    test_accuracy (for the record: no search looks at it), loss, diverged (the loss is no number), epoch_seconds.
     """
 
     def setup(self, config, rows=None, settings=None, meeting=None):
