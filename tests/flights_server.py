@@ -95,7 +95,7 @@ def all_steps(asked):
             REAL_TABLES(Path(folder), num_copies=1, keep_every=1, max_jitter_minutes=0, seed=0)
             (Path(folder) / "manifest.json").write_text(json.dumps(manifest))
             results = {"ingest": ingest.ingest(config, run)}
-            results["features"] = features(config, run, results["ingest"]["days"])
+            results["features"] = features(config, results["ingest"]["days"])
             results["store"] = store(config, run)
             results["learn"] = learn(config, run, None, results["store"]["chosen"])
         except (DatasetError, SystemExit) as error:

@@ -30,7 +30,7 @@ SHARES = [f"{name}_late_share" for name in ENCODED]
 NUMERIC = ["distance", *CALENDAR, *RECENT, *WEATHER, *PLANES, *AIRPORTS, *SHARES]
 
 
-def features(config, run, days):
+def features(config, days):
     """Writes the table features (Parquet, one file a partition, in time order); `days`: flights of each day.
 
     Returns the moment at which the test part begins, and the numbers of rows.
@@ -43,8 +43,8 @@ def features(config, run, days):
     # other in time.
     flights = flights.set_index("scheduled", divisions=divisions, shuffle_method="tasks")
     meta = recent_delays(flights._meta)
-    # Distributed: each partition also gets the last day of the one before it, because what counts may have
-    # happened there.
+    # Distributed: each partition also gets the last rows of the one before it: flights that left in these two hours may
+    # have been scheduled a day before.
     flights = flights.map_overlap(recent_delays, LONGEST + WINDOW, 0, meta=meta, align_dataframes=False)
     flights = flights.reset_index()
     # Distributed: the small tables have one partition, which goes to every worker; the flights stay where they are.
@@ -127,7 +127,7 @@ def recent_delays(flights):
     """Adds for each flight what its airport, and its carrier, did in the two hours before its scheduled departure.
 
     That is: the mean departure delay (minutes) and the number of the flights that really left then. `flights`: indexed
-    by scheduled departure, with all who may have left then.
+    by scheduled departure, with all flights that may have left then.
     """
     flights = flights.sort_values("id", kind="stable").sort_index(kind="stable")
     added = {}

@@ -108,9 +108,10 @@ def check_files(parts, done):
 
 
 def repeated(done, share):
-    """(how many good flights are there once more, about; [{rows, file, first} of the files, the most rows first]).
+    """(about how many good flights are copies; [{rows, file, the same as in} for each pair of files, most rows first]).
 
-    The same flights in other words: with other separators, as Parquet besides, or a month beside its year.
+    Copies come from the same data in another form: with other separators, as Parquet besides, or a month beside its
+    year.
     """
     paths = list(dict.fromkeys(result["part"][0] for result in done))
     keys = np.concatenate([result["keys"] for result in done])
@@ -183,8 +184,9 @@ def ingest_part(number, reading, group, num_rows, values, folder, share=1.0):
     has_nulls = reading["format"] == "parquet"
     flights, reason = check(rows, broken, reading["folder"], values, has_nulls, reading.get("named"))
     bad = reason.notna()
-    first = sum(pq.read_metadata(path).row_group(n).num_rows for n in range(group or 0))
     if bad.any():
+        footer = pq.read_metadata(path) if group else None
+        first = sum(footer.row_group(number).num_rows for number in range(group or 0))  # rows of the file before these
         content = [
             broken[number][1] if number in broken else " ".join(map(str, line))[:200]
             for number, line in zip(rows.index[bad], rows[bad].to_numpy(), strict=True)
@@ -195,7 +197,7 @@ def ingest_part(number, reading, group, num_rows, values, folder, share=1.0):
         write_table(quarantine, f"{folder}/quarantine/part-{number:05d}.parquet")
         examples = quarantine.groupby("reason")["content"].agg(["size", "first"])
         found["reasons"] = {name: (int(row["size"]), f"{row['first'][:100]}") for name, row in examples.iterrows()}
-    # An id that any order of the tasks gives alike.
+    # An id that does not depend on the order of the tasks.
     flights.insert(0, "id", number * 2**32 + flights.index.to_numpy(dtype="int64"))
     flights = flights[~bad]
     write_table(flights, f"{folder}/flights/part-{number:05d}.parquet")

@@ -201,6 +201,8 @@ def boosted_trees(x, y, config, client):
 
     Each fits on the first four fifths of the training part, and the last fifth decides.
     """
+    if client and config.learner_resource:
+        check_learner(client, config.learner_resource)
     x, y = dask.compute(x, y)
     cut = int(0.8 * len(x))
     trees = HistGradientBoostingClassifier(max_iter=config.num_trees, random_state=config.seed)
@@ -223,6 +225,17 @@ def boosted_trees(x, y, config, client):
     # Distributed: on a cluster of unequal workers this fit runs only where there is what it asks for.
     model, place = client.submit(fit_there, trees, x, y, resources={config.learner_resource: 1}).result()
     return model, f"{search.best_params_}, trained by {place}"
+
+
+def check_learner(client, resource):
+    """Raises SystemExit when no worker has the resource: a task that asks for it would wait for ever."""
+    # Distributed: the scheduler knows what each worker has.
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    if not any(resource in worker["resources"] for worker in workers):
+        raise SystemExit(
+            f"learner_resource={resource}: none of the {len(workers)} workers has it. Start one with dask worker "
+            f"--resources '{resource}=1', say worker_resources, or leave learner_resource out"
+        )
 
 
 def fit_there(model, x, y):

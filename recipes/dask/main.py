@@ -22,8 +22,8 @@ from graph import draw_graph
 from ingest import ingest
 from learn import learn
 from profiles import profiled
-from runrecord import RunRecord, load_config
-from settings import check_settings
+from runrecord import RunRecord, check_position, load_config
+from settings import check_settings, depends_on
 from storage import open_folder
 from store import store
 from workers import Pool, Workers
@@ -53,7 +53,7 @@ def work(config, run, workers):
     """
     steps = {
         "ingest": lambda done: ingest(config, run),
-        "features": lambda done: features(config, run, done["ingest"]["days"]),
+        "features": lambda done: features(config, done["ingest"]["days"]),
         "store": lambda done: store(config, run),
         "learn": lambda done: learn(config, run, workers.client, done["store"]["chosen"]),
     }
@@ -68,9 +68,11 @@ def work(config, run, workers):
         if f"{name}.json" not in results.files():
             started = time.perf_counter()
             result = step(done) | {"seconds": round(time.perf_counter() - started, 3)}
+            result["depends_on"] = depends_on(config, name)
             results.write(f"{name}.json", json.dumps(result).encode() + b"\n")
             run.checkpoint(f"{results.address}/{name}.json", 0, number + 1)
         done[name] = json.loads(results.read(f"{name}.json"))
+        check_position(f"{results.address}/{name}.json", done[name]["depends_on"], depends_on(config, name))
         for key, value in done[name].items():
             if isinstance(value, (int, float)):
                 run.metric(f"{name}/{key}", value, number)

@@ -9,6 +9,13 @@ from runrecord import load_config
 
 STEPS = ["ingest", "features", "store", "learn"]
 MODELS = ["logistic_regression", "incremental", "random_search", "boosted_trees"]
+# The settings that a step's result depends on, beside those of the steps before it.
+DEPENDS_ON = {
+    "ingest": [],
+    "features": ["horizon", "rows_per_partition", "test_share"],
+    "store": [],
+    "learn": ["models", "search_candidates", "search_blocks", "num_trees", "seed"],
+}
 CHOICES = {"mode": ["distributed", "processes", "threads"], "horizon": ["before_departure", "after_departure"]}
 
 
@@ -40,15 +47,41 @@ def check_settings(config):
         )
     if config.profile and config.mode != "distributed":
         raise SystemExit(f"profile=true needs mode=distributed, not {config.mode}: say profile=false")
-    own = [
-        resources for resources in config.worker_resources[: config.num_workers] if config.learner_resource in resources
-    ]
-    if config.learner_resource and config.worker_resources and not own:
+    check_resources(config)
+    return config
+
+
+def check_resources(config):
+    """Raises SystemExit when the unequal workers that are asked for cannot be had, or would have nothing to do."""
+    if config.learner_resource and config.mode != "distributed":
+        raise SystemExit(
+            f"learner_resource={config.learner_resource} with mode={config.mode}: only the distributed scheduler "
+            "chooses among unequal workers"
+        )
+    if config.worker_resources and (config.elastic or config.mode != "distributed"):
+        raise SystemExit(
+            f"worker_resources={config.worker_resources} with mode={config.mode} and elastic={config.elastic}: workers "
+            "can differ with mode=distributed and elastic=false only"
+        )
+    if len(config.worker_resources) > config.num_workers:
+        raise SystemExit(
+            f"worker_resources={config.worker_resources} is for {len(config.worker_resources)} workers, and there are "
+            f"{config.num_workers}"
+        )
+    if (
+        config.learner_resource
+        and config.worker_resources
+        and not any(config.learner_resource in resources for resources in config.worker_resources)
+    ):
         raise SystemExit(
             f"learner_resource={config.learner_resource}: none of the {config.num_workers} workers has it; "
             f"worker_resources={config.worker_resources}"
         )
-    return config
+
+
+def depends_on(config, step):
+    """The settings that a step's result depends on: with other values an earlier result is not this run's."""
+    return {key: getattr(config, key) for key in DEPENDS_ON[step]}
 
 
 if __name__ == "__main__":

@@ -113,6 +113,11 @@ class Workers:
                 self.cluster.adapt(
                     minimum=1, maximum=config.num_workers, interval="500ms", target_duration="500ms", wait_count=20
                 )
+        elif config.worker_resources:
+            raise SystemExit(
+                f"worker_resources={config.worker_resources} is for a cluster that this program starts; the workers of "
+                f"{address} get theirs when they start: dask worker --resources 'NAME=1'"
+            )
         # Distributed: from now on `compute` and `persist` send their graphs to this client's scheduler.
         self.client = Client(address or self.cluster, timeout=config.start_timeout_seconds)
         if address:
@@ -141,7 +146,7 @@ class Workers:
             found = {(host, pid): tasks for host, pid, tasks in answers.values()}
         for place in [place for place in self.records if place not in found]:
             del self.records[place]  # no `end`: lost, or let go
-        # Distributed: ranks stay as they are where they can; who is new takes the place of one who is gone.
+        # Distributed: ranks stay as they are where they can; a new worker takes the rank of one that is gone.
         kept = {place: rank for place, (rank, *_) in self.records.items() if rank < len(found)}
         free = sorted(set(range(len(found))) - set(kept.values()))
         for place in sorted(found.keys() - kept.keys()):
