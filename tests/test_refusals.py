@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -275,6 +276,91 @@ def checked(recipe, **changes):
     spec.loader.exec_module(module)
     flat = SimpleNamespace(**(worker_settings(config_of(recipe), "", "") | changes))
     return module.check_settings(flat, *([2] if recipe == "pytorch" else []))
+
+
+UNEQUAL = {"worker_resources": [{}, {"gpu": 1}], "learner_resource": "gpu"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({**UNEQUAL, "elastic": True}, "workers can differ with mode=distributed and elastic=false only"),
+        ({"worker_resources": [{}, {"gpu": 1}], "mode": "processes"}, "workers can differ with mode=distributed"),
+        (
+            {"learner_resource": "gpu", "mode": "threads"},
+            "only the distributed scheduler chooses among",
+        ),
+        ({"worker_resources": [{}] * 3}, "is for 3 workers, and there are 2"),
+        ({**UNEQUAL, "learner_resource": "disk"}, "learner_resource=disk: none of the 2 workers has it"),
+    ],
+)
+def test_unequal_workers_that_dask_could_not_give(changes, said):
+    """A task that asks for what no worker has waits for ever."""
+    with pytest.raises(SystemExit, match=said):
+        checked("dask", **changes)
+    checked("dask", **UNEQUAL)
+
+
+RESULTS = {
+    "dask": """
+import learn
+(folder / "ingest.json").write_text(json.dumps({"places": [], "read": 1, "good": 1, "quarantined": 0, **none}))
+(folder / "features.json").write_text(json.dumps({"depends_on": settings.depends_on(config, "features")}))
+config.steps = ["ingest", "features"]
+main.draw_graph = print
+workers = mock.Mock()
+workers.scheduler_info.return_value = {"workers": {"a": {"resources": {"disk": 1}}}}
+learn.check_learner(workers, "disk")
+try:
+    learn.check_learner(workers, "gpu")
+    raise AssertionError("the last fit would wait for ever")
+except SystemExit as error:
+    assert "learner_resource=gpu: none of the 1 workers has it" in str(error)
+main.work(config, mock.Mock(), workers)
+config.horizon = "after_departure"
+main.work(config, mock.Mock(), workers)
+""",
+    "spark": """
+(folder / "anomalies.json").write_text(json.dumps({"depends_on": settings.depends_on(config, "anomalies")}))
+main.done_before(config, "anomalies")
+config.window_minutes = 10
+main.done_before(config, "anomalies")
+""",
+    "ray_rllib": """
+(folder / "seed-0.old").mkdir()  # `save` was cut off between its two renames
+state = {"done": True, "eval": 7.0, "depends_on": settings.depends_on(config)}
+(folder / "seed-0.old/state.json").write_text(json.dumps(state))
+assert main.train(config, 0, None)["eval"] == 7.0, "there is nothing left to do"
+config.algorithm = "dqn"
+main.train(config, 0, None)
+""",
+}
+PROLOGUE = """
+import json, sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+sys.path.insert(0, sys.argv[1])
+import main, settings
+folder, none = Path(sys.argv[2]), {"depends_on": {}}
+config = SimpleNamespace(**json.loads(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("dask", "features.json was made with other settings: horizon='after_departure' ('before_departure' there)"),
+        ("spark", "anomalies.json was made with other settings: window_minutes=10 (5 there)"),
+        ("ray_rllib", "seed-0 was made with other settings: algorithm='dqn' ('ppo' there)"),
+    ],
+)
+def test_what_was_done_before_with_other_settings_is_not_taken_for_this_run_s(recipe_python, tmp_path, recipe, said):
+    flat = worker_settings(config_of(recipe), str(tmp_path), str(tmp_path))
+    words = [ROOT / "recipes" / recipe, tmp_path, json.dumps(flat | {"checkpoint_dir": str(tmp_path)})]
+    argv = [recipe_python(recipe), "-W", "ignore", "-c", PROLOGUE + RESULTS[recipe], *words]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=200)
+    assert said in done.stderr
 
 
 def test_elastic_on_several_hosts_names_the_hole_and_the_setting(tmp_path):

@@ -1,7 +1,8 @@
 """Windows of time that are unlike the others: features of each window, KMeans, and the distance to what is common.
 
 A window is judged by its distance to the nearest *large* cluster: incidents are many enough to form small clusters of
-their own, and a window in the middle of one of those is not normal for it.
+their own, and a window in the middle of one of those is not normal for it. A window without any line is none of them:
+silence is not found here.
 """
 
 import json
@@ -52,7 +53,7 @@ def windows_of(events, config, there):
     return counted.join(busiest, "start").withColumn("busiest_client", F.col("most") / F.col("lines")).drop("most")
 
 
-def telling(windows, there):
+def informative_features(windows, there):
     """(features that differ between windows, {others: why they are none}, {feature: its mean})."""
     names = [name for name in windows.columns if name not in ("start", "lines")]
     numbers = [
@@ -61,11 +62,9 @@ def telling(windows, there):
         for kind, number in (("least", F.min), ("most", F.max), ("mean", F.avg))
     ]
     row = windows.agg(*numbers).first() if names else {}
-    left_out = (
-        {}
-        if {"request_time"} <= there or "server_errors" not in names
-        else {"p95_seconds, median_seconds": "no line has a request time"}
-    )
+    left_out = {}
+    if "server_errors" in names and "request_time" not in there:
+        left_out["p95_seconds, median_seconds"] = "no line has a request time"
     for name in names:
         if row[f"most {name}"] is None or row[f"most {name}"] - row[f"least {name}"] <= 1e-12:
             left_out[name] = "is the same in all windows"
@@ -79,7 +78,7 @@ def anomalies(spark, config, run):
     events = good_events(spark, config)
     there = set(facts_of(spark, config).columns)
     windows = windows_of(events, config, there).cache()
-    features, left_out, means = telling(windows, there)
+    features, left_out, means = informative_features(windows, there)
     if not features:
         found = windows.select("start", "lines").toPandas().assign(score=0.0)
     else:

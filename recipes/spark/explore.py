@@ -1,4 +1,4 @@
-"""What is in the logs: traffic, errors, who and what, how long. Plain Spark SQL."""
+"""What is in the logs: traffic, errors, the busiest clients and paths, request times. Plain Spark SQL."""
 
 from ingest import facts_of, good_events, is_web
 

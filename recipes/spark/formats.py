@@ -418,7 +418,7 @@ def place_of(pattern, name):
 def from_pieces(year, month, day, clock, zone, fmt):
     month = F.coalesce(month_number(month), month)
     if year is None:
-        year = year_of(month, day, fmt)
+        year = year_of(month, day)
     else:
         century = F.when(year.try_cast("int") >= 70, F.lit("19")).otherwise(F.lit("20"))
         year = F.when(F.length(year) == 2, F.concat(century, year)).otherwise(year)
@@ -433,9 +433,8 @@ def from_pieces(year, month, day, clock, zone, fmt):
     return F.when(utc, local).otherwise(local - zone_offset(there))
 
 
-def year_of(month, day, fmt):
-    """The year of a line without one, as a text: from the column `dated`, or else from data.year,
-    or else from when the file was last written."""
+def year_of(month, day):
+    """The year of a line without one, as a text, from the column `dated` (see `parse`)."""
     here = month.try_cast("int") * 100 + day.try_cast("int")
     dated = F.col("dated")
     return F.when(here <= dated % 10_000, F.floor(dated / 10_000)).otherwise(F.floor(dated / 10_000) - 1).cast("string")

@@ -58,6 +58,7 @@ def to_block(rows):
 
 
 def gradient_descent(spark, config, run):
+    """Finds the weights of a logistic regression by `descend` and by MLlib; returns how far they are apart."""
     data, counts = sample(good_events(spark, config), config)
     if reason := lacking_classes("gradient_descent", counts):
         return {"skipped": reason}

@@ -97,7 +97,7 @@ def ingest(spark, config, run):
         raise SystemExit(unreadable(error, known)) from None
     if not counts["read"]:
         raise SystemExit(f"there is no line in the {len(paths)} files of data.path: nothing was written")
-    # Counted once more, by who reads what was written.
+    # A second count, of the rows that are in the written files.
     written = {
         row["quality"]: row["count"] for row in spark.read.parquet(literal(folder)).groupBy("quality").count().collect()
     }
@@ -110,7 +110,7 @@ def ingest(spark, config, run):
 
 
 def read_lines(spark, known, fmt):
-    """(lines with their file, {columns: files} of W3C files, who counts blank lines).
+    """(lines with their file, {columns: files} of W3C files, the Observation that counts blank lines).
 
     The third is for events of several lines, out of which blank ones are taken here; elsewhere it is None.
     Raises SystemExit when Spark would read other files than the manifest's.

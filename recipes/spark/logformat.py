@@ -200,9 +200,8 @@ def resolve(text, time_format=None, epoch_unit=None, year=None, event_start=None
     if year is not None and (type(year) is not int or not 1970 <= year <= 2200):
         raise FormatError(f"year={year!r}: expected a year from 1970 to 2200, in which the files begin")
     if time_format:
-        time_pattern(time_format)
-    if time_format:
         time_format = str(time_format)
+        time_pattern(time_format)
     if event_start not in (None, "", "auto"):
         check_regex(event_start, "event_start")
         found = replace(found, start=with_names(event_start).replace("(?P<", "(?<"))

@@ -25,8 +25,8 @@ from ingest import facts_of, ingest
 from models import classify, forecast, recommend
 from needs import lacking
 from profiles import keep, with_event_log
-from runrecord import RunRecord, load_config
-from settings import check_settings
+from runrecord import RunRecord, check_position, load_config
+from settings import check_settings, depends_on
 from streaming import stream
 from templates import templates
 from workers import Executors
@@ -48,7 +48,7 @@ def main():
         # Distributed: modules that tasks need travel to the executors.
         for module in Path(__file__).parent.glob("*.py"):
             spark.sparkContext.addPyFile(str(module))
-        # Distributed: who does the work is asked of the tasks themselves; what this program believes is no evidence.
+        # Distributed: the tasks themselves say which process they run in; what this program believes is no evidence.
         executors = Executors(spark, config)
         executors.look()
         for number, name in enumerate(config.steps):
@@ -69,7 +69,8 @@ def do(name, spark, config, run, number):
     started = time.perf_counter()
     reason = None if name == "ingest" else lacking(name, facts_of(spark, config))
     result = ({"skipped": reason} if reason else STEPS[name](spark, config, run)) | {
-        "seconds": round(time.perf_counter() - started, 3)
+        "seconds": round(time.perf_counter() - started, 3),
+        "depends_on": depends_on(config, name),
     }
     path = result_path(config, name)
     path.parent.mkdir(exist_ok=True)
@@ -84,9 +85,16 @@ def result_path(config, name):
 
 
 def done_before(config, name):
-    """The result of a step that an earlier try of this run has finished, or None."""
+    """The result of a step that an earlier try of this run has finished, or None.
+
+    Raises SystemExit when it was made with other settings.
+    """
     path = result_path(config, name)
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    check_position(path, result["depends_on"], depends_on(config, name))
+    return result
 
 
 def report(name, result, run, number):

@@ -131,7 +131,10 @@ def classify(spark, config, run):
 
 
 def forecast(spark, config, run):
-    """Lines of the next window from the last ones and the hour; judged on the last fifth of the time."""
+    """Lines of the next window from the last ones and the hour; judged on the last fifth of the windows.
+
+    Windows without a line are left out: the last ones are the last three that have any.
+    """
     windows = spark.read.parquet(literal(f"{config.output_dir}/windows")).select("start", "lines")
     by_time = Window.orderBy("start")
     minute = F.hour("start") * 60 + F.minute("start")

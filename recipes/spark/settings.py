@@ -16,6 +16,14 @@ STEPS = [
     "gradient_descent",
     "stream",
 ]
+# The settings that a step's result depends on, beside those of the steps that it reads.
+DEPENDS_ON = {
+    "templates": ["window_minutes"],
+    "anomalies": ["window_minutes", "num_clusters", "common_share", "pca_components", "threshold", "seed"],
+    "classify": ["model_rows", "num_folds", "seed"],
+    "recommend": ["seed"],
+    "gradient_descent": ["model_rows", "num_rounds", "seed"],
+}
 NEEDS = {"forecast": "anomalies", "stream": "classify"}  # what a step reads besides the events
 
 
@@ -52,6 +60,11 @@ def check_settings(config):
     if config.memory_mb < 512:
         raise SystemExit(f"memory_mb={config.memory_mb}: an executor does not start with less than 512")
     return config
+
+
+def depends_on(config, step):
+    """The settings that a step's result depends on: with other values an earlier result is not this run's."""
+    return {key: getattr(config, key) for key in DEPENDS_ON.get(step, [])}
 
 
 if __name__ == "__main__":
