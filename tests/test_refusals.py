@@ -351,11 +351,19 @@ def test_unequal_workers_that_dask_could_not_give(changes, said):
 
 RESULTS = {
     "dask": """
+import learn
 (folder / "ingest.json").write_text(json.dumps({"places": [], "read": 1, "good": 1, "quarantined": 0, **none}))
 (folder / "features.json").write_text(json.dumps({"depends_on": settings.depends_on(config, "features")}))
 config.steps = ["ingest", "features"]
 main.draw_graph = print
 workers = mock.Mock()
+workers.scheduler_info.return_value = {"workers": {"a": {"resources": {"disk": 1}}}}
+learn.check_learner(workers, "disk")
+try:
+    learn.check_learner(workers, "gpu")
+    raise AssertionError("the last fit would wait for ever")
+except SystemExit as error:
+    assert "learner_resource=gpu: none of the 1 workers has it" in str(error)
 main.work(config, mock.Mock(), workers)
 config.horizon = "after_departure"
 main.work(config, mock.Mock(), workers)
