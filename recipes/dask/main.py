@@ -72,7 +72,7 @@ def work(config, run, workers):
             results.write(f"{name}.json", json.dumps(result).encode() + b"\n")
             run.checkpoint(f"{results.address}/{name}.json", 0, number + 1)
         done[name] = json.loads(results.read(f"{name}.json"))
-        check_position(f"{results.address}/{name}.json", done[name]["depends_on"], depends_on(config, name))
+        check_position(f"{results.address}/{name}.json", done[name].get("depends_on", {}), depends_on(config, name))
         for key, value in done[name].items():
             if isinstance(value, (int, float)):
                 run.metric(f"{name}/{key}", value, number)

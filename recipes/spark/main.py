@@ -93,7 +93,7 @@ def done_before(config, name):
     if not path.exists():
         return None
     result = json.loads(path.read_text())
-    check_position(path, result["depends_on"], depends_on(config, name))
+    check_position(path, result.get("depends_on", {}), depends_on(config, name))
     return result
 
 
