@@ -118,6 +118,11 @@ def check_localhost() -> None:
         )
 
 
+def may_run_programs(folder: str | Path) -> bool:
+    """Whether programs and libraries in a folder may run; not where its disk is mounted noexec, as /tmp may be."""
+    return not os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0)
+
+
 def can_be_made(folder: Path) -> bool:
     """Whether files can be written in a folder, which may have to be made first; a read-only one must be there."""
     if folder.is_dir():
