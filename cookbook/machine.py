@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import pwd
 import re
 import resource
 import shutil
@@ -102,6 +103,17 @@ def check_shared_memory(num_loaders: int, place: str | Path = "/dev/shm") -> Non
             f"it: expected at least {num_loaders * LOADER_BYTES >> 20} MB. Make it larger (docker run --shm-size=1g; "
             f"mount -o remount,size=1g {place}), or say recipe.num_loader_workers=0"
         )
+
+
+def check_user(number: int) -> None:
+    """Raises UserError for a user without a name (docker run --user 1234): Spark's Hadoop asks Java for it."""
+    try:
+        pwd.getpwuid(number)
+    except KeyError:
+        raise UserError(
+            f"user {number} has no name on this machine, and Spark ends with an error without one: add the line "
+            f"`me:x:{number}:0::/tmp:/bin/sh` to /etc/passwd (of the container, say), or run as a user who has one"
+        ) from None
 
 
 def check_localhost() -> None:

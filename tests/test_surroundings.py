@@ -175,6 +175,12 @@ def test_an_object_store_larger_than_the_machine_is_refused():
     machine.check_object_store(500, 4 << 30)
 
 
+def test_a_user_without_a_name_is_refused_where_spark_would_ask_for_it():
+    with pytest.raises(UserError, match="user 54321 has no name on this machine.*me:x:54321:0::/tmp:/bin/sh"):
+        machine.check_user(54321)
+    machine.check_user(0)
+
+
 @pytest.mark.parametrize(
     ("groups", "files", "cores", "megabytes"),
     [
