@@ -107,6 +107,8 @@ def run(composed: DictConfig) -> None:
         places.load(config["cluster"]["kind"]).check(config, systems.load(driver["system"]))
         evidence.check_rules(driver["proof"])
         doctor.require(driver["tools"], recipe)
+        if any(name.startswith("java") for name in driver["tools"]):
+            machine.check_user(os.getuid())
         if config["tracking"]["kind"] != "none":
             from cookbook.report import tracking
 

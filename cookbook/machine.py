@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import pwd
 import re
 import resource
 import shutil
@@ -104,6 +105,17 @@ def check_shared_memory(num_loaders: int, place: str | Path = "/dev/shm") -> Non
         )
 
 
+def check_user(number: int) -> None:
+    """Raises UserError for a user without a name (docker run --user 1234): Spark's Hadoop asks Java for it."""
+    try:
+        pwd.getpwuid(number)
+    except KeyError:
+        raise UserError(
+            f"user {number} has no name on this machine, and Spark ends with an error without one: add the line "
+            f"`me:x:{number}:0::/tmp:/bin/sh` to /etc/passwd (of the container, say), or run as a user who has one"
+        ) from None
+
+
 def check_localhost() -> None:
     """Raises UserError when the name localhost does not lead to loopback."""
     try:
@@ -116,6 +128,11 @@ def check_localhost() -> None:
             f"the name localhost {what} on this machine, and this launcher starts its workers by it: "
             "add the line `127.0.0.1 localhost` to /etc/hosts"
         )
+
+
+def may_run_programs(folder: str | Path) -> bool:
+    """Whether programs and libraries in a folder may run; not where its disk is mounted noexec, as /tmp may be."""
+    return not os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0)
 
 
 def can_be_made(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cookbook import UserError, bootstrap
+from cookbook import UserError, bootstrap, machine
 
 ORIGINAL = dict(os.environ)  # as the user has it; a sweep settles anew for each of its runs
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "127.0.0.0/8")
@@ -214,6 +214,7 @@ def settle(cluster: Mapping[str, Any]) -> list[str]:
     kept |= {"PYTHONUTF8": "1"} | ({"TMPDIR": tmpdir} if tmpdir else {})
     if not _fits("LC_ALL", cluster.get("inherit") or ()):
         kept |= utf8_locale()
+    kept |= java_options(kept, tmpdir)
     kept.setdefault("KERAS_HOME", os.devnull)  # not ~/.keras/keras.json: channels_first or float16 of another project
     if tmpdir is None:
         kept.pop("TMPDIR", None)
@@ -246,6 +247,19 @@ def utf8_locale() -> dict[str, str]:
         return {}
     finally:
         locale.setlocale(locale.LC_CTYPE, before)
+
+
+def java_options(environment: Mapping[str, str], tmpdir: str | None) -> dict[str, str]:
+    """{JAVA_TOOL_OPTIONS: ...} with a folder for the libraries that Java unpacks, where none of /tmp may run; else {}.
+
+    Java takes /tmp whatever TMPDIR says, and Spark ends with an UnsatisfiedLinkError there.
+    """
+    if not os.path.isdir("/tmp") or machine.may_run_programs("/tmp"):
+        return {}
+    places = [place for place in (tmpdir, "/var/tmp", str(bootstrap.cache_dir())) if place and os.path.isdir(place)]
+    fitting = [place for place in places if _can_write(place) and machine.may_run_programs(place)]
+    own = environment.get("JAVA_TOOL_OPTIONS", "")
+    return {"JAVA_TOOL_OPTIONS": f'{own} -Djava.io.tmpdir="{fitting[0]}"'.strip()} if fitting else {}
 
 
 def temporary_folder(environment: Mapping[str, str]) -> tuple[str | None, list[str]]:

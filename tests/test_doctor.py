@@ -292,5 +292,5 @@ def test_an_old_python_is_named_and_none_too(tmp_path):
 
 def test_programs_that_may_not_run_where_temporary_files_are(machine, monkeypatch):
     program(machine, "g++", "g++ 12.2.0")
-    monkeypatch.setattr(doctor.os, "statvfs", lambda place: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    monkeypatch.setattr(os, "statvfs", lambda place: SimpleNamespace(f_flag=os.ST_NOEXEC))
     assert "is mounted noexec; set TMPDIR to another folder" in doctor.examine(tool("c++")).problem

@@ -103,6 +103,15 @@ def test_the_driver_itself_starts_anew_in_utf_8():
     assert done.stdout.splitlines() == ["0 ['a=\\udcc3\\udcbc']", "1 ['a=ü']", "3"], done.stderr
 
 
+def test_java_unpacks_its_libraries_where_they_may_run(tmp_path, monkeypatch):
+    assert surroundings.java_options({}, None) == {} or not machine.may_run_programs("/tmp")
+    monkeypatch.setattr(machine, "may_run_programs", lambda place: place == str(tmp_path))
+    made = surroundings.java_options({"JAVA_TOOL_OPTIONS": "-Xint"}, str(tmp_path))
+    assert made == {"JAVA_TOOL_OPTIONS": f'-Xint -Djava.io.tmpdir="{tmp_path}"'}
+    monkeypatch.setenv("COOKBOOK_CACHE", str(tmp_path))
+    assert surroundings.java_options({}, None) == {"JAVA_TOOL_OPTIONS": f'-Djava.io.tmpdir="{tmp_path}"'}
+
+
 def test_a_keras_json_in_the_home_is_not_read(monkeypatch):
     monkeypatch.setattr(surroundings, "ORIGINAL", {"PATH": "/bin", "KERAS_HOME": "/home/me/.keras"})
     with unittest.mock.patch.dict(os.environ):
@@ -164,6 +173,12 @@ def test_an_object_store_larger_than_the_machine_is_refused():
     with pytest.raises(UserError, match="recipe.object_store_mb=999999: this machine has 4096 MB"):
         machine.check_object_store(999_999, 4 << 30)
     machine.check_object_store(500, 4 << 30)
+
+
+def test_a_user_without_a_name_is_refused_where_spark_would_ask_for_it():
+    with pytest.raises(UserError, match="user 54321 has no name on this machine.*me:x:54321:0::/tmp:/bin/sh"):
+        machine.check_user(54321)
+    machine.check_user(0)
 
 
 @pytest.mark.parametrize(

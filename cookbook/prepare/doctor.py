@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cookbook import ROOT, UserError, bootstrap, recipes, require_recipe
-from cookbook.machine import can_be_made, free_disk_mb, free_memory_mb
+from cookbook.machine import can_be_made, free_disk_mb, free_memory_mb, may_run_programs
 from cookbook.prepare.remedies import remedy
 from cookbook.prepare.tools import EVERY_RECIPE, MAKE_HELP, PYTHON, Tool, output_of, tools_for
 from cookbook.programs import run_program
@@ -108,7 +108,7 @@ def _compiler(tool: Tool) -> Finding:
         asked = os.environ.get("CXX")
         return Finding(tool, None, "", f"CXX={asked} is not there" if asked else "")
     with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
-        if os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
+        if not may_run_programs(folder):
             place = Path(folder).parent
             return Finding(
                 tool, argv[0], "", f"cannot be tried: {place} is mounted noexec; set TMPDIR to another folder"
