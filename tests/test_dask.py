@@ -259,7 +259,7 @@ def test_files_that_stop_the_run_before_anything_is_written(tmp_path, recipe_pyt
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["data=flights_files"], "which files? Say data.path="),
+        (["data=flights_files"], "data.path is not set: data=flights_files takes files of yours"),
         (["recipe.steps=[features]"], "expected the first ones of"),
         (["recipe.models=[forest]"], "forest is unknown; there are: logistic_regression"),
         (
@@ -290,7 +290,7 @@ class Client:
         pass
 
 workers.Client, workers.embedded, workers.modules_in = Client, lambda config: "embedded", lambda folder: ""
-workers.Workers(SimpleNamespace(elastic=False, start_timeout_seconds=1, output_dir=""))
+workers.Workers(SimpleNamespace(elastic=False, worker_resources=[], start_timeout_seconds=1, output_dir=""))
 """
 
 

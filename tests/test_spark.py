@@ -266,7 +266,7 @@ def test_a_cluster_that_is_there_already(standalone_cluster, tmp_path):
     ("words", "text"),
     [
         (["data=log_files", "data.path=/nowhere/*.log"], "path=/nowhere/*.log: nothing matches it"),
-        (["data=log_files"], "which files? Say data.path="),
+        (["data=log_files"], "data.path is not set: data=log_files takes files of yours"),
         (["recipe.window_minutes=7"], "window_minutes=7 does not divide a day"),
         (["recipe.steps=[explore]"], "steps must begin with ingest"),
         (["recipe.steps=[ingest,fly]"], "unknown step 'fly'"),
